@@ -1,0 +1,1 @@
+"""The four programs: flags and calls."""
