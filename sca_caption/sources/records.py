@@ -1,0 +1,46 @@
+"""What every reader returns: records, and the account of what was found and what was left out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One image with its captions.
+
+    `read()` returns the encoded image file's bytes; it pickles, so that worker processes can call it. It raises
+    OSError (FileNotFoundError for an image that the captions list and the disk lacks), never at parse time.
+    """
+
+    file_name: str
+    captions: tuple[str, ...]  # raw sentences, white space normalised; at least one
+    split: str  # one of SPLITS
+    image_id: int | None
+    read: Callable[[], bytes]
+
+
+@dataclass
+class Source:
+    """A data set as found on disk."""
+
+    name: str
+    description: str  # one line: the layout that was used, and where its splits come from
+    records: list[Record]
+    problems: list[tuple[str, str]] = field(default_factory=list)  # (item, why it was left out or changed)
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of images in each split."""
+        return {split: sum(record.split == split for record in self.records) for split in SPLITS}
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """`read` of an image that the captions list but that is nowhere under the root."""
+
+    name: str
+    root: str
+
+    def __call__(self) -> bytes:
+        raise FileNotFoundError(f"{self.name}: listed with captions, but not found under {self.root}")
