@@ -1,0 +1,225 @@
+"""From a path, bytes or a Pillow image, of any mode and size, to RGB uint8 at model size.
+
+The only place that knows how an image is resized and which mean and deviation the networks were trained with.
+"""
+
+import dataclasses
+import io
+import os
+import random
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from sca_caption.errors import UserError, choice
+
+MEAN = (0.485, 0.456, 0.406)  # of ImageNet's RGB in 0..1, as torchvision's weights expect
+STD = (0.229, 0.224, 0.225)
+
+MODES = ("resize", "crop")
+EXTENSIONS = frozenset(
+    ".jpg .jpeg .jpe .jfif .mpo .png .apng .gif .webp .avif .bmp .tif .tiff .ppm .pgm .pbm .jp2 .heic .heif".split()
+)
+ORIENTATION = 0x0112  # the EXIF tag; its value says which of these turns brings the picture upright
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+Source = str | os.PathLike | bytes | Image.Image
+
+
+class ImageError(UserError):
+    """An image that cannot be used: `name` says which, `reason` says why and what to do."""
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(name, reason)  # both in args, so that it pickles across processes
+        self.name, self.reason = name, reason
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """How a photograph becomes a square of `size` pixels.
+
+    mode "resize" squashes the whole of it to size x size; "crop" keeps the proportions and takes the centre.
+    """
+
+    size: int = 224
+    mode: str = "resize"
+
+    def __post_init__(self):
+        choice(self.mode, MODES, "resize mode")
+        if not isinstance(self.size, int) or not 1 <= self.size <= 4096:
+            raise UserError(f"image size is {self.size!r} pixels; give a whole number from 1 to 4096")
+
+    def to_dict(self) -> dict:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: dict) -> "Transform":
+        return cls(**fields)
+
+
+def open_image(source: Source) -> Image.Image:
+    """Open any image Pillow knows as upright RGB; transparency is laid on white, an animation gives its first frame.
+
+    Raises ImageError with the path and the reason.
+    """
+    return _open(source, None)
+
+
+def load(source: Source, transform: Transform) -> np.ndarray:
+    """`source` at model size: uint8 (S, S, 3). Raises ImageError with the path and the reason."""
+    return fit(_open(source, transform), transform)
+
+
+def fit(image: Image.Image, transform: Transform) -> np.ndarray:
+    """An RGB image at model size: uint8 (S, S, 3)."""
+    size, (width, height) = transform.size, image.size
+    if transform.mode == "crop":
+        side = min(width, height)
+        left, top = (width - side) / 2, (height - side) / 2
+        box = (left, top, left + side, top + side)  # cropped by the resampling: a long strip is never blown up whole
+    else:
+        box = (0, 0, width, height)
+    if (width, height) != (size, size):
+        image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+    return np.array(image)
+
+
+def augment(
+    image: Image.Image | np.ndarray, transform: Transform, rng: random.Random, flip: bool = False
+) -> np.ndarray:
+    """A random view for training, uint8 (S, S, 3), that its captions still describe.
+
+    Crops 70 to 100 % of the area at a mildly changed aspect, mirrors one time in two if `flip` (never when a caption
+    says left or right), and changes brightness and contrast by up to 15 %. Hue stays: captions name colours.
+    """
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    width, height = image.size
+    area, aspect = rng.uniform(0.7, 1.0), rng.uniform(0.85, 1 / 0.85)
+    crop_width = min(width, width * (area * aspect) ** 0.5)
+    crop_height = min(height, height * (area / aspect) ** 0.5)
+    left, top = rng.uniform(0, width - crop_width), rng.uniform(0, height - crop_height)
+    box = (left, top, left + crop_width, top + crop_height)
+    image = image.resize((transform.size, transform.size), Image.Resampling.BILINEAR, box=box)
+    if flip and rng.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    brightness, contrast = rng.uniform(0.85, 1.15), rng.uniform(0.85, 1.15)
+    levels = (np.arange(256) - 128) * contrast * brightness + 128 * brightness
+    return np.array(image.point(np.clip(levels, 0, 255).astype(np.uint8).tolist() * 3))
+
+
+def find_images(paths: Iterable[str | os.PathLike]) -> list[Path]:
+    """The image files that `paths` name: folders are searched through by extension and sorted, files kept as they are.
+
+    Hidden files and folders are passed over. A folder without images, like a file that is missing, stays in the list:
+    opening it says what is wrong, and the others can go on.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        inside = []
+        for folder, folders, files in os.walk(path):  # walks nothing where `path` is a file or missing
+            folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+            inside += [
+                Path(folder, name)
+                for name in sorted(files)
+                if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
+            ]
+        found += inside or [path]
+    return found
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 (upright) to 8; 1 where there is none or it cannot be read."""
+    try:
+        value = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # a damaged EXIF block says nothing about the pixels
+        return 1
+    return value if value in UPRIGHT else 1
+
+
+def _open(source: Source, transform: Transform | None) -> Image.Image:
+    if isinstance(source, Image.Image):
+        name = getattr(source, "filename", "") or "the image"
+    else:
+        name = "the image" if isinstance(source, bytes) else os.fspath(source)
+    try:
+        with warnings.catch_warnings():  # Pillow's notes on odd metadata are no concern of the user's
+            warnings.simplefilter("ignore")
+            if isinstance(source, Image.Image):
+                return _upright_rgb(source)
+            with _opened(source, name) as image:
+                if transform is not None:  # a big JPEG is decoded at a half, quarter or eighth, still twice the size
+                    image.draft(None, (2 * transform.size, 2 * transform.size))
+                return _upright_rgb(image)
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        limit = 2 * Image.MAX_IMAGE_PIXELS
+        raise ImageError(name, f"more than {limit / 1e6:.0f} million pixels; make it smaller first") from error
+    except MemoryError as error:
+        raise ImageError(name, "does not fit in memory; make it smaller first") from error
+    except Exception as error:  # Pillow's decoders raise many types on damaged files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(name, f"damaged image ({reason}); get the file again") from error
+
+
+def _opened(source: str | os.PathLike | bytes, name: str) -> Image.Image:
+    """Image.open with reasons in plain words."""
+    try:
+        if isinstance(source, bytes):
+            head = source[:64]
+        else:
+            with open(source, "rb") as file:
+                head = file.read(64)
+        if not head:
+            raise ImageError(name, "empty file (0 bytes); get the file again")
+        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    except FileNotFoundError as error:
+        raise ImageError(name, "no such file; check the path") from error
+    except IsADirectoryError as error:
+        raise ImageError(name, "a folder without images; give an image, or a folder that holds some") from error
+    except PermissionError as error:
+        raise ImageError(name, "no permission to read it; change the file's permissions") from error
+    except Image.UnidentifiedImageError as error:
+        if head[4:8] == b"ftyp":
+            raise ImageError(name, "an image or video of a kind Pillow cannot open; convert it to JPEG") from error
+        raise ImageError(name, "not an image that Pillow knows; convert it to JPEG or PNG") from error
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    """Decode (the first frame) and convert every mode to RGB."""
+    turn = UPRIGHT.get(orientation(image))
+    image.load()
+    if image.mode.startswith("I") or image.mode == "F":
+        image = Image.fromarray(_to_8_bit(np.asarray(image)))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    image = image.convert("RGB")
+    return image.transpose(turn) if turn is not None else image
+
+
+def _to_8_bit(levels: np.ndarray) -> np.ndarray:
+    """Grey levels of 16 or 32 bits or floats, which Pillow's own conversion would clip at 255, as uint8."""
+    if levels.dtype.itemsize == 2:
+        top = 65535.0
+    else:  # the mode does not say the range: take the smallest usual one that holds the values
+        levels = np.nan_to_num(levels.astype(np.float64), posinf=0.0, neginf=0.0)
+        top = next((top for top in (1.0, 255.0, 65535.0) if levels.max() <= top), levels.max())
+        top = 255.0 if top == 1.0 and levels.min() >= 0 and np.array_equal(levels, np.round(levels)) else top
+    return np.clip(levels / top * 255 + 0.5, 0, 255).astype(np.uint8)
