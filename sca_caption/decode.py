@@ -1,0 +1,298 @@
+"""Greedy and beam search over a whole batch of images at once.
+
+The search knows of a captioner only its step (the `Stepper` protocol) and the ids of the special words:
+
+    state = model.start(encoded)                 # one row an image; opaque but for len() and select()
+    logits, state = model.step(tokens, state)    # tokens (rows,) -> logits (rows, V)
+
+Shapes: n images in the search, B live beams an image, K = beam_size, V words, t words so far, T = max_length.
+
+A caption's log-probability is the sum of its words' (and of the end word's, if it ended) log-probabilities
+under the model; forbidding words does not renormalise the others. Its score is log_prob / length**a, where
+length counts the words and the end word and a is the length penalty (Wu et al., arXiv 1609.08144, without
+their constants): 0 compares probabilities, 1 the mean per word; more favours longer captions.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import torch
+from torch import Tensor
+
+from .vocab import BOS, EOS, PAD, UNK
+
+BEAM_SIZE = 5
+MAX_LENGTH = 20
+LENGTH_PENALTY = 0.7
+NEVER = (PAD, BOS, UNK)
+
+
+class State(Protocol):
+    """What a decoder remembers between two words, a row for each caption in the making."""
+
+    device: torch.device
+
+    def __len__(self) -> int: ...
+
+    def select(self, rows: Tensor) -> Self:
+        """Row i of the result is row rows[i] of this state: reorders, repeats and drops rows."""
+
+
+class Stepper(Protocol):
+    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]: ...
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """A caption as ids, without <bos> and <eos>.
+
+    `finished` is False where the search stopped (at max_length) before the model ended the caption; its
+    log_prob then has no end word in it, and its length none either.
+    """
+
+    tokens: list[int]
+    log_prob: float
+    score: float
+    finished: bool
+
+
+@dataclass
+class Beams:
+    """Captions in the making or made, (n, B) of them; log_prob is -inf in the slots that hold none."""
+
+    tokens: Tensor  # (n, B, t)
+    log_prob: Tensor  # (n, B)
+
+    def of(self, images: Tensor) -> "Beams":
+        return Beams(self.tokens[images], self.log_prob[images])
+
+
+@dataclass
+class Finished(Beams):
+    """The K best ended captions of each image, best first; their tokens are padded to T."""
+
+    length: Tensor  # (n, K) with the end word
+    score: Tensor  # (n, K); -inf in the slots that hold none
+
+    @classmethod
+    def none(cls, images: int, size: int, max_length: int, device: torch.device) -> "Finished":
+        nothing = torch.full((images, size), -torch.inf, device=device)
+        tokens = torch.full((images, size, max_length), PAD, device=device)
+        return cls(tokens, nothing, torch.zeros_like(nothing, dtype=torch.long), nothing.clone())
+
+    def of(self, images: Tensor) -> "Finished":
+        return Finished(self.tokens[images], self.log_prob[images], self.length[images], self.score[images])
+
+    def put(self, images: Tensor, other: "Finished") -> None:
+        """Store the rows of `other` as those of `images`."""
+        for name in ("tokens", "log_prob", "length", "score"):
+            getattr(self, name)[images] = getattr(other, name)
+
+    def merge(self, ended: Beams, length_penalty: float) -> "Finished":
+        """The K best of these and of `ended`, (n, B) captions of t words; at equal scores the older first."""
+        size, max_length = self.tokens.shape[1:]
+        words = ended.tokens.shape[2]
+        length = torch.full_like(ended.log_prob, words + 1, dtype=torch.long)
+        padded = torch.nn.functional.pad(ended.tokens, (0, max_length - words), value=PAD)
+        tokens = torch.cat([self.tokens, padded], 1)
+        score = torch.cat([self.score, ended.log_prob / (words + 1) ** length_penalty], 1)
+        score, best = score.sort(dim=1, descending=True, stable=True)
+        score, best = score[:, :size], best[:, :size]
+        return Finished(
+            tokens.gather(1, best[:, :, None].expand(-1, -1, max_length)),
+            torch.cat([self.log_prob, ended.log_prob], 1).gather(1, best),
+            torch.cat([self.length, length], 1).gather(1, best),
+            score,
+        )
+
+
+@torch.inference_mode()
+def greedy(
+    model: Stepper, state: State, *, max_length: int = MAX_LENGTH, forbidden: Sequence[int] = NEVER
+) -> list[Hypothesis]:
+    """The likeliest next word at every step; one hypothesis for each row of `state`, in order.
+
+    At most max_length words, at least one. The score is the log-probability (no length penalty).
+    """
+    check(max_length=max_length)
+    images = len(state)
+    if not images:
+        return []
+    active = torch.arange(images, device=state.device)
+    words = torch.full((images, max_length), EOS, device=state.device)
+    log_prob = torch.zeros(images, device=state.device)
+    last = torch.full((images,), BOS, device=state.device)
+    for length in range(1, max_length + 1):
+        logits, state = model.step(last, state)
+        gained, last = allowed(logits, forbidden, first=length == 1).max(1)
+        log_prob[active] += gained
+        words[active, length - 1] = last
+        going = (last != EOS).nonzero().squeeze(1)
+        if not len(going) or length == max_length:
+            break
+        if len(going) < len(active):
+            active, last, state = active[going], last[going], state.select(going)
+    hypotheses = []
+    for tokens, total in zip(words.tolist(), log_prob.tolist(), strict=True):
+        finished = EOS in tokens
+        tokens = tokens[: tokens.index(EOS)] if finished else tokens
+        hypotheses.append(Hypothesis(tokens, total, total, finished))
+    return hypotheses
+
+
+@torch.inference_mode()
+def beam_search(
+    model: Stepper,
+    state: State,
+    *,
+    beam_size: int = BEAM_SIZE,
+    max_length: int = MAX_LENGTH,
+    length_penalty: float = LENGTH_PENALTY,
+    block_ngrams: int = 0,
+    num_captions: int = 1,
+    forbidden: Sequence[int] = NEVER,
+    early_exit: bool = True,
+) -> list[list[Hypothesis]]:
+    """The `num_captions` best captions of each row of `state`, in order, best score first.
+
+    First come, first served (Kasai et al., arXiv 2204.05424): at every step the K best continuations of an
+    image's live beams are looked at; those that end the caption are kept as finished, and K that do not end
+    go on, so the beam stays full. The image is done when K captions have finished, or when no live beam can
+    still enter the `num_captions` best (`early_exit`: the same result, sooner; see `out_of_reach`), and then
+    leaves the batch. With one beam this is greedy search.
+
+    Captions have at least one and at most max_length words, never one of `forbidden`, and with block_ngrams =
+    n > 0 no n words in a row twice. Finished captions come first; where fewer than `num_captions` finished
+    within max_length, the best unfinished ones follow. There is always at least one; there are fewer than
+    `num_captions` only where the vocabulary has no more.
+    """
+    check(beam_size=beam_size, max_length=max_length, num_captions=num_captions)
+    if num_captions > beam_size:
+        raise ValueError(f"num_captions={num_captions} is more than beam_size={beam_size}; raise beam_size")
+    images, device = len(state), state.device
+    if not images:
+        return []
+    active = torch.arange(images, device=device)  # (n,) the image that each row of the search belongs to
+    live = Beams(
+        torch.empty(images, 1, 0, dtype=torch.long, device=device), torch.zeros(images, 1, device=device)
+    )
+    finished = Finished.none(images, beam_size, max_length, device)
+    results, unfinished = Finished.none(images, beam_size, max_length, device), [None] * images
+    last = torch.full((images,), BOS, device=device)
+
+    for length in range(1, max_length + 1):
+        logits, state = model.step(last, state)
+        log_prob = allowed(logits, forbidden, first=length == 1).view(*live.log_prob.shape, -1)  # (n, B, V)
+        if block_ngrams:
+            log_prob = log_prob.masked_fill(repeats(live.tokens, block_ngrams, log_prob.shape[2]), -torch.inf)
+        total = (live.log_prob[:, :, None] + log_prob).flatten(1)  # (n, B * V)
+
+        # Of the 2K best at most K end a caption, one for each live beam: K that go on are always among them.
+        total, choice = total.topk(min(2 * beam_size, total.shape[1]))  # (n, 2K)
+        parent, word = choice // log_prob.shape[2], choice % log_prob.shape[2]
+        ends = word == EOS
+        ended = Beams(
+            rows_of(live.tokens, parent[:, :beam_size]),
+            total[:, :beam_size].masked_fill(~ends[:, :beam_size], -torch.inf),
+        )
+        finished = finished.merge(ended, length_penalty)
+        onward, kept = total.masked_fill(ends, -torch.inf).topk(min(beam_size, total.shape[1]))  # (n, B')
+        parent, word = parent.gather(1, kept), word.gather(1, kept)
+        before, live = live, Beams(torch.cat([rows_of(live.tokens, parent), word[:, :, None]], 2), onward)
+
+        if length == max_length:
+            store(results, unfinished, active, finished, live)
+            break
+        done = finished.score[:, -1].isfinite()
+        dead = ~onward[:, 0].isfinite()  # nothing can follow, or the logits are not numbers
+        if early_exit:
+            reach = out_of_reach(onward[:, 0], length, max_length, length_penalty)
+            done |= reach <= finished.score[:, num_captions - 1]
+        done |= dead
+        first_row = torch.arange(len(active), device=device)[:, None] * before.log_prob.shape[1]  # (n, 1)
+        rows = first_row + parent  # (n, B')
+        if done.any():
+            nothing = dead & ~finished.score[:, 0].isfinite()
+            if length == 1 and nothing.any():
+                raise ValueError("no word can start a caption: logits not finite, or all words forbidden")
+            before.log_prob[~nothing] = -torch.inf
+            store(results, unfinished, active[done], finished.of(done), before.of(done))
+            going = ~done
+            active, live, finished = active[going], live.of(going), finished.of(going)
+            word, rows = word[going], rows[going]
+            if not len(active):
+                break
+        last, state = word.flatten(), state.select(rows.flatten())
+    return hypotheses_of(results, unfinished, num_captions, length_penalty)
+
+
+def out_of_reach(log_prob: Tensor, length: int, max_length: int, length_penalty: float) -> Tensor:
+    """An upper bound on the score of whatever can grow from live captions of `length` words, (n,) -> (n,).
+
+    A finished descendant has a log-probability l <= log_prob <= 0, as every word adds at most 0, and a length
+    m from length + 1 to max_length. l / m**a <= log_prob / m**a as m**a > 0, and as log_prob <= 0 that is
+    largest where m**a is: at max_length for a >= 0, at length + 1 for a < 0. So a caption that reaches the
+    bound cannot be beaten by the descendants.
+    """
+    return log_prob / max((length + 1) ** length_penalty, max_length**length_penalty)
+
+
+def allowed(logits: Tensor, forbidden: Sequence[int], first: bool) -> Tensor:
+    """Log-probabilities (rows, V), -inf for words that may not come: `forbidden`, EOS as the first word."""
+    log_prob = logits.float().log_softmax(1)
+    log_prob[:, list(forbidden) + [EOS] * first] = -torch.inf
+    return log_prob
+
+
+def repeats(tokens: Tensor, n: int, vocabulary_size: int) -> Tensor:
+    """True for the words that would complete an n-gram the caption has: (n, B, t) -> bool (n, B, V)."""
+    images, beams, words = tokens.shape
+    mask = torch.zeros(images, beams, vocabulary_size + 1, dtype=torch.bool, device=tokens.device)
+    if words >= n:
+        windows = tokens.unfold(2, n, 1)  # (n, B, t - n + 1, n)
+        seen = (windows[..., :-1] == tokens[:, :, None, words - n + 1 :]).all(-1)
+        # The windows that do not match mark a word past the vocabulary, which is cut off.
+        mask.scatter_(2, torch.where(seen, windows[..., -1], vocabulary_size), True)
+    return mask[..., :vocabulary_size]
+
+
+def rows_of(tokens: Tensor, beams: Tensor) -> Tensor:
+    """tokens (n, B, t), beams (n, B') -> (n, B', t): each image's beams reordered."""
+    return tokens.gather(1, beams[:, :, None].expand(-1, -1, tokens.shape[2]))
+
+
+def store(
+    results: Finished, unfinished: list[Beams | None], images: Tensor, finished: Finished, live: Beams
+) -> None:
+    """File what the search ends with for `images`; `live` stands in where too few captions have finished."""
+    results.put(images, finished)
+    for row, image in enumerate(images.tolist()):
+        unfinished[image] = Beams(live.tokens[row], live.log_prob[row])
+
+
+def hypotheses_of(
+    results: Finished, unfinished: list[Beams], num_captions: int, length_penalty: float
+) -> list[list[Hypothesis]]:
+    captions = []
+    columns = (results.tokens, results.log_prob, results.length, results.score)
+    for image, rows in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+        found = [
+            Hypothesis(tokens[: length - 1], log_prob, score, True)
+            for tokens, log_prob, length, score in zip(*rows, strict=True)
+            if score > -torch.inf
+        ][:num_captions]
+        if len(found) < num_captions:
+            live = unfinished[image]
+            words = live.tokens.shape[1]
+            for tokens, log_prob in zip(live.tokens.tolist(), live.log_prob.tolist(), strict=True):
+                if log_prob > -torch.inf and len(found) < num_captions:
+                    found.append(Hypothesis(tokens, log_prob, log_prob / words**length_penalty, False))
+        captions.append(found)
+    return captions
+
+
+def check(**sizes: int) -> None:
+    for name, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"{name}={value}; it must be at least 1")
