@@ -3,21 +3,27 @@
 from pathlib import Path
 
 from ..errors import choice
+from .coco import read_coco
 from .flickr import read_flickr8k, read_flickr30k
+from .generated import read_shapes
 from .records import SPLITS, Missing, Record, Source
+from .table import read_table
 
 __all__ = ["SOURCES", "SPLITS", "Missing", "Record", "Source", "find"]
 
 SOURCES = {
     "flickr8k": read_flickr8k,
     "flickr30k": read_flickr30k,
+    "coco": read_coco,
+    "csv": read_table,
+    "shapes": read_shapes,
 }
 
 
-def find(dataset: str, root: str | Path, **options) -> Source:
+def find(dataset: str, root: str | Path = "data", **options) -> Source:
     """Return the data set called `dataset` found under `root`.
 
-    `options` are those of the data set's own reader (a TypeError names one that it does not have).
-    Raises UserError: unknown data set, or a root that lacks what is needed (the message lists what was looked for).
+    `options` are those of the data set's own reader; a TypeError names one that it does not have.
+    Raises UserError: an unknown data set, or a root that lacks what is needed (with the list of what was looked for).
     """
     return SOURCES[choice(dataset, SOURCES, "dataset")](Path(root), **options)

@@ -1,6 +1,7 @@
 """Files under a root, unpacked or inside zips, as one tree; zips are read in place."""
 
 import os
+import re
 import struct
 import zipfile
 import zlib
@@ -11,8 +12,9 @@ from pathlib import Path, PurePosixPath
 from ..errors import UserError
 
 DEPTH = 4  # folders below the root: root/NAME, two levels of an archive's own folders, and the images' folder
-OTHER_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".rar", ".7z")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+OTHER_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".rar", ".7z")
+DATASETS = ("flickr8k", "flickr30k", "coco")  # names that folders of a shared root go by
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +30,11 @@ class DiskFile:
 
 @dataclass(frozen=True, slots=True)
 class ZipMember:
-    """A member of a zip, by its offset: reading it needs neither an open handle (which forked workers would
-    share) nor the central directory (118,287 entries for COCO, once in every worker)."""
+    """A member of a zip, by its offset; calling it reads it, or raises OSError where the archive is damaged.
+
+    With the offset, reading needs neither an open handle (which forked workers would share) nor the central
+    directory (COCO's has 118,287 entries, and every worker would parse it).
+    """
 
     archive: str
     member: str
@@ -51,49 +56,51 @@ class ZipMember:
             try:
                 data = zlib.decompress(data, -zlib.MAX_WBITS)
             except zlib.error as error:
-                raise OSError(f"{self.archive}: {self.member} does not decompress: {error}") from error
+                raise OSError(f"{self.archive}: {self.member} does not decompress ({error})") from error
         if zlib.crc32(data) != self.crc:
             raise OSError(f"{self.archive}: {self.member} fails its checksum; is the archive damaged?")
         return data
+
+
+File = DiskFile | ZipMember
+Found = tuple[str, File]  # path under the root, reader
 
 
 @dataclass
 class Tree:
     """All files at most DEPTH folders below `root`, and the members of the zips among them.
 
-    Where several files answer to a name, the choice is fixed: first one whose path holds `name` (the data set's),
-    then unpacked before zipped, then the shallower, then by path. Folders and zips named after one of `others`
-    (and not after `name`) are not entered, so that several data sets can share a root.
+    Where several files answer to a name, the choice is fixed: first one whose path holds `name`, the data set's;
+    then unpacked before zipped; then the shallower; then by path. Folders and zips that are named after another
+    of DATASETS are not entered, so that several data sets can share a root. UserError: the root does not exist.
     """
 
     root: Path
     name: str = ""
-    others: tuple[str, ...] = ()
     problems: list[tuple[str, str]] = field(default_factory=list)
-    packed: list[str] = field(default_factory=list)  # archives that this reader does not open
+    packed: list[str] = field(default_factory=list)  # archives that are not read in place
 
     def __post_init__(self) -> None:
-        # base name, lower case -> [(path under the root, reader)]
-        self.entries: dict[str, list[tuple[str, DiskFile | ZipMember]]] = defaultdict(list)
+        self.entries: dict[str, list[Found]] = defaultdict(list)  # by base name, in lower case
         if self.root.is_dir():
             self._walk(self.root, "", 0)
+        elif not self.root.exists():
+            raise UserError(f"--root {self.root} does not exist; name the folder (or zip) that holds the data")
         elif zipfile.is_zipfile(self.root):
             self._open_zip(self.root, self.root.name)
-        elif self.root.exists():
-            raise UserError(f"--root {self.root} is neither a folder nor a zip; name the folder that holds the data")
         else:
-            raise UserError(f"--root {self.root} does not exist; name the folder that holds the data")
+            raise UserError(f"--root {self.root} is not a folder or a zip; name the one that holds the data")
 
     def _foreign(self, path: str) -> bool:
         path = path.lower()
-        return self.name not in path and any(other in path for other in self.others)
+        return self.name not in path and any(other in path for other in DATASETS if other != self.name)
 
     def _walk(self, folder: Path, prefix: str, depth: int) -> None:
         try:
             with os.scandir(folder) as listing:
                 found = sorted(listing, key=lambda entry: entry.name)
         except OSError as error:
-            self.problems.append((str(folder), f"cannot be listed: {error.strerror}"))
+            self.problems.append((str(folder), f"cannot be listed ({error.strerror}); left out"))
             return
         for entry in found:
             path, lower = prefix + entry.name, entry.name.lower()
@@ -117,43 +124,67 @@ class Tree:
         except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
             self.problems.append((path, f"not a readable zip ({error}); download it again"))
             return
-        for member in members:
-            parts = PurePosixPath(member.filename).parts
-            if member.is_dir() or "__MACOSX" in parts or parts[-1].startswith("."):
+        for info in members:
+            parts = PurePosixPath(info.filename).parts
+            if info.is_dir() or not parts or "__MACOSX" in parts or parts[-1].startswith("."):
                 continue
-            if member.flag_bits & 1 or member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                self.problems.append((f"{path}/{member.filename}", "encrypted or in an unusual compression; unpack it"))
+            name = f"{path}/{info.filename}"
+            if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                self.problems.append((name, "encrypted or compressed unusually; unpack the archive first"))
                 continue
-            reader = ZipMember(str(archive), member.filename, member.header_offset,
-                               member.compress_size, member.compress_type, member.CRC)
-            self.entries[parts[-1].lower()].append((f"{path}/{member.filename}", reader))
+            file = ZipMember(
+                str(archive), info.filename, info.header_offset, info.compress_size, info.compress_type, info.CRC
+            )
+            self.entries[parts[-1].lower()].append((name, file))
 
-    def _rank(self, entry: tuple[str, DiskFile | ZipMember]) -> tuple:
-        path, reader = entry
-        return self.name not in path.lower(), isinstance(reader, ZipMember), path.count("/"), path
+    def _rank(self, found: Found) -> tuple:
+        path, file = found
+        return self.name not in path.lower(), isinstance(file, ZipMember), path.count("/"), path
 
-    def find(self, name: str) -> tuple[str, DiskFile | ZipMember] | None:
-        """Return (path under the root, reader) of the file called `name`, or None.
-
-        `name` is a base name or ends a path (`train2014/a.jpg`); case does not matter."""
-        name = name.lower().replace("\\", "/")
-        candidates = self.entries.get(name.rpartition("/")[2], ())
+    def find_all(self, name: str) -> list[Found]:
+        """Return the files called `name`, the one to prefer first. `name` is a base name or the end of a path
+        (`train2014/a.jpg`); case does not matter."""
+        name = name.lower()
+        found = self.entries.get(name.rpartition("/")[2], [])
         if "/" in name:
-            candidates = [entry for entry in candidates if f"/{entry[0].lower()}".endswith("/" + name)]
-        return min(candidates, key=self._rank, default=None)
+            found = [entry for entry in found if f"/{entry[0].lower()}".endswith("/" + name)]
+        return sorted(found, key=self._rank) if len(found) > 1 else found
 
-    def image_folders(self) -> list[str]:
-        """Return the folders (under the root, zips counting as folders) that hold images, sorted."""
-        return sorted({path.rpartition("/")[0] or "." for name, entries in self.entries.items()
-                       if name.endswith(IMAGE_SUFFIXES) for path, _ in entries})
+    def find(self, name: str) -> Found | None:
+        """Return the first of `find_all(name)`, or None."""
+        return next(iter(self.find_all(name)), None)
+
+    def folders_of_images(self) -> set[str]:
+        """Return the base names, in lower case, of the folders that hold images."""
+        return {
+            PurePosixPath(path).parent.name.lower()
+            for name, entries in self.entries.items()
+            if name.endswith(IMAGE_SUFFIXES)
+            for path, _ in entries
+        }
+
+    def hints(self) -> str:
+        """Return the end of a message about a lacking file: damaged zips, and archives left packed."""
+        notes = [f"{path} is {reason}" for path, reason in self.problems if "zip" in reason]
+        notes += [f"{path} must be unpacked first" for path in self.packed]
+        return "".join(f"; {note}" for note in notes[:3])
 
 
-def text_of(data: bytes, path: str, problems: list[tuple[str, str]]) -> str:
-    """Decode a text file: UTF-8 with or without BOM, UTF-16 with BOM, else Windows-1252, which is reported."""
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        return data.decode("utf-16")
+def text_of(found: Found, problems: list[tuple[str, str]]) -> str:
+    """Read a text file: UTF-8 with or without BOM, UTF-16 with BOM, else Windows-1252, which is reported."""
+    path, read = found
     try:
-        return data.decode("utf-8-sig")
+        data = read()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+    try:
+        return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError as error:
         problems.append((path, f"not UTF-8 (byte {error.start}); read as Windows-1252"))
         return data.decode("cp1252", errors="replace")
+
+
+def lines_of(found: Found, problems: list[tuple[str, str]]) -> list[str]:
+    """Return a text file's lines that are not blank. (str.splitlines would also break at U+0085 and U+2028,
+    which captions hold.)"""
+    return [line for line in re.split("\r\n|\n|\r", text_of(found, problems)) if line.strip()]

@@ -10,12 +10,12 @@ SPLITS = ("train", "val", "test")
 class Record:
     """One image with its captions.
 
-    `read()` returns the encoded image file's bytes; it pickles, so that worker processes can call it. It raises
-    OSError (FileNotFoundError for an image that the captions list and the disk lacks), never at parse time.
+    `read()` returns the image file's bytes as they are, encoded. It pickles, so that worker processes can call it,
+    and raises OSError (FileNotFoundError for an image that the captions list and the disk lacks).
     """
 
     file_name: str
-    captions: tuple[str, ...]  # raw sentences, white space normalised; at least one
+    captions: tuple[str, ...]  # raw sentences, runs of white space made one space; at least one
     split: str  # one of SPLITS
     image_id: int | None
     read: Callable[[], bytes]
@@ -23,12 +23,13 @@ class Record:
 
 @dataclass
 class Source:
-    """A data set as found on disk."""
+    """A data set as found on disk. Images that are listed but missing stay in `records`: their `read()` raises, so
+    that whoever reads them counts them with the corrupt ones; everything else that was left out is in `problems`."""
 
     name: str
     description: str  # one line: the layout that was used, and where its splits come from
-    records: list[Record]
-    problems: list[tuple[str, str]] = field(default_factory=list)  # (item, why it was left out or changed)
+    records: list[Record]  # ordered by file name
+    problems: list[tuple[str, str]] = field(default_factory=list)  # (item, what is wrong and what was done)
 
     def counts(self) -> dict[str, int]:
         """Return the number of images in each split."""
@@ -43,4 +44,4 @@ class Missing:
     root: str
 
     def __call__(self) -> bytes:
-        raise FileNotFoundError(f"{self.name}: listed with captions, but not found under {self.root}")
+        raise FileNotFoundError(f"{self.name} is listed with captions but is not under {self.root}")
