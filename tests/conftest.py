@@ -1,0 +1,68 @@
+"""What several test modules share: a tiny captioner with random weights, and made photographs."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from sca_caption import checkpoint
+from sca_caption.captioner import Captioner
+from sca_caption.config import ModelConfig
+from sca_caption.images import Transform
+from sca_caption.vocab import Vocabulary
+
+torch.set_num_threads(
+    1
+)  # models this small only lose time to threads, most of all where others share the cores
+
+TINY = ModelConfig(
+    backbone="resnet18",
+    layers=("layer1.0", "layer1.1"),
+    attention_width=8,
+    embedding_size=8,
+    lstm_size=16,
+    pool_norm=30.0,
+)
+TINY_WORDS = ["a", "the", "dog", "cat", "man", "woman", "runs", "sits"]
+TINY_WORDS += ["on", "in", "grass", "water", "red", "blue", "ball", "two"]
+
+
+def tiny_captioner(vocabulary_size: int = len(TINY_WORDS) + 4, config: ModelConfig = TINY) -> Captioner:
+    """A captioner of random weights, the same at every call, spread so that colours change its captions."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = Captioner(config, vocabulary_size).eval()
+        with torch.no_grad():
+            model.hidden_to_word.weight *= 10
+            model.embedding.weight *= 5
+            model.word.weight *= 3
+    return model
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory) -> Path:
+    """The file of a captioner that loads and captions in milliseconds and says nonsense."""
+    path = tmp_path_factory.mktemp("tiny") / "best.pt"
+    made = checkpoint.Checkpoint(tiny_captioner(), Vocabulary(TINY_WORDS), Transform(size=32), {"CIDEr": 1.0})
+    checkpoint.save(path, made)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path) -> list[Path]:
+    """Seven image files of several formats, sizes and colours, in a folder that holds another; sorted."""
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    colours = {
+        "a.jpg": "black",
+        "b.png": "blue",
+        "c.webp": "lime",
+        "d.bmp": "cyan",
+        "e.gif": "red",
+        "more/f.jpg": "magenta",
+        "more/g.PNG": "yellow",
+    }
+    for index, (name, colour) in enumerate(colours.items()):
+        Image.new("RGB", (40 + 13 * index, 70 - 5 * index), colour).save(folder / name)
+    return [folder / name for name in colours]
