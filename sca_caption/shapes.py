@@ -1,7 +1,7 @@
-"""Generated pictures of one or two coloured shapes, with five captions each: the data set that needs no download.
+"""Generated pictures of one or two coloured shapes with five captions each: a data set without a download.
 
-A scene says what is in a picture; `draw` paints it and `captions` puts it in words. Everything follows from a seed and
-an index, so that a picture is made when it is needed and nothing is kept.
+A scene says what is in a picture; `draw` paints it and `captions` puts it in words. Everything follows from a
+seed and an index, so that a picture is made when it is needed and nothing is kept.
 """
 
 import io
@@ -20,10 +20,17 @@ COLOURS = {
 KINDS = ("circle", "square", "triangle")
 SIZES = {"small": 0.11, "large": 0.21}  # half the width, of the picture's
 BACKGROUNDS = {"white": (250, 250, 250), "grey": (165, 165, 165), "black": (20, 20, 20)}
-RELATIONS = {"above": "below", "below": "above", "to the left of": "to the right of", "to the right of": "to the left of"}
-PLACES = {"at the top": (0.5, 0.27), "at the bottom": (0.5, 0.73), "on the left": (0.27, 0.5), "on the right": (0.73, 0.5),
-          "in the middle": (0.5, 0.5)}  # fmt: skip
-OFFSETS = {"above": (0, -1), "below": (0, 1), "to the left of": (-1, 0), "to the right of": (1, 0)}
+PLACES = {  # centre of the one shape: x, y in widths of the picture
+    "at the top": (0.5, 0.27), "at the bottom": (0.5, 0.73), "on the left": (0.27, 0.5),
+    "on the right": (0.73, 0.5), "in the middle": (0.5, 0.5),
+}  # fmt: skip
+RELATIONS = {  # the first of two shapes is ... the second: its direction from the middle
+    "above": (0, -1), "below": (0, 1), "to the left of": (-1, 0), "to the right of": (1, 0),
+}  # fmt: skip
+INVERSE = {
+    "above": "below", "below": "above",
+    "to the left of": "to the right of", "to the right of": "to the left of",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -66,7 +73,7 @@ def scene(seed: int, index: int) -> Scene:
         centres = [near(*PLACES[where])]
     else:
         where = rng.choice(list(RELATIONS))
-        x, y = OFFSETS[where]
+        x, y = RELATIONS[where]
         centres = [near(0.5 + 0.24 * x, 0.5 + 0.24 * y), near(0.5 - 0.24 * x, 0.5 - 0.24 * y)]
     shapes = tuple(map(Shape, kinds, colours, sizes, centres))  # as many as centres
     return Scene(shapes, background, where, rng.randrange(2**31))
@@ -88,8 +95,9 @@ def draw(scene: Scene, size: int = SIZE) -> Image.Image:
             r *= 0.9
             canvas.rectangle((x - r, y - r, x + r, y + r), fill=colour)
         else:
-            turns = (-math.pi / 2 + k * 2 * math.pi / 3 for k in range(3))
-            canvas.polygon([(x + 1.15 * r * math.cos(a), y + 1.15 * r * math.sin(a) + r / 5) for a in turns], fill=colour)
+            corners = (math.radians(angle) for angle in (-90, 30, 150))
+            y, r = y + r / 5, 1.15 * r
+            canvas.polygon([(x + r * math.cos(a), y + r * math.sin(a)) for a in corners], fill=colour)
     return image.resize((size, size), Image.Resampling.BOX)
 
 
@@ -107,7 +115,7 @@ def captions(scene: Scene) -> tuple[str, ...]:
             f"one {first.full} is {scene.where}",
         ]
     else:
-        second, inverse = rest[0], RELATIONS[scene.where]
+        second, inverse = rest[0], INVERSE[scene.where]
         sentences = [
             f"a {first.full} {scene.where} a {second.full}",
             f"a {first.short} {scene.where} a {second.short}",

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from ..errors import choice
-from .coco import read_coco
-from .flickr import read_flickr8k, read_flickr30k
-from .generated import read_shapes
-from .records import SPLITS, Missing, Record, Source
-from .table import read_table
+from sca_caption.errors import choice
+from sca_caption.sources.coco import read_coco
+from sca_caption.sources.flickr import read_flickr8k, read_flickr30k
+from sca_caption.sources.generated import read_shapes
+from sca_caption.sources.records import SPLITS, Missing, Record, Source
+from sca_caption.sources.table import read_table
 
 __all__ = ["SOURCES", "SPLITS", "Missing", "Record", "Source", "find"]
 
@@ -24,6 +24,6 @@ def find(dataset: str, root: str | Path = "data", **options) -> Source:
     """Return the data set called `dataset` found under `root`.
 
     `options` are those of the data set's own reader; a TypeError names one that it does not have.
-    Raises UserError: an unknown data set, or a root that lacks what is needed (with the list of what was looked for).
+    Raises UserError: an unknown data set, or a root that lacks what is needed, with what was looked for.
     """
     return SOURCES[choice(dataset, SOURCES, "dataset")](Path(root), **options)

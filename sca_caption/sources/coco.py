@@ -5,19 +5,19 @@
          "annotations": [{"id": 770337, "image_id": 391895, "caption": "A man ..."}]}
     train2014/COCO_train2014_000000000009.jpg  val2014/...  train2017/000000000009.jpg  val2017/...
 
-`dataset_coco.json` comes first, because published figures are on its splits. Otherwise the year that has more of its
-two parts (captions and image folder) is read, 2017 before 2014: they are the same photographs, divided differently.
-The official test sets have no captions, so val is split: see `read_official`.
+`dataset_coco.json` comes first, because published figures are on its splits. Otherwise the year that has more
+of its two parts (captions and image folder) is read, 2017 before 2014: they are the same photographs, divided
+differently. The official test sets have no captions, so val is split: see `read_official`.
 """
 
 import json
 from pathlib import Path
 
-from ..errors import UserError, choice
-from .files import Found, Tree, text_of
-from .gathered import Gathered, hash_split
-from .karpathy import read_karpathy
-from .records import Source
+from sca_caption.errors import UserError, choice
+from sca_caption.sources.files import Found, Tree, text_of
+from sca_caption.sources.gathered import Gathered, hash_split
+from sca_caption.sources.karpathy import read_karpathy
+from sca_caption.sources.records import Source
 
 HELD_OUT = 5000  # images in each of val and test at most, as in Karpathy's splits
 YEARS = ("2017", "2014")
@@ -26,10 +26,10 @@ WHERE = "cocodataset.org/#download (see data/README.md)"
 
 
 def read_coco(root: Path, *, restval: str = "train", year: str | None = None) -> Source:
-    """Return MSCOCO found under `root`. UserError says what is lacking, what was looked for and where to get it.
+    """Return MSCOCO found under `root`. Raises UserError that says what was looked for and where to get it.
 
     restval: "train" or "omit", for the validation images that are in neither val nor test.
-    year: "2014" or "2017" reads the official captions of that year; None chooses as this module's docstring says.
+    year: "2014" or "2017" reads the official captions of that year; None chooses as told above.
     """
     choice(restval, ("train", "omit"), "restval")
     if year is not None:
@@ -68,13 +68,12 @@ def read_coco(root: Path, *, restval: str = "train", year: str | None = None) ->
     return read_official(tree, best, {part: files[best][part] for part in whole[best]}, gathered, restval)
 
 
-def read_official(
-    tree: Tree, year: str, files: dict[str, Found], gathered: Gathered, restval: str
-) -> Source:
+def read_official(tree: Tree, year: str, files: dict[str, Found], gathered: Gathered, restval: str) -> Source:
     """Read the official captions of one year.
 
-    The val part, ordered by the SHA-256 of the file names, gives at most 5,000 images to val and as many to test
-    (half to each where it has fewer than 10,000, as in 2017); the rest of it is restval, as in Karpathy's splits.
+    The val part, ordered by the SHA-256 of the file names, gives at most 5,000 images to val and as many to
+    test (half to each where it has fewer than 10,000, as in 2017); the rest of it is restval, as in
+    Karpathy's splits.
     """
     folders: dict[str, str] = {}
     for part, found in files.items():
@@ -100,7 +99,8 @@ def read_official(
         used += f", the other {rest}: {restval}" if rest else ""
     if "train" not in files:
         used += "; there is no train part"
-    records = gathered.records(lambda name: tree.find(f"{folders[name]}/{name}"), looked_for=f"get it from {WHERE}")
+    looked_for = f"get the images from {WHERE}"
+    records = gathered.records(lambda name: tree.find(f"{folders[name]}/{name}"), looked_for=looked_for)
     return Source("coco", f"coco: {used}", records, tree.problems)
 
 

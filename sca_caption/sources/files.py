@@ -3,17 +3,19 @@
 import os
 import re
 import struct
+import unicodedata
 import zipfile
 import zlib
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from ..errors import UserError
+from sca_caption.errors import UserError
 
 DEPTH = 4  # folders below the root: root/NAME, two levels of an archive's own folders, and the images' folder
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 OTHER_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".rar", ".7z")
+READABLE = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 DATASETS = ("flickr8k", "flickr30k", "coco")  # names that folders of a shared root go by
 
 
@@ -70,9 +72,10 @@ Found = tuple[str, File]  # path under the root, reader
 class Tree:
     """All files at most DEPTH folders below `root`, and the members of the zips among them.
 
-    Where several files answer to a name, the choice is fixed: first one whose path holds `name`, the data set's;
-    then unpacked before zipped; then the shallower; then by path. Folders and zips that are named after another
-    of DATASETS are not entered, so that several data sets can share a root. UserError: the root does not exist.
+    Where several files answer to a name, the choice is fixed: first one whose path holds `name`, the data
+    set's; then unpacked before zipped; then the shallower; then by path. Folders and zips that are named
+    after another of DATASETS are not entered, so that several data sets can share a root. UserError: the root
+    does not exist.
     """
 
     root: Path
@@ -81,15 +84,15 @@ class Tree:
     packed: list[str] = field(default_factory=list)  # archives that are not read in place
 
     def __post_init__(self) -> None:
-        self.entries: dict[str, list[Found]] = defaultdict(list)  # by base name, in lower case
+        self.entries: dict[str, list[Found]] = defaultdict(list)  # by the base name, folded
         if self.root.is_dir():
             self._walk(self.root, "", 0)
         elif not self.root.exists():
-            raise UserError(f"--root {self.root} does not exist; name the folder (or zip) that holds the data")
+            raise UserError(f"--root {self.root} does not exist; name the data set's folder or zip")
         elif zipfile.is_zipfile(self.root):
             self._open_zip(self.root, self.root.name)
         else:
-            raise UserError(f"--root {self.root} is not a folder or a zip; name the one that holds the data")
+            raise UserError(f"--root {self.root} is neither a folder nor a zip; name the data set's")
 
     def _foreign(self, path: str) -> bool:
         path = path.lower()
@@ -115,7 +118,7 @@ class Tree:
             else:
                 if lower.endswith(OTHER_ARCHIVES):
                     self.packed.append(path)
-                self.entries[lower].append((path, DiskFile(entry.path)))
+                self.entries[folded(entry.name)].append((path, DiskFile(entry.path)))
 
     def _open_zip(self, archive: Path, path: str) -> None:
         try:
@@ -129,13 +132,12 @@ class Tree:
             if info.is_dir() or not parts or "__MACOSX" in parts or parts[-1].startswith("."):
                 continue
             name = f"{path}/{info.filename}"
-            if info.flag_bits & 1 or info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                self.problems.append((name, "encrypted or compressed unusually; unpack the archive first"))
+            if info.flag_bits & 1 or info.compress_type not in READABLE:
+                self.problems.append((name, "encrypted or unusually compressed; unpack the zip"))
                 continue
-            file = ZipMember(
-                str(archive), info.filename, info.header_offset, info.compress_size, info.compress_type, info.CRC
-            )
-            self.entries[parts[-1].lower()].append((name, file))
+            at, size = info.header_offset, info.compress_size
+            file = ZipMember(str(archive), info.filename, at, size, info.compress_type, info.CRC)
+            self.entries[folded(parts[-1])].append((name, file))
 
     def _rank(self, found: Found) -> tuple:
         path, file = found
@@ -144,15 +146,19 @@ class Tree:
     def find_all(self, name: str) -> list[Found]:
         """Return the files called `name`, the one to prefer first. `name` is a base name or the end of a path
         (`train2014/a.jpg`); case does not matter."""
-        name = name.lower()
+        name = folded(name)
         found = self.entries.get(name.rpartition("/")[2], [])
         if "/" in name:
-            found = [entry for entry in found if f"/{entry[0].lower()}".endswith("/" + name)]
+            found = [entry for entry in found if folded(f"/{entry[0]}").endswith("/" + name)]
         return sorted(found, key=self._rank) if len(found) > 1 else found
 
     def find(self, name: str) -> Found | None:
         """Return the first of `find_all(name)`, or None."""
         return next(iter(self.find_all(name)), None)
+
+    def at(self, path: str) -> Found | None:
+        """Return the file whose whole path under the root is `path`, or None; case does not matter."""
+        return next((found for found in self.find_all(path) if folded(found[0]) == folded(path)), None)
 
     def folders_of_images(self) -> set[str]:
         """Return the base names, in lower case, of the folders that hold images."""
@@ -168,6 +174,11 @@ class Tree:
         notes = [f"{path} is {reason}" for path, reason in self.problems if "zip" in reason]
         notes += [f"{path} must be unpacked first" for path in self.packed]
         return "".join(f"; {note}" for note in notes[:3])
+
+
+def folded(name: str) -> str:
+    """Return a name as it is compared: in lower case, and composed (macOS writes é as e and an accent)."""
+    return unicodedata.normalize("NFC", name).lower()
 
 
 def text_of(found: Found, problems: list[tuple[str, str]]) -> str:

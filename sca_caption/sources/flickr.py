@@ -1,22 +1,25 @@
 """Flickr8k and Flickr30k: the official text files, Kaggle's tables, and Karpathy's JSON.
 
-    Flickr8k.token.txt, results_20130124.token    1000268201_693b08cb0e.jpg#0<TAB>A child in a pink dress ...
-    captions.txt (Kaggle)                         image,caption  then  1000268201_693b08cb0e.jpg,A child in a ...
-    results.csv (Kaggle)                          image_name| comment_number| comment  then  1000092795.jpg| 0| Two ...
-    Flickr_8k.{train,dev,test}Images.txt          one image name a line
+    Flickr8k.token.txt and
+    results_20130124.token (tab)            1000268201_693b08cb0e.jpg#0<TAB>A child in a pink dress ...
+    captions.txt (Kaggle)                   image,caption
+                                            1000268201_693b08cb0e.jpg,A child in a pink dress ...
+    results.csv (Kaggle)                    image_name| comment_number| comment
+                                            1000092795.jpg| 0| Two young guys with shaggy hair ...
+    Flickr_8k.{train,dev,test}Images.txt    one image name a line
 
-Captions with split lists come first; else Karpathy's JSON; else captions alone, split by the hash of the image names.
+Captions with split lists come first; else Karpathy's JSON; else captions alone, split by hash.
 """
 
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import UserError
-from .files import IMAGE_SUFFIXES, Found, Tree, lines_of
-from .gathered import Gathered
-from .karpathy import read_karpathy
-from .records import Source
+from sca_caption.errors import UserError
+from sca_caption.sources.files import IMAGE_SUFFIXES, Found, Tree, lines_of
+from sca_caption.sources.gathered import Gathered
+from sca_caption.sources.karpathy import read_karpathy
+from sca_caption.sources.records import Source
 
 Row = tuple[str, str | None, str]  # image name, caption number (None where the format has none), caption
 
@@ -58,12 +61,12 @@ FLICKR30K = Layout(
 
 
 def read_flickr8k(root: Path) -> Source:
-    """Return Flickr8k found under `root`. UserError says what is lacking, what was looked for and where to get it."""
+    """Return Flickr8k found under `root`. Raises UserError: what was looked for and where to get it."""
     return read_flickr(FLICKR8K, root)
 
 
 def read_flickr30k(root: Path) -> Source:
-    """Return Flickr30k found under `root`. UserError says what is lacking, what was looked for and where to get it."""
+    """Return Flickr30k found under `root`. Raises UserError: what was looked for and where to get it."""
     return read_flickr(FLICKR30K, root)
 
 
@@ -91,13 +94,13 @@ def read_flickr(layout: Layout, root: Path) -> Source:
         val, test = min(layout.val, count // 8), min(layout.test, count // 8)
         gathered.assign_by_hash(val=val, test=test)
         used = (
-            f"{captions[0]}; there are no official splits with it, so the images are ordered by the SHA-256 of their"
+            f"{captions[0]}; no official splits with it, so the images are ordered by the SHA-256 of their"
             f" names: the first {val} are val, the next {test} test, the rest train"
         )
     else:
         raise UserError(
-            f"no captions of {layout.name} under {root}: looked for {', '.join(layout.captions)}, {layout.karpathy}"
-            f" in folders and zips{tree.hints()}; get it from {layout.where}"
+            f"no captions of {layout.name} under {root}: looked for {', '.join(layout.captions)},"
+            f" {layout.karpathy} in folders and zips{tree.hints()}; get it from {layout.where}"
         )
     looked_for = f"looked for {layout.images}{tree.hints()}; get it from {layout.where}"
     records = gathered.records(tree.find, looked_for=looked_for)

@@ -5,15 +5,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import UserError
-from .files import Found
-from .records import SPLITS, Missing, Record
+from sca_caption.errors import UserError
+from sca_caption.sources.files import Found
+from sca_caption.sources.records import SPLITS, Missing, Record
 
 
 def hash_split(names: Iterable[str], *, val: int, test: int) -> dict[str, str]:
-    """Return name -> split, the same on every machine and for every listing order: the names are ordered by their
-    SHA-256; the first `val` are val, the next `test` test, the rest train."""
-    ordered = sorted(set(names), key=lambda name: hashlib.sha256(name.encode()).digest())
+    """Return name -> split, the same on every machine and for every listing order: the names are ordered by
+    their SHA-256; the first `val` are val, the next `test` test, the rest train."""
+    ordered = sorted(set(names), key=lambda name: hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest())
     splits = ["val"] * val + ["test"] * test + ["train"] * max(0, len(ordered) - val - test)
     return dict(zip(ordered, splits, strict=False))
 
@@ -24,7 +24,7 @@ class Gathered:
 
     root: Path
     problems: list[tuple[str, str]]
-    captions: dict[str, dict[str | int, str]] = field(default_factory=dict)  # image -> caption number -> caption
+    captions: dict[str, dict[str | int, str]] = field(default_factory=dict)  # image -> number -> caption
     splits: dict[str, str] = field(default_factory=dict)
     image_ids: dict[str, int] = field(default_factory=dict)
 
@@ -56,7 +56,7 @@ class Gathered:
 
     def assign_by_hash(self, *, val: int, test: int) -> None:
         """Split all images that have captions by the hash of their names."""
-        self.splits = hash_split((name for name, captions in self.captions.items() if captions), val=val, test=test)
+        self.splits = hash_split([name for name, texts in self.captions.items() if texts], val=val, test=test)
 
     def records(self, find: Callable[[str], Found | None], *, looked_for: str) -> list[Record]:
         """Return the records by file name; images that `find` misses get a `read` that raises.
@@ -76,7 +76,10 @@ class Gathered:
         for name, split in self.splits.items():
             if name not in self.captions:
                 self.problem(name, f"listed in {split} without captions; left out")
+        if not records:
+            why = "; ".join(f"{item}: {reason}" for item, reason in self.problems[:3]) or "no captions"
+            raise UserError(f"no image with captions and a split under {self.root}: {why}; {looked_for}")
         if all(isinstance(record.read, Missing) for record in records):
-            first = f" (the first is {records[0].file_name})" if records else ""
-            raise UserError(f"none of the {len(records)} captioned images{first} is under {self.root}; {looked_for}")
+            listed = f"{len(records)} captioned images ({records[0].file_name}, ...)"
+            raise UserError(f"none of the {listed} is under {self.root}; {looked_for}")
         return sorted(records, key=lambda record: record.file_name)

@@ -1,16 +1,18 @@
 """Karpathy's `dataset_{flickr8k,flickr30k,coco}.json`: captions, and the splits the field reports on.
 
-    {"dataset": "coco", "images": [{"filepath": "val2014", "filename": "COCO_val2014_000000391895.jpg", "cocoid": 391895,
-      "imgid": 0, "split": "test", "sentences": [{"raw": "A man ...", "tokens": ["a", "man", ...], "sentid": 770337}]}]}
+    {"dataset": "coco", "images": [
+        {"filepath": "val2014", "filename": "COCO_val2014_000000391895.jpg", "cocoid": 391895,
+         "imgid": 0, "split": "test", "sentences": [
+            {"raw": "A man ...", "tokens": ["a", "man", ...], "sentid": 770337}]}]}
 
-`filepath` and `cocoid` are COCO's alone. The raw sentences are taken, because references are scored as written.
+`filepath` and `cocoid` are COCO's alone. The raw sentences are read: references are scored as written.
 """
 
 import json
 
-from ..errors import UserError
-from .files import Found, text_of
-from .gathered import Gathered
+from sca_caption.errors import UserError
+from sca_caption.sources.files import Found, text_of
+from sca_caption.sources.gathered import Gathered
 
 SPLIT_NAMES = {"train": "train", "val": "val", "test": "test", "restval": "train"}
 
@@ -41,7 +43,7 @@ def read_karpathy(found: Found, gathered: Gathered, *, restval: str = "train") -
                 gathered.image_ids[name] = image.get("cocoid", image.get("imgid"))
                 folders[name] = image.get("filepath", "")
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is not Karpathy's JSON ({type(error).__name__}: {error}); get it again") from error
+        raise UserError(f"{path} is not Karpathy's JSON ({error!r}); get it again") from error
     if omitted:
         gathered.problem("restval", f"{omitted} images left out, as asked")
     return folders

@@ -10,8 +10,8 @@ SPLITS = ("train", "val", "test")
 class Record:
     """One image with its captions.
 
-    `read()` returns the image file's bytes as they are, encoded. It pickles, so that worker processes can call it,
-    and raises OSError (FileNotFoundError for an image that the captions list and the disk lacks).
+    `read()` returns the image file's bytes as they are, encoded. It pickles, so that worker processes can
+    call it, and raises OSError (FileNotFoundError for an image that the captions list and the disk lacks).
     """
 
     file_name: str
@@ -23,8 +23,9 @@ class Record:
 
 @dataclass
 class Source:
-    """A data set as found on disk. Images that are listed but missing stay in `records`: their `read()` raises, so
-    that whoever reads them counts them with the corrupt ones; everything else that was left out is in `problems`."""
+    """A data set as found on disk. Images that are listed but missing stay in `records`: their `read()`
+    raises, so that whoever reads them counts them with the corrupt ones; everything else that was left out is
+    in `problems`."""
 
     name: str
     description: str  # one line: the layout that was used, and where its splits come from

@@ -4,26 +4,28 @@
     a.jpg,a dog runs,train                    {"image": "b.jpg", "captions": ["a cat", "a cat on a sofa"]}
     a.jpg,"a dog, running on grass",train
 
-An image with several captions has several rows (or a list in `captions`). The delimiter, one of , ; tab |, is the one
-with which the header reads. `split` is optional: without it 5 % of the images (at least one) are val and as many test,
-by the SHA-256 of their names. Images are looked for beside the file, under `root`, in `images/`, then anywhere below.
+An image with several captions has several rows (or a list in `captions`). The delimiter, one of , ; tab |, is
+the one with which the header reads. `split` is optional: without it 5 % of the images (at least one) are val
+and as many test, by the SHA-256 of their names. Images are looked for beside the file, under `root`, in
+`images/`, then anywhere below.
 """
 
 import csv
 import io
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from ..errors import UserError
-from .files import DiskFile, Found, Tree, text_of
-from .gathered import Gathered
-from .records import Source
+from sca_caption.errors import UserError
+from sca_caption.sources.files import DiskFile, Found, Tree, text_of
+from sca_caption.sources.gathered import Gathered
+from sca_caption.sources.records import Source
 
 DELIMITERS = (",", ";", "\t", "|")
 COLUMNS = {  # accepted header -> column
     "image": "image", "file_name": "image", "filename": "image",
-    "caption": "caption", "text": "caption", "captions": "captions", "split": "split",
+    "caption": "caption", "captions": "caption", "text": "caption", "split": "split",
 }  # fmt: skip
 SPLIT_NAMES = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
@@ -41,15 +43,15 @@ Row = tuple[str, list[str], str]  # image, captions, split ("" where there is no
 def read_table(root: Path) -> Source:
     """Return the data set of a table: `root` is the file, or the folder or zip that holds it.
 
-    UserError: no such file, several that none of the usual names tells apart, no header, no image found."""
+    Raises UserError: no such file, several and none of a usual name, no header, or no image found."""
     inside = root.parent if root.suffix.lower() in (*SUFFIXES, ".txt") and root.is_file() else root
     tree = Tree(inside)
     path, file = (root.name, DiskFile(str(root))) if inside != root else find_table(tree, root)
     gathered = Gathered(inside, tree.problems)
     text = text_of((path, file), tree.problems)
-    rows = json_rows(text, path, gathered) if path.lower().endswith(".jsonl") else csv_rows(text, path, gathered)
+    rows_of = json_rows if path.lower().endswith(".jsonl") else csv_rows
     unsplit = set()
-    for image, captions, split in rows:
+    for image, captions, split in rows_of(text, path, gathered):
         name = str(PurePosixPath(image.strip().replace("\\", "/")))
         for caption in captions:
             if " ".join(caption.split()) in gathered.captions.get(name, {}).values():
@@ -69,8 +71,8 @@ def read_table(root: Path) -> Source:
         held = max(1, round(HELD_OUT * count)) if count > 2 else 0
         gathered.assign_by_hash(val=held, test=held)
         used = (
-            f"{path}; it names no splits, so the images are ordered by the SHA-256 of their names: the first {held}"
-            f" are val, the next {held} test, the rest train"
+            f"{path}; it names no splits, so the images are ordered by the SHA-256 of their names:"
+            f" the first {held} are val, the next {held} test, the rest train"
         )
     base = path.rpartition("/")[0] if inside == root else ""
     looked_for = "image paths are relative to the table, to --root or to its folder images/"
@@ -93,19 +95,19 @@ def find_table(tree: Tree, root: Path) -> Found:
 
 
 def find_image(tree: Tree, base: str, name: str, gathered: Gathered) -> Found | None:
-    """Find an image by its path as written: beside the table (at `base` in the tree), under the root, in images/,
-    or, where only one file's path ends so, anywhere in the tree."""
+    """Find an image by its path as written: beside the table (at `base` in the tree), under the root, in
+    images/, or, where only one file's path ends so, anywhere in the tree."""
     for folder in (base, "", f"{base}/images" if base else "images"):
         path = str(PurePosixPath(folder, name))
-        exact = [found for found in tree.entries.get(path.lower().rpartition("/")[2], ()) if found[0] == path]
-        if exact:
-            return exact[0]
+        found = tree.at(path)
+        if found:
+            return found
         disk = tree.root / path  # deeper than the tree goes, absolute, or in a folder beside the root
-        if disk.is_file():
+        if os.path.isfile(disk):  # unlike Path.is_file, False for a name too long to be one
             return path, DiskFile(str(disk))
     found = tree.find_all(name)
     if len(found) > 1:
-        gathered.problem(name, f"several files have this path ({found[0][0]}, {found[1][0]}, ...); the first was taken")
+        gathered.problem(name, f"several files are called so; took {found[0][0]}, not {found[1][0]}")
     return found[0] if found else None
 
 
@@ -113,15 +115,17 @@ def csv_rows(text: str, path: str, gathered: Gathered) -> Iterator[Row]:
     """Yield the rows of a CSV whose header names the image and caption columns, in any order."""
     first = next((line for line in text.splitlines() if line.strip()), "")
     for delimiter in DELIMITERS:
-        header = [COLUMNS.get(field.strip().lower(), "") for field in next(csv.reader([first], delimiter=delimiter), [])]
+        fields = next(csv.reader([first], delimiter=delimiter), [])
+        header = [COLUMNS.get(field.strip().lower(), "") for field in fields]
         if "image" in header and "caption" in header:
             break
     else:
-        raise UserError(f"{path} has no header with image and caption; its first line is {first[:60]!r}; {HOW}")
+        raise UserError(f"{path} has no header with image and caption; it begins {first[:50]!r}; {HOW}")
     image, caption = header.index("image"), header.index("caption")
     split = header.index("split") if "split" in header else None
-    reader = csv.reader(io.StringIO(text.lstrip("\r\n"), newline=""), delimiter=delimiter, skipinitialspace=True)
-    next(reader)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    while not any(field.strip() for field in next(reader)):
+        pass  # blank lines before the header
     joined, line = 0, reader.line_num + 1
     while True:
         try:
@@ -132,7 +136,7 @@ def csv_rows(text: str, path: str, gathered: Gathered) -> Iterator[Row]:
             break
         item, lines, line = f"{path}, line {line}", reader.line_num - line, reader.line_num + 1
         if lines > QUOTED_LINES:
-            raise UserError(f"{item}: a quoted field goes on for {lines} lines; close its quote, or double a quote inside")
+            raise UserError(f"{item}: a quoted field runs over {lines} lines; close the quote, or double it")
         while len(row) > len(header) and not row[-1].strip():
             row.pop()
         extra = len(row) - len(header)
@@ -145,7 +149,7 @@ def csv_rows(text: str, path: str, gathered: Gathered) -> Iterator[Row]:
             continue
         yield row[image], [row[caption]], row[split] if split is not None and split < len(row) else ""
     if joined:
-        gathered.problem(path, f"{joined} rows have {delimiter!r} without quotes; read as part of their captions")
+        gathered.problem(path, f"{joined} rows have {delimiter!r} unquoted; taken as part of the caption")
 
 
 def json_rows(text: str, path: str, gathered: Gathered) -> Iterator[Row]:
@@ -156,9 +160,8 @@ def json_rows(text: str, path: str, gathered: Gathered) -> Iterator[Row]:
             continue
         try:
             entry = {COLUMNS.get(key.strip().lower(), key): value for key, value in json.loads(line).items()}
-            captions = entry["captions"] if "captions" in entry else entry["caption"]
-            captions = [captions] if isinstance(captions, str) else captions
-            row = str(entry["image"]), [str(caption) for caption in captions], str(entry.get("split") or "")
+            captions = [entry["caption"]] if isinstance(entry["caption"], str) else entry["caption"]
+            row = str(entry["image"]), ["".join(caption) for caption in captions], str(entry.get("split") or "")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"lacks {error}" if isinstance(error, KeyError) else "not an object of image and caption"
             gathered.problem(f"{path}, line {number}", f"{reason}; left out")
@@ -166,4 +169,4 @@ def json_rows(text: str, path: str, gathered: Gathered) -> Iterator[Row]:
         good = True
         yield row
     if not good:
-        raise UserError(f'{path} has no line like {{"image": "a.jpg", "caption": "a dog runs"}} (see data/README.md)')
+        raise UserError(f'{path} lacks lines as {{"image": "a.jpg", "caption": "a cat"}}, see data/README.md')
