@@ -20,11 +20,9 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from .vocab import BOS, EOS, PAD, UNK
+from sca_caption.search import SearchConfig
+from sca_caption.vocab import BOS, EOS, PAD, UNK
 
-BEAM_SIZE = 5
-MAX_LENGTH = 20
-LENGTH_PENALTY = 0.7
 NEVER = (PAD, BOS, UNK)
 
 
@@ -109,7 +107,11 @@ class Finished(Beams):
 
 @torch.inference_mode()
 def greedy(
-    model: Stepper, state: State, *, max_length: int = MAX_LENGTH, forbidden: Sequence[int] = NEVER
+    model: Stepper,
+    state: State,
+    *,
+    max_length: int = SearchConfig.max_length,
+    forbidden: Sequence[int] = NEVER,
 ) -> list[Hypothesis]:
     """The likeliest next word at every step; one hypothesis for each row of `state`, in order.
 
@@ -146,11 +148,11 @@ def beam_search(
     model: Stepper,
     state: State,
     *,
-    beam_size: int = BEAM_SIZE,
-    max_length: int = MAX_LENGTH,
-    length_penalty: float = LENGTH_PENALTY,
-    block_ngrams: int = 0,
-    num_captions: int = 1,
+    beam_size: int = SearchConfig.beam_size,
+    max_length: int = SearchConfig.max_length,
+    length_penalty: float = SearchConfig.length_penalty,
+    block_ngrams: int = SearchConfig.block_ngrams,
+    num_captions: int = SearchConfig.num_captions,
     forbidden: Sequence[int] = NEVER,
     early_exit: bool = True,
 ) -> list[list[Hypothesis]]:

@@ -20,9 +20,10 @@ MEAN = (0.485, 0.456, 0.406)  # of ImageNet's RGB in 0..1, as torchvision's weig
 STD = (0.229, 0.224, 0.225)
 
 MODES = ("resize", "crop")
-EXTENSIONS = frozenset(
-    ".jpg .jpeg .jpe .jfif .mpo .png .apng .gif .webp .avif .bmp .tif .tiff .ppm .pgm .pbm .jp2 .heic .heif".split()
-)
+EXTENSIONS = frozenset((
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".gif", ".webp", ".avif", ".bmp", ".tif",
+    ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".heic", ".heif",
+))  # fmt: skip
 ORIENTATION = 0x0112  # the EXIF tag; its value says which of these turns brings the picture upright
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -72,7 +73,7 @@ class Transform:
 
 
 def open_image(source: Source) -> Image.Image:
-    """Open any image Pillow knows as upright RGB; transparency is laid on white, an animation gives its first frame.
+    """Open any image that Pillow knows, as upright RGB: transparency on white, an animation's first frame.
 
     Raises ImageError with the path and the reason.
     """
@@ -90,7 +91,7 @@ def fit(image: Image.Image, transform: Transform) -> np.ndarray:
     if transform.mode == "crop":
         side = min(width, height)
         left, top = (width - side) / 2, (height - side) / 2
-        box = (left, top, left + side, top + side)  # cropped by the resampling: a long strip is never blown up whole
+        box = (left, top, left + side, top + side)  # so that a long strip is never enlarged whole
     else:
         box = (0, 0, width, height)
     if (width, height) != (size, size):
@@ -103,8 +104,9 @@ def augment(
 ) -> np.ndarray:
     """A random view for training, uint8 (S, S, 3), that its captions still describe.
 
-    Crops 70 to 100 % of the area at a mildly changed aspect, mirrors one time in two if `flip` (never when a caption
-    says left or right), and changes brightness and contrast by up to 15 %. Hue stays: captions name colours.
+    Crops 70 to 100 % of the area at a mildly changed aspect, mirrors one time in two if `flip` (not to be set
+    when a caption says left or right), and changes brightness and contrast by up to 15 %. Hue stays: captions
+    name colours.
     """
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image)
@@ -123,10 +125,10 @@ def augment(
 
 
 def find_images(paths: Iterable[str | os.PathLike]) -> list[Path]:
-    """The image files that `paths` name: folders are searched through by extension and sorted, files kept as they are.
+    """The image files that `paths` name: folders are searched by extension and sorted, files stay as given.
 
-    Hidden files and folders are passed over. A folder without images, like a file that is missing, stays in the list:
-    opening it says what is wrong, and the others can go on.
+    Hidden files and folders are passed over. A folder without images, like a file that is missing, stays in
+    the list: opening it says what is wrong, and the others can go on.
     """
     found: list[Path] = []
     for path in map(Path, paths):
@@ -162,14 +164,14 @@ def _open(source: Source, transform: Transform | None) -> Image.Image:
             if isinstance(source, Image.Image):
                 return _upright_rgb(source)
             with _opened(source, name) as image:
-                if transform is not None:  # a big JPEG is decoded at a half, quarter or eighth, still twice the size
+                if transform is not None:  # decode a big JPEG at 1/2, 1/4 or 1/8, still twice the size needed
                     image.draft(None, (2 * transform.size, 2 * transform.size))
                 return _upright_rgb(image)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
-        limit = 2 * Image.MAX_IMAGE_PIXELS
-        raise ImageError(name, f"more than {limit / 1e6:.0f} million pixels; make it smaller first") from error
+        limit = 2 * Image.MAX_IMAGE_PIXELS / 1e6
+        raise ImageError(name, f"more than {limit:.0f} million pixels; make it smaller first") from error
     except MemoryError as error:
         raise ImageError(name, "does not fit in memory; make it smaller first") from error
     except Exception as error:  # Pillow's decoders raise many types on damaged files
@@ -191,12 +193,12 @@ def _opened(source: str | os.PathLike | bytes, name: str) -> Image.Image:
     except FileNotFoundError as error:
         raise ImageError(name, "no such file; check the path") from error
     except IsADirectoryError as error:
-        raise ImageError(name, "a folder without images; give an image, or a folder that holds some") from error
+        raise ImageError(name, "a folder without images; give an image or a folder of images") from error
     except PermissionError as error:
         raise ImageError(name, "no permission to read it; change the file's permissions") from error
     except Image.UnidentifiedImageError as error:
         if head[4:8] == b"ftyp":
-            raise ImageError(name, "an image or video of a kind Pillow cannot open; convert it to JPEG") from error
+            raise ImageError(name, "a kind of file Pillow cannot open; convert it to JPEG") from error
         raise ImageError(name, "not an image that Pillow knows; convert it to JPEG or PNG") from error
 
 

@@ -15,31 +15,11 @@ from torch import Tensor
 from sca_caption import checkpoint as checkpoints
 from sca_caption import decode, images
 from sca_caption.checkpoint import Checkpoint
-from sca_caption.config import require
 from sca_caption.devices import find_device
 from sca_caption.errors import UserError
+from sca_caption.search import BATCH_SIZE, SearchConfig
 
-BATCH_SIZE = 16
 READERS = 2  # threads that decode images; Pillow leaves the interpreter free meanwhile
-
-
-@dataclass(frozen=True)
-class Search:
-    """How captions are searched for; named as the flags are. Raises UserError when a value makes no sense."""
-
-    beam_size: int = decode.BEAM_SIZE
-    num_captions: int = 1
-    max_length: int = decode.MAX_LENGTH
-    length_penalty: float = decode.LENGTH_PENALTY
-    block_ngrams: int = 0
-
-    def __post_init__(self):
-        for name in ("beam_size", "num_captions", "max_length"):
-            require(self, name, getattr(self, name) >= 1, "at least 1")
-        require(self, "block_ngrams", self.block_ngrams >= 0, "0 (off) or more")
-        require(self, "length_penalty", abs(self.length_penalty) <= 10, "from -10 to 10")
-        limit = f"at most --beam-size {self.beam_size}; ask for fewer captions or widen the beam"
-        require(self, "num_captions", self.num_captions <= self.beam_size, limit)
 
 
 @dataclass(frozen=True)
@@ -76,7 +56,7 @@ class Describer:
         self,
         checkpoint: Checkpoint | str | Path | None = None,
         *,
-        search: Search | None = None,
+        search: SearchConfig | None = None,
         device: str = "auto",
         batch_size: int = BATCH_SIZE,
     ):
@@ -87,7 +67,7 @@ class Describer:
         self.device = find_device(device)
         self.model = checkpoint.model.to(self.device).eval()
         self.vocabulary, self.transform = checkpoint.vocabulary, checkpoint.transform
-        self.search, self.batch_size = search or Search(), batch_size
+        self.search, self.batch_size = search or SearchConfig(), batch_size
 
     @torch.inference_mode()
     def caption_batch(self, batch: Tensor | tuple[Tensor, ...]) -> list[tuple[Caption, ...]]:

@@ -174,7 +174,7 @@ RULES: list[tuple[str, Callable[[str], str] | None]] = [
     (r"{{WORD}}", _no_soft_hyphens),
     # words with an apostrophe that are not to be cut
     (
-        r"[A-HJ-XZn]{{ANY_APOS}}[{{LETTER}}]{2,}|[{{LETTER}}]*[aeiouyAEIOUY]{{ANY_APOS}}[aeiouA-Z][{{LETTER}}]*"
+        r"[A-HJ-XZn]{{ANY_APOS}}[{{LETTER}}]{2,}|[{{LETTER}}]+[aeiouyAEIOUY]{{ANY_APOS}}[aeiouA-Z][{{LETTER}}]*"
         r"|(?i:cont'd\.?|'twas|nor'easter|c'mon|e'er|s'mores|ev'ry|li'l|nat'l|o{{ANY_APOS}}o)"
         r"|{{APOS}}(?i:n{{APOS}}?|em|till?|cause|[2-9]0s)|(?:[lLdDjJ]|(?i:dunkin|somethin|ol)){{APOS}}",
         None,
@@ -237,7 +237,7 @@ RULES: list[tuple[str, Callable[[str], str] | None]] = [
     (r"{{FIRM}}", _ampersands),
     (r"(')[A-Za-z][^ \t\n\r\xa0]", _quotes),
     (r"{{CLITIC}}|{{NOT}}", _quotes),
-    (r"{{APOS}}|''|[`‘’‚‛“”„‟\x91-\x94‹›«»]{1,2}", _quotes),
+    (r"''|[`‘’‚‛“”„‟\x91-\x94‹›«»]{1,2}|{{APOS}}", _quotes),
     (r"<<|>>", None),
     (
         r"[+%&~^|\\¦§¨©¬®¯°-³´-º×÷\u0387\u05be\u05c0\u05c3\u05c6\u05f3\u05f4\u0600-\u0603\u0606-\u060a\u060c\u0614"

@@ -1,11 +1,10 @@
-"""The data file: one self-describing HDF5 file for a dataset. This is its schema and its reader; store_writer.py makes it.
+"""The data file: one self-describing HDF5 file for a dataset. Schema and reader; store_writer.py makes it.
 
-n images, M captions, S the transform's size, L the longest caption. Rows of images/ and captions/ are in the same order;
-the captions of one image stand together.
+n images, M captions, S the transform's size, L the longest caption.
 
     attributes            format="sca_caption", format_version=1, complete=True (written last)
                           source         one line: the dataset and the layout that was read
-                          vocabulary     JSON list of the words, without the specials (ids 0 to 3: pad, bos, eos, unk)
+                          vocabulary     JSON list of the words from id 4 on (0 to 3: pad, bos, eos, unk)
                           min_count      a word is in the vocabulary when train has it at least this often
                           tokenizer      what split the captions into words
                           transform      JSON of images.Transform: how the images were brought to size
@@ -21,7 +20,7 @@ the captions of one image stand together.
                           attribute features_of: JSON that describes the trunk
     captions/tokens       (M, L) uint16 or uint32 word ids, without bos and eos, filled with pad (0)
     captions/length       (M,) int32, words in each
-    captions/image        (M,) int32, row of its image, ascending
+    captions/image        (M,) int32, row of its image, ascending: the captions of an image stand together
     captions/text         (M,) UTF-8, the raw reference, white space collapsed
 """
 
@@ -45,9 +44,9 @@ ENCODINGS = ("jpeg", "raw", "features")
 class CaptionData:
     """Images with captions, read from a data file.
 
-    Pickles, and opens the file anew in every process, so it may be made before workers are forked or spawned; any
-    number of processes read at once. Raises UserError for a file that is missing, damaged, incomplete or of another
-    version.
+    Pickles, and opens the file anew in every process, so it may be made before workers are forked or spawned;
+    any number of processes read at once. Raises UserError for a file that is missing, damaged, incomplete or
+    of another version.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -63,14 +62,21 @@ class CaptionData:
             self.tokenizer = str(attributes["tokenizer"])
             self.min_count = int(attributes["min_count"])
             self.splits = file["images/split"][:]  # (n,) uint8
-            self.features_of = json.loads(file["features"].attrs["features_of"]) if "features" in file else None
-        except (KeyError, ValueError, OSError) as error:
+            self.features_of = None  # or, for encoding "features", a dict that describes the trunk
+            if self.encoding == "features":
+                self.features_of = json.loads(file["features"].attrs["features_of"])
+        except (KeyError, ValueError, TypeError, OSError) as error:
             raise self._unreadable(f"lacks what its format promises ({error})") from error
         finally:
             self.close()
 
     def __len__(self) -> int:
         return len(self.splits)
+
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
+        """(item, reason) of all that preprocessing left out or noted."""
+        return [(item, reason) for item, reason in json.loads(self._file().attrs["skipped"])]
 
     @property
     def description(self) -> str:
@@ -98,14 +104,14 @@ class CaptionData:
     def jpeg(self, index: int) -> bytes:
         """Image `index` as the bytes of a JPEG file of model size."""
         if self.encoding != "jpeg":
-            raise UserError(f"{self.path} holds {self.encoding}, not JPEG images; preprocess with --encoding jpeg")
+            raise UserError(f"{self.path} holds {self.encoding}, not JPEG; preprocess with --encoding jpeg")
         start, stop = self._offsets[index], self._offsets[index + 1]
         return self._images["data"][start:stop].tobytes()
 
     def features(self, index: int) -> tuple[np.ndarray, ...]:
         """What the trunk returned for image `index`: float16 arrays without the batch dimension."""
         if self.encoding != "features":
-            raise UserError(f"{self.path} holds {self.encoding} images, no features; preprocess with --encoding features")
+            raise UserError(f"{self.path} holds {self.encoding} images; preprocess with --encoding features")
         features = self._file()["features"]
         return tuple(features[str(k)][index] for k in range(len(features)))
 
@@ -133,35 +139,37 @@ class CaptionData:
         if self._handle is not None and self._handle[0] == os.getpid():
             self._handle[1].close()
         self._handle = None
-        self.__dict__.pop("_images", None)
 
     def __getstate__(self) -> dict:
-        cached = {"_images", "_offsets", "_tokens", "_lengths", "_first_caption"}
-        return {name: value for name, value in self.__dict__.items() if name not in cached} | {"_handle": None}
+        cached = {"_offsets", "_tokens", "_lengths", "_first_caption"}
+        return {name: value for name, value in vars(self).items() if name not in cached} | {"_handle": None}
 
     def _file(self) -> h5py.File:
-        """The file as opened by this process: a handle taken through a fork would be shared with the parent."""
+        """The file as opened by this process; a handle that came through a fork is the parent's."""
         if self._handle is None or self._handle[0] != os.getpid():
             self._handle = os.getpid(), self._open()
         return self._handle[1]
 
     def _open(self) -> h5py.File:
         if not self.path.exists():
-            raise UserError(f"no data file {self.path}; make it with: python preprocess.py --dataset {self.path.stem}")
+            command = f"python preprocess.py --dataset {self.path.stem}"
+            if self.path != Path("data", f"{self.path.stem}.h5"):
+                command = f"python preprocess.py --dataset NAME --output {self.path}"
+            raise UserError(f"no data file {self.path}; make it with: {command}")
         try:
-            file = h5py.File(self.path, "r", locking=False)  # it is never written in place, and some disks lack locks
+            file = h5py.File(self.path, "r", locking=False)  # never written in place; some disks lack locks
         except OSError as error:
             if h5py.is_hdf5(self.path):
                 raise self._unreadable("is damaged or cut short") from error
             raise self._unreadable("is not an HDF5 file") from error
-        found = file.attrs.get("format"), file.attrs.get("format_version"), bool(file.attrs.get("complete", False))
-        if found == (FORMAT, VERSION, True):
+        kind, version, complete = (file.attrs.get(name) for name in ("format", "format_version", "complete"))
+        if kind == FORMAT and version == VERSION and complete:
             return file
         file.close()
-        if found[0] != FORMAT:
+        if kind != FORMAT:
             raise self._unreadable(f"is an HDF5 file, but not one of {FORMAT}")
-        if found[1] != VERSION:
-            raise self._unreadable(f"has format version {found[1]}, and this program reads version {VERSION}")
+        if version != VERSION:
+            raise self._unreadable(f"has format version {version}, and this program reads version {VERSION}")
         raise self._unreadable("is incomplete: its making was interrupted")
 
     def _unreadable(self, what: str) -> UserError:

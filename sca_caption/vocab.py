@@ -1,6 +1,6 @@
 """Captions to words to ids and back: the tokenizer of references, and the vocabulary a model speaks.
 
-Needs spaCy only when text is tokenized (preprocessing and scoring), never to train from a prepared file or to caption.
+Needs spaCy only to tokenize text (preprocessing), never to train from a prepared file or to caption.
 """
 
 import functools
@@ -15,26 +15,27 @@ PAD, BOS, EOS, UNK = 0, 1, 2, 3
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
 TOKENIZER = "spacy-en lower-case, compounds whole, no punctuation"  # stored beside tokens: what made them
 
-_CLITICS = ("'", "n't")  # what a token that belongs to the word before it starts with
+CLITICS = frozenset(("'s", "'re", "'ll", "'ve", "'m", "'d", "n't"))  # written onto the word before them
 
 
 @functools.cache
 def _splitter():
-    """spaCy's rule-based English tokenizer (no model to download), except that it keeps "t-shirt" in one piece.
+    """spaCy's rule-based English tokenizer (no model to download), which here keeps "t-shirt" in one piece.
 
-    The reference tokens of BLEU and CIDEr (Penn Treebank) keep compounds whole, so a model that said "t shirt" would
-    be marked wrong twice.
+    BLEU and CIDEr read references in Penn Treebank tokens, where compounds are whole: a model that said
+    "t shirt" would be marked wrong twice.
     """
     try:
         import spacy
     except ImportError as error:
         raise UserError(
-            f"splitting captions into words needs spaCy, which cannot be imported ({error}); run: pip install spacy"
+            f"splitting captions into words needs spaCy, which is not importable ({error}); pip install spacy"
         ) from error
     from spacy.lang.char_classes import HYPHENS
 
     pipeline = spacy.blank("en")
-    infixes = [rule for rule in pipeline.Defaults.infixes if HYPHENS not in rule]
+    dashes = "|".join(mark for mark in HYPHENS.split("|") if mark != "-")
+    infixes = [rule.replace(HYPHENS, dashes) for rule in pipeline.Defaults.infixes]
     pipeline.tokenizer.infix_finditer = spacy.util.compile_infix_regex(infixes).finditer
     return pipeline.tokenizer
 
@@ -65,7 +66,7 @@ class Vocabulary:
         self._ids = {word: index for index, word in enumerate(self._words)}
         if len(self._ids) != len(self._words):
             repeated = next(word for word, count in Counter(self._words).items() if count > 1)
-            raise UserError(f"the vocabulary repeats the word {repeated!r}; each may stand once: preprocess again")
+            raise UserError(f"the vocabulary repeats {repeated!r}; every word stands once: preprocess again")
 
     @classmethod
     def build(cls, token_lists: Iterable[Sequence[str]], min_count: int = 5) -> "Vocabulary":
@@ -89,7 +90,7 @@ class Vocabulary:
         return [self._ids.get(token, UNK) for token in tokens]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The caption that `ids` spell, up to the first EOS, without PAD and BOS; "man 's" is written "man's"."""
+        """The caption that `ids` spell up to the first EOS, without PAD and BOS; "man 's" becomes "man's"."""
         text = ""
         for index in ids:
             if index == EOS:
@@ -97,7 +98,7 @@ class Vocabulary:
             if index in (PAD, BOS):
                 continue
             word = self._words[index]
-            text += word if not text or word.startswith(_CLITICS) else f" {word}"
+            text += word if not text or word in CLITICS else f" {word}"
         return text
 
     def __len__(self) -> int:

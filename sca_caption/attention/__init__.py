@@ -1,0 +1,1 @@
+"""Attention: SCA-CNN's conditioned channel and spatial attention."""

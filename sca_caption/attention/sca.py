@@ -1,0 +1,186 @@
+"""SCA-CNN's attention, conditioned on the LSTM's hidden state (Chen et al. 2017, arXiv 1611.05594, sections 3.2-3.4).
+
+Shapes: B rows (a row is one partial caption), C channels, m = H * W positions, d hidden size, k attention width.
+Both attentions end in a softmax, so the paper's last biases (b_i, b_i') shift every score alike and change nothing;
+they are left out.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from sca_caption.errors import choice
+
+MODES = ("S", "C", "S-C", "C-S")
+
+
+class ChannelAttention(nn.Module):
+    """beta = softmax_C(W_i tanh(W_c (x) v + b_c + W_hc h)) (eqs. 7-8), v the mean of each channel over its positions."""
+
+    def __init__(self, channels: int, hidden_size: int, width: int):
+        super().__init__()
+        self.channels = channels
+        self.visual = nn.Parameter(torch.empty(width))  # W_c
+        self.hidden = nn.Linear(hidden_size, width)  # W_hc, b_c
+        self.score = nn.Parameter(torch.empty(width))  # W_i
+        nn.init.normal_(self.visual, std=0.5)
+        nn.init.normal_(self.score, std=0.1 / math.sqrt(width))  # near-uniform weights at the start
+
+    def forward(self, features: Tensor, hidden: Tensor) -> Tensor:
+        """features (B, C, H, W), hidden (B, d) -> beta (B, C), each row summing to one."""
+        means = features.mean((2, 3))  # (B, C)
+        return channel_scores(means, self.visual, self.hidden(hidden), self.score).softmax(1)
+
+
+class SpatialAttention(nn.Module):
+    """alpha = softmax_m(W_i' tanh(V^T W_s + b_s + W_hs h)) (eqs. 5-6)."""
+
+    def __init__(self, channels: int, hidden_size: int, width: int):
+        super().__init__()
+        self.visual = nn.Linear(channels, width)  # W_s, b_s
+        self.hidden = nn.Linear(hidden_size, width, bias=False)  # W_hs
+        self.score = nn.Parameter(torch.empty(width))  # W_i'
+        nn.init.normal_(self.score, std=0.1 / math.sqrt(width))
+
+    def keys(self, features: Tensor) -> Tensor:
+        """V^T W_s + b_s of features (B, C, H, W): (B, m, k). Does not depend on the hidden state."""
+        return self.visual(features.flatten(2).transpose(1, 2))
+
+    def forward(self, keys: Tensor, hidden: Tensor) -> Tensor:
+        """keys (B, m, k), hidden (B, d) -> alpha (B, m), each row summing to one."""
+        return (torch.tanh(keys + self.hidden(hidden).unsqueeze(1)) @ self.score).softmax(1)
+
+
+class ConditionedAttention(nn.Module):
+    """One attended layer in one of the paper's forms: "S", "C", "S-C" or "C-S" (section 3.4)."""
+
+    def __init__(self, channels: int, hidden_size: int, width: int, mode: str = "C-S"):
+        super().__init__()
+        self.mode = choice(mode, MODES, "attention")
+        self.channel = ChannelAttention(channels, hidden_size, width) if "C" in mode else None
+        self.spatial = SpatialAttention(channels, hidden_size, width) if "S" in mode else None
+
+    def prepare(self, features: Tensor) -> Tensor | None:
+        """What can be computed once an image: the spatial keys (B, m, k), where spatial attention reads V itself."""
+        return self.spatial.keys(features) if self.mode in ("S", "S-C") else None
+
+    def weights(self, features: Tensor, hidden: Tensor, keys: Tensor | None = None):
+        """beta (B, C) and alpha (B, m) for features (B, C, H, W) and hidden (B, d); None for an attention left out."""
+        beta = alpha = None
+        if self.mode == "C-S":
+            beta = self.channel(features, hidden)
+            alpha = self.spatial(self.spatial.keys(scale_channels(features, beta)), hidden)
+        elif self.mode == "C":
+            beta = self.channel(features, hidden)
+        else:
+            alpha = self.spatial(self.spatial.keys(features) if keys is None else keys, hidden)
+            if self.mode == "S-C":
+                beta = self.channel(scale_positions(features, alpha), hidden)
+        return beta, alpha
+
+    def forward(self, features: Tensor, hidden: Tensor, keys: Tensor | None = None):
+        """The attended map X = V * beta * C * alpha * m, of V's shape and scale; with beta and alpha."""
+        beta, alpha = self.weights(features, hidden, keys)
+        return modulate(features, beta, alpha), beta, alpha
+
+
+def scale_channels(features: Tensor, beta: Tensor) -> Tensor:
+    """V * beta * C: (B, C, H, W), beta (B, C)."""
+    return features * (beta * beta.shape[1])[:, :, None, None]
+
+
+def scale_positions(features: Tensor, alpha: Tensor) -> Tensor:
+    """V * alpha * m: (B, C, H, W), alpha (B, m)."""
+    rows, _, height, width = features.shape
+    return features * (alpha * alpha.shape[1]).view(rows, 1, height, width)
+
+
+def modulate(features: Tensor, beta: Tensor | None, alpha: Tensor | None) -> Tensor:
+    """V * beta * C * alpha * m; the factors C and m keep the scale that the layers above were trained on."""
+    if beta is not None:
+        features = scale_channels(features, beta)
+    if alpha is not None:
+        features = scale_positions(features, alpha)
+    return features
+
+
+def pool_modulated(features: Tensor, beta: Tensor | None, alpha: Tensor | None) -> Tensor:
+    """Average pool of `modulate(features, beta, alpha)` without making the modulated map: (B, C)."""
+    if alpha is None:
+        pooled = features.mean((2, 3))
+    else:
+        pooled = torch.bmm(alpha.unsqueeze(1), features.flatten(2).transpose(1, 2)).squeeze(1)
+    return pooled if beta is None else pooled * beta * beta.shape[1]
+
+
+# ---- channel scores without the (B, C, k) tensor ---------------------------------------------------------------------
+
+
+def channel_scores(means: Tensor, visual: Tensor, hidden: Tensor, score: Tensor, tolerance: float = 1e-7) -> Tensor:
+    """g(v) = sum_j score_j tanh(visual_j v + hidden_j) at every channel mean v.
+
+    means (B, C), visual (k,), hidden (B, k), score (k,) -> (B, C).
+
+    For one row, g is an analytic function of the single number v. It is evaluated at N Chebyshev nodes of the row's
+    range [min v, max v] and interpolated: N k tanh instead of C k. The nearest pole of tanh(w v + u) lies pi / (2 |w|)
+    off the real line, so with r = pi / (2 max|w| half-range) and rho = r + sqrt(1 + r^2) the error falls at least as
+    rho^-N (Trefethen, Approximation Theory and Approximation Practice, theorem 8.2). N is chosen from that bound; where
+    it would not be far below C, the plain formula is used.
+    """
+    with torch.no_grad():
+        low, high = means.amin(1, keepdim=True), means.amax(1, keepdim=True)  # (B, 1)
+        centre, half = (low + high) / 2, ((high - low) / 2).clamp_min(1e-6)
+        steepest = (half.max() * visual.abs().max()).item()
+    nodes = chebyshev_nodes_needed(steepest, tolerance)
+    if nodes > means.shape[1] // 2:
+        return plain_channel_scores(means, visual, hidden, score)
+    angles = (torch.arange(nodes, dtype=torch.float64) + 0.5) * (math.pi / nodes)
+    x = torch.cos(angles).to(means)  # (N,)
+    values = plain_channel_scores(centre + half * x, visual, hidden, score)  # (B, N)
+    # Discrete cosine transform: values at the nodes -> Chebyshev coefficients.
+    transform = torch.cos(torch.arange(nodes, dtype=torch.float64)[:, None] * angles) * (2 / nodes)
+    transform[0] /= 2
+    coefficients = values @ transform.to(means).T  # (B, N)
+    return ChebyshevSeries.apply(((means - centre) / half).clamp(-1, 1), coefficients)
+
+
+def plain_channel_scores(means: Tensor, visual: Tensor, hidden: Tensor, score: Tensor) -> Tensor:
+    """The same as `channel_scores`, term by term as the paper writes it, through a (B, C, k) tensor."""
+    return torch.tanh(means[:, :, None] * visual + hidden[:, None, :]) @ score
+
+
+def chebyshev_nodes_needed(steepness: float, tolerance: float) -> int:
+    """Nodes for a relative error under `tolerance`, given steepness = max|w| * half-range; see `channel_scores`."""
+    ratio = math.pi / 2 / max(steepness, 1e-12)
+    rho = ratio + math.sqrt(1 + ratio * ratio)
+    # g grows without bound only at rho itself; on the smaller ellipse rho^(3/4) a small constant bounds it.
+    return max(8, math.ceil(-math.log(tolerance) / (0.75 * math.log(rho)))) if rho > 1.0001 else 10**9
+
+
+class ChebyshevSeries(torch.autograd.Function):
+    """y = sum_n coefficients_n T_n(x) for x in [-1, 1]: x (B, C), coefficients (B, N) -> (B, C), by Clenshaw."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, coefficients: Tensor) -> Tensor:
+        ctx.save_for_backward(x, coefficients)
+        ahead, further = torch.zeros_like(x), torch.zeros_like(x)
+        for c in reversed(coefficients.unbind(1)[1:]):
+            ahead, further = torch.addcmul(c[:, None] - further, x, ahead, value=2), ahead
+        return torch.addcmul(coefficients[:, :1] - further, x, ahead)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        x, coefficients = ctx.saved_tensors
+        count = coefficients.shape[1]
+        # T_n for the coefficients' gradient; T_n' = n U_{n-1} for x's. Both kinds share the recurrence.
+        first, first_next = torch.ones_like(x), x  # T_n, T_{n+1}
+        second, second_before = torch.zeros_like(x), -torch.ones_like(x)  # U_{n-1}, U_{n-2}
+        slope = torch.zeros_like(x)
+        grad_coefficients = []
+        for n in range(count):
+            grad_coefficients.append((grad * first).sum(1))
+            slope = torch.addcmul(slope, second, n * coefficients[:, n : n + 1])
+            first, first_next = first_next, 2 * x * first_next - first
+            second, second_before = 2 * x * second - second_before, second
+        return grad * slope, torch.stack(grad_coefficients, 1)

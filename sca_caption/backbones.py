@@ -1,0 +1,259 @@
+"""Any torchvision CNN, cut at the layers that SCA-CNN attends (Chen et al. 2017, section 3.1).
+
+A CNN is traced once with torch.fx and cut at its attended layers V1, V2, ... into
+
+    trunk:      image -> V1          run once an image
+    segment i:  attended Vi -> Vi+1  run again at every word
+
+Values that a segment needs beside Vi (a residual shortcut that starts further down) travel along as `carried` tensors.
+Batch norms are kept in evaluation mode in captioning, so each one that follows a convolution is folded into it.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from sca_caption.errors import UserError, choice
+
+_VGG19 = ("features.31", "features.33", "features.35")  # conv5_2, conv5_3, conv5_4 after their ReLU
+_RESNET = ("layer4.2.relu", "layer4.2.relu_1", "layer4.2")  # res5c_branch2a, res5c_branch2b, res5c
+_BASIC = ("layer4.0", "layer4.1.relu", "layer4.1")
+
+# The layers to attend, lowest first; attending n layers takes the last n.
+ATTENDED: dict[str, tuple[str, ...]] = {
+    "vgg19": _VGG19,
+    "resnet18": _BASIC,
+    "resnet34": _BASIC,
+    "resnet50": _RESNET,
+    "resnet101": _RESNET,
+    "resnet152": _RESNET,
+    "mobilenet_v2": ("features.16", "features.17", "features.18"),
+}
+
+
+def attended_layers(backbone: str, layers: Sequence[str]) -> tuple[str, ...]:
+    """Resolve `--layers`: a count ("2") means the backbone's last attended layers, names are returned as they are.
+
+    Raises UserError for a count out of range or for a backbone that has no default layers.
+    """
+    if len(layers) != 1 or not layers[0].isdigit():
+        return tuple(layers)
+    count = int(layers[0])
+    if backbone not in ATTENDED:
+        raise UserError(
+            f"no default layers for backbone {backbone!r}; name them, lowest first, e.g. --layers layer3 layer4 "
+            f"(defaults exist for: {', '.join(sorted(ATTENDED))})"
+        )
+    defaults = ATTENDED[backbone]
+    if not 1 <= count <= len(defaults):
+        raise UserError(f"--layers {count} for {backbone}: choose 1 to {len(defaults)}, or name the layers")
+    return defaults[-count:]
+
+
+class Backbone(nn.Module):
+    """A torchvision CNN cut at `layers` (lowest first).
+
+    weights: a state dict in torchvision's layout for this network, or None for random initialisation.
+    `channels[i]` is the number of channels of attended layer i.
+    """
+
+    def __init__(self, name: str, layers: Sequence[str], weights: dict[str, Tensor] | None = None):
+        super().__init__()
+        self.name = name
+        model = _build(name).eval()
+        graph, nodes = _trace(model, name, layers)
+        if weights is not None:
+            _load(model, name, weights, {n.target for n in graph.nodes if n.op in ("call_module", "get_attr")})
+        self.network = fx.GraphModule(model, graph)  # holds the parameters, and only those that are used
+        _fold_batchnorms(self.network, nodes)
+        self.network.to(memory_format=torch.channels_last)  # 1x1 convolutions are matrix products in this layout
+        # In a plain list, so that parameters are registered once, under `network`.
+        self._segments = _cut(self.network, nodes)
+        with torch.no_grad():
+            maps = self.trunk(torch.zeros(1, 3, 96, 96))
+            channels = [maps[0].shape[1]]
+            for i in range(len(layers) - 1):
+                maps = self.segment(i, maps[0], maps[1:])
+                channels.append(maps[0].shape[1])
+        if maps[0].dim() != 4:
+            raise UserError(f"layer {layers[-1]!r} of {name} is not a feature map (it has no height and width)")
+        self.channels = tuple(channels)
+        self.layers = tuple(layers)
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """Batch norms that could not be folded, and dropout, stay in evaluation mode."""
+        return super().train(False)
+
+    def set_trainable(self, trainable: bool, first: str = "") -> None:
+        """Let the CNN learn, or freeze it; with `first`, what comes before that layer stays frozen.
+
+        Raises UserError when no parameter belongs to `first`.
+        """
+        self.requires_grad_(trainable)
+        below = []
+        for name, parameter in self.network.named_parameters():
+            if f"{name}.".startswith(f"{first}.") or not first:
+                break
+            below.append(parameter)
+        else:
+            raise UserError(f"--finetune-from {first!r}: {self.name} has no such layer; e.g. {name.rpartition('.')[0]}")
+        for parameter in below:
+            parameter.requires_grad_(False)
+
+    def trunk(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) normalised images -> V1 (B, C, h, w), then the carried tensors."""
+        return self._segments[0](images.contiguous(memory_format=torch.channels_last))
+
+    def segment(self, index: int, attended: Tensor, carried: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Attended V of layer `index` and its carried tensors -> V of the next layer, and that one's carried tensors."""
+        return self._segments[index + 1](attended, *carried)
+
+
+def pretrained_weights(name: str, file: str | Path | None = None) -> dict[str, Tensor]:
+    """ImageNet weights of a torchvision network: from `file` (.safetensors, .pth), else torchvision's download.
+
+    Raises UserError when the file cannot be read or the download fails; the message names --backbone-weights.
+    """
+    choice(name, _names(), "backbone")
+    if file is not None:
+        return read_state_dict(Path(file))
+    from sca_caption.torchvision_compat import torchvision
+
+    try:
+        return torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(progress=True)
+    except (OSError, RuntimeError, AttributeError) as error:
+        raise UserError(
+            f"ImageNet weights of {name} could not be downloaded ({_one_line(error)}); get them on another machine and "
+            f"pass --backbone-weights FILE (a torchvision state dict, .pth or .safetensors), or 'none' to start at random"
+        ) from error
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """A state dict from a .safetensors or a torch file, as float32. Never executes a pickle."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise UserError(f"no weights file {path}; give an existing .safetensors or .pth file")
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, Exception) as error:
+        raise UserError(f"cannot read weights from {path} ({_one_line(error)}); give a state dict file") from error
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(f"{path} holds no state dict of tensors; save model.state_dict()")
+    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _names() -> list[str]:
+    from sca_caption.torchvision_compat import torchvision
+
+    return torchvision.models.list_models(module=torchvision.models)
+
+
+def _build(name: str) -> nn.Module:
+    from sca_caption.torchvision_compat import torchvision
+
+    choice(name, _names(), "backbone")
+    options = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    return torchvision.models.get_model(name, weights=None, **options)
+
+
+def _trace(model: nn.Module, name: str, layers: Sequence[str]) -> tuple[fx.Graph, list[fx.Node]]:
+    """The network's graph up to the last attended layer, and the attended nodes in it.
+
+    A layer is named as torchvision names nodes: a module ("layer4.2") means its output, "layer4.2.relu_1" one call in it.
+    """
+    from torchvision.models.feature_extraction import NodePathTracer
+
+    tracer = NodePathTracer()
+    graph = tracer.trace(model)
+    paths = dict(tracer.node_to_qualname.items())
+    nodes = []
+    for layer in layers:
+        matches = [node for node, path in paths.items() if path == layer or path.startswith(layer + ".")]
+        if not matches:
+            known = dict.fromkeys(_shorten(path) for path in paths.values())
+            raise UserError(f"{name} has no layer {layer!r}; its layers: {', '.join(known)}")
+        nodes.append(matches[-1])
+    order = list(graph.nodes)
+    positions = [order.index(node) for node in nodes]
+    if not nodes or positions != sorted(set(positions)):
+        raise UserError(f"layers must be different and lowest first; found: {' '.join(layers)}")
+    for node in reversed(order):  # what no attended layer needs: the head, and branches that only it reads
+        if not node.users and node is not nodes[-1]:
+            graph.erase_node(node)
+    graph.output(nodes[-1])
+    return graph, nodes
+
+
+def _shorten(path: str) -> str:
+    return ".".join(path.split(".")[:2])
+
+
+def _load(model: nn.Module, name: str, weights: dict[str, Tensor], used: set[str]) -> None:
+    """Load a torchvision state dict; a head that is not used may be missing or have another number of classes."""
+    expected = model.state_dict()
+    needed = {key for key in expected if any(key == u or key.startswith(f"{u}.") for u in used)}
+    counters = {key for key in needed if key.endswith("num_batches_tracked")}
+    wrong = sorted(
+        key
+        for key in needed - counters
+        if key not in weights or tuple(weights[key].shape) != tuple(expected[key].shape)
+    )
+    if wrong:
+        raise UserError(
+            f"these weights do not fit {name}: {len(wrong)} of {len(needed)} tensors missing or of another shape, "
+            f"first {wrong[0]!r}; give a state dict of torchvision's {name}"
+        )
+    model.load_state_dict({key: weights[key] for key in needed if key in weights}, strict=False)
+
+
+def _fold_batchnorms(network: fx.GraphModule, keep: Sequence[fx.Node]) -> None:
+    """Fold each evaluation-mode batch norm into the convolution before it, which computes the same with one pass less."""
+    modules = dict(network.named_modules())
+    for node in list(network.graph.nodes):
+        if node.op != "call_module" or not isinstance(modules[node.target], nn.BatchNorm2d):
+            continue
+        conv = node.args[0]
+        follows = conv.op == "call_module" and isinstance(modules[conv.target], nn.Conv2d)
+        if not follows or len(conv.users) > 1 or conv in keep or node in keep:
+            continue
+        fused = fuse_conv_bn_eval(modules[conv.target], modules[node.target])
+        parent, _, child = conv.target.rpartition(".")
+        setattr(network.get_submodule(parent), child, fused)
+        node.replace_all_uses_with(conv)
+        network.graph.erase_node(node)
+    network.delete_all_unused_submodules()
+    network.recompile()
+
+
+def _cut(network: fx.GraphModule, attended: Sequence[fx.Node]) -> list[fx.GraphModule]:
+    """The trunk and the segments between attended nodes, as modules that share `network`'s parameters."""
+    order = [node for node in network.graph.nodes if node.op != "output"]
+    position = {node: i for i, node in enumerate(order)}
+    segments = []
+    inputs, start = [n for n in order if n.op == "placeholder"], 0
+    for node in attended:
+        end = position[node]
+        carried = [
+            n for n in order[:end] if any(position.get(user, -1) > end for user in n.users) and n.op != "get_attr"
+        ]
+        graph = fx.Graph()
+        copies = {n: graph.placeholder(n.name) for n in inputs}
+        for n in order[start : end + 1]:
+            if n not in copies:
+                copies[n] = graph.node_copy(n, copies.__getitem__)
+        graph.output(tuple(copies[n] for n in (node, *carried)))
+        segments.append(fx.GraphModule(network, graph))
+        inputs, start = [node, *carried], end + 1
+    return segments

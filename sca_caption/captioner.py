@@ -1,0 +1,189 @@
+"""SCA-CNN: an LSTM that attends, at every word, the channels and then the positions of a CNN's upper layers.
+
+Chen et al., "SCA-CNN: Spatial and Channel-wise Attention in Convolutional Networks for Image Captioning", CVPR 2017.
+
+Shapes: B images, N rows (partial captions; several rows may share an image), T words, W vocabulary size,
+C channels, m = H * W positions, d LSTM size, E embedding size.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sca_caption.attention.sca import ConditionedAttention, pool_modulated
+from sca_caption.backbones import Backbone
+from sca_caption.config import ModelConfig
+from sca_caption.images import MEAN, STD
+from sca_caption.vocab import BOS, EOS, PAD
+
+
+@dataclass
+class State:
+    """Where N partial captions stand. Image tensors are kept once an image; `image` says which one a row reads."""
+
+    maps: tuple[Tensor, ...]  # V1 (B, C, H, W) and the carried tensors, a row an image
+    keys: Tensor | None  # spatial keys of V1 (B, m, k), where they do not depend on the hidden state
+    image: Tensor  # (N,) indices into maps
+    hidden: Tensor  # (N, d)
+    cell: Tensor  # (N, d)
+    # Of the last step, one pair an attended layer: beta (N, C) or None, alpha (N, m) or None.
+    attention: tuple[tuple[Tensor | None, Tensor | None], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.hidden)
+
+    @property
+    def device(self) -> torch.device:
+        return self.hidden.device
+
+    def select(self, rows: Tensor | slice) -> "State":
+        """Keep, reorder or repeat rows."""
+        return replace(
+            self, image=self.image[rows], hidden=self.hidden[rows], cell=self.cell[rows], attention=()
+        )
+
+
+@dataclass
+class Batch:
+    """Images and all of their captions. `images` is (B, 3, S, S) uint8, or the trunk's features as a tuple."""
+
+    images: Tensor | tuple[Tensor, ...]
+    captions: Tensor  # (N, T) word ids, without BOS, with EOS, padded with PAD
+    image_index: Tensor  # (N,) which image a caption describes
+
+    def to(self, device: torch.device) -> "Batch":
+        images = self.images.to(device) if isinstance(self.images, Tensor) else tuple(x.to(device) for x in self.images)
+        return Batch(images, self.captions.to(device), self.image_index.to(device))
+
+
+class Captioner(nn.Module):
+    """The whole model. `config.layers` must hold layer names (see `backbones.attended_layers`).
+
+    backbone_weights: ImageNet weights in torchvision's layout, or None to start at random.
+    """
+
+    def __init__(self, config: ModelConfig, vocabulary_size: int, backbone_weights: dict[str, Tensor] | None = None):
+        super().__init__()
+        self.config = config
+        self.backbone = Backbone(config.backbone, config.layers, backbone_weights)
+        self.attention = nn.ModuleDict(
+            {
+                layer.replace(".", "_"): ConditionedAttention(
+                    channels, config.lstm_size, config.attention_width, config.attention
+                )
+                for layer, channels in zip(self.backbone.layers, self.backbone.channels, strict=True)
+            }
+        )
+        top, d, e = self.backbone.channels[-1], config.lstm_size, config.embedding_size
+        self.embedding = nn.Embedding(vocabulary_size, e, padding_idx=PAD)
+        self.initial_hidden = nn.Linear(top, d)
+        self.initial_cell = nn.Linear(top, d)
+        self.lstm = nn.LSTMCell(e + top, d)
+        self.hidden_to_word = nn.Linear(d, e)  # W_h
+        self.word = nn.Linear(e, vocabulary_size)  # W_o
+        self.dropout = nn.Dropout(config.dropout)
+        nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
+        nn.init.uniform_(self.word.weight, -0.1, 0.1)
+        nn.init.zeros_(self.word.bias)
+        if config.tie_embeddings:
+            self.word.weight = self.embedding.weight
+        # Not in the state dict: they belong to the pixels, not to what was learnt.
+        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+
+    def encode(self, images: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The run-once part: images (B, 3, S, S) uint8 -> V1 (B, C, H, W) and carried tensors.
+
+        Stored features (a tuple of such tensors) pass through, as float32.
+        """
+        if not isinstance(images, Tensor):
+            return tuple(x.float() for x in images)
+        return self.backbone.trunk((images / 255 - self.mean) / self.std)
+
+    def start(self, encoded: tuple[Tensor, ...]) -> State:
+        """The state before the first word, a row an image: h and c from the top feature without attention."""
+        maps = encoded
+        for i in range(len(self.attention) - 1):
+            maps = self.backbone.segment(i, maps[0], maps[1:])
+        top = self._normalise(maps[0].mean((2, 3)))  # (B, C)
+        rows = torch.arange(len(top), device=top.device)
+        first = next(iter(self.attention.values()))
+        return State(
+            encoded,
+            first.prepare(encoded[0]),
+            rows,
+            torch.tanh(self.initial_hidden(top)),
+            torch.tanh(self.initial_cell(top)),
+        )
+
+    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        """One word further: tokens (N,) are the words before -> logits (N, W), and the state after."""
+        maps = tuple(x.index_select(0, state.image) for x in state.maps)  # (N, C, H, W)
+        keys = None if state.keys is None else state.keys.index_select(0, state.image)
+        weights, last = [], len(self.attention) - 1
+        for i, attend in enumerate(self.attention.values()):
+            if i < last:
+                attended, beta, alpha = attend(maps[0], state.hidden, keys)
+                maps = self.backbone.segment(i, attended, maps[1:])
+            else:  # of the last attended map only the average is needed
+                beta, alpha = attend.weights(maps[0], state.hidden, keys)
+                pooled = self._normalise(pool_modulated(maps[0], beta, alpha))  # (N, C)
+            weights.append((beta, alpha))
+            keys = None
+        embedded = self.dropout(self.embedding(tokens))  # (N, E)
+        hidden, cell = self.lstm(torch.cat((embedded, pooled), 1), (state.hidden, state.cell))
+        logits = self.word(self.dropout(torch.tanh(self.hidden_to_word(hidden) + embedded)))
+        return logits, replace(state, hidden=hidden, cell=cell, attention=tuple(weights))
+
+    def loss(self, batch: Batch, label_smoothing: float = 0.0, doubly_stochastic: float = 0.0) -> Tensor:
+        """Mean cross-entropy a word (nats), with teacher forcing, over all captions of all images of the batch.
+
+        doubly_stochastic adds that weight times the mean of (1 - sum_t alpha_t)^2 (Xu et al. 2015, eq. 14).
+        """
+        lengths = (batch.captions != PAD).sum(1)
+        order = lengths.argsort(descending=True, stable=True)  # so that the rows still running are a prefix
+        captions = batch.captions[order]
+        running = (captions != PAD).sum(0).tolist()  # rows with a word at each t
+        inputs = F.pad(captions[:, :-1], (1, 0), value=BOS)
+        state = self.start(self.encode(batch.images))
+        state = state.select(batch.image_index[order])
+        logits, targets, alphas = [], [], []
+        for t, rows in enumerate(running):
+            if rows == 0:
+                break
+            if rows < len(state):
+                state = state.select(slice(rows))
+            step_logits, state = self.step(inputs[:rows, t], state)
+            logits.append(step_logits)
+            targets.append(captions[:rows, t])
+            alphas.append([alpha for _, alpha in state.attention if alpha is not None])
+        loss = F.cross_entropy(torch.cat(logits), torch.cat(targets), label_smoothing=label_smoothing)
+        if doubly_stochastic and alphas[0]:
+            loss = loss + doubly_stochastic * _attention_coverage(alphas)
+        return loss
+
+    def _normalise(self, pooled: Tensor) -> Tensor:
+        return F.normalize(pooled, dim=1) * self.config.pool_norm
+
+
+def _attention_coverage(alphas: list[list[Tensor]]) -> Tensor:
+    """Mean over captions, positions and layers of (1 - sum_t alpha_t)^2; later steps may have fewer rows."""
+    rows = len(alphas[0][0])
+    penalties = []
+    for layer in zip(*alphas, strict=True):
+        total = sum(F.pad(alpha, (0, 0, 0, rows - len(alpha))) for alpha in layer)
+        penalties.append((1 - total).square().mean())
+    return torch.stack(penalties).mean()
+
+
+def collate(examples: list[tuple[Tensor | tuple[Tensor, ...], list[list[int]]]]) -> Batch:
+    """[(image, captions without EOS), ...] -> Batch; every caption gets its EOS here."""
+    images = [image for image, _ in examples]
+    stacked = (
+        torch.stack(images) if isinstance(images[0], Tensor) else tuple(torch.stack(x) for x in zip(*images, strict=True))
+    )
+    captions = [torch.tensor([*words, EOS]) for _, several in examples for words in several]
+    index = torch.tensor([i for i, (_, several) in enumerate(examples) for _ in several])
+    return Batch(stacked, nn.utils.rnn.pad_sequence(captions, batch_first=True, padding_value=PAD), index)

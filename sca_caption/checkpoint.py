@@ -1,0 +1,114 @@
+"""Checkpoints: weights, config, vocabulary, image transform and metrics in one safetensors file.
+
+The format holds tensors and text, never code, so loading one from a stranger executes nothing. Files are memory-mapped.
+`best.pt` and `last.pt` of a training run and the model that ships are all of this kind. The text part is JSON:
+
+    format_version, config, words, transform, metrics, training (only in last.pt: where to resume)
+"""
+
+import dataclasses
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sca_caption import config as configs
+from sca_caption.captioner import Captioner
+from sca_caption.config import ModelConfig
+from sca_caption.errors import UserError
+from sca_caption.images import Transform
+from sca_caption.vocab import SPECIALS, Vocabulary
+
+FORMAT_VERSION = 1
+SHIPPED = Path(__file__).with_name("weights") / "flickr8k.safetensors"
+_MODEL, _EXTRA = "model.", "extra."
+
+
+@dataclass
+class Checkpoint:
+    """A captioner with all it needs to be used: `vocabulary`, `transform`, and how well it did (`metrics`)."""
+
+    model: Captioner
+    vocabulary: Vocabulary
+    transform: Transform
+    metrics: dict = field(default_factory=dict)
+    training: dict = field(default_factory=dict)  # JSON-able; what a resumed run needs beside `extra`
+    extra: dict[str, Tensor] = field(default_factory=dict)  # the optimizer's tensors
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.model.config
+
+
+def save(path: str | Path, checkpoint: Checkpoint, half: bool = False) -> None:
+    """Write atomically: a reader sees the old file or the new one. half: weights as float16, for a model that ships.
+
+    Raises UserError when the file cannot be written (full disk, no permission).
+    """
+    path = Path(path)
+    weights = checkpoint.model.state_dict()
+    if checkpoint.config.tie_embeddings:
+        del weights["word.weight"]  # the same tensor as embedding.weight
+    tensors = {_MODEL + k: (v.half() if half and v.is_floating_point() else v) for k, v in weights.items()}
+    tensors |= {_EXTRA + k: v for k, v in checkpoint.extra.items()}
+    text = {
+        "format_version": FORMAT_VERSION,
+        "config": dataclasses.asdict(checkpoint.config),
+        "words": list(checkpoint.vocabulary.words[len(SPECIALS) :]),
+        "transform": checkpoint.transform.to_dict(),
+        "metrics": checkpoint.metrics,
+        "training": checkpoint.training,
+    }
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        metadata = {"sca_caption": json.dumps(text, ensure_ascii=False)}
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write checkpoint {path} ({error}); free space or choose another --output") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: str | Path | None = None) -> Checkpoint:
+    """Read a checkpoint; None means the model that ships. The model is in evaluation mode.
+
+    Raises UserError for a missing file, one that is no checkpoint or cut short, and one of another format version.
+    """
+    path = Path(path) if path is not None else SHIPPED
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "no such file"
+        raise UserError(f"cannot load checkpoint {path}: {found}; train.py writes best.pt and last.pt in its --output")
+    try:
+        with safe_open(path, "pt") as file:
+            text = json.loads((file.metadata() or {}).get("sca_caption", "null"))
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is not a checkpoint of sca_caption, or it is damaged or cut short ({error}); copy or train it again"
+        ) from error
+    if text is None:
+        raise UserError(f"{path} is a safetensors file but not a checkpoint of sca_caption; give one that train.py wrote")
+    if text.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{path} has checkpoint format {text.get('format_version')}, this program reads {FORMAT_VERSION}; "
+            f"use the version of sca_caption that wrote it, or train again"
+        )
+    vocabulary = Vocabulary(text["words"])
+    model = Captioner(configs.from_dict(ModelConfig, text["config"]), len(vocabulary))
+    weights = {k.removeprefix(_MODEL): v.float() for k, v in tensors.items() if k.startswith(_MODEL)}
+    if model.config.tie_embeddings:
+        weights["word.weight"] = weights["embedding.weight"]
+    try:
+        model.load_state_dict(weights)
+    except (RuntimeError, KeyError) as error:
+        first = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: its weights do not fit its own config ({first}); copy or train it again") from error
+    extra = {k.removeprefix(_EXTRA): v for k, v in tensors.items() if k.startswith(_EXTRA)}
+    transform = Transform.from_dict(text["transform"])
+    return Checkpoint(model.eval(), vocabulary, transform, text["metrics"], text["training"], extra)

@@ -1,0 +1,17 @@
+"""Which device a program runs on."""
+
+import torch
+
+from sca_caption.errors import UserError
+
+
+def find_device(name: str = "auto") -> torch.device:
+    """`name` as a device; "auto" is the first GPU, or the CPU. Raises UserError for one that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"no device {name!r} here ({' '.join(str(error).split())[:120]}); use cpu or auto") from error
+    return device

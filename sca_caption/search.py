@@ -1,0 +1,28 @@
+"""How captions are searched for: the settings that captioning, evaluation and `decode` share, readable without torch."""
+
+from dataclasses import dataclass
+
+from sca_caption.config import require, setting
+
+BATCH_SIZE = 16  # images searched at once
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Search for captions. Raises UserError when a value makes no sense."""
+
+    beam_size: int = setting(5, "captions that grow side by side; 1: greedy, the fastest")
+    num_captions: int = setting(1, "captions an image, best first; at most the beam size")
+    max_length: int = setting(20, "most words in a caption")
+    length_penalty: float = setting(
+        0.7, "rank by log-probability / length^X; 0: as it is; more favours longer captions"
+    )
+    block_ngrams: int = setting(0, "never say the same N words in a row twice; 0: off")
+
+    def __post_init__(self):
+        for name in ("beam_size", "num_captions", "max_length"):
+            require(self, name, getattr(self, name) >= 1, "at least 1")
+        require(self, "block_ngrams", self.block_ngrams >= 0, "0 (off) or more")
+        require(self, "length_penalty", abs(self.length_penalty) <= 10, "from -10 to 10")
+        limit = f"at most --beam-size {self.beam_size}; ask for fewer captions or widen the beam"
+        require(self, "num_captions", self.num_captions <= self.beam_size, limit)

@@ -1,0 +1,180 @@
+"""Images on their way into the data file: brought to size by worker processes, written in bounded memory."""
+
+import collections
+import concurrent.futures
+import io
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+
+import h5py
+import numpy as np
+from PIL import Image
+
+from sca_caption.errors import UserError
+from sca_caption.images import ImageError, Transform, load, orientation
+
+BUFFER = 4 << 20  # bytes gathered before they are written to a dataset
+CHUNK = 256 << 10  # bytes of one HDF5 chunk of JPEG data: some twenty images
+AHEAD = 8  # images that each worker may be ahead of the writer
+BATCH = 32  # images encoded to features at once
+
+Encode = Callable[[np.ndarray], Sequence[np.ndarray]]  # uint8 (B, S, S, 3) -> arrays (B, ...)
+
+
+def prepare(
+    read: Callable[[], bytes], *, transform: Transform, encoding: str, quality: int
+) -> bytes | np.ndarray | tuple[str, str]:
+    """One image as it is stored: a JPEG's bytes or uint8 (S, S, 3); or why it cannot be: (kind, reason)."""
+    try:
+        data = read()
+        pixels = load(data, transform)
+    except FileNotFoundError as error:
+        return "missing", " ".join(str(error.strerror or error).split())
+    except ImageError as error:
+        return "damaged", error.reason
+    except OSError as error:
+        return "unreadable", " ".join(str(error.strerror or error).split())
+    if encoding != "jpeg":
+        return pixels
+    if is_finished(data, transform.size):
+        return data
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", quality=quality)
+    return stream.getvalue()
+
+
+def is_finished(data: bytes, size: int) -> bool:
+    """Whether `data` is an upright RGB JPEG of model size, which a second compression would only harm."""
+    with Image.open(io.BytesIO(data)) as image:
+        return (image.format, image.mode, image.size, orientation(image)) == ("JPEG", "RGB", (size, size), 1)
+
+
+def in_order(function: Callable, items: Iterable, workers: int | None = None) -> Iterator:
+    """map(function, items) in worker processes, at most AHEAD items each ahead of the caller.
+
+    workers: 1 calls `function` in this process; None is one a core. Raises UserError when a worker is killed.
+    """
+    workers = workers or usable_cores()
+    if workers == 1:
+        yield from map(function, items)
+        return
+    pool = concurrent.futures.ProcessPoolExecutor(workers, initializer=_follow_parent)
+    waiting: collections.deque[concurrent.futures.Future] = collections.deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) == workers * AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        raise UserError("a worker process was killed, mostly for want of memory; try --workers 1") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _follow_parent() -> None:
+    """In a worker: leave Ctrl-C to the parent, which then ends its workers; end when the parent is killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def end_with_parent():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+class Column:
+    """A dataset that grows, written in blocks of about BUFFER bytes."""
+
+    def __init__(self, group: h5py.Group, name: str, shape: tuple[int, ...], dtype: str, chunk: int):
+        self.dataset = group.create_dataset(
+            name, (0, *shape), dtype, maxshape=(None, *shape), chunks=(chunk, *shape)
+        )
+        self.rows: list[np.ndarray] = []
+        self.waiting = 0  # bytes
+
+    def add(self, rows: np.ndarray) -> None:
+        self.rows.append(rows)
+        self.waiting += rows.nbytes
+        if self.waiting >= BUFFER:
+            self.flush()
+
+    def flush(self) -> None:
+        if self.rows:
+            block = np.concatenate(self.rows)
+            start = len(self.dataset)
+            self.dataset.resize(start + len(block), axis=0)
+            self.dataset[start:] = block
+            self.rows, self.waiting = [], 0
+
+
+class Jpegs:
+    """images/data and images/offsets."""
+
+    def __init__(self, file: h5py.File):
+        self.group = file["images"]
+        self.data = Column(self.group, "data", (), "uint8", CHUNK)
+        self.offsets = [0]
+
+    def add(self, data: bytes) -> None:
+        self.data.add(np.frombuffer(data, np.uint8))
+        self.offsets.append(self.offsets[-1] + len(data))
+
+    def finish(self) -> None:
+        self.data.flush()
+        self.group["offsets"] = np.array(self.offsets, np.int64)
+
+
+class Pixels:
+    """images/pixels."""
+
+    def __init__(self, file: h5py.File, size: int):
+        self.pixels = Column(file["images"], "pixels", (size, size, 3), "uint8", 1)
+
+    def add(self, pixels: np.ndarray) -> None:
+        self.pixels.add(pixels[None])
+
+    def finish(self) -> None:
+        self.pixels.flush()
+
+
+class Features:
+    """features/0, features/1, ...: images are encoded BATCH at a time in this process."""
+
+    def __init__(self, file: h5py.File, encode: Encode, features_of: dict | None):
+        self.group, self.encode = file.create_group("features"), encode
+        self.group.attrs["features_of"] = json.dumps(features_of)
+        self.batch: list[np.ndarray] = []
+        self.columns: list[Column] = []
+
+    def add(self, pixels: np.ndarray) -> None:
+        self.batch.append(pixels)
+        if len(self.batch) == BATCH:
+            self._encode()
+
+    def finish(self) -> None:
+        if self.batch:
+            self._encode()
+        for column in self.columns:
+            column.flush()
+
+    def _encode(self) -> None:
+        arrays = [np.asarray(array, np.float16) for array in self.encode(np.stack(self.batch))]
+        if not self.columns:
+            self.columns = [
+                Column(self.group, str(k), array.shape[1:], "float16", 1) for k, array in enumerate(arrays)
+            ]
+        for column, array in zip(self.columns, arrays, strict=True):
+            column.add(array)
+        self.batch = []
