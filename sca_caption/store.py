@@ -126,7 +126,7 @@ class CaptionData:
     def references(self, index: int) -> list[str]:
         """The captions of image `index` as they were written."""
         texts = self._file()["captions/text"][self._caption_rows(index)]
-        return [text.decode("utf-8", "surrogateescape") for text in texts]
+        return [text.decode() for text in texts]
 
     def file_name(self, index: int) -> str:
         return self._images["file_name"][index].decode("utf-8", "surrogateescape")

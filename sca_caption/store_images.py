@@ -37,8 +37,8 @@ def prepare(
         return "missing", " ".join(str(error.strerror or error).split())
     except ImageError as error:
         return "damaged", error.reason
-    except OSError as error:
-        return "unreadable", " ".join(str(error.strerror or error).split())
+    except (OSError, ValueError) as error:  # ValueError: a name that cannot be a file's
+        return "unreadable", " ".join(str(getattr(error, "strerror", None) or error).split())
     if encoding != "jpeg":
         return pixels
     if is_finished(data, transform.size):
@@ -49,7 +49,12 @@ def prepare(
 
 
 def is_finished(data: bytes, size: int) -> bool:
-    """Whether `data` is an upright RGB JPEG of model size, which a second compression would only harm."""
+    """Whether `data` is an upright RGB JPEG of model size, which a second compression would only harm.
+
+    One byte a pixel is more than a JPEG of good quality needs: what is longer carries other things.
+    """
+    if len(data) > size * size:
+        return False
     with Image.open(io.BytesIO(data)) as image:
         return (image.format, image.mode, image.size, orientation(image)) == ("JPEG", "RGB", (size, size), 1)
 
@@ -170,7 +175,10 @@ class Features:
             column.flush()
 
     def _encode(self) -> None:
-        arrays = [np.asarray(array, np.float16) for array in self.encode(np.stack(self.batch))]
+        with np.errstate(over="ignore"):
+            arrays = [np.asarray(array, np.float16) for array in self.encode(np.stack(self.batch))]
+        if not all(np.isfinite(array).all() for array in arrays):
+            raise UserError("the features do not fit float16 (beyond 65504); take another backbone or layer")
         if not self.columns:
             self.columns = [
                 Column(self.group, str(k), array.shape[1:], "float16", 1) for k, array in enumerate(arrays)

@@ -156,7 +156,8 @@ def write(
                     )
         images.finish()
         _require_train(kept, len(source.records))
-        captions = _write_captions(file, kept, min_count)
+        problems = list(source.problems)
+        captions = _write_captions(file, kept, min_count, problems)
         _write_table(table, kept)
         file.attrs.update(
             source=source.description,
@@ -164,7 +165,7 @@ def write(
             encoding=encoding,
             min_count=min_count,
             tokenizer=TOKENIZER,
-            skipped=json.dumps([(name, reason) for name, _, reason in skipped] + list(source.problems)),
+            skipped=json.dumps([(name, reason) for name, _, reason in skipped] + problems),
         )
         file.flush()
         file.attrs["complete"] = True
@@ -176,7 +177,7 @@ def write(
         images={split: sum(record.split == split for record in kept) for split in SPLITS},
         min_count=min_count,
         skipped=skipped,
-        problems=list(source.problems),
+        problems=problems,
         bytes=path.stat().st_size,
         seconds=time.monotonic() - began,
         **captions,
@@ -205,7 +206,8 @@ def _require_train(records: Sequence[Record], listed: int) -> None:
         )
 
 
-def _write_table(group: h5py.Group, records: list) -> None:
+def _write_table(group: h5py.Group, records: Sequence[Record]) -> None:
+    """Write what images/ holds beside the images themselves."""
     ids = [record.image_id for record in records]
     group["image_id"] = np.array(range(len(ids)) if None in ids else ids, np.int64)
     group["split"] = np.array([SPLITS.index(record.split) for record in records], np.uint8)
@@ -213,17 +215,21 @@ def _write_table(group: h5py.Group, records: list) -> None:
     group.create_dataset("file_name", data=names, dtype=h5py.string_dtype())
 
 
-def _write_captions(file: h5py.File, records: list, min_count: int) -> dict:
-    """Write captions/ and the vocabulary; returns the Report's fields on them."""
+def _write_captions(
+    file: h5py.File, records: Sequence[Record], min_count: int, problems: list[tuple[str, str]]
+) -> dict:
+    """Write captions/ and the vocabulary; returns the Report's fields on them. Adds to `problems`."""
     texts: list[str] = []
     tokens: list[list[str]] = []
     image: list[int] = []
     for row, record in enumerate(tqdm(records, "captions", unit="img", disable=None)):
-        for caption in record.captions:
+        for caption in map(_storable, record.captions):
             if has_words(caption):
-                texts.append(" ".join(caption.replace("\0", " ").split()))
+                texts.append(caption)
                 tokens.append([sys.intern(token) for token in tokenize(caption)])
                 image.append(row)
+            else:
+                problems.append((record.file_name, "a caption without a word; left out"))
     split_of = [records[row].split for row in image]
     vocabulary = Vocabulary.build(
         (words for words, split in zip(tokens, split_of, strict=True) if split == "train"), min_count
@@ -244,8 +250,7 @@ def _write_captions(file: h5py.File, records: list, min_count: int) -> dict:
     group.create_dataset("tokens", data=ids, chunks=True, compression="gzip", compression_opts=1)
     group["length"] = length
     group["image"] = np.array(image, np.int32)
-    raw = [text.encode("utf-8", "replace") for text in texts]
-    group.create_dataset("text", data=raw, dtype=h5py.string_dtype())
+    group.create_dataset("text", data=texts, dtype=h5py.string_dtype())
     file.attrs["vocabulary"] = json.dumps(vocabulary.words[len(SPECIALS) :])
     return {
         "captions": {split: split_of.count(split) for split in SPLITS},
@@ -254,6 +259,11 @@ def _write_captions(file: h5py.File, records: list, min_count: int) -> dict:
         "longest": max(map(len, tokens)),
         "shortened": sum(len(words) > LONGEST for words in tokens),
     }
+
+
+def _storable(caption: str) -> str:
+    """White space collapsed; NUL, which ends HDF5's strings, and halves of surrogate pairs are taken out."""
+    return " ".join(caption.replace("\0", " ").encode("utf-8", "replace").decode().split())
 
 
 @contextlib.contextmanager
@@ -277,7 +287,8 @@ def _replacing(path: Path) -> Iterator[h5py.File]:
             raise
         raise _cannot_write(path, error) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def _remove_abandoned(path: Path) -> None:
@@ -287,8 +298,8 @@ def _remove_abandoned(path: Path) -> None:
     except ImportError:  # not a POSIX system
         return
     for partial in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-        with open(partial, "rb") as file, contextlib.suppress(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with contextlib.suppress(OSError), open(partial, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: it is being written
             partial.unlink()
 
 
