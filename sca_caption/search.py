@@ -1,4 +1,4 @@
-"""How captions are searched for: the settings that captioning, evaluation and `decode` share, readable without torch."""
+"""How captions are searched for: what captioning, evaluation and `decode` share, readable without torch."""
 
 from dataclasses import dataclass
 

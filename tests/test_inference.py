@@ -8,12 +8,15 @@ import torch
 
 from sca_caption import checkpoint, decode, images
 from sca_caption.errors import UserError
-from sca_caption.inference import Describer, Search
+from sca_caption.inference import Describer
+from sca_caption.search import SearchConfig
 
 
 @pytest.fixture(scope="module")
 def describer(tiny_checkpoint):
-    return Describer(tiny_checkpoint, search=Search(beam_size=3, num_captions=2, max_length=6), batch_size=3)
+    return Describer(
+        tiny_checkpoint, search=SearchConfig(beam_size=3, num_captions=2, max_length=6), batch_size=3
+    )
 
 
 def by_hand(path, loaded, **search):
@@ -118,7 +121,7 @@ def test_nothing_in_nothing_out(describer):
 )
 def test_settings_that_make_no_sense(options, message):
     with pytest.raises(UserError, match=message):
-        Search(**options)
+        SearchConfig(**options)
 
 
 def test_a_device_that_is_not_there(tiny_checkpoint):

@@ -11,11 +11,11 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import TextIO
 
 from sca_caption import __version__
 from sca_caption.config import add_flags, make
@@ -30,10 +30,11 @@ examples:
   python caption.py photos/ --output captions.json     # COCO results; .jsonl and .csv likewise
   python caption.py photo.jpg --num-captions 3         # three captions, a line each, best first
 
-Results files hold image_id, file_name, caption and score (log-probability / length^penalty). image_id is the
-number in the file name where every file has its own (COCO's names), else the position in the input, from 1.
-With --num-captions, JSON lists all of an image's under "captions", CSV gives each a row. Exit status: 0; 1
-when some of the images could not be read; 2 when none could, or for a mistake in the command.
+Results files hold image_id, file_name, caption and score (log-probability / length^X). image_id is the number
+that is the file's name where all have one (COCO's), else the position in the input, from 1. With
+--num-captions, JSON lists all captions of an image under "captions", and CSV gives each a row.
+
+Exit status: 0; 1 when some images could not be read; 2 when none could, or for a mistake in the command.
 """
 
 # Photographs of everyday scenes in the wheels of packages, which may or may not be installed.
@@ -88,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     ):  # spare the user the loading of the model
         return report_all(paths)
 
-    with ResultsFile(arguments.output, image_ids(paths)) if arguments.output else nullcontext() as output:
+    with results_file(arguments.output, image_ids(paths)) if arguments.output else nullcontext() as output:
         from sca_caption.inference import Describer
 
         describer = Describer(
@@ -136,7 +137,7 @@ def paths_of(arguments: argparse.Namespace, prog: str) -> list[Path]:
 
 
 def read_list(lines: bytes) -> list[str]:
-    """Paths, one a line (or separated by zero bytes, as `find -print0` does), in whatever encoding the disk has."""
+    """Paths, one a line or, as `find -print0` writes them, ended by zero bytes; in the disk's encoding."""
     separator = b"\0" if b"\0" in lines else b"\n"
     return [os.fsdecode(path) for line in lines.split(separator) if (path := line.rstrip(b"\r"))]
 
@@ -172,7 +173,7 @@ def report_all(paths: Sequence[Path]) -> int:
 
 
 def image_ids(paths: Sequence[Path]) -> list[int]:
-    """Numbers in the names (000000000139.jpg, COCO_val2014_000000000042.jpg) if all have one and no two the same."""
+    """The numbers that the names are (000139.jpg, COCO_val2014_000000000042.jpg) if all differ; or 1, 2..."""
     numbers = [int(match[1]) for path in paths if (match := COCO_NAME.fullmatch(path.stem))]
     if len(set(numbers)) == len(paths):
         return numbers
@@ -189,7 +190,7 @@ def one_line(text: object) -> str:
 
 
 def progress(total: int, quiet: bool) -> tuple["tqdm", Callable[[str], None]]:  # noqa: F821
-    """A bar on stderr where that is a terminal and many images wait, and how to write lines on stderr beside it."""
+    """A bar if stderr is a terminal and there are many images, and how to write lines on stderr beside it."""
     from tqdm import tqdm
 
     off = quiet or total <= BATCH_SIZE or not sys.stderr.isatty()
@@ -197,67 +198,58 @@ def progress(total: int, quiet: bool) -> tuple["tqdm", Callable[[str], None]]:  
     return bar, partial(print, file=sys.stderr) if off else partial(tqdm.write, file=sys.stderr)
 
 
-class ResultsFile:
-    """Captions in COCO's results format, written as they come to a temporary file that takes its name when complete.
+@contextmanager
+def results_file(path: Path, ids: Sequence[int]) -> Iterator["Results"]:
+    """Captions in COCO's results format, in a temporary file that takes the name of `path` when complete.
 
-    Raises UserError where the file cannot be written; nothing half-written stays behind.
+    Raises UserError where the file cannot be written; nothing half-written stays behind, and without captions
+    no file.
     """
+    if path.suffix.lower() not in (".json", ".jsonl", ".csv"):
+        raise UserError(f"--output {path}: unknown kind {path.suffix!r}; one of: .json, .jsonl, .csv")
+    if not path.parent.is_dir():
+        raise UserError(f"--output {path}: no folder {path.parent}; make it first")
+    if path.is_dir():
+        raise UserError(f"--output {path} is a folder; name a file")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        # A file name's bytes that are no UTF-8 come out as \\udcXX, which JSON reads back.
+        with open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
+            results = Results(file, path.suffix.lower(), ids)
+            yield results
+            file.write(results.end)
+        if results.count:
+            os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path} ({error.strerror}); free space or choose another --output"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
-    def __init__(self, path: Path, ids: Sequence[int]):
-        self.path, self.ids, self.format = path, ids, path.suffix.lower()
-        if self.format not in (".json", ".jsonl", ".csv"):
-            raise UserError(f"--output {path}: unknown kind {path.suffix!r}; one of: .json, .jsonl, .csv")
-        if not path.parent.is_dir():
-            raise UserError(f"--output {path}: no folder {path.parent}; make it first")
-        if path.is_dir():
-            raise UserError(f"--output {path} is a folder; name a file")
-        self.temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        self.count = 0
 
-    def __enter__(self) -> Self:
-        try:
-            # A file name's bytes that are no UTF-8 come out as \udcXX, which JSON reads back.
-            self.file = open(self.temporary, "w", encoding="utf-8", errors="backslashreplace", newline="\n")  # noqa: SIM115
-            if self.format == ".csv":
-                self.rows = csv.writer(self.file, lineterminator="\n")
-                self.rows.writerow(("image_id", "file_name", "caption", "score"))
-        except OSError as error:
-            raise self.unwritable(error) from error
-        return self
+class Results:
+    """Writes entries one by one, so that memory does not grow with their number."""
+
+    def __init__(self, file: TextIO, kind: str, ids: Sequence[int]):
+        self.file, self.ids, self.csv, self.count = file, ids, None, 0
+        self.start, self.between, self.end = ("[\n", ",\n", "\n]\n") if kind == ".json" else ("", "\n", "\n")
+        if kind == ".csv":
+            self.end, self.csv = "", csv.writer(file, lineterminator="\n")
+            self.csv.writerow(("image_id", "file_name", "caption", "score"))
 
     def write(self, index: int, path: Path, captions: Sequence) -> None:
         """Add the captions (best first) of the image at `index`."""
         entry = {"image_id": self.ids[index], "file_name": str(path)}
-        entries = [{"caption": caption.text, "score": round(caption.score, 4)} for caption in captions]
-        try:
-            if self.format == ".csv":
-                self.rows.writerows((*entry.values(), *each.values()) for each in entries)
-            else:
-                entry |= entries[0]
-                if len(entries) > 1:
-                    logs = ({"log_prob": round(caption.log_prob, 4)} for caption in captions)
-                    entry["captions"] = [each | log for each, log in zip(entries, logs, strict=True)]
-                line = json.dumps(entry, ensure_ascii=False)
-                before = "" if self.format == ".jsonl" else ",\n" if self.count else "[\n"
-                self.file.write(before + line + "\n" * (self.format == ".jsonl"))
-        except OSError as error:
-            raise self.unwritable(error) from error
+        found = [{"caption": caption.text, "score": round(caption.score, 4)} for caption in captions]
+        if self.csv:
+            self.csv.writerows((*entry.values(), *each.values()) for each in found)
+        else:
+            entry |= found[0]
+            if len(found) > 1:
+                logs = ({"log_prob": round(caption.log_prob, 4)} for caption in captions)
+                entry["captions"] = [each | log for each, log in zip(found, logs, strict=True)]
+            self.file.write(
+                (self.between if self.count else self.start) + json.dumps(entry, ensure_ascii=False)
+            )
         self.count += 1
-
-    def __exit__(self, kind, error, trace) -> None:
-        try:
-            if self.format == ".json":
-                self.file.write("\n]\n")
-            self.file.close()
-            if kind is None and self.count:
-                os.replace(self.temporary, self.path)
-        except OSError as problem:
-            if kind is None:
-                raise self.unwritable(problem) from problem
-        finally:
-            self.temporary.unlink(missing_ok=True)
-
-    def unwritable(self, error: OSError) -> UserError:
-        return UserError(
-            f"cannot write {self.path} ({error.strerror}); free space or choose another --output"
-        )
