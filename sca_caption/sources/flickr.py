@@ -119,6 +119,8 @@ def read_captions(found: Found, gathered: Gathered) -> None:
             gathered.problem(line[:80], f"not a caption line of {path}; left out")
         elif row[0].lower().endswith(IMAGE_SUFFIXES):
             gathered.add(*row)
+            if parse is pipe_row and line.count("|") < 2:
+                gathered.problem(f"{row[0]}#{row[1]}", "no bar between number and caption; read all the same")
         elif row[0] not in junk:  # Flickr8k.token.txt has 2258277193_586949ec62.jpg.1, five times
             junk.add(row[0])
             gathered.problem(row[0], "not the name of an image; left out with its captions")

@@ -13,7 +13,11 @@ from sca_caption.sources.records import SPLITS, Missing, Record
 def hash_split(names: Iterable[str], *, val: int, test: int) -> dict[str, str]:
     """Return name -> split, the same on every machine and for every listing order: the names are ordered by
     their SHA-256; the first `val` are val, the next `test` test, the rest train."""
-    ordered = sorted(set(names), key=lambda name: hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest())
+
+    def digest(name: str) -> bytes:
+        return hashlib.sha256(name.encode("utf-8", "surrogatepass")).digest()
+
+    ordered = sorted(set(names), key=digest)
     splits = ["val"] * val + ["test"] * test + ["train"] * max(0, len(ordered) - val - test)
     return dict(zip(ordered, splits, strict=False))
 

@@ -134,9 +134,11 @@ def csv_rows(text: str, path: str, gathered: Gathered) -> Iterator[Row]:
             raise UserError(f"{path}, line {line}: {error}; is a quote left open?") from error
         if row is None:
             break
-        item, lines, line = f"{path}, line {line}", reader.line_num - line, reader.line_num + 1
+        item, lines, line = f"{path}, line {line}", reader.line_num + 1 - line, reader.line_num + 1
         if lines > QUOTED_LINES:
             raise UserError(f"{item}: a quoted field runs over {lines} lines; close the quote, or double it")
+        if lines > 1:
+            gathered.problem(item, f"a quoted field runs over {lines} lines; they were joined")
         while len(row) > len(header) and not row[-1].strip():
             row.pop()
         extra = len(row) - len(header)
@@ -161,7 +163,9 @@ def json_rows(text: str, path: str, gathered: Gathered) -> Iterator[Row]:
         try:
             entry = {COLUMNS.get(key.strip().lower(), key): value for key, value in json.loads(line).items()}
             captions = [entry["caption"]] if isinstance(entry["caption"], str) else entry["caption"]
-            row = str(entry["image"]), ["".join(caption) for caption in captions], str(entry.get("split") or "")
+            if not all(isinstance(caption, str) for caption in captions):
+                raise TypeError("captions are strings")
+            row = str(entry["image"]), captions, str(entry.get("split") or "")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"lacks {error}" if isinstance(error, KeyError) else "not an object of image and caption"
             gathered.problem(f"{path}, line {number}", f"{reason}; left out")
