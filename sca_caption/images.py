@@ -199,7 +199,7 @@ def _opened(source: str | os.PathLike | bytes, name: str) -> Image.Image:
     except Image.UnidentifiedImageError as error:
         if head[4:8] == b"ftyp":
             raise ImageError(name, "a kind of file Pillow cannot open; convert it to JPEG") from error
-        raise ImageError(name, "not an image that Pillow knows; convert it to JPEG or PNG") from error
+        raise ImageError(name, "not an image, or damaged at its start; get it again or convert it") from error
 
 
 def _upright_rgb(image: Image.Image) -> Image.Image:

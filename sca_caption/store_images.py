@@ -51,9 +51,9 @@ def prepare(
 def is_finished(data: bytes, size: int) -> bool:
     """Whether `data` is an upright RGB JPEG of model size, which a second compression would only harm.
 
-    One byte a pixel is more than a JPEG of good quality needs: what is longer carries other things.
+    One byte a pixel and 4 kB are more than a JPEG of good quality needs: what is longer carries other things.
     """
-    if len(data) > size * size:
+    if len(data) > size * size + 4096:
         return False
     with Image.open(io.BytesIO(data)) as image:
         return (image.format, image.mode, image.size, orientation(image)) == ("JPEG", "RGB", (size, size), 1)

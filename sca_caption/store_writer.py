@@ -73,7 +73,7 @@ class Report:
             f"source      {self.source}",
             f"images      {_by_split(self.images)}; {size}x{size} {self.transform.mode}, {self.encoding}",
             f"captions    {_by_split(self.captions)}; the longest has {self.longest} words",
-            f"vocabulary  {self.vocabulary} words seen at least {self.min_count} times in train; share covered: "
+            f"vocabulary  {self.vocabulary} words seen at least {self.min_count} times in train; covered: "
             + ", ".join(f"{split} {share:.2%}" for split, share in self.coverage.items()),
         ]
         if self.shortened:

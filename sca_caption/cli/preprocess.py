@@ -149,7 +149,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def make_encoder(arguments: argparse.Namespace) -> dict:
-    """The trunk of the captioner that will be trained, as `encode` and `features_of` of store_writer.write."""
+    """The trunk of the captioner that will be trained, as store_writer.write takes it."""
     import torch
 
     from sca_caption.backbones import attended_layers, pretrained_weights

@@ -1,0 +1,94 @@
+"""Words, ids and the way back."""
+
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+from sca_caption.errors import UserError
+from sca_caption.vocab import BOS, EOS, PAD, SPECIALS, UNK, Vocabulary, has_words, tokenize
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("A dog runs .", "a dog runs"),
+        ("A man's t-shirt isn't red.", "a man 's t-shirt is n't red"),
+        ("a man 's hat", "a man 's hat"),  # as Flickr8k writes it
+        ("They’re 2-year-olds; can't swim!", "they 're 2-year-olds ca n't swim"),
+        ('"Quoted", (bracketed) & boys\' toys', "quoted bracketed boys toys"),
+        ("dogs/cats at 5:30pm -- o'clock", "dogs cats at 5:30pm o'clock"),
+        ("running—fast", "running fast"),
+        ("CAFE\u0301", "caf\u00e9"),
+        ("  \t\n", ""),
+        (" ... -- ' !", ""),
+        ("犬", "犬"),
+    ],
+)
+def test_tokenize(text, words):
+    assert tokenize(text) == words.split()
+    assert has_words(text) == bool(words)
+
+
+def test_build_orders_by_count_then_alphabet_and_cuts_rare_words():
+    captions = [["b", "a", "c"], ["b", "a", "<unk>"], ["d", "a", "b", "c"], ["a", "b", "<unk>"]]
+    vocabulary = Vocabulary.build(captions, min_count=2)
+    assert vocabulary.words == ("<pad>", "<bos>", "<eos>", "<unk>", "a", "b", "c")
+    assert len(vocabulary) == 7
+    assert "c" in vocabulary
+    assert "d" not in vocabulary
+
+
+def test_encode_and_decode_are_inverse_and_unknown_words_become_unk():
+    text = "a man's dogs don't swim and they'd see it"
+    vocabulary = Vocabulary.build([tokenize(text)], min_count=1)
+    ids = vocabulary.encode(tokenize(text))
+    assert vocabulary.decode(ids) == text
+    assert min(ids) == len(SPECIALS)
+    assert vocabulary.encode(["man", "zebra"])[1] == UNK
+
+
+def test_decode_stops_at_eos_and_skips_pad_and_bos():
+    vocabulary = Vocabulary(["'s", "dog", "'70s"])
+    assert vocabulary.decode([BOS, PAD, 5, 5, EOS, 5, PAD]) == "dog dog"
+    assert vocabulary.decode([4, 5]) == "'s dog"  # nothing before it to be written onto
+    assert vocabulary.decode([5, 6]) == "dog '70s"  # an apostrophe alone makes no clitic
+    assert vocabulary.decode([]) == ""
+
+
+def test_specials_have_their_ids():
+    assert [Vocabulary([]).words[i] for i in (PAD, BOS, EOS, UNK)] == ["<pad>", "<bos>", "<eos>", "<unk>"]
+
+
+def test_equality_and_fingerprint_depend_on_words_and_their_order():
+    one, same, other = Vocabulary(["a", "b"]), Vocabulary(("a", "b")), Vocabulary(["b", "a"])
+    assert one == same == pickle.loads(pickle.dumps(one))
+    assert one.fingerprint == same.fingerprint
+    assert one != other
+    assert one.fingerprint != other.fingerprint
+
+
+@pytest.mark.parametrize("words", [["a", "b", "a"], ["<eos>"]])
+def test_repeated_words_are_refused(words):
+    with pytest.raises(UserError, match="repeats"):
+        Vocabulary(words)
+
+
+WITHOUT_SPACY = """
+import sys
+sys.modules["spacy"] = sys.modules["nltk"] = sys.modules["pycocoevalcap"] = None
+import sca_caption.store, sca_caption.images
+from sca_caption.vocab import Vocabulary, tokenize
+assert Vocabulary(["dog"]).decode([4]) == "dog"
+try:
+    tokenize("a dog")
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+def test_reading_needs_no_spacy_and_tokenizing_says_what_to_install():
+    run = subprocess.run([sys.executable, "-c", WITHOUT_SPACY], capture_output=True, text=True, check=True)
+    assert run.stdout.startswith("UserError splitting captions into words needs spaCy")
+    assert run.stdout.rstrip().endswith("pip install spacy")
