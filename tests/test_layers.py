@@ -9,7 +9,7 @@ import pytest
 PACKAGE = "sca_caption"
 ROOT = Path(__file__).parent.parent
 
-# A module may import those of lower layers, and of its own where that makes no circle. A folder is one module.
+# A module may import lower layers, and its own where that makes no circle. A folder is one module.
 LAYERS = {
     0: "__init__ attention config decode devices errors images java_metrics metrics ptb search "
     "torchvision_compat vocab",
