@@ -116,7 +116,7 @@ class Tree:
                 if not self._foreign(path):
                     self._open_zip(Path(entry.path), path)
             else:
-                if lower.endswith(OTHER_ARCHIVES):
+                if lower.endswith(OTHER_ARCHIVES) and self.name in path.lower():
                     self.packed.append(path)
                 self.entries[folded(entry.name)].append((path, DiskFile(entry.path)))
 
