@@ -283,10 +283,15 @@ def test_version(capsys):
     assert capsys.readouterr().out.split()[-1] == __version__
 
 
-def python(*arguments):
+def python(*arguments, stdout=subprocess.PIPE):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -314,3 +319,11 @@ def test_the_program_as_users_start_it(tiny_checkpoint, photos, expected):
     assert (done.returncode, done.stdout) == (0, f"{expected(photos[:1])[0][0].text}\n")
     needless = {"spacy", "nltk", "pycocoevalcap", "matplotlib", "h5py", "tensorboard", "skimage", "sklearn"}
     assert not needless & set(done.stderr.split())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_standard_output_on_a_full_disk(tiny_checkpoint, photos):
+    with open("/dev/full", "w") as full:
+        done = python("caption.py", str(photos[0]), "--checkpoint", str(tiny_checkpoint), stdout=full)
+    message = "error: cannot write to standard output (No space left on device); free space\n"
+    assert (done.returncode, done.stderr) == (2, message)

@@ -104,7 +104,7 @@ def main(argv: list[str] | None = None) -> int:
                 output.write(index, result.item, result.captions)
             else:
                 start = "" if single else f"{one_line(result.item)}\t"
-                print("\n".join(start + caption.text for caption in result.captions), flush=True)
+                show("\n".join(start + caption.text for caption in result.captions))
             bar.update()
         bar.close()
     if output and failed < len(paths):
@@ -187,6 +187,17 @@ def one_line(text: object) -> str:
     )
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def show(text: str) -> None:
+    """Print at once, for whoever reads along. Raises UserError where stdout goes to a full disk."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again as it exits
+        raise UserError(f"cannot write to standard output ({error.strerror}); free space") from error
 
 
 def progress(total: int, quiet: bool) -> tuple["tqdm", Callable[[str], None]]:  # noqa: F821
