@@ -36,9 +36,7 @@ def quadrants(side: int = 32) -> Image.Image:
 def corners(image: Image.Image) -> list[tuple[int, ...]]:
     """Colours at the centres of the four quarters: above left and right, below left and right."""
     width, height = image.size
-    return [
-        image.getpixel((x * width // 4, y * height // 4)) for y in (1, 3) for x in (1, 3)
-    ]
+    return [image.getpixel((x * width // 4, y * height // 4)) for y in (1, 3) for x in (1, 3)]
 
 
 def close(found, wanted, tolerance: int = 12) -> bool:
