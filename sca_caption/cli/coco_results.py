@@ -22,8 +22,13 @@ class ReferenceImage:
 
 
 def read_predictions(path: Path) -> list[dict]:
-    """A results file: [{"image_id", "caption", perhaps "file_name"}, ...]. Raises UserError."""
+    """A results file: [{"image_id", "caption", perhaps "file_name"}, ...], or what evaluate.py --output wrote.
+
+    Raises UserError.
+    """
     entries = read_json(path)
+    if isinstance(entries, dict) and {"metrics", "images"} <= set(entries):
+        entries = entries["images"]
     expected = '[{"image_id": 42, "caption": "a dog runs"}, ...]'
     if not isinstance(entries, list):
         raise UserError(f"{path} is not a COCO results file: {expected}; found {kind_of(entries)}")

@@ -77,8 +77,8 @@ def main(argv: list[str] | None = None) -> int:
         scored, provenance = captioned(arguments, search)
     keys = range(len(scored))
     scores = evaluate(
-        dict(zip(keys, (caption for _, caption in scored), strict=True)),
-        dict(zip(keys, (image.references for image, _ in scored), strict=True)),
+        {key: scored[key][1] for key in keys},
+        {key: scored[key][0].references for key in keys},
         with_spice=arguments.spice,
     )
     if arguments.output:
@@ -226,17 +226,26 @@ def results(scored: Sequence[tuple[ReferenceImage, str]], scores: Scores, proven
             "file_name": image.file_name,
             "caption": caption,
             "references": list(image.references),
-            "scores": {name: round(score, 4) for name, score in scores.images[key].items()},
+            "scores": rounded(scores.images[key]),
         }
         for key, (image, caption) in enumerate(scored)
     ]
     return {
-        "metrics": scores.metrics,
-        "confidence": scores.confidence,
+        "metrics": rounded(scores.metrics),
+        "confidence": rounded(scores.confidence),
         "missing": scores.missing,
         "provenance": {**provenance, "sca_caption": __version__},
         "images": images,
     }
+
+
+def rounded(numbers):
+    """Numbers, in whatever dicts and tuples, to four decimals."""
+    if isinstance(numbers, dict):
+        return {name: rounded(each) for name, each in numbers.items()}
+    if isinstance(numbers, tuple):
+        return [rounded(each) for each in numbers]
+    return numbers if numbers is None else round(numbers, 4)
 
 
 def write(path: Path, content: dict) -> None:
