@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sca_caption.attention.sca import ConditionedAttention, pool_modulated
+from sca_caption.attention.sca import ConditionedAttention, mean_over_positions, pool_modulated
 from sca_caption.backbones import Backbone
 from sca_caption.config import ModelConfig
 from sca_caption.images import MEAN, STD
@@ -107,7 +107,7 @@ class Captioner(nn.Module):
         maps = encoded
         for i in range(len(self.attention) - 1):
             maps = self.backbone.segment(i, maps[0], maps[1:])
-        top = self._normalise(maps[0].mean((2, 3)))  # (B, C)
+        top = self._normalise(mean_over_positions(maps[0]))  # (B, C)
         rows = torch.arange(len(top), device=top.device)
         first = next(iter(self.attention.values()))
         return State(
@@ -120,7 +120,7 @@ class Captioner(nn.Module):
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """One word further: tokens (N,) are the words before -> logits (N, W), and the state after."""
-        maps = tuple(x.index_select(0, state.image) for x in state.maps)  # (N, C, H, W)
+        maps = tuple(rows_of(x, state.image) for x in state.maps)  # (N, C, H, W)
         keys = None if state.keys is None else state.keys.index_select(0, state.image)
         weights, last = [], len(self.attention) - 1
         for i, attend in enumerate(self.attention.values()):
@@ -166,6 +166,13 @@ class Captioner(nn.Module):
 
     def _normalise(self, pooled: Tensor) -> Tensor:
         return F.normalize(pooled, dim=1) * self.config.pool_norm
+
+
+def rows_of(maps: Tensor, index: Tensor) -> Tensor:
+    """maps[index], kept in the channels-last layout that 1x1 convolutions and attention are fast in."""
+    if maps.dim() != 4:
+        return maps.index_select(0, index)
+    return maps.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
 
 
 def _attention_coverage(alphas: list[list[Tensor]]) -> Tensor:

@@ -29,7 +29,7 @@ class ChannelAttention(nn.Module):
 
     def forward(self, features: Tensor, hidden: Tensor) -> Tensor:
         """features (B, C, H, W), hidden (B, d) -> beta (B, C), each row summing to one."""
-        means = features.mean((2, 3))  # (B, C)
+        means = mean_over_positions(features)  # (B, C)
         return channel_scores(means, self.visual, self.hidden(hidden), self.score).softmax(1)
 
 
@@ -85,6 +85,11 @@ class ConditionedAttention(nn.Module):
         return modulate(features, beta, alpha), beta, alpha
 
 
+def mean_over_positions(features: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, C)."""
+    return features.flatten(2).mean(2)
+
+
 def scale_channels(features: Tensor, beta: Tensor) -> Tensor:
     """V * beta * C: (B, C, H, W), beta (B, C)."""
     return features * (beta * beta.shape[1])[:, :, None, None]
@@ -108,7 +113,7 @@ def modulate(features: Tensor, beta: Tensor | None, alpha: Tensor | None) -> Ten
 def pool_modulated(features: Tensor, beta: Tensor | None, alpha: Tensor | None) -> Tensor:
     """Average pool of `modulate(features, beta, alpha)` without making the modulated map: (B, C)."""
     if alpha is None:
-        pooled = features.mean((2, 3))
+        pooled = mean_over_positions(features)
     else:
         pooled = torch.bmm(alpha.unsqueeze(1), features.flatten(2).transpose(1, 2)).squeeze(1)
     return pooled if beta is None else pooled * beta * beta.shape[1]
@@ -117,7 +122,7 @@ def pool_modulated(features: Tensor, beta: Tensor | None, alpha: Tensor | None) 
 # ---- channel scores without the (B, C, k) tensor ---------------------------------------------------------------------
 
 
-def channel_scores(means: Tensor, visual: Tensor, hidden: Tensor, score: Tensor, tolerance: float = 1e-7) -> Tensor:
+def channel_scores(means: Tensor, visual: Tensor, hidden: Tensor, score: Tensor, tolerance: float = 1e-6) -> Tensor:
     """g(v) = sum_j score_j tanh(visual_j v + hidden_j) at every channel mean v.
 
     means (B, C), visual (k,), hidden (B, k), score (k,) -> (B, C).
@@ -159,28 +164,33 @@ def chebyshev_nodes_needed(steepness: float, tolerance: float) -> int:
 
 
 class ChebyshevSeries(torch.autograd.Function):
-    """y = sum_n coefficients_n T_n(x) for x in [-1, 1]: x (B, C), coefficients (B, N) -> (B, C), by Clenshaw."""
+    """y = sum_n coefficients_n T_n(x) for x in [-1, 1]: x (B, C), coefficients (B, N) -> (B, C)."""
 
     @staticmethod
     def forward(ctx, x: Tensor, coefficients: Tensor) -> Tensor:
         ctx.save_for_backward(x, coefficients)
-        ahead, further = torch.zeros_like(x), torch.zeros_like(x)
-        for c in reversed(coefficients.unbind(1)[1:]):
-            ahead, further = torch.addcmul(c[:, None] - further, x, ahead, value=2), ahead
-        return torch.addcmul(coefficients[:, :1] - further, x, ahead)
+        return clenshaw(x, coefficients)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, coefficients = ctx.saved_tensors
-        count = coefficients.shape[1]
-        # T_n for the coefficients' gradient; T_n' = n U_{n-1} for x's. Both kinds share the recurrence.
-        first, first_next = torch.ones_like(x), x  # T_n, T_{n+1}
-        second, second_before = torch.zeros_like(x), -torch.ones_like(x)  # U_{n-1}, U_{n-2}
-        slope = torch.zeros_like(x)
-        grad_coefficients = []
-        for n in range(count):
-            grad_coefficients.append((grad * first).sum(1))
-            slope = torch.addcmul(slope, second, n * coefficients[:, n : n + 1])
-            first, first_next = first_next, 2 * x * first_next - first
-            second, second_before = 2 * x * second - second_before, second
-        return grad * slope, torch.stack(grad_coefficients, 1)
+        # The derivative's coefficients: d_{n-1} = d_{n+1} + 2 n c_n, d_0 halved.
+        derivative = [torch.zeros_like(coefficients[:, 0])] * 2
+        for n in range(coefficients.shape[1] - 1, 0, -1):
+            derivative.append(derivative[-2] + 2 * n * coefficients[:, n])
+        slope = clenshaw(x, torch.stack([derivative[-1] / 2, *derivative[-2:1:-1]], 1))
+        # sum_c grad_c T_n(x_c) for every n, by T_{n+1} = 2 x T_n - T_{n-1}.
+        twice, now, after = 2 * x, grad, grad * x
+        sums = []
+        for _ in range(coefficients.shape[1]):
+            sums.append(now.sum(1))
+            now, after = after, torch.addcmul(now, twice, after, value=-1).neg_()
+        return grad * slope, torch.stack(sums, 1)
+
+
+def clenshaw(x: Tensor, coefficients: Tensor) -> Tensor:
+    """sum_n coefficients_n T_n(x), x (B, C), coefficients (B, N), by Clenshaw's recurrence."""
+    twice, ahead, further = 2 * x, torch.zeros_like(x), torch.zeros_like(x)
+    for c in reversed(coefficients.unbind(1)[1:]):
+        ahead, further = torch.addcmul(c[:, None] - further, twice, ahead), ahead
+    return torch.addcmul(coefficients[:, :1] - further, x, ahead)
