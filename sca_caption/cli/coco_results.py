@@ -22,7 +22,7 @@ class ReferenceImage:
 
 
 def read_predictions(path: Path) -> list[dict]:
-    """A results file: [{"image_id", "caption", perhaps "file_name"}, ...], or what evaluate.py --output wrote.
+    """A results file, [{"image_id", "caption", perhaps "file_name"}, ...], or evaluate.py's output.
 
     Raises UserError.
     """
