@@ -66,10 +66,14 @@ class Backbone(nn.Module):
         model = _build(name).eval()
         graph, nodes = _trace(model, name, layers)
         if weights is not None:
-            _load(model, name, weights, {n.target for n in graph.nodes if n.op in ("call_module", "get_attr")})
+            _load(
+                model, name, weights, {n.target for n in graph.nodes if n.op in ("call_module", "get_attr")}
+            )
         self.network = fx.GraphModule(model, graph)  # holds the parameters, and only those that are used
         _fold_batchnorms(self.network, nodes)
-        self.network.to(memory_format=torch.channels_last)  # 1x1 convolutions are matrix products in this layout
+        self.network.to(
+            memory_format=torch.channels_last
+        )  # 1x1 convolutions are matrix products in this layout
         # In a plain list, so that parameters are registered once, under `network`.
         self._segments = _cut(self.network, nodes)
         with torch.no_grad():
@@ -79,7 +83,9 @@ class Backbone(nn.Module):
                 maps = self.segment(i, maps[0], maps[1:])
                 channels.append(maps[0].shape[1])
         if maps[0].dim() != 4:
-            raise UserError(f"layer {layers[-1]!r} of {name} is not a feature map (it has no height and width)")
+            raise UserError(
+                f"layer {layers[-1]!r} of {name} is not a feature map (it has no height and width)"
+            )
         self.channels = tuple(channels)
         self.layers = tuple(layers)
 
@@ -99,7 +105,9 @@ class Backbone(nn.Module):
                 break
             below.append(parameter)
         else:
-            raise UserError(f"--finetune-from {first!r}: {self.name} has no such layer; e.g. {name.rpartition('.')[0]}")
+            raise UserError(
+                f"--finetune-from {first!r}: {self.name} has no such layer; e.g. {name.rpartition('.')[0]}"
+            )
         for parameter in below:
             parameter.requires_grad_(False)
 
@@ -144,7 +152,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, Exception) as error:
-        raise UserError(f"cannot read weights from {path} ({_one_line(error)}); give a state dict file") from error
+        raise UserError(
+            f"cannot read weights from {path} ({_one_line(error)}); give a state dict file"
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f"{path} holds no state dict of tensors; save model.state_dict()")
     return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
@@ -246,7 +256,9 @@ def _cut(network: fx.GraphModule, attended: Sequence[fx.Node]) -> list[fx.GraphM
     for node in attended:
         end = position[node]
         carried = [
-            n for n in order[:end] if any(position.get(user, -1) > end for user in n.users) and n.op != "get_attr"
+            n
+            for n in order[:end]
+            if any(position.get(user, -1) > end for user in n.users) and n.op != "get_attr"
         ]
         graph = fx.Graph()
         copies = {n: graph.placeholder(n.name) for n in inputs}

@@ -54,7 +54,11 @@ class Batch:
     image_index: Tensor  # (N,) which image a caption describes
 
     def to(self, device: torch.device) -> "Batch":
-        images = self.images.to(device) if isinstance(self.images, Tensor) else tuple(x.to(device) for x in self.images)
+        images = (
+            self.images.to(device)
+            if isinstance(self.images, Tensor)
+            else tuple(x.to(device) for x in self.images)
+        )
         return Batch(images, self.captions.to(device), self.image_index.to(device))
 
 
@@ -64,7 +68,9 @@ class Captioner(nn.Module):
     backbone_weights: ImageNet weights in torchvision's layout, or None to start at random.
     """
 
-    def __init__(self, config: ModelConfig, vocabulary_size: int, backbone_weights: dict[str, Tensor] | None = None):
+    def __init__(
+        self, config: ModelConfig, vocabulary_size: int, backbone_weights: dict[str, Tensor] | None = None
+    ):
         super().__init__()
         self.config = config
         self.backbone = Backbone(config.backbone, config.layers, backbone_weights)
@@ -189,7 +195,9 @@ def collate(examples: list[tuple[Tensor | tuple[Tensor, ...], list[list[int]]]])
     """[(image, captions without EOS), ...] -> Batch; every caption gets its EOS here."""
     images = [image for image, _ in examples]
     stacked = (
-        torch.stack(images) if isinstance(images[0], Tensor) else tuple(torch.stack(x) for x in zip(*images, strict=True))
+        torch.stack(images)
+        if isinstance(images[0], Tensor)
+        else tuple(torch.stack(x) for x in zip(*images, strict=True))
     )
     captions = [torch.tensor([*words, EOS]) for _, several in examples for words in several]
     index = torch.tensor([i for i, (_, several) in enumerate(examples) for _ in several])

@@ -70,7 +70,9 @@ def save(path: str | Path, checkpoint: Checkpoint, half: bool = False) -> None:
         save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write checkpoint {path} ({error}); free space or choose another --output") from error
+        raise UserError(
+            f"cannot write checkpoint {path} ({error}); free space or choose another --output"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -83,7 +85,9 @@ def load(path: str | Path | None = None) -> Checkpoint:
     path = Path(path) if path is not None else SHIPPED
     if not path.is_file():
         found = "a folder" if path.is_dir() else "no such file"
-        raise UserError(f"cannot load checkpoint {path}: {found}; train.py writes best.pt and last.pt in its --output")
+        raise UserError(
+            f"cannot load checkpoint {path}: {found}; train.py writes best.pt and last.pt in its --output"
+        )
     try:
         with safe_open(path, "pt") as file:
             text = json.loads((file.metadata() or {}).get("sca_caption", "null"))
@@ -93,7 +97,9 @@ def load(path: str | Path | None = None) -> Checkpoint:
             f"{path} is not a checkpoint of sca_caption, or it is damaged or cut short ({error}); copy or train it again"
         ) from error
     if text is None:
-        raise UserError(f"{path} is a safetensors file but not a checkpoint of sca_caption; give one that train.py wrote")
+        raise UserError(
+            f"{path} is a safetensors file but not a checkpoint of sca_caption; give one that train.py wrote"
+        )
     if text.get("format_version") != FORMAT_VERSION:
         raise UserError(
             f"{path} has checkpoint format {text.get('format_version')}, this program reads {FORMAT_VERSION}; "
@@ -108,7 +114,9 @@ def load(path: str | Path | None = None) -> Checkpoint:
         model.load_state_dict(weights)
     except (RuntimeError, KeyError) as error:
         first = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: its weights do not fit its own config ({first}); copy or train it again") from error
+        raise UserError(
+            f"{path}: its weights do not fit its own config ({first}); copy or train it again"
+        ) from error
     extra = {k.removeprefix(_EXTRA): v for k, v in tensors.items() if k.startswith(_EXTRA)}
     transform = Transform.from_dict(text["transform"])
     return Checkpoint(model.eval(), vocabulary, transform, text["metrics"], text["training"], extra)

@@ -18,7 +18,9 @@ class ModelConfig:
     """The captioner's architecture. `layers` holds resolved layer names by the time a model is built."""
 
     backbone: str = setting("mobilenet_v2", "CNN, any classification model of torchvision")
-    layers: tuple[str, ...] = setting(("2",), "attended layers: how many of the last ones, or names, lowest first")
+    layers: tuple[str, ...] = setting(
+        ("2",), "attended layers: how many of the last ones, or names, lowest first"
+    )
     attention: str = setting("C-S", "spatial, channel-wise, or both in this order", ("S", "C", "S-C", "C-S"))
     attention_width: int = setting(128, "k, width of the attention's hidden layer")
     embedding_size: int = setting(256, "size of word embeddings")
@@ -47,7 +49,9 @@ class TrainConfig:
     backbone_lr: float = setting(1e-4, "peak learning rate of the CNN")
     finetune_backbone_at: int = setting(2, "epoch (from 0) at which the CNN starts to learn; -1: never")
     finetune_from: str = setting("", "first layer of the CNN that learns then; those below stay frozen")
-    warmup: float = setting(0.05, "share of the steps in which the rate rises from 0; then it falls as a cosine")
+    warmup: float = setting(
+        0.05, "share of the steps in which the rate rises from 0; then it falls as a cosine"
+    )
     weight_decay: float = setting(0.01, "L2 penalty (adadelta) or decoupled decay (adamw)")
     clip: float = setting(1.0, "largest norm of the gradient; 0: not clipped")
     label_smoothing: float = setting(0.1, "share of the target spread over all words")
@@ -100,6 +104,13 @@ SHAPES = {"attention_width": 64, "embedding_size": 64, "lstm_size": 128, "epochs
 PRESETS: dict[str, dict] = {"default": {}, "paper": PAPER, "shapes": SHAPES}
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong with the flags in one line."""
+
+    def error(self, message: str):
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
 def add_flags(parser: argparse.ArgumentParser, *configs: type) -> None:
     """Add one flag for each field of the config classes. A flag that is not given leaves no trace in the namespace."""
     for config in configs:
@@ -110,9 +121,15 @@ def add_flags(parser: argparse.ArgumentParser, *configs: type) -> None:
             options = {"dest": f.name, "default": argparse.SUPPRESS}
             if f.type is bool:
                 shown = "on" if f.default else "off"
-                options |= {"action": argparse.BooleanOptionalAction, "help": f"{f.metadata['help']} (default: {shown})"}
+                options |= {
+                    "action": argparse.BooleanOptionalAction,
+                    "help": f"{f.metadata['help']} (default: {shown})",
+                }
             else:
-                options |= {"help": f"{f.metadata['help']} (default: {default})", "choices": f.metadata["choices"]}
+                options |= {
+                    "help": f"{f.metadata['help']} (default: {default})",
+                    "choices": f.metadata["choices"],
+                }
                 if isinstance(f.default, tuple):
                     options |= {"nargs": "+", "metavar": "LAYER"}
                 else:
@@ -134,5 +151,7 @@ def from_dict(config: type, values: dict):
     names = {f.name for f in dataclasses.fields(config)}
     unknown = sorted(set(values) - names)
     if unknown:
-        raise UserError(f"unknown settings {', '.join(unknown)}; written by a newer version? upgrade sca_caption")
+        raise UserError(
+            f"unknown settings {', '.join(unknown)}; written by a newer version? upgrade sca_caption"
+        )
     return config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

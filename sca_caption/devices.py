@@ -13,5 +13,7 @@ def find_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"no device {name!r} here ({' '.join(str(error).split())[:120]}); use cpu or auto") from error
+        raise UserError(
+            f"no device {name!r} here ({' '.join(str(error).split())[:120]}); use cpu or auto"
+        ) from error
     return device

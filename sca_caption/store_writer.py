@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import functools
 import glob
+import io
 import json
 import os
 import shutil
@@ -275,10 +276,10 @@ def _replacing(path: Path) -> Iterator[h5py.File]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(path)
-        with h5py.File(partial, "w", libver=("earliest", "v110")) as file:  # HDF5 of 2017 can read it
-            yield file
-        with open(partial, "rb") as finished:
-            os.fsync(finished.fileno())  # a power cut must not leave a name without its bytes
+        with _Output(partial) as output:
+            with h5py.File(output, "w", libver=("earliest", "v110")) as file:  # HDF5 of 2017 can read it
+                yield file
+            os.fsync(output.fileno())  # a power cut must not leave a name without its bytes
         os.replace(partial, path)
     except OSError as error:
         raise _cannot_write(path, error) from error
@@ -289,6 +290,29 @@ def _replacing(path: Path) -> Iterator[h5py.File]:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+
+
+class _Output(io.FileIO):
+    """The file that HDF5 writes. The first error is raised; from then on writes do nothing and succeed, because
+    HDF5 keeps what it could not write, tries again at exit and crashes there."""
+
+    def __init__(self, path: Path):
+        super().__init__(path, "w+")
+        self.failed = False
+
+    def write(self, data) -> int:
+        size = memoryview(data).nbytes
+        written = 0
+        try:
+            while not self.failed and written < size:
+                written += super().write(data[written:])
+        except OSError:
+            self.failed = True
+            raise
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        return size if self.failed else super().truncate(size)
 
 
 def _remove_abandoned(path: Path) -> None:

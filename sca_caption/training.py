@@ -5,7 +5,6 @@ everything random is seeded from (seed, epoch, image), and the optimizer's state
 """
 
 import dataclasses
-import json
 import math
 import random
 import time
@@ -113,7 +112,9 @@ def train(
             count = int((batch.captions != 0).sum())
             total_loss, words = total_loss + loss.item() * count, words + count
             if not math.isfinite(total_loss):
-                raise UserError(f"the loss became {loss.item()} in epoch {epoch + 1}; lower --lr (now {config.lr:g})")
+                raise UserError(
+                    f"the loss became {loss.item()} in epoch {epoch + 1}; lower --lr (now {config.lr:g})"
+                )
             progress.set_postfix(loss=f"{total_loss / words:.3f}")
 
         record = {
@@ -133,7 +134,6 @@ def train(
             "config": dataclasses.asdict(config),
             "history": history,
             "data": str(data.path),
-            "backbone": model.config.backbone,
         }
         snapshot.extra = optimizer_tensors(optimizer)
         checkpoint.save(output / "last.pt", snapshot)
@@ -168,7 +168,9 @@ class Validation:
             if config.validation_beam == 1:
                 found = decode.greedy(model, state)
             else:
-                found = [best for best, *_ in decode.beam_search(model, state, beam_size=config.validation_beam)]
+                found = [
+                    best for best, *_ in decode.beam_search(model, state, beam_size=config.validation_beam)
+                ]
             captions += [self.data.vocabulary.decode(hypothesis.tokens) for hypothesis in found]
         score, _ = self.cider.score([ptb_tokenize(caption) for caption in captions])
         shown = range(0, len(captions), max(1, len(captions) // SAMPLES))[:SAMPLES]
@@ -262,7 +264,3 @@ def summary_writer(output: Path):
     except ImportError:
         return None
     return SummaryWriter(str(output))
-
-
-def save_history(path: Path, history: list[dict]) -> None:
-    path.write_text(json.dumps(history, indent=1), encoding="utf-8")

@@ -122,7 +122,9 @@ def pool_modulated(features: Tensor, beta: Tensor | None, alpha: Tensor | None) 
 # ---- channel scores without the (B, C, k) tensor ---------------------------------------------------------------------
 
 
-def channel_scores(means: Tensor, visual: Tensor, hidden: Tensor, score: Tensor, tolerance: float = 1e-6) -> Tensor:
+def channel_scores(
+    means: Tensor, visual: Tensor, hidden: Tensor, score: Tensor, tolerance: float = 1e-6
+) -> Tensor:
     """g(v) = sum_j score_j tanh(visual_j v + hidden_j) at every channel mean v.
 
     means (B, C), visual (k,), hidden (B, k), score (k,) -> (B, C).

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TextIO
 
 from sca_caption import __version__
-from sca_caption.config import add_flags, make
+from sca_caption.config import Parser, add_flags, make
 from sca_caption.errors import UserError, program
 from sca_caption.search import BATCH_SIZE, SearchConfig
 
@@ -48,11 +48,6 @@ DEMO = (
     ("sklearn", "datasets/images/flower.jpg"),
 )
 COCO_NAME = re.compile(r"(?:COCO_(?:train|val|test)\d{4}_)?(\d+)")
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def parser() -> Parser:

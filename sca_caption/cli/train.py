@@ -1,6 +1,7 @@
 """Train a captioner from a prepared data file."""
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 from sca_caption import config
@@ -15,11 +16,16 @@ examples:
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="train.py", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+def parser() -> config.Parser:
+    p = config.Parser(
+        prog="train.py",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    p.add_argument("--dataset", required=True, metavar="NAME", help="trains from data/NAME.h5 (see preprocess.py)")
+    p.add_argument(
+        "--dataset", required=True, metavar="NAME", help="trains from data/NAME.h5 (see preprocess.py)"
+    )
     p.add_argument("--data", type=Path, metavar="FILE.h5", help="another data file")
     p.add_argument("--output", type=Path, metavar="DIR", help="where checkpoints go (default: runs/NAME)")
     p.add_argument("--preset", choices=sorted(config.PRESETS), help="defaults for the flags below (default: 'shapes' "
@@ -28,8 +34,12 @@ def parser() -> argparse.ArgumentParser:
                    "to start at random (default: torchvision's download)")  # fmt: skip
     p.add_argument("--init", metavar="FILE", help="start from a checkpoint's tensors wherever they fit; 'shipped': "
                    "from the model that comes with the package")  # fmt: skip
-    p.add_argument("--resume", action="store_true", help="go on with the run in --output, with its own settings")
-    p.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)")
+    p.add_argument(
+        "--resume", action="store_true", help="go on with the run in --output, with its own settings"
+    )
+    p.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)"
+    )
     config.add_flags(p, config.ModelConfig, config.TrainConfig)
     return p
 
@@ -42,6 +52,7 @@ def main(argv: list[str] | None = None) -> int:
     settings = settings_of(arguments)
 
     from sca_caption import checkpoint
+    from sca_caption.backbones import attended_layers
     from sca_caption.devices import find_device
     from sca_caption.store import CaptionData
     from sca_caption.training import train
@@ -59,13 +70,18 @@ def main(argv: list[str] | None = None) -> int:
         for name, value in given(arguments).items():
             kept = {**resumed.training["config"], **vars(resumed.config)}[name]
             if name != "layers" and value != kept:
-                raise UserError(f"--resume goes on with the run's own settings; it has {name}={kept}, found {value}")
+                raise UserError(
+                    f"--resume goes on with the run's own settings; it has {name}={kept}, found {value}"
+                )
         model = resumed.model
     else:
         if (output / "last.pt").exists():
             raise UserError(f"{output} already holds a run; go on with --resume, or choose another --output")
         resumed = None
         model_config, train_config = settings
+        layers = attended_layers(model_config.backbone, model_config.layers)
+        model_config = dataclasses.replace(model_config, layers=layers)
+        check_features(data, model_config, train_config)
         model = new_model(model_config, data, arguments)
     train(model.to(device), data, train_config, output, device, resumed)
     print(f"best model: {output / 'best.pt'}")
@@ -74,25 +90,41 @@ def main(argv: list[str] | None = None) -> int:
 
 def given(arguments: argparse.Namespace) -> dict:
     """The settings that were given as flags."""
-    import dataclasses
-
     names = {f.name for c in (config.ModelConfig, config.TrainConfig) for f in dataclasses.fields(c)}
     return {name: value for name, value in vars(arguments).items() if name in names}
 
 
 def settings_of(arguments: argparse.Namespace) -> tuple[config.ModelConfig, config.TrainConfig]:
     preset = arguments.preset or ("shapes" if arguments.dataset == "shapes" else "default")
-    return config.make(config.ModelConfig, arguments, preset), config.make(config.TrainConfig, arguments, preset)
+    return config.make(config.ModelConfig, arguments, preset), config.make(
+        config.TrainConfig, arguments, preset
+    )
+
+
+def check_features(data, model_config: config.ModelConfig, train_config: config.TrainConfig) -> None:
+    """Raise UserError where stored features are another CNN's, or the CNN is to learn without its images."""
+    if data.encoding != "features":
+        return
+    for name, value in (("backbone", model_config.backbone), ("layers", list(model_config.layers))):
+        if data.features_of[name] != value:
+            stored = data.features_of[name]
+            shown = " ".join(stored) if isinstance(stored, list) else stored
+            raise UserError(
+                f"{data.path} holds features of --{name} {shown}, this run wants {value}; use the former"
+            )
+    if 0 <= train_config.finetune_backbone_at < train_config.epochs:
+        raise UserError(
+            f"{data.path} holds features, not images, so the CNN cannot be fine-tuned; add --finetune-backbone-at -1 "
+            f"or preprocess with --encoding jpeg"
+        )
 
 
 def new_model(model_config: config.ModelConfig, data, arguments: argparse.Namespace):
     """The model to train: at random but for the backbone, and for what --init brings."""
-    import dataclasses
-
     import torch
 
     from sca_caption import checkpoint
-    from sca_caption.backbones import attended_layers, pretrained_weights
+    from sca_caption.backbones import pretrained_weights
     from sca_caption.captioner import Captioner
     from sca_caption.training import initialise_from
 
@@ -103,8 +135,7 @@ def new_model(model_config: config.ModelConfig, data, arguments: argparse.Namesp
     weights = None
     if weights_file != "none" and not (init and weights_file is None):
         weights = pretrained_weights(model_config.backbone, weights_file)
-    layers = attended_layers(model_config.backbone, model_config.layers)
-    model = Captioner(dataclasses.replace(model_config, layers=layers), len(data.vocabulary), weights)
+    model = Captioner(model_config, len(data.vocabulary), weights)
     if init:
         other = checkpoint.load(None if init == "shipped" else init)
         if other.config.backbone != model_config.backbone:
@@ -113,5 +144,6 @@ def new_model(model_config: config.ModelConfig, data, arguments: argparse.Namesp
                 f"choose the same --backbone"
             )
         fresh = initialise_from(model, other, data.vocabulary.words)
-        print(f"starting from {init}; new: {', '.join(fresh) or 'nothing'}")
+        parts = sorted({name.split(".")[0] for name in fresh})
+        print(f"starting from {init}; new, wholly or in part: {', '.join(parts) or 'nothing'}")
     return model
