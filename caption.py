@@ -1,4 +1,4 @@
-"""See `python caption.py --help`; the code is in sca_caption/cli/caption.py, where the installed command finds it too."""
+"""See `python caption.py --help`. The code is in sca_caption/cli/caption.py, for the installed command too."""
 
 from sca_caption.cli.caption import main
 

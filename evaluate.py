@@ -1,4 +1,4 @@
-"""See `python evaluate.py --help`; the code is in sca_caption/cli/evaluate.py, where the installed command finds it too."""
+"""See `python evaluate.py --help`. The code is in sca_caption/cli/evaluate.py, for the installed command too."""
 
 from sca_caption.cli.evaluate import main
 

@@ -1,4 +1,4 @@
-"""See `python preprocess.py --help`; the code is in sca_caption/cli/preprocess.py, where the installed command finds it too."""
+"""See `python preprocess.py --help`. The code is in sca_caption/cli/preprocess.py, for the installed command too."""
 
 from sca_caption.cli.preprocess import main
 

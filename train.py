@@ -1,4 +1,4 @@
-"""See `python train.py --help`; the code is in sca_caption/cli/train.py, where the installed command finds it too."""
+"""See `python train.py --help`. The code is in sca_caption/cli/train.py, for the installed command too."""
 
 from sca_caption.cli.train import main
 
