@@ -63,13 +63,16 @@ def run_jar(jar: Path, *arguments: str, memory: str, text: str = "") -> str:
     options = (f"-Xmx{memory}", "-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", "-Duser.language=en")
     try:  # run() kills the program if we are interrupted
         done = subprocess.run(
-            [find_java(), *options, "-jar", jar, *arguments], input=text.encode(), capture_output=True
+            [find_java(), *options, "-jar", jar, *arguments],
+            input=text.encode(errors="replace"),
+            capture_output=True,
         )
     except OSError as error:
         raise Unavailable(f"Java could not be started ({error})") from error
     if done.returncode or b"Exception in thread" in done.stderr:
-        said = done.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {done.returncode}"]
-        raise Unavailable(f"{jar.name} failed: {said[0][:200]}")
+        said = [line for line in done.stderr.decode(errors="replace").splitlines() if "Picked up" not in line]
+        reason = " ".join(said[:2])[:200] or f"exit status {done.returncode}"
+        raise Unavailable(f"{jar.name} failed: {reason}")
     return done.stdout.decode()
 
 

@@ -27,6 +27,7 @@ n images, M captions, S the transform's size, L the longest caption.
 import functools
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import h5py
@@ -114,6 +115,18 @@ class CaptionData:
             raise UserError(f"{self.path} holds {self.encoding} images; preprocess with --encoding features")
         features = self._file()["features"]
         return tuple(features[str(k)][index] for k in range(len(features)))
+
+    def require_features_of(self, backbone: str, layers: Sequence[str]) -> None:
+        """Raise UserError where stored features are not those of this trunk; images fit every model."""
+        wanted = {"backbone": backbone, "layers": list(layers)}
+        if self.encoding == "features" and {name: self.features_of.get(name) for name in wanted} != wanted:
+            found = (
+                f"{self.features_of.get('backbone')} cut at {' '.join(self.features_of.get('layers', []))}"
+            )
+            raise UserError(
+                f"{self.path} holds features of {found}, the model has {backbone} cut at {' '.join(layers)}; "
+                f"preprocess for this model, or with --encoding jpeg"
+            )
 
     def captions(self, index: int) -> list[list[int]]:
         """Word ids of each caption of image `index`, without BOS and EOS."""

@@ -20,6 +20,11 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: a killed run's partial file then stays
+    fcntl = None
+
 from sca_caption.errors import UserError, choice
 from sca_caption.images import Transform
 from sca_caption.store import ENCODINGS, FORMAT, SPLITS, VERSION
@@ -130,7 +135,7 @@ def write(
     wanted = _wanted(source.records, skip)
     _require_train(wanted, len(source.records))
     left_out = len(skipped)
-    with _replacing(path) as file:
+    with _replacing(path) as (file, check):
         file.attrs.update(format=FORMAT, format_version=VERSION, complete=False)
         table = file.create_group("images")
         if encoding == "jpeg":
@@ -147,6 +152,7 @@ def write(
             ):
                 if not isinstance(result, tuple):
                     images.add(result)
+                    check()
                     kept.append(record)
                     continue
                 skip(record, *result)
@@ -156,6 +162,7 @@ def write(
                         f"({result[1]}); nothing was written; mend them or raise --max-skipped"
                     )
         images.finish()
+        check()
         _require_train(kept, len(source.records))
         problems = list(source.problems)
         captions = _write_captions(file, kept, min_count, problems)
@@ -168,7 +175,7 @@ def write(
             tokenizer=TOKENIZER,
             skipped=json.dumps([(name, reason) for name, _, reason in skipped] + problems),
         )
-        file.flush()
+        check()
         file.attrs["complete"] = True
     return Report(
         path=path,
@@ -268,71 +275,79 @@ def _storable(caption: str) -> str:
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[h5py.File]:
-    """A new HDF5 file that takes the place of `path` when the block ends well, and else vanishes."""
+def _replacing(path: Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
+    """A new HDF5 file that takes the place of `path` when the block ends well, and else vanishes.
+
+    Yields the file, and a function that raises if anything could not be written so far.
+    """
     if path.is_dir():
         raise UserError(f"--output {path} is a folder; name a file in it, such as {path / 'data.h5'}")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    output = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(path)
         with _Output(partial) as output:
             with h5py.File(output, "w", libver=("earliest", "v110")) as file:  # HDF5 of 2017 can read it
-                yield file
+                yield file, output.check
+            output.check()
             os.fsync(output.fileno())  # a power cut must not leave a name without its bytes
         os.replace(partial, path)
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-    except RuntimeError as error:
-        if "errno = " not in str(error):  # HDF5's way to say that the system refused
+    except (OSError, RuntimeError) as error:
+        cause = output.error if output is not None and output.error else error
+        if isinstance(cause, RuntimeError):
             raise
-        raise _cannot_write(path, error) from error
+        raise _cannot_write(path, cause) from error
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
 
 
 class _Output(io.FileIO):
-    """The file that HDF5 writes. The first error is raised; from then on writes do nothing and succeed, because
-    HDF5 keeps what it could not write, tries again at exit and crashes there."""
+    """The file under an h5py.File. HDF5 never hears of an error here, as one at the wrong moment makes it crash when
+    the program ends: the first is kept for `check`, and from then on nothing is written. Locked while it is open."""
 
     def __init__(self, path: Path):
         super().__init__(path, "w+")
-        self.failed = False
+        self.error: OSError | None = None
+        if fcntl is not None:
+            fcntl.flock(self, fcntl.LOCK_EX)
 
     def write(self, data) -> int:
-        size = memoryview(data).nbytes
-        written = 0
+        rest = memoryview(data)
+        size = len(rest)
         try:
-            while not self.failed and written < size:
-                written += super().write(data[written:])
-        except OSError:
-            self.failed = True
-            raise
+            while len(rest) and self.error is None:
+                rest = rest[super().write(rest) :]
+        except OSError as error:
+            self.error = error
         return size
 
     def truncate(self, size: int | None = None) -> int:
-        return size if self.failed else super().truncate(size)
+        try:
+            return super().truncate(size) if self.error is None else size
+        except OSError as error:
+            self.error = error
+            return size
+
+    def check(self) -> None:
+        if self.error is not None:
+            raise self.error
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Remove what a killed process left: partial files of `path` on which no writer holds HDF5's lock."""
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system
-        return
-    for partial in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+    """Remove what a killed process left: partial files of `path` that are no longer locked."""
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.*.partial") if fcntl is not None else ():
         with contextlib.suppress(OSError), open(partial, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: it is being written
             partial.unlink()
 
 
-def _cannot_write(path: Path, error: OSError | RuntimeError) -> UserError:
-    number = getattr(error, "errno", None)
-    if number == errno.ENOSPC or f"errno = {errno.ENOSPC}," in str(error):
+def _cannot_write(path: Path, error: OSError) -> UserError:
+    if error.errno == errno.ENOSPC:
         free = shutil.disk_usage(path.parent).free / 1e6
         return UserError(f"cannot write {path}: disk full ({free:.0f} MB free); free some or change --output")
-    reason = os.strerror(number) if number else " ".join(str(error).split())
+    reason = os.strerror(error.errno) if error.errno else " ".join(str(error).split())
     return UserError(f"cannot write {path}: {reason}; check the disk or change --output")
 
 

@@ -197,15 +197,9 @@ def reader(data, describer):
 
     Raises UserError for features of another trunk than the model's.
     """
+    config = describer.model.config
+    data.require_features_of(config.backbone, config.layers)
     if data.encoding == "features":
-        config = describer.model.config
-        model = {"backbone": config.backbone, "layers": list(config.layers)}
-        stored = {name: data.features_of.get(name) for name in model}
-        if stored != model:
-            raise UserError(
-                f"{data.path} holds features of {stored['backbone']} for {stored['layers']}, the model has "
-                f"{model['backbone']} with {model['layers']}; preprocess for it, or with --encoding jpeg"
-            )
         return data.features
     if data.transform == describer.transform:
         return data.image
@@ -251,7 +245,9 @@ def rounded(numbers):
 def write(path: Path, content: dict) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+        # Half a surrogate pair, which is no UTF-8, comes out as \udXXX, which JSON reads back.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(

@@ -103,16 +103,9 @@ def settings_of(arguments: argparse.Namespace) -> tuple[config.ModelConfig, conf
 
 def check_features(data, model_config: config.ModelConfig, train_config: config.TrainConfig) -> None:
     """Raise UserError where stored features are another CNN's, or the CNN is to learn without its images."""
-    if data.encoding != "features":
-        return
-    for name, value in (("backbone", model_config.backbone), ("layers", list(model_config.layers))):
-        if data.features_of[name] != value:
-            stored = data.features_of[name]
-            shown = " ".join(stored) if isinstance(stored, list) else stored
-            raise UserError(
-                f"{data.path} holds features of --{name} {shown}, this run wants {value}; use the former"
-            )
-    if 0 <= train_config.finetune_backbone_at < train_config.epochs:
+    data.require_features_of(model_config.backbone, model_config.layers)
+    fine_tunes = 0 <= train_config.finetune_backbone_at < train_config.epochs
+    if data.encoding == "features" and fine_tunes:
         raise UserError(
             f"{data.path} holds features, not images, so the CNN cannot be fine-tuned; add --finetune-backbone-at -1 "
             f"or preprocess with --encoding jpeg"
