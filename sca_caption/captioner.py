@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sca_caption.attention.sca import ConditionedAttention, mean_over_positions, pool_modulated
+from sca_caption.attention.sca import ConditionedAttention, mean_over_positions, pool_modulated, pool_shared
 from sca_caption.backbones import Backbone
 from sca_caption.config import ModelConfig
 from sca_caption.images import MEAN, STD
@@ -126,22 +126,40 @@ class Captioner(nn.Module):
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """One word further: tokens (N,) are the words before -> logits (N, W), and the state after."""
+        if len(self.attention) == 1 and state.keys is not None:
+            pooled, weights = self._attend_shared(state)
+        else:
+            pooled, weights = self._attend(state)
+        embedded = self.dropout(self.embedding(tokens))  # (N, E)
+        hidden, cell = self.lstm(
+            torch.cat((embedded, self._normalise(pooled)), 1), (state.hidden, state.cell)
+        )
+        logits = self.word(self.dropout(torch.tanh(self.hidden_to_word(hidden) + embedded)))
+        return logits, replace(state, hidden=hidden, cell=cell, attention=weights)
+
+    def _attend(self, state: State) -> tuple[Tensor, tuple]:
+        """Attend every layer, re-running the CNN between them: the pooled top (N, C) and each layer's weights."""
         maps = tuple(rows_of(x, state.image) for x in state.maps)  # (N, C, H, W)
         keys = None if state.keys is None else state.keys.index_select(0, state.image)
-        weights, last = [], len(self.attention) - 1
-        for i, attend in enumerate(self.attention.values()):
-            if i < last:
-                attended, beta, alpha = attend(maps[0], state.hidden, keys)
-                maps = self.backbone.segment(i, attended, maps[1:])
-            else:  # of the last attended map only the average is needed
-                beta, alpha = attend.weights(maps[0], state.hidden, keys)
-                pooled = self._normalise(pool_modulated(maps[0], beta, alpha))  # (N, C)
+        *lower, top = self.attention.values()
+        weights = []
+        for i, attend in enumerate(lower):
+            attended, beta, alpha = attend(maps[0], state.hidden, keys)
             weights.append((beta, alpha))
-            keys = None
-        embedded = self.dropout(self.embedding(tokens))  # (N, E)
-        hidden, cell = self.lstm(torch.cat((embedded, pooled), 1), (state.hidden, state.cell))
-        logits = self.word(self.dropout(torch.tanh(self.hidden_to_word(hidden) + embedded)))
-        return logits, replace(state, hidden=hidden, cell=cell, attention=tuple(weights))
+            maps, keys = self.backbone.segment(i, attended, maps[1:]), None
+        weights.append(top.weights(maps[0], state.hidden, keys))
+        # Of the last attended map only the average is needed.
+        return pool_modulated(maps[0], *weights[-1]), tuple(weights)
+
+    def _attend_shared(self, state: State) -> tuple[Tensor, tuple]:
+        """The same for one layer that starts with spatial attention, S or S-C, without copying V for every row."""
+        (attend,) = self.attention.values()
+        alpha = attend.spatial(state.keys.index_select(0, state.image), state.hidden)
+        pooled, beta = pool_shared(state.maps[0], alpha, state.image), None
+        if attend.channel is not None:  # it reads the mean of the spatially modulated map, which is `pooled`
+            beta = attend.channel.from_means(pooled, state.hidden)
+            pooled = pooled * beta * beta.shape[1]
+        return pooled, ((beta, alpha),)
 
     def loss(self, batch: Batch, label_smoothing: float = 0.0, doubly_stochastic: float = 0.0) -> Tensor:
         """Mean cross-entropy a word (nats), with teacher forcing, over all captions of all images of the batch.

@@ -29,7 +29,10 @@ class ChannelAttention(nn.Module):
 
     def forward(self, features: Tensor, hidden: Tensor) -> Tensor:
         """features (B, C, H, W), hidden (B, d) -> beta (B, C), each row summing to one."""
-        means = mean_over_positions(features)  # (B, C)
+        return self.from_means(mean_over_positions(features), hidden)
+
+    def from_means(self, means: Tensor, hidden: Tensor) -> Tensor:
+        """The same from v (B, C): the mean of each channel is all that channel attention reads."""
         return channel_scores(means, self.visual, self.hidden(hidden), self.score).softmax(1)
 
 
@@ -110,6 +113,18 @@ def modulate(features: Tensor, beta: Tensor | None, alpha: Tensor | None) -> Ten
     return features
 
 
+def pool_shared(features: Tensor, alpha: Tensor, image: Tensor) -> Tensor:
+    """Average pool of V * alpha * m where several rows read the same image: (N, C).
+
+    features (B, C, H, W), alpha (N, m), image (N,) indices into features. One product of a block matrix (N, B m) with
+    all positions of all images, instead of a copy of the map for every row.
+    """
+    images, channels = features.shape[:2]
+    chosen = torch.nn.functional.one_hot(image, images).to(alpha)  # (N, B)
+    blocks = (chosen[:, :, None] * alpha[:, None, :]).flatten(1)  # (N, B m)
+    return blocks @ features.flatten(2).transpose(1, 2).reshape(-1, channels)
+
+
 def pool_modulated(features: Tensor, beta: Tensor | None, alpha: Tensor | None) -> Tensor:
     """Average pool of `modulate(features, beta, alpha)` without making the modulated map: (B, C)."""
     if alpha is None:
@@ -135,9 +150,14 @@ def channel_scores(
     rho^-N (Trefethen, Approximation Theory and Approximation Practice, theorem 8.2). N is chosen from that bound; where
     it would not be far below C, the plain formula is used.
     """
+    if torch.is_autocast_enabled(means.device.type):  # in half precision the slopes would be noise
+        with torch.autocast(means.device.type, enabled=False):
+            return channel_scores(means.float(), visual.float(), hidden.float(), score.float(), tolerance)
     with torch.no_grad():
         low, high = means.amin(1, keepdim=True), means.amax(1, keepdim=True)  # (B, 1)
-        centre, half = (low + high) / 2, ((high - low) / 2).clamp_min(1e-6)
+        # A little wider than the range, so that rounding puts no channel outside, where `clamp` takes its gradient;
+        # and not so narrow that the slope, a difference of values over the width, drowns in rounding.
+        centre, half = (low + high) / 2, ((high - low) / 2 * 1.01).clamp_min(1e-3)
         steepest = (half.max() * visual.abs().max()).item()
     nodes = chebyshev_nodes_needed(steepest, tolerance)
     if nodes > means.shape[1] // 2:
