@@ -159,6 +159,16 @@ def test_images_without_a_prediction_are_counted(save, tmp_path, capsys):
     assert json.loads(output.read_text())["provenance"]["images_without_prediction"] == 2
 
 
+def test_text_that_is_no_unicode_survives(save, tmp_path):
+    broken, output = "a caf\u00e9 \ud83d dog", tmp_path / "results.json"
+    predictions = save("out.json", [{"file_name": "x.jpg", "caption": broken}])
+    references = save("references.json", {"x.jpg": [broken]})
+    assert main(["--predictions", predictions, "--references", references, "--output", str(output)]) == 0
+    found, images = scores_of(output)
+    assert images["x.jpg"]["caption"] == broken
+    assert found["BLEU-1"] == pytest.approx(100)
+
+
 def test_markdown_is_a_table_with_the_scores(save, capsys):
     predictions = save("out.json", [{"file_name": name, "caption": text} for name, text in CAPTIONS.items()])
     references = save("references.json", REFERENCES)
