@@ -18,8 +18,8 @@ from torch import Tensor
 
 from sca_caption import config as configs
 from sca_caption.captioner import Captioner
-from sca_caption.config import ModelConfig
-from sca_caption.errors import UserError
+from sca_caption.config import ModelConfig, Parser
+from sca_caption.errors import UserError, program
 from sca_caption.images import Transform
 from sca_caption.vocab import SPECIALS, Vocabulary
 
@@ -120,3 +120,21 @@ def load(path: str | Path | None = None) -> Checkpoint:
     extra = {k.removeprefix(_EXTRA): v for k, v in tensors.items() if k.startswith(_EXTRA)}
     transform = Transform.from_dict(text["transform"])
     return Checkpoint(model.eval(), vocabulary, transform, text["metrics"], text["training"], extra)
+
+
+@program
+def main(argv: list[str] | None = None) -> int:
+    """Write a checkpoint again with float16 weights and without training state: `python -m sca_caption.checkpoint`."""
+    parser = Parser(prog="python -m sca_caption.checkpoint", description="Halve a checkpoint's size: float16 weights.")
+    parser.add_argument("checkpoint", help="best.pt of a run")
+    parser.add_argument("output", type=Path, help="the file to write, e.g. captioner.safetensors")
+    arguments = parser.parse_args(argv)
+    found = load(arguments.checkpoint)
+    found.training, found.extra = {}, {}
+    save(arguments.output, found, half=True)
+    print(f"{arguments.output}: {arguments.output.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
