@@ -1,0 +1,135 @@
+"""The documents keep their word: links lead somewhere, commands exist, the file tree is the repository's."""
+
+import argparse
+import importlib
+import os
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+DOCUMENTS = (README, ROOT / "sca_caption/weights/README.md", ROOT / "data/README.md")
+PROGRAMS = ("preprocess", "train", "caption", "evaluate")
+SET_UP, TEST = "pip install -e '.[test]'", "pytest"
+
+
+def modules() -> dict[str, object]:
+    return {name: importlib.import_module(f"sca_caption.cli.{name}") for name in PROGRAMS}
+
+
+def texts() -> dict[str, str]:
+    """What users read: the documents, and the examples that end the programs' help."""
+    documents = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in DOCUMENTS}
+    return documents | {f"{name}.py --help": module.EPILOG for name, module in modules().items()}
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """Every call of a program in a text, as the program's name and its arguments."""
+    for line in text.replace("\\\n", " ").splitlines():
+        for span in (line.strip("` \n"), *re.findall(r"`([^`]+)`", line)):
+            for call in re.split(r"&&|\|", span):
+                found = re.match(rf"\s*(?:\$ )?python ({'|'.join(PROGRAMS)})\.py(.*)", call)
+                if found:
+                    optional_too = re.sub(r"[][]", " ", found[2])  # [--root DIR]
+                    yield [found[1], *shlex.split(optional_too, comments=True)]
+
+
+def fenced(text: str, heading: str) -> list[str]:
+    """The lines of the first code block below a heading."""
+    return re.search(rf"^{heading}\n.*?^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)[1].splitlines()
+
+
+def anchors(path: Path) -> set[str]:
+    """What GitHub calls the headings of a page in links."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def broken_links(path: Path, root: Path = ROOT) -> list[str]:
+    text = path.read_text(encoding="utf-8")
+    targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|href)="([^"]+)"', text)
+    broken = []
+    for target in targets:
+        if re.match(r"https?://", target):
+            continue
+        name, _, anchor = target.partition("#")
+        file = (path.parent / name).resolve() if name else path
+        inside = file.is_relative_to(root.resolve()) and file.exists()
+        if not inside or (anchor and anchor not in anchors(file)):
+            broken.append(target)
+    return broken
+
+
+def listed(lines: list[str]) -> set[str]:
+    """The paths of a file tree: four spaces a level, the name first, folders end in a slash."""
+    parents, found = [], set()
+    for line in lines:
+        depth = (len(line) - len(line.lstrip())) // 4
+        parents[depth:] = [line.split()[0]]
+        found.add("".join(parents))
+    return found
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=str)
+def test_links_lead_to_files_and_headings_of_the_repository(path):
+    assert broken_links(path) == []
+
+
+def test_a_broken_link_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    other = tmp_path / "other.md"
+    other.write_text("## It's (1) there\n")
+    text = "# A title\n[a](#a-title) [b](#no-title) [c](other.md#its-1-there) [d](missing.md) [e](https://example.org)"
+    page.write_text(text + f' <img src="gone.jpg"> [f]({README})')
+    assert broken_links(page, tmp_path) == ["#no-title", "missing.md", str(README), "gone.jpg"]
+
+
+def test_commands_are_the_programs_own(capsys):
+    parsers, tried = {name: module.parser() for name, module in modules().items()}, set()
+    for where, text in texts().items():
+        for name, *arguments in commands(text):
+            try:
+                parsers[name].parse_args(arguments)
+            except (SystemExit, Exception) as error:
+                reason = capsys.readouterr().err or error
+                pytest.fail(f"{where}: python {name}.py {shlex.join(arguments)}: {reason}")
+            tried.add(name)
+    assert tried == set(PROGRAMS)
+
+
+def test_flags_named_in_passing_exist():
+    known = set()
+    for module in modules().values():
+        parser: argparse.ArgumentParser = module.parser()
+        known |= {flag for action in parser._actions for flag in action.option_strings}
+    for path in DOCUMENTS:
+        named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", path.read_text(encoding="utf-8")))
+        assert named <= known, f"{path}: {named - known}"
+
+
+def test_the_file_tree_is_the_repository():
+    tree = listed(fenced(README.read_text(encoding="utf-8"), "## Files"))
+    assert {name for name in tree if not (ROOT / name).exists()} == set()
+    entries = [e for e in (ROOT / "sca_caption").iterdir() if not e.name.startswith(("__", "."))]
+    package = {f"sca_caption/{e.name}{'/' * e.is_dir()}" for e in entries}
+    programs = {f"{name}.py" for name in PROGRAMS}
+    assert (package | programs) - tree == set(), "list them in README.md, ## Files"
+
+
+def test_continuous_integration_runs_what_the_readme_says():
+    assert f"{SET_UP} && {TEST}\n" in README.read_text(encoding="utf-8")
+    script = ROOT / ".ci/run"
+    lines = script.read_text(encoding="utf-8").splitlines()
+    assert lines[0] == "#!/usr/bin/env bash" and "set -euo pipefail" in lines
+    assert SET_UP in lines and lines[-1] == TEST
+    assert os.access(script, os.X_OK)
+
+
+@pytest.mark.xfail(strict=True, reason="figures and captions of the shipped model are still to be filled in")
+def test_nothing_is_left_to_fill_in():
+    marks = r"\b(?:RESULT|EXAMPLE|DEMO|STAGE2)_[A-Z_]+\b"
+    assert [mark for path in DOCUMENTS for mark in re.findall(marks, path.read_text(encoding="utf-8"))] == []
