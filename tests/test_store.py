@@ -174,7 +174,7 @@ def test_two_processes_read_at_once_while_the_file_is_replaced(tmp_path):
     for reader in readers:
         reader.start()
     write(dataset(), path)
-    assert [queue.get(timeout=30) for _ in readers] == [wanted, wanted]
+    assert [queue.get(timeout=120) for _ in readers] == [wanted, wanted]
     for reader in readers:
         reader.join()
     assert [data.jpeg(i) for _ in range(20) for i in range(10)] == wanted  # from the file that was replaced

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from made_photos import SMALL, change, dataset, encoded, fail, message, photo, record, write
 
-from sca_caption import store_images
+from sca_caption import store_images, store_writer
 from sca_caption.images import fit
 from sca_caption.sources import Source
 from sca_caption.store import CaptionData
@@ -133,14 +133,23 @@ def test_a_failure_in_the_middle_leaves_the_old_file_and_no_other(tmp_path, made
         assert path.read_bytes() == made.read_bytes()
 
 
-def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch):
-    full = "(file write failed: time = 0, errno = 28, error message = 'No space left on device')"
-    for error in (OSError(errno.ENOSPC, "No space left"), RuntimeError(f"Can't decrement id {full}")):
-        monkeypatch.setattr(Column, "flush", lambda self, error=error: fail(error))
-        said = message(lambda: write(dataset(), tmp_path / "made.h5"))
-        wanted = r"cannot write \S+made\.h5: disk full \(\d+ MB free\); free some or change --output"
-        assert re.fullmatch(wanted, said)
-        assert list(tmp_path.iterdir()) == []
+class FullDisk(store_writer._Output):
+    """Has room for 20 kB."""
+
+    def write(self, data) -> int:
+        if self.tell() + len(data) > 20_000:
+            self.error = OSError(errno.ENOSPC, "No space left on device")
+        return super().write(data)
+
+
+@pytest.mark.parametrize("encoding", ["jpeg", "raw"])
+def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch, encoding):
+    monkeypatch.setattr(store_writer, "_Output", FullDisk)
+    monkeypatch.setattr(store_images, "BUFFER", 2000)
+    said = message(lambda: write(dataset(40), tmp_path / "made.h5", encoding=encoding))
+    wanted = r"cannot write \S+made\.h5: disk full \(\d+ MB free\); free some or change --output"
+    assert re.fullmatch(wanted, said)
+    assert list(tmp_path.iterdir()) == []
 
 
 LIMITED = """
@@ -158,13 +167,13 @@ except UserError as error:
 """
 
 
-@pytest.mark.parametrize("limit", [0, 50_000])
-def test_what_hdf5_raises_when_it_cannot_write_on_becomes_one_line(tmp_path, limit):
+@pytest.mark.parametrize("limit", [0, 2_000, 50_000, 5_000_000])
+def test_a_file_that_cannot_grow_is_told_in_one_line_and_hdf5_does_not_crash(tmp_path, limit):
     path = tmp_path / "made.h5"
     command = [sys.executable, "-c", LIMITED, str(path), str(limit)]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
     said = f"cannot write {path}: File too large; check the disk or change --output\n"
-    assert (run.stdout, run.stderr) == (said, "")
+    assert (run.returncode, run.stdout, run.stderr) == (0, said, "")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -179,7 +188,7 @@ def test_places_that_cannot_be_written(tmp_path):
 def test_what_a_killed_writer_left_is_removed_but_not_what_another_is_writing(tmp_path):
     abandoned, alive = tmp_path / ".made.h5.1.partial", tmp_path / ".made.h5.2.partial"
     abandoned.write_bytes(b"half")
-    with h5py.File(alive, "w"):
+    with store_writer._Output(alive):
         write(dataset(), tmp_path / "made.h5")
         assert sorted(path.name for path in tmp_path.iterdir()) == [".made.h5.2.partial", "made.h5"]
 
