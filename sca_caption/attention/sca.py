@@ -89,8 +89,8 @@ class ConditionedAttention(nn.Module):
 
 
 def mean_over_positions(features: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, C)."""
-    return features.flatten(2).mean(2)
+    """(B, C, H, W) -> (B, C). Divides after the sum: mean() would divide a whole map again on the way back."""
+    return features.flatten(2).sum(2) / features[0, 0].numel()
 
 
 def scale_channels(features: Tensor, beta: Tensor) -> Tensor:
