@@ -37,11 +37,12 @@ ATTENDED: dict[str, tuple[str, ...]] = {
 def attended_layers(backbone: str, layers: Sequence[str]) -> tuple[str, ...]:
     """Resolve `--layers`: a count ("2") means the backbone's last attended layers, names are returned as they are.
 
-    Raises UserError for a count out of range or for a backbone that has no default layers.
+    Raises UserError for a count out of range, an unknown backbone, or one that has no default layers.
     """
     if len(layers) != 1 or not layers[0].isdigit():
         return tuple(layers)
     count = int(layers[0])
+    choice(backbone, _names(), "backbone")
     if backbone not in ATTENDED:
         raise UserError(
             f"no default layers for backbone {backbone!r}; name them, lowest first, e.g. --layers layer3 layer4 "
@@ -70,7 +71,7 @@ class Backbone(nn.Module):
                 model, name, weights, {n.target for n in graph.nodes if n.op in ("call_module", "get_attr")}
             )
         self.network = fx.GraphModule(model, graph)  # holds the parameters, and only those that are used
-        _fold_batchnorms(self.network, nodes)
+        nodes = _fold_batchnorms(self.network, nodes)
         self.network.to(
             memory_format=torch.channels_last
         )  # 1x1 convolutions are matrix products in this layout
@@ -174,7 +175,9 @@ def _build(name: str) -> nn.Module:
     from sca_caption.torchvision_compat import torchvision
 
     choice(name, _names(), "backbone")
-    options = {"aux_logits": False, "init_weights": True} if name in ("googlenet", "inception_v3") else {}
+    options = {}
+    if name in ("googlenet", "inception_v3"):  # transform_input: their weights expect pixels scaled otherwise
+        options = {"aux_logits": False, "init_weights": True, "transform_input": True}
     return torchvision.models.get_model(name, weights=None, **options)
 
 
@@ -228,23 +231,30 @@ def _load(model: nn.Module, name: str, weights: dict[str, Tensor], used: set[str
     model.load_state_dict({key: weights[key] for key in needed if key in weights}, strict=False)
 
 
-def _fold_batchnorms(network: fx.GraphModule, keep: Sequence[fx.Node]) -> None:
-    """Fold each evaluation-mode batch norm into the convolution before it, which computes the same with one pass less."""
+def _fold_batchnorms(network: fx.GraphModule, attended: Sequence[fx.Node]) -> list[fx.Node]:
+    """Fold each evaluation-mode batch norm into the convolution before it, which computes the same with one pass less.
+
+    Returns the attended nodes: where one was a folded batch norm, its convolution. So the parameters' names and
+    meaning do not depend on which layers are attended, and `--init` can go from one choice of layers to another.
+    """
+    attended = list(attended)
     modules = dict(network.named_modules())
     for node in list(network.graph.nodes):
         if node.op != "call_module" or not isinstance(modules[node.target], nn.BatchNorm2d):
             continue
         conv = node.args[0]
         follows = conv.op == "call_module" and isinstance(modules[conv.target], nn.Conv2d)
-        if not follows or len(conv.users) > 1 or conv in keep or node in keep:
+        if not follows or len(conv.users) > 1 or conv in attended:
             continue
         fused = fuse_conv_bn_eval(modules[conv.target], modules[node.target])
         parent, _, child = conv.target.rpartition(".")
         setattr(network.get_submodule(parent), child, fused)
         node.replace_all_uses_with(conv)
         network.graph.erase_node(node)
+        attended = [conv if n is node else n for n in attended]
     network.delete_all_unused_submodules()
     network.recompile()
+    return attended
 
 
 def _cut(network: fx.GraphModule, attended: Sequence[fx.Node]) -> list[fx.GraphModule]:
