@@ -20,13 +20,12 @@ from sca_caption.errors import UserError, choice
 
 _VGG19 = ("features.31", "features.33", "features.35")  # conv5_2, conv5_3, conv5_4 after their ReLU
 _RESNET = ("layer4.2.relu", "layer4.2.relu_1", "layer4.2")  # res5c_branch2a, res5c_branch2b, res5c
-_BASIC = ("layer4.0", "layer4.1.relu", "layer4.1")
 
 # The layers to attend, lowest first; attending n layers takes the last n.
 ATTENDED: dict[str, tuple[str, ...]] = {
     "vgg19": _VGG19,
-    "resnet18": _BASIC,
-    "resnet34": _BASIC,
+    "resnet18": ("layer4.0", "layer4.1.relu", "layer4.1"),
+    "resnet34": ("layer4.1", "layer4.2.relu", "layer4.2"),
     "resnet50": _RESNET,
     "resnet101": _RESNET,
     "resnet152": _RESNET,
