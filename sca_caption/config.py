@@ -44,6 +44,12 @@ class TrainConfig:
 
     epochs: int = setting(12, "passes over the training images, all captions of each")
     batch_size: int = setting(32, "images a step; each brings all of its captions")
+    objective: str = setting(
+        "cross-entropy",
+        "cider: self-critical training of a model that can caption already (see --init)",
+        ("cross-entropy", "cider"),
+    )
+    samples: int = setting(5, "captions drawn an image with --objective cider")
     optimizer: str = setting("adamw", "adadelta is the paper's", ("adamw", "adadelta"))
     lr: float = setting(8e-4, "peak learning rate")
     backbone_lr: float = setting(1e-4, "peak learning rate of the CNN")
@@ -68,6 +74,7 @@ class TrainConfig:
         for name in ("weight_decay", "clip", "doubly_stochastic", "patience", "workers", "backbone_lr"):
             require(self, name, getattr(self, name) >= 0, "0 or more")
         require(self, "lr", self.lr > 0, "above 0")
+        require(self, "samples", self.samples >= 2, "at least 2")
         for name in ("warmup", "label_smoothing"):
             require(self, name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
 

@@ -143,6 +143,50 @@ def greedy(
     return hypotheses
 
 
+@dataclass
+class Sampled:
+    """Captions drawn at random, a row each: ids without BOS and EOS, log-probabilities that carry gradients."""
+
+    tokens: list[list[int]]
+    finished: list[bool]
+    log_prob: Tensor  # (rows,), of all words and of the end word if there is one
+
+
+def sample(
+    model: Stepper,
+    state: State,
+    *,
+    max_length: int = SearchConfig.max_length,
+    forbidden: Sequence[int] = NEVER,
+) -> Sampled:
+    """Draw each next word from the model's distribution over the words that are allowed, for every row of `state`.
+
+    At most max_length words, at least one. Keeps gradients, for training on what the model says itself.
+    """
+    check(max_length=max_length)
+    rows = len(state)
+    active = torch.arange(rows, device=state.device)
+    words = torch.full((rows, max_length), EOS, device=state.device)
+    log_prob = torch.zeros(rows, device=state.device)
+    last = torch.full((rows,), BOS, device=state.device)
+    for length in range(1, max_length + 1):
+        logits, state = model.step(last, state)
+        barred = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
+        barred[list(forbidden) + [EOS] * (length == 1)] = True
+        each = logits.float().masked_fill(barred, -torch.inf).log_softmax(1)
+        last = torch.multinomial(each.detach().exp(), 1)  # (rows still going, 1)
+        log_prob = log_prob.index_add(0, active, each.gather(1, last).squeeze(1))
+        last = last.squeeze(1)
+        words[active, length - 1] = last
+        going = (last != EOS).nonzero().squeeze(1)
+        if not len(going):
+            break
+        active, last, state = active[going], last[going], state.select(going)
+    tokens = words.tolist()
+    finished = [EOS in row for row in tokens]
+    return Sampled([row[: row.index(EOS)] if EOS in row else row for row in tokens], finished, log_prob)
+
+
 @torch.inference_mode()
 def beam_search(
     model: Stepper,

@@ -24,6 +24,7 @@ from sca_caption.config import TrainConfig
 from sca_caption.errors import UserError
 from sca_caption.images import augment
 from sca_caption.metrics import Cider, ptb_tokenize
+from sca_caption.self_critical import SelfCritical
 from sca_caption.store import CaptionData
 
 SIDES = ("left", "right")  # a mirrored image would make these words false
@@ -78,6 +79,9 @@ def train(
     dataset = CaptionedImages(data, config.seed, config.augment)
     steps_an_epoch = math.ceil(len(train_indices) / config.batch_size)
     total_steps = steps_an_epoch * config.epochs
+    critic, measured = None, "loss"
+    if config.objective == "cider":
+        critic, measured = SelfCritical(data, train_indices.tolist(), config.samples), "reward"
     validation = Validation(data, val_indices) if len(val_indices) else None
     writer = summary_writer(output)
     say(
@@ -96,7 +100,7 @@ def train(
         model.backbone.set_trainable(finetune, config.finetune_from)
         order = np.random.default_rng([config.seed, epoch]).permutation(train_indices)
         batches = loader(dataset, [(epoch, int(i)) for i in order], config)
-        total_loss = words = 0.0
+        total = words = 0.0
         progress = tqdm(batches, desc=f"epoch {epoch + 1}/{config.epochs}", disable=None, leave=False)
         for i, batch in enumerate(progress):
             factor = rate_factor(epoch * steps_an_epoch + i, total_steps, config)
@@ -104,22 +108,27 @@ def train(
                 group["lr"] = group["peak"] * factor
             batch = batch.to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                loss = model.loss(batch, config.label_smoothing, config.doubly_stochastic)
+                if critic is None:
+                    loss = model.loss(batch, config.label_smoothing, config.doubly_stochastic)
+                    shown = loss.item()
+                else:
+                    rows = order[i * config.batch_size : (i + 1) * config.batch_size].tolist()
+                    loss, shown = critic.loss(model, batch, rows)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf)
             optimizer.step()
             count = int((batch.captions != 0).sum())
-            total_loss, words = total_loss + loss.item() * count, words + count
-            if not math.isfinite(total_loss):
+            total, words = total + shown * count, words + count
+            if not math.isfinite(loss.item()):
                 raise UserError(
                     f"the loss became {loss.item()} in epoch {epoch + 1}; lower --lr (now {config.lr:g})"
                 )
-            progress.set_postfix(loss=f"{total_loss / words:.3f}")
+            progress.set_postfix({measured: f"{total / words:.3f}"})
 
         record = {
             "epoch": epoch + 1,
-            "loss": total_loss / words,
+            measured: total / words,
             "images_a_second": len(train_indices) / (time.perf_counter() - began),
         }
         samples = []
@@ -137,11 +146,11 @@ def train(
         }
         snapshot.extra = optimizer_tensors(optimizer)
         checkpoint.save(output / "last.pt", snapshot)
-        say(log_line(record, config, factor))
+        say(log_line(record, measured, config, factor))
         for name, caption in samples:
             say(f"    {name}: {caption}")
         if writer is not None:
-            for name in ("loss", "CIDEr", "images_a_second"):
+            for name in (measured, "CIDEr", "images_a_second"):
                 if name in record:
                     writer.add_scalar(name, record[name], epoch + 1)
             writer.add_scalar("lr", config.lr * factor, epoch + 1)
@@ -248,11 +257,12 @@ def hash_seed(seed: int, epoch: int) -> int:
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
 
 
-def log_line(record: dict, config: TrainConfig, factor: float) -> str:
+def log_line(record: dict, measured: str, config: TrainConfig, factor: float) -> str:
     cider = f"val CIDEr {record['CIDEr']:5.1f}  " if "CIDEr" in record else ""
     minutes, seconds = divmod(round(record["seconds"]), 60)
+    measure = f"{measured} {record[measured]:.3f}"
     return (
-        f"epoch {record['epoch']:2}/{config.epochs}  loss {record['loss']:.3f}  {cider}lr {config.lr * factor:.1e}  "
+        f"epoch {record['epoch']:2}/{config.epochs}  {measure}  {cider}lr {config.lr * factor:.1e}  "
         f"{record['images_a_second']:.0f} images/s  {minutes}:{seconds:02}"
     )
 

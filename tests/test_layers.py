@@ -15,7 +15,7 @@ LAYERS = {
     "torchvision_compat vocab",
     1: "sources shapes store store_images store_writer backbones",
     2: "captioner classifier",
-    3: "checkpoint",
+    3: "checkpoint self_critical",
     4: "explain inference training",
     5: "cli",
 }
