@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import h5py
 import numpy as np
@@ -27,29 +26,12 @@ except ImportError:  # not a POSIX system: a killed run's partial file then stay
 
 from sca_caption.errors import UserError, choice
 from sca_caption.images import Transform
+from sca_caption.sources import Record, Source
 from sca_caption.store import ENCODINGS, FORMAT, SPLITS, VERSION
 from sca_caption.store_images import Encode, Features, Jpegs, Pixels, in_order, prepare
 from sca_caption.vocab import SPECIALS, TOKENIZER, Vocabulary, has_words, tokenize
 
 LONGEST = 100  # words of a caption that are kept as tokens
-
-
-class Record(Protocol):
-    """One image; see sources.Record."""
-
-    file_name: str
-    captions: Sequence[str]
-    split: str  # one of SPLITS
-    image_id: int | None
-    read: Callable[[], bytes]  # pickles; raises OSError
-
-
-class Source(Protocol):
-    """A dataset; see sources.Source."""
-
-    description: str
-    records: Sequence[Record]
-    problems: Sequence[tuple[str, str]]
 
 
 @dataclasses.dataclass
@@ -106,7 +88,7 @@ def write(
     features_of: dict | None = None,
     on_skip: Callable[[str, str], None] | None = None,
 ) -> Report:
-    """Make the data file `path`, or replace it; on any failure `path` stays as it was.
+    """Make the data file `path` of a dataset, or replace it; on any failure `path` stays as it was.
 
     Args:
         transform: how images are brought to size; default Transform().

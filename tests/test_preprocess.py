@@ -130,7 +130,12 @@ def test_a_long_list_is_cut_and_says_where_it_is_whole(photographs, capsys):
     ("flags", "said"),
     [
         ("--dataset flickr9k", "unknown dataset 'flickr9k'; one of: coco, csv, flickr30k, flickr8k, shapes"),
-        ("--dataset csv --image-size 0", "image size is 0 pixels; give a whole number from 1 to 4096"),
+        ("--root .", "the following arguments are required: --dataset; see preprocess.py --help"),
+        ("--dataset csv --resize-mode zoom", "argument --resize-mode: invalid choice: 'zoom'"),
+        ("--dataset csv --workers two", "argument --workers: invalid int value: 'two'"),
+        ("--dataset csv --sizes 3", "unrecognized arguments: --sizes 3"),
+        ("--dataset csv --image-size 0", "--image-size 0: must be at least 1"),
+        ("--dataset csv --image-size 9999", "image size is 9999 pixels; give a whole number from 1 to 4096"),
         ("--dataset csv --min-count 0", "--min-count 0: must be at least 1"),
         ("--dataset csv --max-skipped -1", "--max-skipped -1: must be 0 or more"),
         ("--dataset csv --workers 0", "--workers 0: must be at least 1"),

@@ -5,13 +5,14 @@ import signal
 import sys
 from pathlib import Path
 
-from sca_caption.config import ModelConfig, require
+from sca_caption.config import ModelConfig, Parser, require
 from sca_caption.errors import UserError, program
 from sca_caption.images import MODES, Transform
 from sca_caption.sources import SOURCES, find
 from sca_caption.store import ENCODINGS
 
 SHOWN = 20  # left-out images, and notes on captions, that are printed in full
+SHAPES_SIZE = 96  # pixels: as they are drawn, and a fifth of the work
 OWNERS = {  # flags that belong to one choice of another flag
     "restval": ("dataset", "coco"),
     "year": ("dataset", "coco"),
@@ -35,7 +36,7 @@ data/README.md says where each dataset is got and how its files lie.
 
 
 def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
+    p = Parser(
         prog="preprocess.py",
         description=__doc__,
         epilog=EPILOG,
@@ -55,7 +56,8 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, metavar="N", help="shapes: draws other pictures (default: 0)")
 
     add = p.add_argument_group("images").add_argument
-    add("--image-size", type=int, default=224, metavar="PIXELS", help="side of the square (default: 224)")
+    add("--image-size", type=int, metavar="PIXELS", help="side of the square (default: "
+        f"{Transform.size}; shapes: {SHAPES_SIZE})")  # fmt: skip
     add("--resize-mode", choices=MODES, default="resize", help="squash the whole image into the square, or "
         "keep its proportions and take the centre (default: resize)")  # fmt: skip
     add("--encoding", choices=ENCODINGS, default="jpeg", help="store JPEG files (some 15 kB an image), "
@@ -90,6 +92,9 @@ def main(argv: list[str] | None = None) -> int:
     name = arguments.dataset
     root = arguments.root or (Path("data", name) if Path("data", name).is_dir() else Path("data"))
     output = arguments.output or Path("data", f"{name}.h5")
+    size = arguments.image_size
+    if size is None:
+        size = SHAPES_SIZE if name == "shapes" else Transform.size
     source = find(name, root, **given(arguments, ("restval", "year", "count", "seed")))
     encoder = make_encoder(arguments) if arguments.encoding == "features" else {}
 
@@ -110,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
         report = write(
             source,
             output,
-            transform=Transform(arguments.image_size, arguments.resize_mode),
+            transform=Transform(size, arguments.resize_mode),
             encoding=arguments.encoding,
             min_count=arguments.min_count,
             workers=arguments.workers,
@@ -136,6 +141,8 @@ def given(arguments: argparse.Namespace, names: tuple[str, ...]) -> dict:
 
 def check(arguments: argparse.Namespace) -> None:
     """Raise UserError for a value out of range, and for a flag that the other flags leave without effect."""
+    size = arguments.image_size
+    require(arguments, "image_size", size is None or size >= 1, "at least 1")
     require(arguments, "min_count", arguments.min_count >= 1, "at least 1")
     require(arguments, "max_skipped", arguments.max_skipped >= 0, "0 or more")
     require(arguments, "workers", arguments.workers is None or arguments.workers >= 1, "at least 1")
