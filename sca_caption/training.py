@@ -27,7 +27,7 @@ from sca_caption.metrics import Cider, ptb_tokenize
 from sca_caption.self_critical import SelfCritical
 from sca_caption.store import CaptionData
 
-SIDES = ("left", "right")  # a mirrored image would make these words false
+SIDES = ("left", "right")  # a mirrored image would make words false that begin so, as left-hand and rightmost
 SAMPLES = 3  # captions of the validation set shown each epoch
 LONGEST = 40  # words of a caption that are trained on; a handful of captions are longer
 
@@ -38,7 +38,9 @@ class CaptionedImages(Dataset):
     def __init__(self, data: CaptionData, seed: int, augment: bool):
         self.data, self.seed, self.augment = data, seed, augment
         words = data.vocabulary.words
-        self.side_ids = {i for i, word in enumerate(words) if word in SIDES}
+        self.side_ids = {
+            i for i, word in enumerate(words) if any(part.startswith(SIDES) for part in word.split("-"))
+        }
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor | tuple[Tensor, ...], list[list[int]]]:
         epoch, index = key
@@ -83,6 +85,10 @@ def train(
     if config.objective == "cider":
         critic, measured = SelfCritical(data, train_indices.tolist(), config.samples), "reward"
     validation = Validation(data, val_indices) if len(val_indices) else None
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot write to {output} ({error.strerror}); choose another --output") from error
     writer = summary_writer(output)
     say(
         f"{len(train_indices)} training and {len(val_indices)} validation images, {len(data.vocabulary)} words, "
