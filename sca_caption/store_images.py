@@ -2,7 +2,9 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -70,7 +72,10 @@ def in_order(function: Callable, items: Iterable, workers: int | None = None) ->
         return
     pool = concurrent.futures.ProcessPoolExecutor(workers, initializer=_follow_parent)
     waiting: collections.deque[concurrent.futures.Future] = collections.deque()
+    items = iter(items)
     try:
+        with _interrupts_held_back():  # one that comes while workers start leaves workers that never end
+            waiting.extend(pool.submit(function, item) for item in itertools.islice(items, workers))
         for item in items:
             waiting.append(pool.submit(function, item))
             if len(waiting) == workers * AHEAD:
@@ -81,6 +86,26 @@ def in_order(function: Callable, items: Iterable, workers: int | None = None) ->
         raise UserError("a worker process was killed, mostly for want of memory; try --workers 1") from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Handle SIGINT and SIGTERM only at the end of the block."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # no signal is handled in this thread
+        return
+    came: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, _: came.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])
 
 
 def usable_cores() -> int:

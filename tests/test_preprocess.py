@@ -226,12 +226,12 @@ def test_help_fits_on_two_pages_and_has_no_flag_without_words():
 @pytest.fixture
 def busy(tmp_path):
     """A run in its own process that has begun to write: (process, its folder)."""
-    program = "from sca_caption.cli.preprocess import main; raise SystemExit(main())"
+    program = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # nohup ignores it
+    program += "from sca_caption.cli.preprocess import main; raise SystemExit(main())"
     flags = ["--dataset", "shapes", "--count", "4000", "--output", str(tmp_path / "x.h5"), "--workers", "2"]
     process = subprocess.Popen([sys.executable, "-c", program, *flags], stderr=subprocess.PIPE, text=True)
     try:
         wait_until(lambda: list(tmp_path.glob(".x.h5.*.partial")))
-        time.sleep(0.3)  # for its workers to start
         yield process, tmp_path
     finally:
         process.kill()
@@ -246,9 +246,11 @@ def wait_until(holds, seconds: float = 120) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.parametrize("delay", [0, 0.02, 0.5])  # in seconds: while its workers start, and while they work
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_leaves_nothing(busy, number):
+def test_an_interrupted_run_leaves_nothing(busy, number, delay):
     process, folder = busy
+    time.sleep(delay)
     process.send_signal(number)
     _, err = process.communicate(timeout=120)
     assert (process.returncode, err) == (130, "interrupted\n")
