@@ -6,6 +6,7 @@ The format holds tensors and text, never code, so loading one from a stranger ex
     format_version, config, words, transform, metrics, training (only in last.pt: where to resume)
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -67,14 +68,18 @@ def save(path: str | Path, checkpoint: Checkpoint, half: bool = False) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         metadata = {"sca_caption": json.dumps(text, ensure_ascii=False)}
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as any new file's; safetensors lets none but the owner read
         save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata)
+        temporary.chmod(mode)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"cannot write checkpoint {path} ({error}); free space or choose another --output"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # gone already, or its folder cannot be
+            temporary.unlink()
 
 
 def load(path: str | Path | None = None) -> Checkpoint:
@@ -96,7 +101,7 @@ def load(path: str | Path | None = None) -> Checkpoint:
         raise UserError(
             f"{path} is not a checkpoint of sca_caption, or it is damaged or cut short ({error}); copy or train it again"
         ) from error
-    if text is None:
+    if not isinstance(text, dict):
         raise UserError(
             f"{path} is a safetensors file but not a checkpoint of sca_caption; give one that train.py wrote"
         )
@@ -108,9 +113,9 @@ def load(path: str | Path | None = None) -> Checkpoint:
     vocabulary = Vocabulary(text["words"])
     model = Captioner(configs.from_dict(ModelConfig, text["config"]), len(vocabulary))
     weights = {k.removeprefix(_MODEL): v.float() for k, v in tensors.items() if k.startswith(_MODEL)}
-    if model.config.tie_embeddings:
-        weights["word.weight"] = weights["embedding.weight"]
     try:
+        if model.config.tie_embeddings:
+            weights["word.weight"] = weights["embedding.weight"]
         model.load_state_dict(weights)
     except (RuntimeError, KeyError) as error:
         first = " ".join(str(error).split())[:200]
@@ -125,7 +130,9 @@ def load(path: str | Path | None = None) -> Checkpoint:
 @program
 def main(argv: list[str] | None = None) -> int:
     """Write a checkpoint again with float16 weights and without training state: `python -m sca_caption.checkpoint`."""
-    parser = Parser(prog="python -m sca_caption.checkpoint", description="Halve a checkpoint's size: float16 weights.")
+    parser = Parser(
+        prog="python -m sca_caption.checkpoint", description="Halve a checkpoint's size: float16 weights."
+    )
     parser.add_argument("checkpoint", help="best.pt of a run")
     parser.add_argument("output", type=Path, help="the file to write, e.g. captioner.safetensors")
     arguments = parser.parse_args(argv)

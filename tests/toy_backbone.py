@@ -3,7 +3,10 @@
 import pytest
 from torch import nn
 
-from sca_caption import backbones
+from sca_caption import (
+    backbones,
+    torchvision_compat,  # noqa: F401 (building a network of torchvision would have imported it)
+)
 
 
 class Block(nn.Module):

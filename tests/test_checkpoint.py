@@ -1,0 +1,305 @@
+"""Checkpoints come back bit for bit, whole or not at all, and never run code."""
+
+import dataclasses
+import errno
+import json
+import pickle
+import stat
+
+import pytest
+import torch
+from conftest import TINY, TINY_WORDS, tiny_captioner
+from made_photos import message
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from toy_backbone import toy  # noqa: F401
+
+from sca_caption import checkpoint
+from sca_caption.captioner import Captioner
+from sca_caption.checkpoint import Checkpoint
+from sca_caption.config import ModelConfig
+from sca_caption.errors import UserError
+from sca_caption.images import Transform
+from sca_caption.vocab import Vocabulary
+
+pytestmark = pytest.mark.usefixtures("toy")
+TOY = ModelConfig(
+    backbone="toy", layers=("block.relu", "block"), attention_width=4, embedding_size=6, lstm_size=8
+)
+WORDS = ["a", "dog", "café", "l'été", "犬", "\u2028", '"']
+
+
+def made(config: ModelConfig = TOY) -> Checkpoint:
+    torch.manual_seed(0)
+    vocabulary = Vocabulary(WORDS)
+    return Checkpoint(
+        Captioner(config, len(vocabulary)),
+        vocabulary,
+        Transform(size=48, mode="crop"),
+        metrics={"val": {"CIDEr": 54.321, "epoch": 3}},
+        training={"history": [{"loss": 0.1 + 0.2}]},
+        extra={
+            "0.step": torch.tensor(7.0),
+            "0.exp_avg": torch.randn(3, 2, 5, 5).to(memory_format=torch.channels_last),
+        },
+    )
+
+
+def text_of(path) -> dict:
+    with safe_open(path, "pt") as file:
+        return json.loads(file.metadata()["sca_caption"])
+
+
+def rewrite(path, change_text=None, change_tensors=None) -> None:
+    """Write the file again with its JSON or its tensors changed."""
+    text, tensors = text_of(path), load_file(path)
+    if change_text:
+        change_text(text)
+    if change_tensors:
+        change_tensors(tensors)
+    save_file(tensors, path, {"sca_caption": json.dumps(text)})
+
+
+@pytest.fixture
+def saved(tmp_path):
+    path = tmp_path / "best.pt"
+    checkpoint.save(path, made())
+    return path
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        TOY,
+        dataclasses.replace(
+            TOY, tie_embeddings=True, attention="S", layers=("block",), dropout=0.25, pool_norm=1.5
+        ),
+        # A batch norm that cannot be folded, with its counter, and attention of other forms.
+        ModelConfig(
+            backbone="densenet121",
+            layers=("features.denseblock1",),
+            attention="S-C",
+            attention_width=4,
+            embedding_size=6,
+            lstm_size=8,
+        ),
+    ],
+    ids=["toy", "tied", "densenet121"],
+)
+def test_what_went_in_comes_out_bit_for_bit(config, tmp_path):
+    given = made(config)
+    with torch.no_grad():
+        learnt = given.model.state_dict()  # without the mean and deviation of pixels
+        for buffer in (value for name, value in given.model.named_buffers() if name in learnt):
+            buffer.copy_(torch.rand(buffer.shape) * 9)
+    path = tmp_path / "runs" / "new" / "best.pt"
+    checkpoint.save(path, given)
+    assert [p.name for p in path.parent.iterdir()] == ["best.pt"]
+    found = checkpoint.load(str(path))
+
+    assert found.config == config
+    wanted = given.model.state_dict()
+    assert found.model.state_dict().keys() == wanted.keys()
+    for name, value in found.model.state_dict().items():
+        assert value.dtype == wanted[name].dtype and torch.equal(value, wanted[name]), name
+    assert (found.model.word.weight is found.model.embedding.weight) == config.tie_embeddings
+    assert found.extra.keys() == given.extra.keys()
+    assert all(torch.equal(value, given.extra[name]) for name, value in found.extra.items())
+    assert found.vocabulary == given.vocabulary and found.vocabulary.words[4:] == tuple(WORDS)
+    assert (found.transform, found.metrics) == (Transform(48, "crop"), given.metrics)
+    assert found.training == given.training
+    assert not any(module.training for module in found.model.modules())
+
+    images = torch.randint(256, (2, 3, 48, 48), dtype=torch.uint8)
+    with torch.no_grad():
+        logits = []
+        for model in (given.model.eval(), found.model):
+            logits.append(model.step(torch.tensor([1, 1]), model.start(model.encode(images)))[0])
+    assert torch.equal(*logits)
+
+
+def test_half_rounds_weights_to_float16_and_nothing_else(tmp_path):
+    given = made()
+    checkpoint.save(tmp_path / "whole", given)
+    checkpoint.save(tmp_path / "half", given, half=True)
+    found = checkpoint.load(tmp_path / "half")
+    wanted = given.model.state_dict()
+    for name, value in found.model.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, wanted[name].half().float()), name
+    assert torch.equal(found.extra["0.exp_avg"], given.extra["0.exp_avg"])
+    stored = {name: value.dtype for name, value in load_file(tmp_path / "half").items()}
+    assert {dtype for name, dtype in stored.items() if name.startswith("model.")} == {torch.float16}
+    weights = sum(value.numel() for value in wanted.values())
+    sizes = [(tmp_path / name).stat().st_size for name in ("whole", "half")]
+    assert sizes[0] - sizes[1] == pytest.approx(2 * weights, abs=64)
+
+
+def test_a_checkpoint_to_ship(saved, tmp_path, capsys):
+    output = tmp_path / "captioner.safetensors"
+    assert checkpoint.main([str(saved), str(output)]) == 0
+    assert capsys.readouterr().out == f"{output}: {output.stat().st_size / 1e6:.1f} MB\n"
+    found = checkpoint.load(output)
+    assert (found.training, found.extra) == ({}, {})
+    assert found.metrics == made().metrics
+    assert {value.dtype for value in load_file(output).values()} == {torch.float16}
+    assert checkpoint.main([str(tmp_path / "none.pt"), str(output)]) == 2
+    assert capsys.readouterr().err.startswith(
+        f"error: cannot load checkpoint {tmp_path / 'none.pt'}: no such file"
+    )
+
+
+def test_the_tiny_checkpoint_says_the_same_after_loading(tiny_checkpoint):
+    model = tiny_captioner()
+    found = checkpoint.load(tiny_checkpoint)
+    assert (found.config, found.vocabulary) == (TINY, Vocabulary(TINY_WORDS))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(model.state_dict().values(), found.model.state_dict().values(), strict=True)
+    )
+
+
+def test_anyone_may_read_it_who_may_read_new_files(saved, tmp_path):
+    other = tmp_path / "other"
+    other.write_text("")
+    assert stat.S_IMODE(saved.stat().st_mode) == stat.S_IMODE(other.stat().st_mode)
+
+
+# ---- when writing fails ----------------------------------------------------------------------------------------------
+
+
+def assert_untouched(saved, text: str) -> None:
+    assert text.startswith(f"cannot write checkpoint {saved} (")
+    assert text.endswith("free space or choose another --output")
+    assert [p.name for p in saved.parent.iterdir()] == [saved.name]
+    assert checkpoint.load(saved).metrics == made().metrics
+
+
+def test_a_full_disk_leaves_the_old_file(saved, monkeypatch):
+    def fill(tensors, path, metadata):
+        path.write_bytes(b"half of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", fill)
+    text = message(lambda: checkpoint.save(saved, made()))
+    assert "No space left on device" in text
+    assert_untouched(saved, text)
+
+
+def test_a_limit_of_the_system_leaves_the_old_file(saved):
+    """A write that truly fails in the middle, inside the library."""
+    resource = pytest.importorskip("resource")
+    large = made(dataclasses.replace(TOY, lstm_size=512))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        text = message(lambda: checkpoint.save(saved, large))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert_untouched(saved, text)
+
+
+def test_an_interrupted_write_leaves_the_old_file(saved, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint.os, "replace", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.save(saved, made())
+    assert [p.name for p in saved.parent.iterdir()] == [saved.name]
+
+
+def test_a_folder_that_cannot_be(tmp_path):
+    (tmp_path / "file").write_text("")
+    path = tmp_path / "file" / "runs" / "best.pt"
+    assert message(lambda: checkpoint.save(path, made())).startswith(f"cannot write checkpoint {path} (")
+
+
+# ---- what is no checkpoint -------------------------------------------------------------------------------------------
+
+
+def test_files_that_are_not_there(tmp_path):
+    path = tmp_path / "best.pt"
+    advice = "train.py writes best.pt and last.pt in its --output"
+    assert message(lambda: checkpoint.load(path)) == f"cannot load checkpoint {path}: no such file; {advice}"
+    assert (
+        message(lambda: checkpoint.load(tmp_path)) == f"cannot load checkpoint {tmp_path}: a folder; {advice}"
+    )
+
+
+@pytest.mark.parametrize("kept", [0, 5, 8, 100, 0.5, 0.999])
+def test_cut_short(saved, kept):
+    data = saved.read_bytes()
+    saved.write_bytes(data[: kept if kept >= 1 or kept == 0 else int(len(data) * kept)])
+    text = message(lambda: checkpoint.load(saved))
+    assert text.startswith(f"{saved} is not a checkpoint of sca_caption, or it is damaged or cut short (")
+    assert text.endswith("; copy or train it again")
+
+
+class Malicious:
+    """Its pickle writes a file when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_code_in_a_pickle_does_not_run(saved, tmp_path):
+    mark = tmp_path / "it ran"
+    for save in (
+        lambda: torch.save({"x": Malicious(mark)}, saved),
+        lambda: saved.write_bytes(pickle.dumps(Malicious(mark))),
+    ):
+        save()
+        with pytest.raises(UserError, match="is not a checkpoint of sca_caption"):
+            checkpoint.load(saved)
+        assert not mark.exists()
+
+
+def test_other_files(saved):
+    for data in (b"a text", b"\x08\0\0\0\0\0\0\0{}      ", b"PK\3\4" + bytes(99)):
+        saved.write_bytes(data)
+        assert message(lambda: checkpoint.load(saved)).startswith(f"{saved} is ")
+    for metadata in (None, {"format": "pt"}, {"sca_caption": "null"}, {"sca_caption": "[1]"}):
+        save_file({"x": torch.ones(2)}, saved, metadata)
+        assert message(lambda: checkpoint.load(saved)) == (
+            f"{saved} is a safetensors file but not a checkpoint of sca_caption; give one that train.py wrote"
+        )
+    save_file({"x": torch.ones(2)}, saved, {"sca_caption": '{"format_version": 1'})
+    assert "damaged" in message(lambda: checkpoint.load(saved))
+
+
+def test_another_version(saved):
+    rewrite(saved, lambda text: text.update(format_version=2))
+    assert message(lambda: checkpoint.load(saved)) == (
+        f"{saved} has checkpoint format 2, this program reads 1; use the version of sca_caption that wrote it, "
+        "or train again"
+    )
+
+
+def test_settings_of_a_newer_version(saved):
+    rewrite(saved, lambda text: text["config"].update(rotary=True))
+    text = message(lambda: checkpoint.load(saved))
+    assert text == "unknown settings rotary; written by a newer version? upgrade sca_caption"
+
+
+@pytest.mark.parametrize(
+    ("change_text", "change_tensors"),
+    [
+        (lambda text: text["config"].update(lstm_size=9), None),
+        (lambda text: text["words"].pop(), None),
+        (lambda text: text["config"].update(attention="S"), None),
+        (None, lambda tensors: tensors.pop("model.lstm.weight_hh")),
+        (None, lambda tensors: tensors.pop("model.embedding.weight")),
+        (
+            lambda text: text["config"].update(tie_embeddings=True),
+            lambda tensors: tensors.pop("model.embedding.weight"),
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_the_config(saved, change_text, change_tensors):
+    rewrite(saved, change_text, change_tensors)
+    text = message(lambda: checkpoint.load(saved))
+    assert text.startswith(f"{saved}: its weights do not fit its own config (")
