@@ -29,13 +29,14 @@ def texts() -> dict[str, str]:
 
 def commands(text: str) -> Iterator[list[str]]:
     """Every call of a program in a text, as the program's name and its arguments."""
-    for line in text.replace("\\\n", " ").splitlines():
-        for span in (line.strip("` \n"), *re.findall(r"`([^`]+)`", line)):
-            for call in re.split(r"&&|\|", span):
-                found = re.match(rf"\s*(?:\$ )?python ({'|'.join(PROGRAMS)})\.py(.*)", call)
-                if found:
-                    optional_too = re.sub(r"[][]", " ", found[2])  # [--root DIR]
-                    yield [found[1], *shlex.split(optional_too, comments=True)]
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    inline = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
+    for line in [*text.replace("\\\n", " ").splitlines(), *inline]:
+        for call in re.split(r"&&|\|", line):
+            found = re.match(rf"\s*(?:\$ )?python ({'|'.join(PROGRAMS)})\.py(.*)", call)
+            if found:
+                optional_too = re.sub(r"[][]", " ", found[2])  # [--root DIR]
+                yield [found[1], *shlex.split(optional_too, comments=True)]
 
 
 def fenced(text: str, heading: str) -> list[str]:
