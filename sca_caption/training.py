@@ -72,6 +72,7 @@ def train(
     train_indices, val_indices = data.indices("train"), data.indices("val")
     if not len(train_indices):
         raise UserError(f"{data.path} has no training images; preprocess a data set that has some")
+    model.backbone.set_trainable(False, config.finetune_from)  # so that a wrong name is said before any work
     optimizer = make_optimizer(model, config)
     start_epoch, history = 0, []
     if resume is not None:

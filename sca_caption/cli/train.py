@@ -61,6 +61,10 @@ def main(argv: list[str] | None = None) -> int:
     device = find_device(arguments.device)
     if arguments.resume:
         resumed = checkpoint.load(output / "last.pt")
+        if not resumed.training:
+            raise UserError(
+                f"{output / 'last.pt'} has no state of a training run, as best.pt; start one with --init"
+            )
         if resumed.vocabulary != data.vocabulary:
             raise UserError(
                 f"{path} has another vocabulary ({len(data.vocabulary)} words) than {output / 'last.pt'} "
@@ -69,7 +73,9 @@ def main(argv: list[str] | None = None) -> int:
         train_config = config.from_dict(config.TrainConfig, resumed.training["config"])
         for name, value in given(arguments).items():
             kept = {**resumed.training["config"], **vars(resumed.config)}[name]
-            if name != "layers" and value != kept:
+            if name == "layers":
+                value = attended_layers(resumed.config.backbone, value)
+            if value != kept:
                 raise UserError(
                     f"--resume goes on with the run's own settings; it has {name}={kept}, found {value}"
                 )
@@ -123,7 +129,8 @@ def new_model(model_config: config.ModelConfig, data, arguments: argparse.Namesp
 
     torch.manual_seed(getattr(arguments, "seed", config.TrainConfig.seed))
     init, weights_file = arguments.init, arguments.backbone_weights
-    if init is None and weights_file is None and arguments.dataset == "shapes":
+    shippable = model_config.backbone == config.ModelConfig.backbone
+    if init is None and weights_file is None and arguments.dataset == "shapes" and shippable:
         init = "shipped"  # spares a download
     weights = None
     if weights_file != "none" and not (init and weights_file is None):

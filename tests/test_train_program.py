@@ -1,0 +1,262 @@
+"""The program that trains, as its users run it."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import TINY, tiny_captioner
+from made_photos import dataset, write
+
+from sca_caption import checkpoint, training
+from sca_caption.backbones import Backbone
+from sca_caption.checkpoint import Checkpoint
+from sca_caption.cli.train import main, parser
+from sca_caption.errors import UserError
+from sca_caption.images import Transform
+from sca_caption.torchvision_compat import torchvision
+from sca_caption.vocab import Vocabulary
+
+SMALL = ["--backbone", "resnet18", "--layers", "layer1.0", "layer1.1", "--attention-width", "8"]
+SMALL += ["--embedding-size", "8", "--lstm-size", "16"]  # conftest's TINY
+QUICK = [
+    "--epochs",
+    "2",
+    "--batch-size",
+    "4",
+    "--workers",
+    "0",
+    "--backbone-weights",
+    "none",
+    "--device",
+    "cpu",
+]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("made") / "dogs.h5"
+    write(dataset(8), path, encoding="raw")
+    return path
+
+
+@pytest.fixture
+def here(made, tmp_path, monkeypatch) -> Path:
+    """A working directory with data/dogs.h5."""
+    (tmp_path / "data").mkdir()
+    shutil.copy(made, tmp_path / "data" / "dogs.h5")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(
+        training, "summary_writer", lambda output: None
+    )  # its import takes longer than the tests
+    return tmp_path
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    status = main(["--dataset", "dogs", *arguments])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def mistake(capsys, *arguments: str) -> str:
+    """What the program says on the way out with status 2: one line, and nothing was trained."""
+    status, out, err = run(capsys, *arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("error: ") and err.endswith("\n") and err.count("\n") == 1
+    return err.removeprefix("error: ").removesuffix("\n")
+
+
+def test_it_trains_resumes_and_says_where_the_model_is(here, capsys):
+    status, out, err = run(capsys, *SMALL, *QUICK)
+    lines = out.splitlines()
+    assert (status, err) == (0, "")
+    assert lines[0].startswith("6 training and 1 validation images, ") and lines[0].endswith("to runs/dogs")
+    assert [line[:10] for line in lines if line.startswith("epoch")] == ["epoch  1/2", "epoch  2/2"]
+    assert lines[-1] == "best model: runs/dogs/best.pt"
+    best = checkpoint.load("runs/dogs/best.pt")
+    assert dataclasses.replace(best.config, dropout=TINY.dropout) == dataclasses.replace(
+        TINY, dropout=TINY.dropout
+    )
+    assert best.config.layers == ("layer1.0", "layer1.1")
+
+    text = mistake(capsys, *SMALL, *QUICK)
+    assert text == "runs/dogs already holds a run; go on with --resume, or choose another --output"
+
+    status, out, _ = run(capsys, *SMALL, *QUICK, "--resume")  # the same flags are no contradiction
+    assert status == 0 and out.splitlines()[-1] == lines[-1]
+    for flags, text in (
+        (["--lstm-size", "32"], "it has lstm_size=16, found 32"),
+        (["--epochs", "9"], "it has epochs=2, found 9"),
+        (["--layers", "1"], "it has layers=('layer1.0', 'layer1.1'), found ('layer4.1',)"),
+    ):
+        assert mistake(capsys, "--resume", *flags) == f"--resume goes on with the run's own settings; {text}"
+
+    write(dataset(8, captions=("a zebra", "stripes")), here / "data" / "dogs.h5", encoding="raw")
+    text = mistake(capsys, "--resume")
+    assert text.startswith("data/dogs.h5 has another vocabulary (7 words) than runs/dogs/last.pt (")
+    assert text.endswith("; resume with the data file it was trained on (data/dogs.h5)")
+
+    shutil.copy("runs/dogs/best.pt", "runs/dogs/last.pt")
+    text = mistake(capsys, "--resume")
+    assert text == "runs/dogs/last.pt has no state of a training run, as best.pt; start one with --init"
+
+
+def test_an_interrupted_run_goes_on_to_the_same_model(here, capsys, monkeypatch):
+    assert run(capsys, *SMALL, *QUICK, "--output", "whole", "--finetune-backbone-at", "1")[0] == 0
+    save = checkpoint.save
+
+    def interrupted(path, made, half=False):
+        save(path, made, half)
+        if path.name == "last.pt":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save", interrupted)
+    assert run(capsys, *SMALL, *QUICK, "--output", "parts", "--finetune-backbone-at", "1")[0] == 130
+    monkeypatch.setattr(checkpoint, "save", save)
+    assert run(capsys, "--output", "parts", "--resume", "--device", "cpu")[0] == 0
+    whole, parts = (checkpoint.load(f"{name}/last.pt").model.state_dict() for name in ("whole", "parts"))
+    assert all(torch.equal(value, whole[name]) for name, value in parts.items())
+
+
+def test_a_missing_data_file_names_the_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["--dataset", "flickr30k"]) == 2
+    assert capsys.readouterr() == (
+        "",
+        "error: no data file data/flickr30k.h5; make it with: python preprocess.py --dataset flickr30k\n",
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_mistakes_are_one_line_and_leave_nothing(here, capsys):
+    for flags, text in (
+        (["--backbone", "resnet19"], "unknown backbone 'resnet19'; one of: alexnet, "),
+        (["--layers", "features.99"], "mobilenet_v2 has no layer 'features.99'; its layers: "),
+        (["--layers", "4"], "--layers 4 for mobilenet_v2: choose 1 to 3, or name the layers"),
+        (["--backbone-weights", "none.pth"], "no weights file none.pth; give an existing "),
+        (["--backbone-weights", "data/dogs.h5"], "cannot read weights from data/dogs.h5 ("),
+        (["--init", "none.pt"], "cannot load checkpoint none.pt: no such file; "),
+        (["--init", "data/dogs.h5"], "data/dogs.h5 is not a checkpoint of sca_caption"),
+        (["--epochs", "0"], "--epochs 0: must be at least 1"),
+        (["--attention", "cbam"], "argument --attention: invalid choice: 'cbam'"),
+        (["--device", "abacus"], "no device 'abacus' here ("),
+        (
+            ["--finetune-from", "features.99"],
+            "--finetune-from 'features.99': mobilenet_v2 has no such layer; e.g. ",
+        ),
+        (["--resume"], "cannot load checkpoint runs/dogs/last.pt: no such file; "),
+        (["--output", "data/dogs.h5"], "cannot write to data/dogs.h5 (File exists); choose another --output"),
+    ):
+        weights = [] if "--backbone-weights" in flags or "--init" in flags else ["--backbone-weights", "none"]
+        assert mistake(capsys, *weights, *flags).startswith(text), flags
+    assert [p.name for p in here.iterdir() if p.name != "runs"] == ["data"]
+    assert not list(here.rglob("*.pt"))
+
+
+def test_without_the_network_it_names_the_flag(here, capsys, monkeypatch):
+    def fail(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", fail)
+    text = mistake(capsys)
+    assert text.startswith("ImageNet weights of mobilenet_v2 could not be downloaded (no network); ")
+    assert "--backbone-weights FILE" in text
+
+
+def test_help_fits_on_two_pages(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    assert len(parser().format_help().splitlines()) < 90
+
+
+# ---- --init ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def first_model(monkeypatch) -> list:
+    """The model that training would begin with; it then stops."""
+    seen = []
+
+    def look(model, *_):
+        seen.append(model)
+        raise UserError("seen")
+
+    monkeypatch.setattr(training, "train", look)
+    return seen
+
+
+def save_initial(path: Path, words: list[str], **changes) -> dict[str, torch.Tensor]:
+    model = tiny_captioner(len(words) + 4, dataclasses.replace(TINY, **changes))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1)  # what no initialisation gives
+    checkpoint.save(path, Checkpoint(model, Vocabulary(words), Transform(32), {"CIDEr": 1.0}))
+    return model.state_dict()
+
+
+WORDS = ["dog", "a", "runs", "the"]  # the vocabulary of data/dogs.h5
+
+
+def start(capsys, *flags: str) -> str:
+    status, out, err = run(capsys, *SMALL, "--device", "cpu", *flags)
+    assert (status, err) == (2, "error: seen\n")
+    return out
+
+
+def test_init_copies_everything_that_fits(here, capsys, first_model):
+    initial = save_initial(here / "initial.pt", WORDS)
+    assert (
+        start(capsys, "--init", "initial.pt") == "starting from initial.pt; new, wholly or in part: nothing\n"
+    )
+    found = first_model[0].state_dict()
+    assert all(torch.equal(value, found[name]) for name, value in initial.items())
+
+
+def test_init_with_other_words_leaves_words_and_what_has_another_shape(here, capsys, first_model):
+    initial = save_initial(here / "initial.pt", [*WORDS[::-1]], attention_width=5)
+    out = start(capsys, "--init", "initial.pt")
+    assert out == "starting from initial.pt; new, wholly or in part: attention, embedding, word\n"
+    for name, value in first_model[0].state_dict().items():
+        if name.startswith(("embedding.", "word.")):
+            assert not torch.equal(value, initial[name])
+        elif not name.startswith("attention."):
+            assert torch.equal(value, initial[name]), name
+
+
+def test_init_from_other_layers_keeps_the_network(here, capsys, first_model):
+    """MobileNetV2's stages end in a batch norm, which is folded whether or not the stage is attended."""
+    config = dict(backbone="mobilenet_v2", layers=("features.4",))
+    initial = save_initial(here / "initial.pt", WORDS, **config)
+    flags = ["--backbone", "mobilenet_v2", "--layers", "features.2", "features.4", "--init", "initial.pt"]
+    assert start(capsys, *flags).endswith("in part: attention\n")
+    model = first_model[0].eval()
+    one = Backbone("mobilenet_v2", config["layers"])
+    prefix = "backbone."
+    one.load_state_dict({n.removeprefix(prefix): v for n, v in initial.items() if n.startswith(prefix)})
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        maps = model.backbone.trunk(images)
+        torch.testing.assert_close(model.backbone.segment(0, maps[0], maps[1:])[0], one.trunk(images)[0])
+
+
+def test_init_from_another_backbone_is_refused(here, capsys):
+    save_initial(here / "initial.pt", WORDS)
+    text = mistake(capsys, "--init", "initial.pt")
+    assert (
+        text == "--init initial.pt has backbone resnet18, this run mobilenet_v2; choose the same --backbone"
+    )
+
+
+def test_shapes_start_from_the_model_that_ships_where_it_fits(here, capsys, first_model, monkeypatch, made):
+    save_initial(
+        here / "shipped.safetensors", WORDS, backbone="mobilenet_v2", layers=("features.2", "features.4")
+    )
+    monkeypatch.setattr(checkpoint, "SHIPPED", here / "shipped.safetensors")
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", lambda *_, **__: {})
+    common = ["--dataset", "shapes", "--data", str(made), "--device", "cpu"]
+    assert main([*common, "--layers", "features.2", "features.4"]) == 2
+    out, err = capsys.readouterr()
+    assert (out.split(";")[0], err) == ("starting from shipped", "error: seen\n")
+    assert first_model[0].config.lstm_size == 128  # the preset's
+    assert main([*common, *SMALL]) == 2  # another network downloads its own weights
+    assert capsys.readouterr().err.startswith("error: these weights do not fit resnet18: ")
