@@ -32,6 +32,7 @@ from sca_caption.store_images import Encode, Features, Jpegs, Pixels, in_order, 
 from sca_caption.vocab import SPECIALS, TOKENIZER, Vocabulary, has_words, tokenize
 
 LONGEST = 100  # words of a caption that are kept as tokens
+BLOCK = 10_000  # captions written at once
 
 
 @dataclasses.dataclass
@@ -240,7 +241,9 @@ def _write_captions(
     group.create_dataset("tokens", data=ids, chunks=True, compression="gzip", compression_opts=1)
     group["length"] = length
     group["image"] = np.array(image, np.int32)
-    group.create_dataset("text", data=texts, dtype=h5py.string_dtype())
+    text = group.create_dataset("text", (len(texts),), dtype=h5py.string_dtype())
+    for start in range(0, len(texts), BLOCK):  # h5py copies what it is given several times
+        text[start : start + BLOCK] = texts[start : start + BLOCK]
     file.attrs["vocabulary"] = json.dumps(vocabulary.words[len(SPECIALS) :])
     return {
         "captions": {split: split_of.count(split) for split in SPLITS},
@@ -253,7 +256,8 @@ def _write_captions(
 
 def _storable(caption: str) -> str:
     """White space collapsed; NUL, which ends HDF5's strings, and halves of surrogate pairs are taken out."""
-    return " ".join(caption.replace("\0", " ").encode("utf-8", "replace").decode().split())
+    clean = " ".join(caption.replace("\0", " ").encode("utf-8", "replace").decode().split())
+    return caption if clean == caption else clean  # the same string where it can be: COCO has 616,767
 
 
 @contextlib.contextmanager
