@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -127,18 +128,46 @@ def load(path: str | Path | None = None) -> Checkpoint:
     return Checkpoint(model.eval(), vocabulary, transform, text["metrics"], text["training"], extra)
 
 
+def average(paths: Sequence[str | Path], shares: Sequence[float]) -> Checkpoint:
+    """The checkpoint in `paths[0]` with weights that are the mean of all, in proportion to `shares`.
+
+    Weights of runs that started from one another can be averaged, and often caption better than each (Wortsman et al.
+    2022, arXiv 2109.01903). Raises UserError where configs or vocabularies differ.
+    """
+    found = load(paths[0])
+    total = {name: value * (shares[0] / sum(shares)) for name, value in found.model.state_dict().items()}
+    for path, share in zip(paths[1:], shares[1:], strict=True):
+        other = load(path)
+        same = {**vars(other.config), "dropout": 0} == {**vars(found.config), "dropout": 0}
+        if not same or other.vocabulary != found.vocabulary:
+            raise UserError(
+                f"{path} is of another model or vocabulary than {paths[0]}; average runs of one model"
+            )
+        for name, value in other.model.state_dict().items():
+            total[name] += value * (share / sum(shares))
+    found.model.load_state_dict(total)
+    return Checkpoint(
+        found.model, found.vocabulary, found.transform, found.metrics if len(paths) == 1 else {}
+    )
+
+
 @program
 def main(argv: list[str] | None = None) -> int:
-    """Write a checkpoint again with float16 weights and without training state: `python -m sca_caption.checkpoint`."""
+    """Write a model to ship: float16 weights without training state, of one checkpoint or averaged over several."""
     parser = Parser(
-        prog="python -m sca_caption.checkpoint", description="Halve a checkpoint's size: float16 weights."
+        prog="python -m sca_caption.checkpoint",
+        description="Write a model to ship: float16 weights of a checkpoint, or the average of several.",
     )
-    parser.add_argument("checkpoint", help="best.pt of a run")
     parser.add_argument("output", type=Path, help="the file to write, e.g. captioner.safetensors")
+    parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="best.pt of a run")
+    parser.add_argument(
+        "--shares", nargs="+", type=float, metavar="X", help="of each in the average (default: equal)"
+    )
     arguments = parser.parse_args(argv)
-    found = load(arguments.checkpoint)
-    found.training, found.extra = {}, {}
-    save(arguments.output, found, half=True)
+    shares = arguments.shares or [1.0] * len(arguments.checkpoints)
+    if len(shares) != len(arguments.checkpoints) or min(shares) < 0 or not sum(shares):
+        raise UserError(f"--shares {shares}: give one for each checkpoint, 0 or more, not all 0")
+    save(arguments.output, average(arguments.checkpoints, shares), half=True)
     print(f"{arguments.output}: {arguments.output.stat().st_size / 1e6:.1f} MB")
     return 0
 

@@ -137,16 +137,38 @@ def test_half_rounds_weights_to_float16_and_nothing_else(tmp_path):
 
 def test_a_checkpoint_to_ship(saved, tmp_path, capsys):
     output = tmp_path / "captioner.safetensors"
-    assert checkpoint.main([str(saved), str(output)]) == 0
+    assert checkpoint.main([str(output), str(saved)]) == 0
     assert capsys.readouterr().out == f"{output}: {output.stat().st_size / 1e6:.1f} MB\n"
     found = checkpoint.load(output)
     assert (found.training, found.extra) == ({}, {})
     assert found.metrics == made().metrics
     assert {value.dtype for value in load_file(output).values()} == {torch.float16}
-    assert checkpoint.main([str(tmp_path / "none.pt"), str(output)]) == 2
+    assert checkpoint.main([str(output), str(tmp_path / "none.pt")]) == 2
     assert capsys.readouterr().err.startswith(
         f"error: cannot load checkpoint {tmp_path / 'none.pt'}: no such file"
     )
+
+
+def test_the_average_is_of_every_weight(saved, tmp_path, capsys):
+    other = made()
+    with torch.no_grad():
+        for number, parameter in enumerate(other.model.parameters()):
+            parameter += number
+    checkpoint.save(tmp_path / "other.pt", other)
+    given = [str(tmp_path / "out"), str(saved), str(tmp_path / "other.pt")]
+    assert checkpoint.main([*given, "--shares", "3", "1"]) == 0
+    found, wanted = checkpoint.load(tmp_path / "out"), made().model
+    pairs = zip(found.model.parameters(), wanted.parameters(), strict=True)
+    for number, (mean, first) in enumerate(pairs):
+        assert torch.allclose(mean, first + number / 4, rtol=1e-3, atol=1e-3)
+    assert found.metrics == {}  # it was never scored
+    assert checkpoint.main([*given, "--shares", "1"]) == 2
+    assert "give one for each checkpoint" in capsys.readouterr().err
+
+
+def test_models_that_differ_are_not_averaged(saved, tmp_path, tiny_checkpoint):
+    text = message(lambda: checkpoint.average([saved, tiny_checkpoint], [1, 1]))
+    assert text == f"{tiny_checkpoint} is of another model or vocabulary than {saved}; average runs of one model"
 
 
 def test_the_tiny_checkpoint_says_the_same_after_loading(tiny_checkpoint):
