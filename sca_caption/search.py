@@ -15,9 +15,9 @@ class SearchConfig:
     num_captions: int = setting(1, "captions an image, best first; at most the beam size")
     max_length: int = setting(20, "most words in a caption")
     length_penalty: float = setting(
-        0.7, "rank by log-probability / length^X; 0: as it is; more favours longer captions"
+        0.8, "rank by log-probability / length^X; 0: as it is; more favours longer captions"
     )
-    block_ngrams: int = setting(0, "never say the same N words in a row twice; 0: off")
+    block_ngrams: int = setting(2, "never say the same N words in a row twice; 0: off")
 
     def __post_init__(self):
         for name in ("beam_size", "num_captions", "max_length"):
