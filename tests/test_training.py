@@ -5,55 +5,22 @@ import math
 import os
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from made_photos import SMALL, encoded, message, record, write
-from PIL import Image
+from made_photos import SMALL, message, write
 from toy_backbone import toy  # noqa: F401
+from training_runs import CPU, MODEL, QUICK, Interruption, captioner, run, source
 
 from sca_caption import checkpoint, training
-from sca_caption.captioner import Captioner
-from sca_caption.config import ModelConfig, TrainConfig
 from sca_caption.decode import beam_search, greedy
 from sca_caption.metrics import ptb_tokenize
-from sca_caption.sources import Source
 from sca_caption.store import CaptionData
-from sca_caption.training import CaptionedImages, Validation, rate_factor, stopped_early, train
+from sca_caption.training import Validation, rate_factor, stopped_early, train
 
 pytestmark = pytest.mark.usefixtures("toy")
-CPU = torch.device("cpu")
-MODEL = ModelConfig(
-    backbone="toy",
-    layers=("block.relu", "block"),
-    attention_width=6,
-    embedding_size=16,
-    lstm_size=24,
-    dropout=0.3,
-)
-QUICK = TrainConfig(epochs=2, batch_size=3, workers=0, lr=0.01, finetune_backbone_at=-1)
-COLOURS = ("red", "green", "blue", "yellow", "black", "white", "cyan")
-
-
-class Interruption(Exception):
-    """Stands for Ctrl-C, a power cut, a time limit."""
-
-
-def source(sided: bool = False) -> Source:
-    """Seven training, three validation and one test image: a colour on the left and one on the right."""
-    records = []
-    for i, split in enumerate(["train"] * 7 + ["val"] * 3 + ["test"]):
-        one, two = COLOURS[i % 7], COLOURS[(i + 3) % 7]
-        image = Image.new("RGB", (32, 32), one)
-        image.paste(Image.new("RGB", (16, 32), two), (16, 0))
-        captions = [f"a {one} square", f"{one} and {two} squares", f"two squares , one is {two}"][: 1 + i % 3]
-        if sided and i % 2:
-            captions.append(("a square on the left", "the rightmost square", "a left-hand square")[i % 3])
-        records.append(record(i, split, captions, encoded(image)))
-    return Source("squares", "made for a test", records)
 
 
 @pytest.fixture(scope="module")
@@ -73,32 +40,6 @@ def no_tensorboard(request, monkeypatch):
     """Importing it takes longer than these tests."""
     if "tensorboard" not in request.node.name:
         monkeypatch.setattr(training, "summary_writer", lambda output: None)
-
-
-def captioner(data: CaptionData, **changes) -> Captioner:
-    torch.manual_seed(0)
-    return Captioner(dataclasses.replace(MODEL, **changes), len(data.vocabulary))
-
-
-def run(
-    data: CaptionData,
-    output: Path,
-    config: TrainConfig,
-    stop_after: int | None = None,
-    resume=False,
-    **changes,
-):
-    """(history, lines said); stop_after: the run dies once that many epochs have been reported. changes: of MODEL."""
-    lines = []
-
-    def say(line: str) -> None:
-        lines.append(line)
-        if stop_after is not None and line.startswith(f"epoch {stop_after:2}/"):
-            raise Interruption
-
-    resumed = checkpoint.load(output / "last.pt") if resume else None
-    model = resumed.model if resume else captioner(data, **changes)
-    return train(model, data, config, output, CPU, resumed, say), lines
 
 
 def assert_equal_tensors(found: dict, wanted: dict) -> None:
@@ -285,106 +226,6 @@ def test_tensorboard_gets_the_same_numbers(data, tmp_path):
         assert [e.step for e in events.Scalars(name)] == [1, 2]
         assert [e.value for e in events.Scalars(name)] == pytest.approx([r[name] for r in history], rel=1e-5)
     assert len(events.Tensors("captions/text_summary")) == 2
-
-
-# ---- images ----------------------------------------------------------------------------------------------------------
-
-
-def test_each_image_is_read_once_an_epoch(data, tmp_path, monkeypatch):
-    reads, image = Counter(), CaptionData.image
-
-    def counting(self, index):
-        reads[int(index)] += 1
-        return image(self, index)
-
-    monkeypatch.setattr(CaptionData, "image", counting)
-    run(data, tmp_path, QUICK)
-    assert reads == {
-        i: 2 for i in range(10)
-    }  # all of training and validation in each of two epochs, none of test
-
-
-def test_an_image_is_encoded_once_for_all_of_its_captions(data, tmp_path, monkeypatch):
-    seen, encode = [], Captioner.encode
-
-    def counting(self, images):
-        seen.append(len(images))
-        return encode(self, images)
-
-    monkeypatch.setattr(Captioner, "encode", counting)
-    run(data, tmp_path, dataclasses.replace(QUICK, epochs=1))
-    assert seen == [3, 3, 1, 3]  # batches of three of seven images, and the validation's
-
-
-def redder_left(image: torch.Tensor) -> bool:
-    half = image.float()[0].mean(0)
-    return bool(half[:16].mean() > half[16:].mean())
-
-
-def test_images_whose_captions_name_a_side_are_never_mirrored(tmp_path):
-    given = source(sided=True)
-    for i, each in enumerate(given.records):
-        image = Image.new("RGB", (32, 32), "black")
-        image.paste(Image.new("RGB", (16, 32), "red"), (0, 0))
-        given.records[i] = dataclasses.replace(each, read=record(i, data=encoded(image)).read)
-    write(given, tmp_path / "sided.h5", encoding="raw")
-    data = CaptionData(tmp_path / "sided.h5")
-    views = CaptionedImages(data, seed=0, augment=True)
-    for i in range(7):
-        mirrored = sum(not redder_left(views[epoch, i][0]) for epoch in range(60))
-        if i % 2:
-            assert mirrored == 0, data.references(i)
-        else:
-            assert 15 < mirrored < 45  # of 60 coins
-    plain = CaptionedImages(data, seed=0, augment=False)
-    assert all(np.array_equal(plain[0, i][0].permute(1, 2, 0), data.image(i)) for i in range(7))
-
-
-def test_a_view_depends_on_seed_epoch_and_image_alone(data):
-    one, same, other = (CaptionedImages(CaptionData(data.path), seed, augment=True) for seed in (3, 3, 4))
-    wanted = one[5, 2][0]
-    assert wanted.shape == (3, 32, 32) and wanted.dtype == torch.uint8
-    assert [same[key] is None for key in ((0, 0), (7, 1))] == [False, False]  # others drawn in between
-    assert torch.equal(same[5, 2][0], wanted)
-    assert not torch.equal(other[5, 2][0], wanted)
-    assert not torch.equal(one[6, 2][0], wanted)
-    assert one[5, 2][1] == data.captions(2)
-
-
-def test_workers_bring_the_same_batches(data):
-    views = CaptionedImages(data, seed=0, augment=True)
-    keys = [(1, i) for i in (4, 2, 6, 0, 1)]
-    alone = list(training.loader(views, keys, QUICK))
-    helped = list(training.loader(views, keys, dataclasses.replace(QUICK, workers=2)))
-    for a, b in zip(alone, helped, strict=True):
-        assert torch.equal(a.images, b.images) and torch.equal(a.captions, b.captions)
-        assert torch.equal(a.image_index, b.image_index)
-
-
-def test_very_long_captions_are_cut(tmp_path):
-    given = source()
-    given.records[0] = dataclasses.replace(given.records[0], captions=("dog " * 60,))
-    write(given, tmp_path / "long.h5", encoding="raw")
-    views = CaptionedImages(CaptionData(tmp_path / "long.h5"), seed=0, augment=False)
-    assert [len(caption) for caption in views[0, 0][1]] == [training.LONGEST]
-
-
-def test_stored_features_train_as_the_images_they_are_of(data, tmp_path):
-    """To float16, with a frozen CNN and no augmentation."""
-    config = dataclasses.replace(QUICK, augment=False)
-    model = captioner(data).eval()
-
-    @torch.no_grad()
-    def encode(pixels):
-        return [x.numpy() for x in model.encode(torch.from_numpy(pixels).permute(0, 3, 1, 2))]
-
-    write(source(), tmp_path / "features.h5", encoding="features", encode=encode)
-    features = CaptionData(tmp_path / "features.h5")
-    assert len(features.features(0)) == 2  # the attended map and the shortcut past it
-    wanted, _ = run(data, tmp_path / "images", config)
-    found, _ = run(features, tmp_path / "features", config)
-    for a, b in zip(found, wanted, strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
 
 
 # ---- optimization ----------------------------------------------------------------------------------------------------
