@@ -195,7 +195,7 @@ def beam_search(
     beam_size: int = SearchConfig.beam_size,
     max_length: int = SearchConfig.max_length,
     length_penalty: float = SearchConfig.length_penalty,
-    block_ngrams: int = SearchConfig.block_ngrams,
+    block_ngrams: int = 0,
     num_captions: int = SearchConfig.num_captions,
     forbidden: Sequence[int] = NEVER,
     early_exit: bool = True,

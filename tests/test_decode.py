@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sca_caption.decode import Hypothesis, beam_search, greedy, out_of_reach, repeats
+from sca_caption.search import SearchConfig
 from sca_caption.vocab import BOS, EOS, PAD, UNK
 
 WORDS = 3  # besides the four special words
@@ -338,7 +339,9 @@ def test_a_model_that_never_ends_gives_unfinished_captions_of_max_length(max_len
         for hypothesis in hypotheses:
             assert len(hypothesis.tokens) == max_length
             assert not hypothesis.finished
-            assert hypothesis.score == pytest.approx(hypothesis.log_prob / max_length**0.7)
+            assert hypothesis.score == pytest.approx(
+                hypothesis.log_prob / max_length**SearchConfig.length_penalty
+            )
         assert [h.log_prob for h in hypotheses] == sorted((h.log_prob for h in hypotheses), reverse=True)
     for hypothesis in greedy(model, model.start(images), max_length=max_length):
         assert (len(hypothesis.tokens), hypothesis.finished) == (max_length, False)

@@ -99,7 +99,12 @@ def test_a_split_is_captioned_and_scored(data_file, tiny_checkpoint, tmp_path, c
     source = content["provenance"]
     assert source["checkpoint"] == str(tiny_checkpoint) and len(source["checkpoint_sha256"]) == 64
     assert (source["dataset"], source["split"], source["images"]) == ("made", "test", 3)
-    assert source["search"] == {"beam_size": 2, "max_length": 5, "length_penalty": 0.7, "block_ngrams": 0}
+    assert source["search"] == {
+        "beam_size": 2,
+        "max_length": 5,
+        "length_penalty": SearchConfig.length_penalty,
+        "block_ngrams": SearchConfig.block_ngrams,
+    }
 
     table = capsys.readouterr().out.splitlines()
     assert table[0] == f"{tiny_checkpoint}, beam 2: 3 images of made test"

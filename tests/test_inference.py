@@ -33,7 +33,7 @@ def test_captions_come_in_order_and_are_those_of_each_image_alone(describer, tin
     assert [result.item for result in results] == photos
     assert len({result.captions[0].text for result in results}) > 3, "different images, different captions"
     for path, result in zip(photos, results, strict=True):
-        expected = by_hand(path, loaded, beam_size=3, num_captions=2, max_length=6)
+        expected = by_hand(path, loaded, **vars(SearchConfig(beam_size=3, num_captions=2, max_length=6)))
         assert [c.text for c in result.captions] == [loaded.vocabulary.decode(h.tokens) for h in expected]
         assert [c.log_prob for c in result.captions] == pytest.approx(
             [h.log_prob for h in expected], abs=1e-3
