@@ -89,6 +89,8 @@ def load(path: str | Path | None = None) -> Checkpoint:
     Raises UserError for a missing file, one that is no checkpoint or cut short, and one of another format version.
     """
     path = Path(path) if path is not None else SHIPPED
+    if path == SHIPPED and not path.is_file():
+        raise UserError(f"the model that ships is missing ({path}); install sca_caption again, or give --checkpoint")
     if not path.is_file():
         found = "a folder" if path.is_dir() else "no such file"
         raise UserError(

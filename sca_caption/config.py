@@ -54,7 +54,7 @@ class TrainConfig:
     lr: float = setting(8e-4, "peak learning rate")
     backbone_lr: float = setting(1e-4, "peak learning rate of the CNN")
     finetune_backbone_at: int = setting(2, "epoch (from 0) at which the CNN starts to learn; -1: never")
-    finetune_from: str = setting("", "first layer of the CNN that learns then; those below stay frozen")
+    finetune_from: str = setting("", "first layer of the CNN that learns then (default: all of it does)")
     warmup: float = setting(
         0.05, "share of the steps in which the rate rises from 0; then it falls as a cosine"
     )
@@ -105,8 +105,8 @@ PAPER = {
 }
 
 # Small pictures, few words: a minute of CPU.
-SHAPES = {"attention_width": 64, "embedding_size": 64, "lstm_size": 128, "epochs": 10, "finetune_backbone_at": 0,
-          "augment": False, "batch_size": 16, "lr": 2e-3, "backbone_lr": 2e-4}  # fmt: skip
+SHAPES = {"attention_width": 64, "embedding_size": 64, "lstm_size": 128, "epochs": 8, "finetune_backbone_at": -1,
+          "augment": False, "batch_size": 16, "lr": 3e-3, "label_smoothing": 0.0, "dropout": 0.1}  # fmt: skip
 
 PRESETS: dict[str, dict] = {"default": {}, "paper": PAPER, "shapes": SHAPES}
 
@@ -133,10 +133,8 @@ def add_flags(parser: argparse.ArgumentParser, *configs: type) -> None:
                     "help": f"{f.metadata['help']} (default: {shown})",
                 }
             else:
-                options |= {
-                    "help": f"{f.metadata['help']} (default: {default})",
-                    "choices": f.metadata["choices"],
-                }
+                shown = f.metadata["help"] if default == "" else f"{f.metadata['help']} (default: {default})"
+                options |= {"help": shown, "choices": f.metadata["choices"]}
                 if isinstance(f.default, tuple):
                     options |= {"nargs": "+", "metavar": "LAYER"}
                 else:
