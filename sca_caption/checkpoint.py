@@ -90,7 +90,9 @@ def load(path: str | Path | None = None) -> Checkpoint:
     """
     path = Path(path) if path is not None else SHIPPED
     if path == SHIPPED and not path.is_file():
-        raise UserError(f"the model that ships is missing ({path}); install sca_caption again, or give --checkpoint")
+        raise UserError(
+            f"the model that ships is missing ({path}); install sca_caption again, or give --checkpoint"
+        )
     if not path.is_file():
         found = "a folder" if path.is_dir() else "no such file"
         raise UserError(
@@ -153,19 +155,23 @@ def average(paths: Sequence[str | Path], shares: Sequence[float]) -> Checkpoint:
     )
 
 
-@program
-def main(argv: list[str] | None = None) -> int:
-    """Write a model to ship: float16 weights without training state, of one checkpoint or averaged over several."""
-    parser = Parser(
+def parser() -> Parser:
+    p = Parser(
         prog="python -m sca_caption.checkpoint",
         description="Write a model to ship: float16 weights of a checkpoint, or the average of several.",
     )
-    parser.add_argument("output", type=Path, help="the file to write, e.g. captioner.safetensors")
-    parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="best.pt of a run")
-    parser.add_argument(
+    p.add_argument("output", type=Path, help="the file to write, e.g. captioner.safetensors")
+    p.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="best.pt of a run")
+    p.add_argument(
         "--shares", nargs="+", type=float, metavar="X", help="of each in the average (default: equal)"
     )
-    arguments = parser.parse_args(argv)
+    return p
+
+
+@program
+def main(argv: list[str] | None = None) -> int:
+    """Write a model to ship: float16 weights without training state, of one checkpoint or averaged over several."""
+    arguments = parser().parse_args(argv)
     shares = arguments.shares or [1.0] * len(arguments.checkpoints)
     if len(shares) != len(arguments.checkpoints) or min(shares) < 0 or not sum(shares):
         raise UserError(f"--shares {shares}: give one for each checkpoint, 0 or more, not all 0")

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from sca_caption import checkpoint
+
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 DOCUMENTS = (README, ROOT / "sca_caption/weights/README.md", ROOT / "data/README.md")
@@ -104,7 +106,7 @@ def test_commands_are_the_programs_own(capsys):
 
 def test_flags_named_in_passing_exist():
     known = set()
-    for module in modules().values():
+    for module in (*modules().values(), checkpoint):
         parser: argparse.ArgumentParser = module.parser()
         known |= {flag for action in parser._actions for flag in action.option_strings}
     for path in DOCUMENTS:
