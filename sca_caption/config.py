@@ -18,6 +18,8 @@ class ModelConfig:
     """The captioner's architecture. `layers` holds resolved layer names by the time a model is built."""
 
     backbone: str = setting("mobilenet_v2", "CNN, any classification model of torchvision")
+    backbone_attention: str = setting("", "attention block inside the CNN, e.g. se, cbam (default: none)")
+    backbone_at: tuple[str, ...] = setting((), "stages that have it (default: where its authors put it)")
     layers: tuple[str, ...] = setting(
         ("2",), "attended layers: how many of the last ones, or names, lowest first"
     )
@@ -30,53 +32,120 @@ class ModelConfig:
     pool_norm: float = setting(30.0, "length that the pooled top feature is normalised to (the paper: 1)")
 
     def __post_init__(self):
-        require(self, "attention_width", self.attention_width >= 1, "at least 1")
-        require(self, "embedding_size", self.embedding_size >= 1, "at least 1")
-        require(self, "lstm_size", self.lstm_size >= 1, "at least 1")
+        for name in ("attention_width", "embedding_size", "lstm_size"):
+            require(self, name, getattr(self, name) >= 1, "at least 1")
         require(self, "dropout", 0 <= self.dropout < 1, "from 0 to below 1")
         require(self, "pool_norm", self.pool_norm > 0, "above 0")
         require(self, "attention", self.attention in ("S", "C", "S-C", "C-S"), "S, C, S-C or C-S")
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """How a captioner is trained."""
+class ClassifierConfig:
+    """The classifier's architecture."""
 
-    epochs: int = setting(12, "passes over the training images, all captions of each")
-    batch_size: int = setting(32, "images a step; each brings all of its captions")
+    backbone: str = setting("resnet18", "the network: resnet50, mobilenet_v2, ... (a wrong name lists all)")
+    attention: str = setting(
+        "", "attention block, with options if any: se, cbam, bam:combine=add, ... (default: none)"
+    )
+    at: tuple[str, ...] = setting((), "stages that have it (default: where its authors put it)")
+    stem: str = setting(
+        "imagenet", "first layers; cifar: without the early downsampling", ("imagenet", "cifar")
+    )
+    image_size: int = setting(224, "side of the square that the network sees, in pixels")
+    classes: tuple[str, ...] = field(default=())  # from the data
+
+    def __post_init__(self):
+        require(self, "image_size", 16 <= self.image_size <= 1024, "from 16 to 1024")
+        require(self, "stem", self.stem in ("imagenet", "cifar"), "imagenet or cifar")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How any model is trained."""
+
+    epochs: int = setting(12, "passes over the training images")
+    batch_size: int = setting(32, "images a step")
+    optimizer: str = setting("adamw", "adadelta is the paper's", ("adamw", "adadelta", "sgd"))
+    lr: float = setting(8e-4, "peak learning rate")
+    schedule: str = setting(
+        "cosine", "of the rate after the warm-up; step: a tenth from 1/2 and from 3/4 of the epochs on",
+        ("cosine", "step", "constant"),
+    )  # fmt: skip
+    warmup: float = setting(0.05, "share of the steps in which the rate rises from 0")
+    weight_decay: float = setting(0.01, "decoupled decay (adamw) or L2 penalty (the others)")
+    clip: float = setting(1.0, "largest norm of the gradient; 0: not clipped")
+    label_smoothing: float = setting(0.1, "share of the target spread over all words or classes")
+    ema: float = setting(
+        0.0, "decay a step of a moving average of the weights, which is scored and kept; 0: none"
+    )
+    amp: bool = setting(True, "bfloat16 arithmetic on a GPU")
+    patience: int = setting(5, "epochs without a better score before stopping early; 0: never stop")
+    workers: int = setting(1, "processes that decode images")
+    seed: int = setting(0, "seed of everything random")
+
+    def __post_init__(self):
+        for name in ("epochs", "batch_size"):
+            require(self, name, getattr(self, name) >= 1, "at least 1")
+        for name in ("weight_decay", "clip", "patience", "workers"):
+            require(self, name, getattr(self, name) >= 0, "0 or more")
+        require(self, "lr", self.lr > 0, "above 0")
+        for name in ("warmup", "label_smoothing", "ema"):
+            require(self, name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
+
+
+@dataclass(frozen=True)
+class TrainConfig(RunConfig):
+    """How a captioner is trained. Each image of a step brings all of its captions."""
+
     objective: str = setting(
         "cross-entropy",
         "cider: self-critical training of a model that can caption already (see --init)",
         ("cross-entropy", "cider"),
     )
     samples: int = setting(5, "captions drawn an image with --objective cider")
-    optimizer: str = setting("adamw", "adadelta is the paper's", ("adamw", "adadelta"))
-    lr: float = setting(8e-4, "peak learning rate")
     backbone_lr: float = setting(1e-4, "peak learning rate of the CNN")
     finetune_backbone_at: int = setting(2, "epoch (from 0) at which the CNN starts to learn; -1: never")
     finetune_from: str = setting("", "first layer of the CNN that learns then (default: all of it does)")
-    warmup: float = setting(
-        0.05, "share of the steps in which the rate rises from 0; then it falls as a cosine"
-    )
-    weight_decay: float = setting(0.01, "L2 penalty (adadelta) or decoupled decay (adamw)")
-    clip: float = setting(1.0, "largest norm of the gradient; 0: not clipped")
-    label_smoothing: float = setting(0.1, "share of the target spread over all words")
     doubly_stochastic: float = setting(0.0, "weight of the penalty (1 - sum over words of alpha)^2")
     augment: bool = setting(True, "crop, lighting, and mirroring of images whose captions name no side")
-    patience: int = setting(5, "epochs without a better CIDEr before stopping early; 0: never stop")
     validation_beam: int = setting(1, "beam size of the captions that validation scores")
-    workers: int = setting(1, "processes that decode images")
-    seed: int = setting(0, "seed of everything random")
 
     def __post_init__(self):
-        for name in ("epochs", "batch_size", "validation_beam"):
-            require(self, name, getattr(self, name) >= 1, "at least 1")
-        for name in ("weight_decay", "clip", "doubly_stochastic", "patience", "workers", "backbone_lr"):
+        super().__post_init__()
+        require(self, "validation_beam", self.validation_beam >= 1, "at least 1")
+        for name in ("doubly_stochastic", "backbone_lr"):
             require(self, name, getattr(self, name) >= 0, "0 or more")
-        require(self, "lr", self.lr > 0, "above 0")
         require(self, "samples", self.samples >= 2, "at least 2")
-        for name in ("warmup", "label_smoothing"):
-            require(self, name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
+
+
+VIEWS = ("none", "pad", "resized")
+
+
+@dataclass(frozen=True)
+class ClassifierTrainConfig(RunConfig):
+    """How a classifier is trained."""
+
+    optimizer: str = setting("sgd", "sgd has momentum 0.9", ("adamw", "adadelta", "sgd"))
+    lr: float = setting(0.05, "peak learning rate")
+    weight_decay: float = setting(1e-4, "decoupled decay (adamw) or L2 penalty (the others)")
+    clip: float = setting(0.0, "largest norm of the gradient; 0: not clipped")
+    label_smoothing: float = setting(0.0, "share of the target spread over all classes")
+    patience: int = setting(0, "epochs without a better score before stopping early; 0: never stop")
+    views: str = setting(
+        "resized", "of training images; pad: 4 pixels, then a random crop; resized: a random part; both mirrored",
+        VIEWS,
+    )  # fmt: skip
+    smallest_view: float = setting(0.25, "least share of the area that --views resized keeps")
+    mixup: float = setting(0.0, "alpha of mixup, which blends pairs of images and their labels; 0: none")
+    freeze_batchnorm: bool = setting(False, "keep the statistics that pretrained weights bring")
+    limit: int = setting(0, "training images used, a random choice that the seed fixes; 0: all")
+
+    def __post_init__(self):
+        super().__post_init__()
+        require(self, "views", self.views in VIEWS, "none, pad or resized")
+        require(self, "smallest_view", 0 < self.smallest_view <= 1, "above 0, at most 1")
+        for name in ("mixup", "limit"):
+            require(self, name, getattr(self, name) >= 0, "0 or more")
 
 
 def require(config, name: str, holds: bool, allowed: str) -> None:
@@ -98,6 +167,7 @@ PAPER = {
     "weight_decay": 1e-4,
     "label_smoothing": 0.0,
     "finetune_backbone_at": -1,
+    "schedule": "constant",
     "warmup": 0.0,
     "epochs": 50,
     "validation_beam": 5,
@@ -109,6 +179,19 @@ SHAPES = {"attention_width": 64, "embedding_size": 64, "lstm_size": 128, "epochs
           "augment": False, "batch_size": 16, "lr": 3e-3, "label_smoothing": 0.0, "dropout": 0.1}  # fmt: skip
 
 PRESETS: dict[str, dict] = {"default": {}, "paper": PAPER, "shapes": SHAPES}
+
+# Classifiers. cifar: the ResNet-18 comparison of attention blocks (160 epochs, the rate falls at 80 and 120).
+CIFAR = {"backbone": "resnet18", "stem": "cifar", "image_size": 32, "epochs": 160, "batch_size": 128, "lr": 0.1,
+         "schedule": "step", "warmup": 1 / 160, "views": "pad"}  # fmt: skip
+CALTECH = {"image_size": 224, "epochs": 20, "batch_size": 16, "lr": 5e-3, "weight_decay": 5e-4}
+# imagenet: the light models' recipe of the Coordinate Attention paper.
+IMAGENET = {"image_size": 224, "epochs": 200, "batch_size": 256, "lr": 0.05, "weight_decay": 4e-5,
+            "smallest_view": 0.08, "workers": 8}  # fmt: skip
+SHAPES_CLASSES = {"backbone": "resnet18", "image_size": 64, "epochs": 6, "batch_size": 32, "views": "none"}
+
+CLASSIFIER_PRESETS: dict[str, dict] = {
+    "cifar": CIFAR, "caltech": CALTECH, "imagenet": IMAGENET, "shapes": SHAPES_CLASSES,
+}  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):
@@ -123,6 +206,8 @@ def add_flags(parser: argparse.ArgumentParser, *configs: type) -> None:
     for config in configs:
         group = parser.add_argument_group(config.__doc__.split(".")[0].lower())
         for f in dataclasses.fields(config):
+            if not f.metadata:
+                continue
             flag = "--" + f.name.replace("_", "-")
             default = " ".join(f.default) if isinstance(f.default, tuple) else f.default
             options = {"dest": f.name, "default": argparse.SUPPRESS}
@@ -136,7 +221,7 @@ def add_flags(parser: argparse.ArgumentParser, *configs: type) -> None:
                 shown = f.metadata["help"] if default == "" else f"{f.metadata['help']} (default: {default})"
                 options |= {"help": shown, "choices": f.metadata["choices"]}
                 if isinstance(f.default, tuple):
-                    options |= {"nargs": "+", "metavar": "LAYER"}
+                    options |= {"nargs": "+", "metavar": "NAME"}
                 else:
                     options |= {"type": f.type}
                     if not f.metadata["choices"]:
@@ -144,10 +229,10 @@ def add_flags(parser: argparse.ArgumentParser, *configs: type) -> None:
             group.add_argument(flag, **options)
 
 
-def make(config: type, arguments: argparse.Namespace, preset: str = "default"):
-    """Build a config: its defaults, then the preset, then the flags that were given."""
+def make(config: type, arguments: argparse.Namespace, preset: dict | None = None):
+    """Build a config: its defaults, then the preset's values, then the flags that were given."""
     names = {f.name for f in dataclasses.fields(config)}
-    values = {k: v for k, v in (PRESETS[preset] | vars(arguments)).items() if k in names}
+    values = {k: v for k, v in ((preset or {}) | vars(arguments)).items() if k in names}
     return config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 

@@ -49,7 +49,7 @@ def test_every_field_has_a_flag_that_sets_it():
 
 def test_the_paper_preset_is_the_papers():
     """Section 4.1 and the authors' released code."""
-    model, train = (make(config, parse(), "paper") for config in CONFIGS)
+    model, train = (make(config, parse(), PRESETS["paper"]) for config in CONFIGS)
     assert (model.attention, model.attention_width) == ("C-S", 512)
     assert (model.embedding_size, model.lstm_size, model.dropout, model.pool_norm) == (100, 1000, 0.5, 1.0)
     assert (train.optimizer, train.batch_size, train.weight_decay) == ("adadelta", 64, 1e-4)
@@ -60,17 +60,17 @@ def test_the_paper_preset_is_the_papers():
 def test_flags_go_before_presets_and_presets_before_defaults(preset):
     names = {field.name for config in CONFIGS for field in dataclasses.fields(config)}
     assert set(PRESETS[preset]) <= names  # none is misspelt
-    assert make(ModelConfig, parse("--lstm-size", "7"), preset).lstm_size == 7
-    assert make(TrainConfig, parse("--epochs", "3"), preset).epochs == 3
+    assert make(ModelConfig, parse("--lstm-size", "7"), PRESETS[preset]).lstm_size == 7
+    assert make(TrainConfig, parse("--epochs", "3"), PRESETS[preset]).epochs == 3
     wanted = dataclasses.asdict(ModelConfig()) | PRESETS[preset]
-    found = make(ModelConfig, parse(), preset)
+    found = make(ModelConfig, parse(), PRESETS[preset])
     assert all(value == wanted[name] for name, value in dataclasses.asdict(found).items())
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("config", CONFIGS)
 def test_saved_settings_come_back(config, preset):
-    made = make(config, parse("--layers", "a.b", "c"), preset)
+    made = make(config, parse("--layers", "a.b", "c"), PRESETS[preset])
     assert from_dict(config, json.loads(json.dumps(dataclasses.asdict(made)))) == made
 
 

@@ -102,9 +102,8 @@ def given(arguments: argparse.Namespace) -> dict:
 
 def settings_of(arguments: argparse.Namespace) -> tuple[config.ModelConfig, config.TrainConfig]:
     preset = arguments.preset or ("shapes" if arguments.dataset == "shapes" else "default")
-    return config.make(config.ModelConfig, arguments, preset), config.make(
-        config.TrainConfig, arguments, preset
-    )
+    values = config.PRESETS[preset]
+    return config.make(config.ModelConfig, arguments, values), config.make(config.TrainConfig, arguments, values)
 
 
 def check_features(data, model_config: config.ModelConfig, train_config: config.TrainConfig) -> None:
