@@ -33,6 +33,9 @@ INVERSE = {
 }  # fmt: skip
 
 
+CLASSES = tuple(sorted(f"{colour} {kind}" for colour in COLOURS for kind in KINDS))  # for classification
+
+
 @dataclass(frozen=True)
 class Shape:
     kind: str
@@ -77,6 +80,16 @@ def scene(seed: int, index: int) -> Scene:
         centres = [near(0.5 + 0.24 * x, 0.5 + 0.24 * y), near(0.5 - 0.24 * x, 0.5 - 0.24 * y)]
     shapes = tuple(map(Shape, kinds, colours, sizes, centres))  # as many as centres
     return Scene(shapes, background, where, rng.randrange(2**31))
+
+
+def labelled_scene(seed: int, index: int) -> Scene:
+    """Return scene number `index` of one shape, of class `CLASSES[index % len(CLASSES)]`."""
+    rng = random.Random(f"shapes/labelled/{seed}/{index}")
+    colour, kind = CLASSES[index % len(CLASSES)].split()
+    where = rng.choice(list(PLACES))
+    centre = tuple(c + rng.uniform(-0.04, 0.04) for c in PLACES[where])
+    shape = Shape(kind, colour, rng.choice(list(SIZES)), centre)
+    return Scene((shape,), rng.choice(list(BACKGROUNDS)), where, rng.randrange(2**31))
 
 
 def draw(scene: Scene, size: int = SIZE) -> Image.Image:

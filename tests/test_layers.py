@@ -11,13 +11,13 @@ ROOT = Path(__file__).parent.parent
 
 # A module may import lower layers, and its own where that makes no circle. A folder is one module.
 LAYERS = {
-    0: "__init__ attention config decode devices errors images java_metrics metrics ptb search "
+    0: "__init__ atomic attention classification_metrics config decode devices errors images java_metrics metrics ptb search "
     "torchvision_compat vocab",
-    1: "sources shapes store store_images store_writer backbones",
+    1: "class_folders classification_data confusion sources shapes store store_images store_writer backbones",
     2: "captioner classifier",
     3: "checkpoint self_critical",
     4: "explain inference training",
-    5: "cli",
+    5: "classify cli",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 PROGRAMS = ("preprocess", "train", "caption", "evaluate")
