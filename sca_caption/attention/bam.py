@@ -1,0 +1,51 @@
+"""Bottleneck attention module (Park et al. 2018, arXiv 1807.06514, section 3; code: Jongchan/attention-module)."""
+
+import torch
+from torch import Tensor, nn
+
+from sca_caption.attention.parts import BatchNorm, init_he, reduced
+from sca_caption.errors import UserError, choice
+
+COMBINE = ("mul", "add")
+
+
+class BAM(nn.Module):
+    """x * (1 + sigmoid(M_c op M_s)): (B, C, H, W) -> (B, C, H, W). Its place is between a network's stages.
+
+    M_c (B, C, 1, 1) comes from the channels' means, M_s (B, 1, H, W) from a bottleneck with two dilated 3x3.
+    The paper (eq. 2) adds the two; the authors' released code and weights multiply them. `combine="mul"`, the default,
+    is the code's and what the published weights need; `combine="add"` is the paper's.
+
+    In training with a batch of one, the channel branch has one value a channel and is normalised by its running
+    statistics (see `BatchNorm`). Starts as the authors' code: convolutions as in He et al. over the fan-out,
+    biases zero. Raises UserError for another `combine` and for a reduction or dilation below one.
+    """
+
+    def __init__(self, channels: int, *, reduction: int = 16, dilation: int = 4, combine: str = "mul"):
+        super().__init__()
+        self.combine = choice(combine, COMBINE, "combine of bam")
+        if dilation < 1:
+            raise UserError(f"bam: dilation={dilation}: give a whole number of at least 1")
+        width = reduced(channels, reduction)
+        self.channel = nn.Sequential(
+            nn.Linear(channels, width), BatchNorm(width), nn.ReLU(), nn.Linear(width, channels)
+        )
+
+        def dilated() -> nn.Conv2d:
+            return nn.Conv2d(width, width, 3, padding=dilation, dilation=dilation)
+
+        self.spatial = nn.Sequential(
+            *(nn.Conv2d(channels, width, 1), BatchNorm(width), nn.ReLU()),
+            *(dilated(), BatchNorm(width), nn.ReLU()),
+            *(dilated(), BatchNorm(width), nn.ReLU()),
+            nn.Conv2d(width, 1, 1),
+        )
+        init_he(self.spatial, "fan_out")
+        for linear in (self.channel[0], self.channel[3]):
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        channel = self.channel(x.mean((2, 3)))[:, :, None, None]  # (B, C, 1, 1)
+        spatial = self.spatial(x)  # (B, 1, H, W)
+        joint = channel * spatial if self.combine == "mul" else channel + spatial
+        return x * (1 + torch.sigmoid(joint))

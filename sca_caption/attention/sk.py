@@ -1,0 +1,56 @@
+"""Selective kernel convolution (Li et al. 2019, arXiv 1903.06586, section 3.1; authors' code: implus/SKNet)."""
+
+import torch
+from torch import Tensor, nn
+
+from sca_caption.attention.parts import BatchNorm, init_he, reduced
+from sca_caption.errors import UserError
+
+
+class SK(nn.Module):
+    """Two kernels, 3x3 and 3x3 dilated by 2 (a 5x5 field), weighted channel by channel by a softmax over the two.
+
+    (B, C, H, W) -> (B, out_channels, H / stride, W / stride), rounded up; by default (B, C, H, W). It takes the place
+    of a bottleneck's 3x3. Both kernels are grouped convolutions without bias, then batch norm and ReLU. Their sum is
+    pooled and reduced to max(least, out_channels // reduction) (eq. 4), from which a linear layer without bias scores
+    each channel of each branch (eq. 5). Weights start as in He et al.
+
+    Raises UserError where `groups` does not divide both channel counts, and for a reduction below one.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        out_channels: int | None = None,
+        stride: int = 1,
+        groups: int = 32,
+        reduction: int = 16,
+        least: int = 32,
+    ):
+        super().__init__()
+        out_channels = out_channels or channels
+        if groups < 1 or channels % groups or out_channels % groups:
+            raise UserError(
+                f"sk: groups={groups} does not divide {channels} channels into {out_channels}; give a divisor"
+            )
+        width = reduced(out_channels, reduction, least)
+
+        def branch(dilation: int) -> nn.Sequential:
+            return nn.Sequential(
+                nn.Conv2d(channels, out_channels, 3, stride, dilation, dilation, groups, bias=False),
+                BatchNorm(out_channels),
+                nn.ReLU(),
+            )
+
+        self.branches = nn.ModuleList([branch(1), branch(2)])
+        self.reduce = nn.Sequential(nn.Linear(out_channels, width, bias=False), BatchNorm(width), nn.ReLU())
+        self.score = nn.Linear(width, 2 * out_channels, bias=False)
+        init_he(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        near, far = (branch(x) for branch in self.branches)  # (B, C, H, W) each
+        pooled = (near + far).mean((2, 3))  # (B, C)
+        scores = self.score(self.reduce(pooled)).unflatten(1, (2, -1))  # (B, 2, C)
+        a, b = torch.softmax(scores, 1)[..., None, None].unbind(1)
+        return a * near + b * far
