@@ -153,6 +153,8 @@ def channel_scores(
     if torch.is_autocast_enabled(means.device.type):  # in half precision the slopes would be noise
         with torch.autocast(means.device.type, enabled=False):
             return channel_scores(means.float(), visual.float(), hidden.float(), score.float(), tolerance)
+    if torch.compiler.is_compiling():  # also while exporting: the number of nodes depends on the values
+        return plain_channel_scores(means, visual, hidden, score)
     with torch.no_grad():
         low, high = means.amin(1, keepdim=True), means.amax(1, keepdim=True)  # (B, 1)
         # A little wider than the range, so that rounding puts no channel outside, where `clamp` takes its gradient;

@@ -1,0 +1,90 @@
+"""CSHAM: a channel-spatial hybrid attention module with spatial neighbour enhancement (code: HuHaigen/
+A-Channel-Spatial-Hybrid-Attention-Module, in TensorFlow).
+
+The authors' network library decides what their equations leave open, and is followed: TensorFlow's SAME padding, which at
+stride 2 is uneven on even maps; batch norm with epsilon 1e-3 and momentum 0.99; nearest upsampling by pixel centres.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sca_caption.errors import choice
+
+CONNECTIONS = ("plain", "alternate")
+KERAS_NORM = {"eps": 1e-3, "momentum": 0.01}  # Keras' momentum is the share kept, torch's the share taken
+
+
+class ChannelWeights(nn.Module):
+    """w = sigmoid(f([f_a(average), f_m(maximum)])), each f a convolution of width 3 over channels: 15 parameters."""
+
+    def __init__(self, relu: bool = False):
+        super().__init__()
+        self.average = nn.Conv1d(1, 1, 3, padding=1)
+        self.maximum = nn.Conv1d(1, 1, 3, padding=1)
+        self.fuse = nn.Conv1d(2, 1, 3, padding=1)
+        self.act = nn.ReLU() if relu else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) -> w (B, C, 1, 1), in (0, 1)."""
+        average = self.act(self.average(x.mean((2, 3)).unsqueeze(1)))  # (B, 1, C)
+        maximum = self.act(self.maximum(x.amax((2, 3)).unsqueeze(1)))
+        weights = self.act(self.fuse(torch.cat([average, maximum], 1))).sigmoid()  # (B, 1, C)
+        return weights.squeeze(1)[:, :, None, None]
+
+
+class SpatialWeights(nn.Module):
+    """Spatial neighbour enhancement: a quarter-size summary of each neighbourhood is added to the map's [mean, max].
+
+    s = sigmoid(BN(conv7x7([mean, max] + up(BN(conv3x3/2(AvgPool2(x))))))): 9 C + 102 parameters.
+    """
+
+    def __init__(self, channels: int, relu: bool = False):
+        super().__init__()
+        self.down = nn.Conv2d(channels, 1, 3, stride=2, bias=False)
+        self.down_norm = nn.BatchNorm2d(1, **KERAS_NORM)
+        self.conv = nn.Conv2d(2, 1, 7, padding=3, bias=False)
+        self.norm = nn.BatchNorm2d(1, **KERAS_NORM)
+        self.act = nn.ReLU() if relu else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, H, W) -> s (B, 1, H, W), in (0, 1)."""
+        # An odd map's last row and column are averaged by themselves, so that a map of one pixel has a neighbourhood.
+        pooled = F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
+        height, width = pooled.shape[2:]  # ceil(H / 2), ceil(W / 2)
+        # SAME at stride 2: one row in all on even maps, and that below; one on each side on odd maps.
+        pooled = F.pad(pooled, (width % 2, 1, height % 2, 1))
+        neighbours = self.down_norm(self.down(pooled))
+        neighbours = F.interpolate(neighbours, x.shape[2:], mode="nearest-exact")  # (B, 1, H, W)
+        summary = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)  # (B, 2, H, W)
+        return self.act(self.norm(self.conv(summary + neighbours))).sigmoid()
+
+
+class CSHAM(nn.Module):
+    """y = w x, out = s(y) y: channel weights w (`ChannelWeights`), then spatial weights s (`SpatialWeights`).
+
+    relu: the authors' other variant, with a ReLU after every Conv1d and after the 7x7 convolution's batch norm.
+
+    connection="alternate" is an INTERPRETATION: the paper's abstract speaks of transferring the channel weights, and no
+    released code does it. As read here, the channel weights are computed once and used again by a second spatial module:
+
+        w = channel(x);  y = w x;  z = s1(y) y;  z' = w z;  out = s2(z') z'
+
+    Shapes: (B, C, H, W) -> the same. At the start every gate is near a half. Raises UserError for an unknown connection.
+    """
+
+    def __init__(self, channels: int, *, relu: bool = False, connection: str = "plain"):
+        super().__init__()
+        self.connection = choice(connection, CONNECTIONS, "connection of csham")
+        self.channel = ChannelWeights(relu)
+        self.spatial = SpatialWeights(channels, relu)
+        self.spatial2 = SpatialWeights(channels, relu) if connection == "alternate" else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.channel(x)  # (B, C, 1, 1)
+        x = w * x
+        x = self.spatial(x) * x
+        if self.spatial2 is not None:
+            x = w * x
+            x = self.spatial2(x) * x
+        return x
