@@ -1,16 +1,41 @@
-"""Attention blocks for convolutional networks: `build("cbam", channels=256)` maps (B, C, H, W) to (B, C, H, W), any H and W.
+"""Attention blocks for convolutional networks: `build("cbam", channels=256)` maps (B, C, H, W) to the same shape.
 
-`BLOCKS` holds every block by name; tests/test_blocks.py runs all its checks on each. SCA-CNN's attention on a hidden state,
-which is not of this kind, is in `attention.sca`.
+Any H and W. `BLOCKS` holds every block by name; tests/test_blocks.py runs all its checks on each. SCA-CNN's attention
+on a hidden state, which is not of this kind, is in `attention.sca`.
 """
 
 import inspect
 
 from torch import nn
 
+from sca_caption.attention.bam import BAM
+from sca_caption.attention.cbam import CBAM
+from sca_caption.attention.ccwh import CCWH
+from sca_caption.attention.conditioned import SCA
+from sca_caption.attention.coord import CoordinateAttention
+from sca_caption.attention.csham import CSHAM
+from sca_caption.attention.danet import DANet, DANetChannelAttention, PositionAttention
+from sca_caption.attention.dot_product import SelfAttention
+from sca_caption.attention.nonlocal_block import NonLocal
+from sca_caption.attention.se import SE
+from sca_caption.attention.sk import SK
 from sca_caption.errors import UserError, choice
 
-BLOCKS: dict[str, type[nn.Module]] = {}
+BLOCKS: dict[str, type[nn.Module]] = {
+    "se": SE,
+    "sk": SK,
+    "bam": BAM,
+    "cbam": CBAM,
+    "coord": CoordinateAttention,
+    "csham": CSHAM,
+    "ccwh": CCWH,
+    "self_attention": SelfAttention,
+    "nonlocal": NonLocal,
+    "danet_position": PositionAttention,
+    "danet_channel": DANetChannelAttention,
+    "danet": DANet,
+    "sca": SCA,
+}
 
 
 def options_of(name: str) -> dict[str, object]:
