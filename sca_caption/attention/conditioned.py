@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from sca_caption.attention.sca import ConditionedAttention, mean_over_positions
+from sca_caption.errors import UserError
 
 
 class SCA(nn.Module):
@@ -11,11 +12,14 @@ class SCA(nn.Module):
     mode: "C-S", "S-C", "C" or "S", the order of channel-wise and spatial attention; width: k, the attention's width.
 
     Shapes: (B, C, H, W) -> the same. At the start all weights are near uniform and, as they are rescaled by their number,
-    the block is near the identity. Raises UserError for an unknown mode.
+    the block is near the identity. Raises UserError for an unknown mode and a width below
+    one.
     """
 
     def __init__(self, channels: int, *, mode: str = "C-S", width: int = 64):
         super().__init__()
+        if width < 1:
+            raise UserError(f"width={width} of sca: give a whole number of at least 1")
         self.attention = ConditionedAttention(channels, channels, width, mode)
 
     def forward(self, x: Tensor) -> Tensor:

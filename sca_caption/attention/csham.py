@@ -1,14 +1,15 @@
-"""CSHAM: a channel-spatial hybrid attention module with spatial neighbour enhancement (code: HuHaigen/
-A-Channel-Spatial-Hybrid-Attention-Module, in TensorFlow).
+"""Channel-spatial hybrid attention (Pan et al., "A channel-spatial hybrid attention mechanism using channel weight
+transfer strategy"; code, in TensorFlow: HuHaigen, a repository of the paper's name, attention/MY.py).
 
-The authors' network library decides what their equations leave open, and is followed: TensorFlow's SAME padding, which at
-stride 2 is uneven on even maps; batch norm with epsilon 1e-3 and momentum 0.99; nearest upsampling by pixel centres.
+What the authors left to TensorFlow is part of the computation: SAME padding, which at stride 2 is uneven on even maps;
+batch norm with epsilon 1e-3 and momentum 0.99; nearest upsampling by pixel centres; how the weights start.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sca_caption.attention.parts import BatchNorm
 from sca_caption.errors import choice
 
 CONNECTIONS = ("plain", "alternate")
@@ -24,6 +25,9 @@ class ChannelWeights(nn.Module):
         self.maximum = nn.Conv1d(1, 1, 3, padding=1)
         self.fuse = nn.Conv1d(2, 1, 3, padding=1)
         self.act = nn.ReLU() if relu else nn.Identity()
+        for conv in (self.average, self.maximum, self.fuse):
+            nn.init.xavier_uniform_(conv.weight)
+            nn.init.zeros_(conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) -> w (B, C, 1, 1), in (0, 1)."""
@@ -34,36 +38,43 @@ class ChannelWeights(nn.Module):
 
 
 class SpatialWeights(nn.Module):
-    """Spatial neighbour enhancement: a quarter-size summary of each neighbourhood is added to the map's [mean, max].
+    """Spatial neighbour enhancement: to each position's score, one of its neighbourhood is added.
 
-    s = sigmoid(BN(conv7x7([mean, max] + up(BN(conv3x3/2(AvgPool2(x))))))): 9 C + 102 parameters.
+    s = sigmoid(BN(conv7x7([mean, max over channels])) + up(BN(conv3x3/2(AvgPool2(x))))): 9 C + 102 parameters.
     """
 
     def __init__(self, channels: int, relu: bool = False):
         super().__init__()
-        self.down = nn.Conv2d(channels, 1, 3, stride=2, bias=False)
-        self.down_norm = nn.BatchNorm2d(1, **KERAS_NORM)
         self.conv = nn.Conv2d(2, 1, 7, padding=3, bias=False)
-        self.norm = nn.BatchNorm2d(1, **KERAS_NORM)
+        self.norm = BatchNorm(1, **KERAS_NORM)
         self.act = nn.ReLU() if relu else nn.Identity()
+        self.down = nn.Conv2d(channels, 1, 3, stride=2, bias=False)
+        self.down_norm = BatchNorm(1, **KERAS_NORM)
+        for conv in (self.conv, self.down):
+            nn.init.kaiming_normal_(conv.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, H, W) -> s (B, 1, H, W), in (0, 1)."""
-        # An odd map's last row and column are averaged by themselves, so that a map of one pixel has a neighbourhood.
-        pooled = F.avg_pool2d(x, 2, ceil_mode=True, count_include_pad=False)
-        height, width = pooled.shape[2:]  # ceil(H / 2), ceil(W / 2)
-        # SAME at stride 2: one row in all on even maps, and that below; one on each side on odd maps.
-        pooled = F.pad(pooled, (width % 2, 1, height % 2, 1))
-        neighbours = self.down_norm(self.down(pooled))
-        neighbours = F.interpolate(neighbours, x.shape[2:], mode="nearest-exact")  # (B, 1, H, W)
         summary = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], 1)  # (B, 2, H, W)
-        return self.act(self.norm(self.conv(summary + neighbours))).sigmoid()
+        position = self.act(self.norm(self.conv(summary)))  # (B, 1, H, W)
+        neighbourhood = F.interpolate(self.neighbourhood(x), x.shape[2:], mode="nearest-exact")
+        return (position + neighbourhood).sigmoid()
+
+    def neighbourhood(self, x: Tensor) -> Tensor:
+        """One score for each 4x4 positions, about: (B, C, H, W) -> (B, 1, ceil(H // 2 / 2), ceil(W // 2 / 2))."""
+        H, W = x.shape[2:]
+        # Drops an odd map's last row and column, as the authors' pooling; a side of one pixel they cannot pool, we leave.
+        pooled = F.avg_pool2d(x, (min(2, H), min(2, W)))
+        height, width = pooled.shape[2:]
+        # SAME at stride 2: on even maps one row in all, and that below; on odd maps one on each side.
+        return self.down_norm(self.down(F.pad(pooled, (width % 2, 1, height % 2, 1))))
 
 
 class CSHAM(nn.Module):
     """y = w x, out = s(y) y: channel weights w (`ChannelWeights`), then spatial weights s (`SpatialWeights`).
 
-    relu: the authors' other variant, with a ReLU after every Conv1d and after the 7x7 convolution's batch norm.
+    relu: the authors' other variant, with a ReLU after every Conv1d and after the 7x7 convolution's batch norm (without
+    the dropout they have there).
 
     connection="alternate" is an INTERPRETATION: the paper's abstract speaks of transferring the channel weights, and no
     released code does it. As read here, the channel weights are computed once and used again by a second spatial module:

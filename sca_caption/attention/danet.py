@@ -5,16 +5,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sca_caption.attention.parts import BatchNorm, reduced
+
 
 class PositionAttention(nn.Module):
     """out = gamma sum_j softmax_j(q_i . k_j) v_j + x_i over positions i and j, the softmax unscaled (eqs. 1-2).
+
+    reduction: q and k have C / reduction channels. Raises UserError for one below 1.
 
     Shapes: (B, C, H, W) -> the same. gamma starts at zero: at the start the block is the identity.
     """
 
     def __init__(self, channels: int, *, reduction: int = 8):
         super().__init__()
-        inner = max(1, channels // reduction)
+        inner = reduced(channels, reduction)
         self.query = nn.Conv2d(channels, inner, 1)
         self.key = nn.Conv2d(channels, inner, 1)
         self.value = nn.Conv2d(channels, channels, 1)
@@ -63,11 +67,12 @@ class DANet(nn.Module):
     outputs that only their segmentation loss reads, are left out.
 
     Shapes: (B, C, H, W) -> the same. Not residual: at the start both attentions are the identity, the head is not.
+    Raises UserError for a reduction below 1.
     """
 
     def __init__(self, channels: int, *, reduction: int = 4):
         super().__init__()
-        inner = max(1, channels // reduction)
+        inner = reduced(channels, reduction)
         self.position = nn.Sequential(
             *conv3x3(channels, inner), PositionAttention(inner), *conv3x3(inner, inner)
         )
@@ -82,4 +87,4 @@ class DANet(nn.Module):
 
 def conv3x3(channels: int, out_channels: int) -> tuple[nn.Module, ...]:
     convolution = nn.Conv2d(channels, out_channels, 3, padding=1, bias=False)
-    return convolution, nn.BatchNorm2d(out_channels), nn.ReLU()
+    return convolution, BatchNorm(out_channels), nn.ReLU()

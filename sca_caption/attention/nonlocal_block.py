@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sca_caption.attention.parts import BatchNorm, reduced
 from sca_caption.errors import choice
 
 MODES = ("embedded_gaussian", "gaussian", "dot_product", "concatenation")
@@ -24,7 +25,7 @@ class NonLocal(nn.Module):
         authors' pooling it drops an odd map's last row and column; a side of one pixel is left as it is.
 
     Shapes: (B, C, H, W) -> the same. The batch norm's weight starts at zero: at the start the block is the identity.
-    Raises UserError for an unknown mode.
+    Raises UserError for an unknown mode and a reduction below one.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class NonLocal(nn.Module):
         super().__init__()
         self.mode = choice(mode, MODES, "mode of nonlocal")
         self.sub_sample = sub_sample
-        inner = max(1, channels // reduction)
+        inner = reduced(channels, reduction)
         self.scale = (channels if mode == "gaussian" else inner) ** -0.5 if scale else 1.0
         self.theta = nn.Identity() if mode == "gaussian" else nn.Conv2d(channels, inner, 1)
         self.phi = nn.Identity() if mode == "gaussian" else nn.Conv2d(channels, inner, 1)
@@ -49,7 +50,7 @@ class NonLocal(nn.Module):
             self.joint = nn.Parameter(torch.empty(2, inner))  # w_f: its part for theta, its part for phi
             nn.init.normal_(self.joint, std=1 / math.sqrt(2 * inner))
         self.out = nn.Conv2d(inner, channels, 1)  # W
-        self.norm = nn.BatchNorm2d(channels)
+        self.norm = BatchNorm(channels)
         nn.init.zeros_(self.norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
