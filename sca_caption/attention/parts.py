@@ -7,10 +7,10 @@ from sca_caption.errors import UserError
 
 
 def reduced(channels: int, reduction: int, least: int = 1) -> int:
-    """The width max(least, channels // reduction) of a bottleneck. Raises UserError for a reduction below one."""
+    """The width max(least, channels // reduction, 1) of a bottleneck. Raises UserError for a reduction below one."""
     if reduction < 1:
         raise UserError(f"reduction={reduction}: give a whole number of at least 1")
-    return max(least, channels // reduction)
+    return max(least, channels // reduction, 1)
 
 
 class BatchNorm(nn.BatchNorm2d):

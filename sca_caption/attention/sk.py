@@ -15,7 +15,8 @@ class SK(nn.Module):
     pooled and reduced to max(least, out_channels // reduction) (eq. 4), from which a linear layer without bias scores
     each channel of each branch (eq. 5). Weights start as in He et al.
 
-    Raises UserError where `groups` does not divide both channel counts, and for a reduction below one.
+    Raises UserError where `groups` does not divide both channel counts, and for a stride or reduction
+    below one.
     """
 
     def __init__(
@@ -34,6 +35,8 @@ class SK(nn.Module):
             raise UserError(
                 f"sk: groups={groups} does not divide {channels} channels into {out_channels}; give a divisor"
             )
+        if stride < 1:
+            raise UserError(f"sk: stride={stride}: give a whole number of at least 1")
         width = reduced(out_channels, reduction, least)
 
         def branch(dilation: int) -> nn.Sequential:
