@@ -24,6 +24,7 @@ try:
 except ImportError:  # not a POSIX system: a killed run's partial file then stays
     fcntl = None
 
+from sca_caption.atomic import replacing
 from sca_caption.errors import UserError, choice
 from sca_caption.images import Transform
 from sca_caption.sources import Record, Source
@@ -268,25 +269,20 @@ def _replacing(path: Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
     """
     if path.is_dir():
         raise UserError(f"--output {path} is a folder; name a file in it, such as {path / 'data.h5'}")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     output = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(path)
-        with _Output(partial) as output:
-            with h5py.File(output, "w", libver=("earliest", "v110")) as file:  # HDF5 of 2017 can read it
-                yield file, output.check
-            output.check()
-            os.fsync(output.fileno())  # a power cut must not leave a name without its bytes
-        os.replace(partial, path)
-    except (OSError, RuntimeError) as error:
-        cause = output.error if output is not None and output.error else error
-        if isinstance(cause, RuntimeError):
-            raise
-        raise _cannot_write(path, cause) from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+    with replacing(path, ending="partial", make_folder=True) as partial:
+        try:
+            _remove_abandoned(path)
+            with _Output(partial) as output:
+                with h5py.File(output, "w", libver=("earliest", "v110")) as file:  # HDF5 of 2017 can read it
+                    yield file, output.check
+                output.check()
+                os.fsync(output.fileno())  # a power cut must not leave a name without its bytes
+        except (OSError, RuntimeError) as error:
+            cause = output.error if output is not None and output.error else error
+            if isinstance(cause, RuntimeError):
+                raise
+            raise _cannot_write(path, cause) from error
 
 
 class _Output(io.FileIO):

@@ -270,7 +270,7 @@ def test_a_full_disk_leaves_no_file(save, tmp_path, monkeypatch, capsys):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sca_caption.cli.evaluate.os.replace", full)
+    monkeypatch.setattr("sca_caption.atomic.os.replace", full)
     output = tmp_path / "results.json"
     arguments = ("--predictions", predictions, "--references", references, "--output", str(output))
     assert "No space left on device" in error_of(capsys, *arguments)

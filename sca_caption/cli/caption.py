@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TextIO
 
 from sca_caption import __version__
+from sca_caption.atomic import replacing
 from sca_caption.config import Parser, add_flags, make
 from sca_caption.errors import UserError, program
 from sca_caption.search import BATCH_SIZE, SearchConfig
@@ -51,7 +52,7 @@ COCO_NAME = re.compile(r"(?:COCO_(?:train|val|test)\d{4}_)?(\d+)")
 
 
 def parser() -> Parser:
-    p = Parser(description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = Parser(description=__doc__, epilog=EPILOG)
     p.add_argument(
         "images", nargs="*", metavar="IMAGE", help="image file, folder, or - for paths on standard input"
     )
@@ -217,21 +218,14 @@ def results_file(path: Path, ids: Sequence[int]) -> Iterator["Results"]:
         raise UserError(f"--output {path}: no folder {path.parent}; make it first")
     if path.is_dir():
         raise UserError(f"--output {path} is a folder; name a file")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         # A file name's bytes that are no UTF-8 come out as \\udcXX, which JSON reads back.
         with open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
             results = Results(file, path.suffix.lower(), ids)
             yield results
             file.write(results.end)
-        if results.count:
-            os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path} ({error.strerror}); free space or choose another --output"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        if not results.count:
+            temporary.unlink()
 
 
 class Results:

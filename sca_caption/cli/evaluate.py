@@ -7,12 +7,12 @@ results file that exists.
 import argparse
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from sca_caption import __version__
+from sca_caption.atomic import check_writable, replacing
 from sca_caption.cli.coco_results import ReferenceImage, match, read_predictions, read_references
 from sca_caption.config import add_flags, make
 from sca_caption.errors import UserError, program
@@ -113,10 +113,8 @@ def check(arguments: argparse.Namespace) -> None:
         )
     if arguments.limit is not None and arguments.limit < 1:
         raise UserError(f"--limit {arguments.limit}: must be at least 1")
-    output = arguments.output
-    if output and (output.is_dir() or not output.parent.is_dir()):
-        reason = "it is a folder, name a file" if output.is_dir() else f"no folder {output.parent}, make it"
-        raise UserError(f"cannot write --output {output}: {reason}")
+    if arguments.output:
+        check_writable(arguments.output)
 
 
 def predicted(arguments: argparse.Namespace) -> tuple[list[tuple[ReferenceImage, str]], dict]:
@@ -243,18 +241,10 @@ def rounded(numbers):
 
 
 def write(path: Path, content: dict) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
         # Half a surrogate pair, which is no UTF-8, comes out as \udXXX, which JSON reads back.
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path} ({error.strerror}); free space or choose another --output"
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def title(provenance: dict) -> tuple[str, str]:
