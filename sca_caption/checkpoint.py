@@ -1,9 +1,10 @@
-"""Checkpoints: weights, config, vocabulary, image transform and metrics in one safetensors file.
+"""Checkpoints: weights, config, vocabulary or classes, image transform and metrics in one safetensors file.
 
 The format holds tensors and text, never code, so loading one from a stranger executes nothing. Files are memory-mapped.
 `best.pt` and `last.pt` of a training run and the model that ships are all of this kind. The text part is JSON:
 
-    format_version, config, words, transform, metrics, training (only in last.pt: where to resume)
+    format_version, task ("caption" where it is missing), config, words (a captioner's), transform, metrics,
+    training (only in last.pt: where to resume)
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from sca_caption import config as configs
 from sca_caption.captioner import Captioner
-from sca_caption.config import ModelConfig, Parser
+from sca_caption.config import ClassifierConfig, ModelConfig, Parser
 from sca_caption.errors import UserError, program
 from sca_caption.images import Transform
 from sca_caption.vocab import SPECIALS, Vocabulary
@@ -28,22 +29,30 @@ from sca_caption.vocab import SPECIALS, Vocabulary
 FORMAT_VERSION = 1
 SHIPPED = Path(__file__).with_name("weights") / "flickr8k.safetensors"
 _MODEL, _EXTRA = "model.", "extra."
+_OTHER_TASK = {
+    "caption": "is a classifier, not a captioner; use it with python -m sca_caption.classify, or --task classify",
+    "classify": "is a captioner, not a classifier; use it with caption.py, or without --task classify",
+}
 
 
 @dataclass
 class Checkpoint:
-    """A captioner with all it needs to be used: `vocabulary`, `transform`, and how well it did (`metrics`)."""
+    """A model with all it needs to be used: `vocabulary`, `transform`, and how well it did (`metrics`)."""
 
-    model: Captioner
-    vocabulary: Vocabulary
+    model: "Captioner | Classifier"  # noqa: F821 (imported where one is loaded: captioning does not need it)
+    vocabulary: Vocabulary | None  # None for a classifier, whose config holds its classes
     transform: Transform
     metrics: dict = field(default_factory=dict)
     training: dict = field(default_factory=dict)  # JSON-able; what a resumed run needs beside `extra`
     extra: dict[str, Tensor] = field(default_factory=dict)  # the optimizer's tensors
 
     @property
-    def config(self) -> ModelConfig:
+    def config(self) -> ModelConfig | ClassifierConfig:
         return self.model.config
+
+    @property
+    def task(self) -> str:
+        return "caption" if isinstance(self.model, Captioner) else "classify"
 
 
 def save(path: str | Path, checkpoint: Checkpoint, half: bool = False) -> None:
@@ -53,14 +62,15 @@ def save(path: str | Path, checkpoint: Checkpoint, half: bool = False) -> None:
     """
     path = Path(path)
     weights = checkpoint.model.state_dict()
-    if checkpoint.config.tie_embeddings:
+    if getattr(checkpoint.config, "tie_embeddings", False):
         del weights["word.weight"]  # the same tensor as embedding.weight
     tensors = {_MODEL + k: (v.half() if half and v.is_floating_point() else v) for k, v in weights.items()}
     tensors |= {_EXTRA + k: v for k, v in checkpoint.extra.items()}
     text = {
         "format_version": FORMAT_VERSION,
+        "task": checkpoint.task,
         "config": dataclasses.asdict(checkpoint.config),
-        "words": list(checkpoint.vocabulary.words[len(SPECIALS) :]),
+        "words": list(checkpoint.vocabulary.words[len(SPECIALS) :]) if checkpoint.vocabulary else None,
         "transform": checkpoint.transform.to_dict(),
         "metrics": checkpoint.metrics,
         "training": checkpoint.training,
@@ -83,10 +93,11 @@ def save(path: str | Path, checkpoint: Checkpoint, half: bool = False) -> None:
             temporary.unlink()
 
 
-def load(path: str | Path | None = None) -> Checkpoint:
-    """Read a checkpoint; None means the model that ships. The model is in evaluation mode.
+def load(path: str | Path | None = None, task: str = "caption") -> Checkpoint:
+    """Read a checkpoint; None means the captioner that ships. The model is in evaluation mode.
 
-    Raises UserError for a missing file, one that is no checkpoint or cut short, and one of another format version.
+    task: "caption" or "classify". Raises UserError for a missing file, one that is no checkpoint or cut short, one of
+    another format version, and one of the other task.
     """
     path = Path(path) if path is not None else SHIPPED
     if path == SHIPPED and not path.is_file():
@@ -115,11 +126,19 @@ def load(path: str | Path | None = None) -> Checkpoint:
             f"{path} has checkpoint format {text.get('format_version')}, this program reads {FORMAT_VERSION}; "
             f"use the version of sca_caption that wrote it, or train again"
         )
-    vocabulary = Vocabulary(text["words"])
-    model = Captioner(configs.from_dict(ModelConfig, text["config"]), len(vocabulary))
+    if text.get("task", "caption") != task:
+        raise UserError(f"{path} {_OTHER_TASK[task]}")
+    vocabulary = None
+    if task == "caption":
+        vocabulary = Vocabulary(text["words"])
+        model = Captioner(configs.from_dict(ModelConfig, text["config"]), len(vocabulary))
+    else:
+        from sca_caption.classifier import Classifier
+
+        model = Classifier(configs.from_dict(ClassifierConfig, text["config"]))
     weights = {k.removeprefix(_MODEL): v.float() for k, v in tensors.items() if k.startswith(_MODEL)}
     try:
-        if model.config.tie_embeddings:
+        if getattr(model.config, "tie_embeddings", False):
             weights["word.weight"] = weights["embedding.weight"]
         model.load_state_dict(weights)
     except (RuntimeError, KeyError) as error:

@@ -5,7 +5,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sca_caption.errors import UserError
+from sca_caption.errors import UserError, choice
 
 
 def setting(default, help: str, choices: Sequence[str] | None = None):
@@ -182,23 +182,39 @@ PRESETS: dict[str, dict] = {"default": {}, "paper": PAPER, "shapes": SHAPES}
 
 # Classifiers. cifar: the ResNet-18 comparison of attention blocks (160 epochs, the rate falls at 80 and 120).
 CIFAR = {"backbone": "resnet18", "stem": "cifar", "image_size": 32, "epochs": 160, "batch_size": 128, "lr": 0.1,
-         "schedule": "step", "warmup": 1 / 160, "views": "pad"}  # fmt: skip
+         "schedule": "step", "warmup": 1 / 160, "views": "pad", "workers": 0}  # fmt: skip
 CALTECH = {"image_size": 224, "epochs": 20, "batch_size": 16, "lr": 5e-3, "weight_decay": 5e-4}
 # imagenet: the light models' recipe of the Coordinate Attention paper.
 IMAGENET = {"image_size": 224, "epochs": 200, "batch_size": 256, "lr": 0.05, "weight_decay": 4e-5,
             "smallest_view": 0.08, "workers": 8}  # fmt: skip
-SHAPES_CLASSES = {"backbone": "resnet18", "image_size": 64, "epochs": 6, "batch_size": 32, "views": "none"}
+SHAPES_CLASSES = {"backbone": "resnet18", "image_size": 64, "epochs": 6, "batch_size": 32, "views": "none",
+                  "workers": 0}  # fmt: skip
 
 CLASSIFIER_PRESETS: dict[str, dict] = {
     "cifar": CIFAR, "caltech": CALTECH, "imagenet": IMAGENET, "shapes": SHAPES_CLASSES,
 }  # fmt: skip
 
 
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=32)  # most flags and their help share a line
+
+
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong with the flags in one line."""
+    """Says what is wrong with the flags in one line, and keeps the description's and the epilog's line breaks."""
+
+    def __init__(self, **options):
+        super().__init__(formatter_class=_HelpFormatter, **options)
 
     def error(self, message: str):
         raise UserError(f"{message}; see {self.prog} --help")
+
+
+def task_of(argv: Sequence[str] | None) -> str:
+    """Which of "caption" and "classify" `--task` names, before the flags of that task are known."""
+    p = Parser(add_help=False, allow_abbrev=False)
+    p.add_argument("--task", default="caption")
+    return choice(p.parse_known_args(argv)[0].task, ("caption", "classify"), "task")
 
 
 def add_flags(parser: argparse.ArgumentParser, *configs: type) -> None:

@@ -100,18 +100,25 @@ def fit(image: Image.Image, transform: Transform) -> np.ndarray:
 
 
 def augment(
-    image: Image.Image | np.ndarray, transform: Transform, rng: random.Random, flip: bool = False
+    image: Image.Image | np.ndarray,
+    transform: Transform,
+    rng: random.Random,
+    flip: bool = False,
+    *,
+    smallest: float = 0.7,
+    aspect: float = 0.85,
+    lighting: float = 0.15,
 ) -> np.ndarray:
-    """A random view for training, uint8 (S, S, 3), that its captions still describe.
+    """A random view for training, uint8 (S, S, 3), that, by default, its captions still describe.
 
-    Crops 70 to 100 % of the area at a mildly changed aspect, mirrors one time in two if `flip` (not to be set
-    when a caption says left or right), and changes brightness and contrast by up to 15 %. Hue stays: captions
-    name colours.
+    Crops a part of at least `smallest` of the area, its proportions changed by a factor between `aspect` and 1 / aspect,
+    mirrors one time in two if `flip` (not to be set when a caption says left or right), and changes brightness and
+    contrast by up to `lighting`. Hue stays: captions name colours.
     """
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image)
     width, height = image.size
-    area, aspect = rng.uniform(0.7, 1.0), rng.uniform(0.85, 1 / 0.85)
+    area, aspect = rng.uniform(smallest, 1.0), rng.uniform(aspect, 1 / aspect)
     crop_width = min(width, width * (area * aspect) ** 0.5)
     crop_height = min(height, height * (area / aspect) ** 0.5)
     left, top = rng.uniform(0, width - crop_width), rng.uniform(0, height - crop_height)
@@ -119,7 +126,9 @@ def augment(
     image = image.resize((transform.size, transform.size), Image.Resampling.BILINEAR, box=box)
     if flip and rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    brightness, contrast = rng.uniform(0.85, 1.15), rng.uniform(0.85, 1.15)
+    if not lighting:
+        return np.array(image)
+    brightness, contrast = (rng.uniform(1 - lighting, 1 + lighting) for _ in range(2))
     levels = (np.arange(256) - 128) * contrast * brightness + 128 * brightness
     return np.array(image.point(np.clip(levels, 0, 255).astype(np.uint8).tolist() * 3))
 

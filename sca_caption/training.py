@@ -1,4 +1,4 @@
-"""One training loop: every image of an epoch decoded and encoded once for all of its captions.
+"""One training loop for captioners and classifiers: what differs between them is a `Task`.
 
 Needs neither spaCy, nltk, pycocoevalcap nor Java. On a CPU a resumed run repeats the uninterrupted one bit for bit:
 everything random is seeded from (seed, epoch, image), and the optimizer's state is in `last.pt`.
@@ -6,10 +6,11 @@ everything random is seeded from (seed, epoch, image), and the optimizer's state
 
 import dataclasses
 import math
-import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -17,244 +18,234 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from sca_caption import checkpoint, decode
-from sca_caption.captioner import Batch, Captioner, collate
+from sca_caption import checkpoint
 from sca_caption.checkpoint import Checkpoint
-from sca_caption.config import TrainConfig
+from sca_caption.config import RunConfig
 from sca_caption.errors import UserError
-from sca_caption.images import augment
-from sca_caption.metrics import Cider, ptb_tokenize
-from sca_caption.self_critical import SelfCritical
-from sca_caption.store import CaptionData
 
-SIDES = ("left", "right")  # a mirrored image would make words false that begin so, as left-hand and rightmost
-SAMPLES = 3  # captions of the validation set shown each epoch
-LONGEST = 40  # words of a caption that are trained on; a handful of captions are longer
+AVERAGE = "average."  # prefix of the averaged weights among a checkpoint's extra tensors
 
 
-class CaptionedImages(Dataset):
-    """(image, all of its captions) by (epoch, image index), so that augmentation depends on nothing else."""
+class Task(Protocol):
+    """What the loop trains: a model (on its device), its data, and how it is scored."""
 
-    def __init__(self, data: CaptionData, seed: int, augment: bool):
-        self.data, self.seed, self.augment = data, seed, augment
-        words = data.vocabulary.words
-        self.side_ids = {
-            i for i, word in enumerate(words) if any(part.startswith(SIDES) for part in word.split("-"))
-        }
+    model: nn.Module
+    measured: str  # what `loss` shows: "loss" or "reward"
+    score: str  # the figure of `validate`, higher is better, that chooses best.pt
+    images: int  # trained on in an epoch
+    steps: int  # in an epoch
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor | tuple[Tensor, ...], list[list[int]]]:
-        epoch, index = key
-        captions = [caption[:LONGEST] for caption in self.data.captions(index)]
-        if self.data.encoding == "features":
-            return tuple(torch.from_numpy(x) for x in self.data.features(index)), captions
-        pixels = self.data.image(index)
-        if self.augment:
-            sided = any(not self.side_ids.isdisjoint(caption) for caption in captions)
-            rng = random.Random(f"{self.seed} {epoch} {index}")
-            pixels = augment(pixels, self.data.transform, rng, flip=not sided)
-        return torch.from_numpy(pixels).permute(2, 0, 1), captions
+    def summary(self) -> str:
+        """One line on data and model. Raises UserError where there is nothing to train on."""
+
+    def parameter_groups(self) -> list[dict]:
+        """For the optimizer; `peak` of a group is the rate that the schedule scales."""
+
+    def start_epoch(self, epoch: int) -> None:
+        """Put the model, and what of it learns, in the state for training."""
+
+    def batches(self, epoch: int) -> Iterable:
+        """The epoch's batches; what they are is between this and `loss`."""
+
+    def loss(self, batch: Any) -> tuple[Tensor, float, int]:
+        """What to descend, what to show, and how many words or images that is the mean of."""
+
+    def validate(self) -> tuple[dict[str, float], list[str]] | None:
+        """Figures, `score` among them, and lines to look at; None without validation data."""
+
+    def checkpoint(self, metrics: dict) -> Checkpoint:
+        """The model with all it needs to be used."""
+
+    def provenance(self) -> dict:
+        """Which data, for last.pt."""
 
 
 def train(
-    model: Captioner,
-    data: CaptionData,
-    config: TrainConfig,
+    task: Task,
+    config: RunConfig,
     output: Path,
-    device: torch.device,
     resume: Checkpoint | None = None,
     say: Callable[[str], None] = print,
-) -> dict:
-    """Train `model` (which is on `device`) on `data`, writing last.pt every epoch and best.pt when CIDEr improves.
+) -> list[dict]:
+    """Train `task.model`, writing last.pt every epoch and best.pt when `task.score` improves.
 
-    resume: the loaded last.pt to go on from; `model` is then its model. Returns the history: one dict an epoch.
+    resume: the loaded last.pt to go on from; `task.model` is then its model. Returns the history: one dict an epoch.
     Raises UserError when the loss stops being a number or a checkpoint cannot be written.
     """
-    train_indices, val_indices = data.indices("train"), data.indices("val")
-    if not len(train_indices):
-        raise UserError(f"{data.path} has no training images; preprocess a data set that has some")
-    model.backbone.set_trainable(False, config.finetune_from)  # so that a wrong name is said before any work
-    optimizer = make_optimizer(model, config)
+    model, score = task.model, task.score
+    summary = task.summary()
+    device = next(model.parameters()).device
+    optimizer = make_optimizer(task.parameter_groups(), config)
+    average = WeightAverage(model, config.ema) if config.ema else None
     start_epoch, history = 0, []
     if resume is not None:
         history = resume.training["history"]
         start_epoch = len(history)
         restore_optimizer(optimizer, resume.extra)
-    dataset = CaptionedImages(data, config.seed, config.augment)
-    steps_an_epoch = math.ceil(len(train_indices) / config.batch_size)
-    total_steps = steps_an_epoch * config.epochs
-    critic, measured = None, "loss"
-    if config.objective == "cider":
-        critic, measured = SelfCritical(data, train_indices.tolist(), config.samples), "reward"
-    validation = Validation(data, val_indices) if len(val_indices) else None
+        if average is not None:
+            average.restore(resume.extra, start_epoch * task.steps)
+    total_steps = task.steps * config.epochs
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {output} ({error.strerror}); choose another --output") from error
     writer = summary_writer(output)
     say(
-        f"{len(train_indices)} training and {len(val_indices)} validation images, {len(data.vocabulary)} words, "
-        f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters; writing to {output}"
+        f"{summary}, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters; writing to {output}"
     )
 
     for epoch in range(start_epoch, config.epochs):
-        if stopped_early(history, config.patience):
-            say(f"stopping: no better CIDEr in {config.patience} epochs")
+        if stopped_early(history, score, config.patience):
+            say(f"stopping: no better {score} in {config.patience} epochs")
             break
         began = time.perf_counter()
-        torch.manual_seed(hash_seed(config.seed, epoch))  # dropout
-        finetune = 0 <= config.finetune_backbone_at <= epoch
-        model.train()
-        model.backbone.set_trainable(finetune, config.finetune_from)
-        order = np.random.default_rng([config.seed, epoch]).permutation(train_indices)
-        batches = loader(dataset, [(epoch, int(i)) for i in order], config)
-        total = words = 0.0
-        progress = tqdm(batches, desc=f"epoch {epoch + 1}/{config.epochs}", disable=None, leave=False)
+        torch.manual_seed(hash_seed(config.seed, epoch))  # dropout, mixup
+        task.start_epoch(epoch)
+        total = weight = 0.0
+        progress = tqdm(
+            task.batches(epoch), f"epoch {epoch + 1}/{config.epochs}", task.steps, disable=None, leave=False
+        )
         for i, batch in enumerate(progress):
-            factor = rate_factor(epoch * steps_an_epoch + i, total_steps, config)
+            factor = rate_factor(epoch * task.steps + i, total_steps, config)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
-            batch = batch.to(device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                if critic is None:
-                    loss = model.loss(batch, config.label_smoothing, config.doubly_stochastic)
-                    shown = loss.item()
-                else:
-                    rows = order[i * config.batch_size : (i + 1) * config.batch_size].tolist()
-                    loss, shown = critic.loss(model, batch, rows)
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.amp and device.type == "cuda"):
+                loss, shown, count = task.loss(batch)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf)
+            norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf)
+            for name, value in (("loss", loss.item()), ("gradient", norm.item())):
+                if not math.isfinite(value):
+                    raise UserError(
+                        f"the {name} became {value} in epoch {epoch + 1}; lower --lr (now {config.lr:g})"
+                    )
             optimizer.step()
-            count = int((batch.captions != 0).sum())
-            total, words = total + shown * count, words + count
-            if not math.isfinite(loss.item()):
-                raise UserError(
-                    f"the loss became {loss.item()} in epoch {epoch + 1}; lower --lr (now {config.lr:g})"
-                )
-            progress.set_postfix({measured: f"{total / words:.3f}"})
+            if average is not None:
+                average.update(model)
+            total, weight = total + shown * count, weight + count
+            progress.set_postfix({task.measured: f"{total / weight:.3f}"})
 
         record = {
             "epoch": epoch + 1,
-            measured: total / words,
-            "images_a_second": len(train_indices) / (time.perf_counter() - began),
+            task.measured: total / weight,
+            "images_a_second": task.images / (time.perf_counter() - began),
         }
-        samples = []
-        if validation is not None:
-            record["CIDEr"], samples = validation(model, config, device)
-        record["seconds"] = time.perf_counter() - began
-        history.append(record)
-        snapshot = Checkpoint(model, data.vocabulary, data.transform, metrics={"val": record})
-        if validation is None or record["CIDEr"] >= max(r["CIDEr"] for r in history):
-            checkpoint.save(output / "best.pt", snapshot)
+        with average.applied(model) if average is not None else nullcontext():
+            figures, samples = task.validate() or ({}, [])
+            record |= figures
+            record["seconds"] = time.perf_counter() - began
+            history.append(record)
+            if not figures or record[score] >= max(r[score] for r in history):
+                checkpoint.save(output / "best.pt", task.checkpoint({"val": record}))
+        snapshot = task.checkpoint({"val": record})
         snapshot.training = {
             "config": dataclasses.asdict(config),
             "history": history,
-            "data": str(data.path),
+            **task.provenance(),
         }
-        snapshot.extra = optimizer_tensors(optimizer)
+        snapshot.extra = optimizer_tensors(optimizer) | (average.tensors() if average is not None else {})
         checkpoint.save(output / "last.pt", snapshot)
-        say(log_line(record, measured, config, factor))
-        for name, caption in samples:
-            say(f"    {name}: {caption}")
+        say(log_line(record, task, config, factor))
+        for line in samples:
+            say(f"    {line}")
         if writer is not None:
-            for name in (measured, "CIDEr", "images_a_second"):
-                if name in record:
-                    writer.add_scalar(name, record[name], epoch + 1)
+            for name in (task.measured, "images_a_second", *figures):
+                writer.add_scalar(name, record[name], epoch + 1)
             writer.add_scalar("lr", config.lr * factor, epoch + 1)
-            writer.add_text("captions", "\n".join(f"- {n}: {c}" for n, c in samples), epoch + 1)
+            if samples:
+                writer.add_text("captions", "\n".join(f"- {line}" for line in samples), epoch + 1)
             writer.flush()
     return history
 
 
-class Validation:
-    """CIDEr of free-running captions against the raw references: what a user would see, not teacher forcing."""
+class WeightAverage:
+    """Exponential moving average of all of a model's weights and buffers, from its weights at this moment on.
 
-    def __init__(self, data: CaptionData, indices: np.ndarray):
-        self.data, self.indices = data, [int(i) for i in indices]
-        self.cider = Cider([[ptb_tokenize(text) for text in data.references(i)] for i in self.indices])
+    The decay rises to `decay` in the first steps as (1 + step) / (10 + step), so that the start is soon forgotten.
+    """
 
-    @torch.inference_mode()
-    def __call__(self, model: Captioner, config: TrainConfig, device: torch.device) -> tuple[float, list]:
-        """(CIDEr in the 0-100 form, a few (file name, caption) to look at)."""
-        model.eval()
-        dataset = CaptionedImages(self.data, config.seed, augment=False)
-        captions = []
-        for batch in loader(dataset, [(0, i) for i in self.indices], config):
-            state = model.start(model.encode(batch.to(device).images))
-            if config.validation_beam == 1:
-                found = decode.greedy(model, state)
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay, self.step = decay, 0
+        self.values = {name: value.detach().clone() for name, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        decay = min(self.decay, (1 + self.step) / (10 + self.step))
+        self.step += 1
+        for name, value in model.state_dict().items():
+            if value.is_floating_point():
+                self.values[name].lerp_(value, 1 - decay)
             else:
-                found = [
-                    best for best, *_ in decode.beam_search(model, state, beam_size=config.validation_beam)
-                ]
-            captions += [self.data.vocabulary.decode(hypothesis.tokens) for hypothesis in found]
-        score, _ = self.cider.score([ptb_tokenize(caption) for caption in captions])
-        shown = range(0, len(captions), max(1, len(captions) // SAMPLES))[:SAMPLES]
-        return score, [(self.data.file_name(self.indices[i]), captions[i]) for i in shown]
+                self.values[name].copy_(value)
+
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """The model has the averaged weights inside the `with`, and its own again after it."""
+        own = {name: value.clone() for name, value in model.state_dict().items()}
+        model.load_state_dict(self.values)
+        try:
+            yield
+        finally:
+            model.load_state_dict(own)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {AVERAGE + name: value for name, value in self.values.items()}
+
+    def restore(self, tensors: dict[str, Tensor], step: int) -> None:
+        self.step = step
+        for name, value in self.values.items():
+            value.copy_(tensors[AVERAGE + name])
 
 
-def loader(dataset: Dataset, keys: list[tuple[int, int]], config: TrainConfig) -> Iterator[Batch]:
+def loader(dataset: Dataset, keys: list, config: RunConfig, collate: Callable | None = None) -> DataLoader:
     """Batches of the dataset's examples in the order of `keys`."""
     return DataLoader(
         dataset, batch_size=config.batch_size, sampler=keys, num_workers=config.workers, collate_fn=collate
     )
 
 
-def make_optimizer(model: Captioner, config: TrainConfig) -> torch.optim.Optimizer:
-    """Two groups, the CNN at its own rate; `peak` is what the schedule scales."""
-    backbone = list(model.backbone.parameters())
-    inside = {id(p) for p in backbone}
-    groups = [
-        {"params": [p for p in model.parameters() if id(p) not in inside], "peak": config.lr},
-        {"params": backbone, "peak": config.backbone_lr},
-    ]
+def make_optimizer(groups: list[dict], config: RunConfig) -> torch.optim.Optimizer:
     if config.optimizer == "adadelta":
         return torch.optim.Adadelta(groups, lr=config.lr, weight_decay=config.weight_decay)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
     return torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
 
 
-def rate_factor(step: int, total: int, config: TrainConfig) -> float:
-    """Share of the peak rate at `step`: a linear rise, then a half cosine to 0. Adadelta keeps its rate."""
-    if config.optimizer == "adadelta":
-        return 1.0
+def rate_factor(step: int, total: int, config: RunConfig) -> float:
+    """Share of the peak rate at `step` of `total`: a linear rise, then what `config.schedule` says."""
     warmup = config.warmup * total
     if step < warmup:
         return (step + 1) / (warmup + 1)
+    if config.schedule == "constant":
+        return 1.0
+    if config.schedule == "step":
+        return 0.1 ** ((step >= total / 2) + (step >= total * 3 / 4))
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as named tensors: "<parameter number>.<name>"."""
+    """The optimizer's state as named tensors: "<parameter number>.<name>"; what is no tensor (SGD's None) is left out."""
     state = optimizer.state_dict()["state"]
-    return {f"{number}.{name}": value for number, entry in state.items() for name, value in entry.items()}
+    return {
+        f"{number}.{name}": value
+        for number, entry in state.items()
+        for name, value in entry.items()
+        if isinstance(value, Tensor)
+    }
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
-        number, name = key.split(".", 1)
-        state.setdefault(int(number), {})[name] = value
+        if not key.startswith(AVERAGE):
+            number, name = key.split(".", 1)
+            state.setdefault(int(number), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def initialise_from(model: Captioner, other: Checkpoint, words: tuple[str, ...]) -> list[str]:
-    """Copy every tensor of `other` whose name and shape fit; words' vectors only where the vocabularies agree.
-
-    Returns the names that were left as they are.
-    """
-    same_words = other.vocabulary.words == words
-    own, copied = model.state_dict(), {}
-    for name, value in other.model.state_dict().items():
-        if name.startswith(("word.", "embedding.")) and not same_words:
-            continue
-        if name in own and own[name].shape == value.shape:
-            copied[name] = value
-    model.load_state_dict(copied, strict=False)
-    return sorted(set(own) - set(copied))
-
-
-def stopped_early(history: list[dict], patience: int) -> bool:
-    scores = [record.get("CIDEr") for record in history]
+def stopped_early(history: list[dict], score: str, patience: int) -> bool:
+    scores = [record.get(score) for record in history]
     if not patience or not scores or scores[-1] is None:
         return False
     return len(scores) - 1 - scores.index(max(scores)) >= patience
@@ -264,12 +255,12 @@ def hash_seed(seed: int, epoch: int) -> int:
     return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
 
 
-def log_line(record: dict, measured: str, config: TrainConfig, factor: float) -> str:
-    cider = f"val CIDEr {record['CIDEr']:5.1f}  " if "CIDEr" in record else ""
+def log_line(record: dict, task: Task, config: RunConfig, factor: float) -> str:
+    score = f"val {task.score} {record[task.score]:5.1f}  " if task.score in record else ""
     minutes, seconds = divmod(round(record["seconds"]), 60)
-    measure = f"{measured} {record[measured]:.3f}"
+    measure = f"{task.measured} {record[task.measured]:.3f}"
     return (
-        f"epoch {record['epoch']:2}/{config.epochs}  {measure}  {cider}lr {config.lr * factor:.1e}  "
+        f"epoch {record['epoch']:2}/{config.epochs}  {measure}  {score}lr {config.lr * factor:.1e}  "
         f"{record['images_a_second']:.0f} images/s  {minutes}:{seconds:02}"
     )
 

@@ -25,12 +25,13 @@ def test_without_flags_the_defaults(config):
 
 def test_every_field_has_a_flag_that_sets_it():
     given = {
-        "backbone": "resnet18", "layers": ("layer3", "layer4"), "attention": "S", "attention_width": 3,
+        "backbone": "resnet18", "backbone_attention": "se", "backbone_at": ("layer2",), "layers": ("layer3", "layer4"), "attention": "S", "attention_width": 3,
         "embedding_size": 4, "lstm_size": 5, "dropout": 0.0, "tie_embeddings": True, "pool_norm": 1.0,
         "epochs": 1, "batch_size": 2, "objective": "cider", "samples": 3, "optimizer": "adadelta", "lr": 1.0,
         "backbone_lr": 0.0, "finetune_backbone_at": -1, "finetune_from": "layer4", "warmup": 0.5,
         "weight_decay": 0.0, "clip": 0.0, "label_smoothing": 0.0, "doubly_stochastic": 2.5, "augment": False,
         "patience": 0, "validation_beam": 4, "workers": 0, "seed": -9,
+        "schedule": "step", "ema": 0.9, "amp": False,
     }  # fmt: skip
     assert set(given) == {field.name for config in CONFIGS for field in dataclasses.fields(config)}
     flags = []

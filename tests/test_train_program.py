@@ -99,7 +99,7 @@ def test_it_trains_resumes_and_says_where_the_model_is(here, capsys):
 
     shutil.copy("runs/dogs/best.pt", "runs/dogs/last.pt")
     text = mistake(capsys, "--resume")
-    assert text == "runs/dogs/last.pt has no state of a training run, as best.pt; start one with --init"
+    assert text == "runs/dogs/last.pt has no state of a training run, as best.pt; start a new run"
 
 
 def test_an_interrupted_run_goes_on_to_the_same_model(here, capsys, monkeypatch):
@@ -177,8 +177,8 @@ def first_model(monkeypatch) -> list:
     """The model that training would begin with; it then stops."""
     seen = []
 
-    def look(model, *_):
-        seen.append(model)
+    def look(task, *_):
+        seen.append(task.model)
         raise UserError("seen")
 
     monkeypatch.setattr(training, "train", look)

@@ -12,13 +12,14 @@ import pytest
 import torch
 from made_photos import SMALL, message, write
 from toy_backbone import toy  # noqa: F401
-from training_runs import CPU, MODEL, QUICK, Interruption, captioner, run, source
+from training_runs import MODEL, QUICK, Interruption, captioner, run, source
 
 from sca_caption import checkpoint, training
+from sca_caption.caption_task import CaptionTask, Validation
 from sca_caption.decode import beam_search, greedy
 from sca_caption.metrics import ptb_tokenize
 from sca_caption.store import CaptionData
-from sca_caption.training import Validation, rate_factor, stopped_early, train
+from sca_caption.training import rate_factor, stopped_early, train
 
 pytestmark = pytest.mark.usefixtures("toy")
 
@@ -57,6 +58,7 @@ RESUMED = {
     "adadelta, beam": {"optimizer": "adadelta", "lr": 1.0, "finetune_backbone_at": 0, "validation_beam": 2},
     "penalty, no clipping": {"doubly_stochastic": 0.5, "clip": 0.0, "augment": False, "seed": 5},
     "self-critical": {"objective": "cider", "samples": 2, "finetune_backbone_at": 0},
+    "moving average": {"ema": 0.9, "finetune_backbone_at": 1, "optimizer": "sgd"},
 }
 
 
@@ -115,7 +117,7 @@ def test_best_is_the_best_and_last_the_last(data, tmp_path, monkeypatch):
         if line.startswith("epoch"):
             models.append({name: value.clone() for name, value in model.state_dict().items()})
 
-    history = train(model, data, config, tmp_path, CPU, None, say)
+    history = train(CaptionTask(model, data, config), config, tmp_path, None, say)
     best, last = checkpoint.load(tmp_path / "best.pt"), checkpoint.load(tmp_path / "last.pt")
     assert_equal_tensors(best.model.state_dict(), models[1])
     assert_equal_tensors(last.model.state_dict(), models[2])
@@ -151,8 +153,8 @@ def test_it_stops_when_it_no_longer_gets_better(data, tmp_path, monkeypatch):
     ],
 )
 def test_patience(scores, patience, stop):
-    assert stopped_early([{"CIDEr": score} for score in scores], patience) == stop
-    assert not stopped_early([{"loss": 1.0}] * 9, 1)  # nothing to judge by
+    assert stopped_early([{"CIDEr": score} for score in scores], "CIDEr", patience) == stop
+    assert not stopped_early([{"loss": 1.0}] * 9, "CIDEr", 1)  # nothing to judge by
 
 
 def test_without_validation_images_best_is_the_last(data, tmp_path):
@@ -251,7 +253,8 @@ def test_the_backbone_learns_from_its_epoch_on(changes, changed, data, tmp_path)
             moved.append({name for name, value in now.items() if not torch.equal(value, before[name])})
             before.update({name: value.clone() for name, value in now.items()})
 
-    train(model, data, dataclasses.replace(QUICK, augment=False, **changes), tmp_path, CPU, None, say)
+    config = dataclasses.replace(QUICK, augment=False, **changes)
+    train(CaptionTask(model, data, config), config, tmp_path, None, say)
     prefix = "backbone.network."
     rest = {name for name in before if not name.startswith(prefix)}
     for names, parts in zip(moved, changed, strict=True):
@@ -263,11 +266,11 @@ def watch(monkeypatch) -> list[dict]:
     """What each optimizer step used: its rates, and the norm of the gradient."""
     steps, make = [], training.make_optimizer
 
-    def watched(model, config):
-        optimizer = make(model, config)
+    def watched(groups, config):
+        optimizer = make(groups, config)
 
         def note(optimizer, *_):
-            gradients = [p.grad for p in model.parameters() if p.grad is not None]
+            gradients = [p.grad for g in groups for p in g["params"] if p.grad is not None]
             norm = torch.linalg.vector_norm(torch.cat([g.flatten() for g in gradients])).item()
             steps.append({"rates": [group["lr"] for group in optimizer.param_groups], "norm": norm})
 
@@ -296,9 +299,12 @@ def test_rates_rise_and_fall_and_gradients_are_clipped(data, tmp_path, monkeypat
     assert max(step["norm"] for step in steps) > 0.2
 
 
-def test_adadelta_keeps_its_rate():
-    config = dataclasses.replace(QUICK, optimizer="adadelta")
-    assert {rate_factor(step, 10, config) for step in range(10)} == {1.0}
+def test_the_constant_and_the_step_schedule():
+    constant = dataclasses.replace(QUICK, schedule="constant", warmup=0.0)
+    assert {rate_factor(step, 10, constant) for step in range(10)} == {1.0}
+    step = dataclasses.replace(QUICK, schedule="step", warmup=1 / 160)
+    rates = [rate_factor(epoch, 160, step) for epoch in range(160)]  # one step an epoch: falls at 80 and 120
+    assert rates[0] == 1 / 2 and rates == pytest.approx([0.5] + [1.0] * 79 + [0.1] * 40 + [0.01] * 40)
 
 
 def test_schedules_without_warmup_or_of_one_step():
@@ -317,6 +323,7 @@ from pathlib import Path
 import torch
 from toy_backbone import Toy  # and torchvision, fit for any build
 from sca_caption import backbones, checkpoint, training
+from sca_caption.caption_task import CaptionTask
 from sca_caption.captioner import Captioner
 from sca_caption.cli import train
 from sca_caption.config import ModelConfig, TrainConfig
@@ -326,7 +333,8 @@ data = CaptionData(sys.argv[1])
 config = ModelConfig(backbone="toy", layers=("block",), attention_width=6, embedding_size=16, lstm_size=24)
 model = Captioner(config, len(data.vocabulary))
 output = Path(sys.argv[2])
-history = training.train(model, data, TrainConfig(epochs=1, workers=0), output, torch.device("cpu"))
+config = TrainConfig(epochs=1, workers=0)
+history = training.train(CaptionTask(model, data, config), config, output)
 assert checkpoint.load(output / "best.pt").metrics["val"]["CIDEr"] == history[0]["CIDEr"]
 assert "matplotlib" not in sys.modules
 print("trained")

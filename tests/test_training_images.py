@@ -13,9 +13,9 @@ from toy_backbone import toy  # noqa: F401
 from training_runs import QUICK, captioner, run, source
 
 from sca_caption import training
-from sca_caption.captioner import Captioner
+from sca_caption.caption_task import LONGEST, CaptionedImages
+from sca_caption.captioner import Captioner, collate
 from sca_caption.store import CaptionData
-from sca_caption.training import CaptionedImages
 
 pytestmark = pytest.mark.usefixtures("toy", "no_tensorboard")
 
@@ -103,8 +103,8 @@ def test_a_view_depends_on_seed_epoch_and_image_alone(data):
 def test_workers_bring_the_same_batches(data):
     views = CaptionedImages(data, seed=0, augment=True)
     keys = [(1, i) for i in (4, 2, 6, 0, 1)]
-    alone = list(training.loader(views, keys, QUICK))
-    helped = list(training.loader(views, keys, dataclasses.replace(QUICK, workers=2)))
+    alone = list(training.loader(views, keys, QUICK, collate))
+    helped = list(training.loader(views, keys, dataclasses.replace(QUICK, workers=2), collate))
     for a, b in zip(alone, helped, strict=True):
         assert torch.equal(a.images, b.images) and torch.equal(a.captions, b.captions)
         assert torch.equal(a.image_index, b.image_index)
@@ -115,7 +115,7 @@ def test_very_long_captions_are_cut(tmp_path):
     given.records[0] = dataclasses.replace(given.records[0], captions=("dog " * 60,))
     write(given, tmp_path / "long.h5", encoding="raw")
     views = CaptionedImages(CaptionData(tmp_path / "long.h5"), seed=0, augment=False)
-    assert [len(caption) for caption in views[0, 0][1]] == [training.LONGEST]
+    assert [len(caption) for caption in views[0, 0][1]] == [LONGEST]
 
 
 def test_stored_features_train_as_the_images_they_are_of(data, tmp_path):

@@ -8,13 +8,13 @@ from made_photos import encoded, record
 from PIL import Image
 
 from sca_caption import checkpoint
+from sca_caption.caption_task import CaptionTask
 from sca_caption.captioner import Captioner
 from sca_caption.config import ModelConfig, TrainConfig
 from sca_caption.sources import Source
 from sca_caption.store import CaptionData
 from sca_caption.training import train
 
-CPU = torch.device("cpu")
 MODEL = ModelConfig(
     backbone="toy",
     layers=("block.relu", "block"),
@@ -68,4 +68,4 @@ def run(
 
     resumed = checkpoint.load(output / "last.pt") if resume else None
     model = resumed.model if resume else captioner(data, **changes)
-    return train(model, data, config, output, CPU, resumed, say), lines
+    return train(CaptionTask(model, data, config), config, output, resumed, say), lines

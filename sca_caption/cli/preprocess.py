@@ -36,12 +36,7 @@ data/README.md says where each dataset is got and how its files lie.
 
 
 def parser() -> argparse.ArgumentParser:
-    p = Parser(
-        prog="preprocess.py",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    p = Parser(prog="preprocess.py", description=__doc__, epilog=EPILOG)
     add = p.add_argument
     add("--dataset", required=True, metavar="NAME", help=", ".join(SOURCES))
     add("--root", type=Path, metavar="DIR", help="where it lies: a folder, a zip or, for csv, the table "

@@ -1,4 +1,4 @@
-"""Train a captioner from a prepared data file."""
+"""Train a captioner from a prepared data file, or with --task classify a classifier (see its own --help)."""
 
 import argparse
 import dataclasses
@@ -13,15 +13,16 @@ examples:
   python train.py --dataset flickr8k                          # writes runs/flickr8k/best.pt and last.pt
   python train.py --dataset flickr8k --resume                 # goes on after an interruption
   python train.py --dataset flickr30k --preset paper --backbone vgg19 --layers 2 --attention C-S
+  python train.py --task classify --dataset cifar10 --backbone resnet18 --attention cbam
 """
 
 
 def parser() -> config.Parser:
     p = config.Parser(
-        prog="train.py",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="train.py", usage="train.py --dataset NAME [flags]", description=__doc__, epilog=EPILOG
+    )
+    p.add_argument(
+        "--task", choices=("caption", "classify"), default="caption", help="(default: %(default)s)"
     )
     p.add_argument(
         "--dataset", required=True, metavar="NAME", help="trains from data/NAME.h5 (see preprocess.py)"
@@ -46,13 +47,17 @@ def parser() -> config.Parser:
 
 @program
 def main(argv: list[str] | None = None) -> int:
+    if config.task_of(argv) == "classify":
+        from sca_caption.cli import train_classifier
+
+        return train_classifier.run(argv)
     arguments = parser().parse_args(argv)
     output = arguments.output or Path("runs") / arguments.dataset
     path = arguments.data or Path("data") / f"{arguments.dataset}.h5"
     settings = settings_of(arguments)
 
-    from sca_caption import checkpoint
     from sca_caption.backbones import attended_layers
+    from sca_caption.caption_task import CaptionTask
     from sca_caption.devices import find_device
     from sca_caption.store import CaptionData
     from sca_caption.training import train
@@ -60,50 +65,68 @@ def main(argv: list[str] | None = None) -> int:
     data = CaptionData(path)
     device = find_device(arguments.device)
     if arguments.resume:
-        resumed = checkpoint.load(output / "last.pt")
-        if not resumed.training:
-            raise UserError(
-                f"{output / 'last.pt'} has no state of a training run, as best.pt; start one with --init"
-            )
+        resumed = resumable(output)
         if resumed.vocabulary != data.vocabulary:
             raise UserError(
                 f"{path} has another vocabulary ({len(data.vocabulary)} words) than {output / 'last.pt'} "
                 f"({len(resumed.vocabulary)}); resume with the data file it was trained on ({resumed.training['data']})"
             )
         train_config = config.from_dict(config.TrainConfig, resumed.training["config"])
-        for name, value in given(arguments).items():
-            kept = {**resumed.training["config"], **vars(resumed.config)}[name]
-            if name == "layers":
-                value = attended_layers(resumed.config.backbone, value)
-            if value != kept:
-                raise UserError(
-                    f"--resume goes on with the run's own settings; it has {name}={kept}, found {value}"
-                )
+        found = given(arguments, config.ModelConfig, config.TrainConfig)
+        if "layers" in found:
+            found["layers"] = attended_layers(resumed.config.backbone, found["layers"])
+        check_same_settings(found, resumed)
         model = resumed.model
     else:
-        if (output / "last.pt").exists():
-            raise UserError(f"{output} already holds a run; go on with --resume, or choose another --output")
+        check_no_run_in(output)
         resumed = None
         model_config, train_config = settings
         layers = attended_layers(model_config.backbone, model_config.layers)
         model_config = dataclasses.replace(model_config, layers=layers)
         check_features(data, model_config, train_config)
         model = new_model(model_config, data, arguments)
-    train(model.to(device), data, train_config, output, device, resumed)
+    train(CaptionTask(model.to(device), data, train_config), train_config, output, resumed)
     print(f"best model: {output / 'best.pt'}")
     return 0
 
 
-def given(arguments: argparse.Namespace) -> dict:
+def given(arguments: argparse.Namespace, *configs: type) -> dict:
     """The settings that were given as flags."""
-    names = {f.name for c in (config.ModelConfig, config.TrainConfig) for f in dataclasses.fields(c)}
+    names = {f.name for c in configs for f in dataclasses.fields(c)}
     return {name: value for name, value in vars(arguments).items() if name in names}
+
+
+def resumable(output: Path, task: str = "caption"):
+    """The run in `output`, to go on with. Raises UserError where there is none."""
+    from sca_caption import checkpoint
+
+    found = checkpoint.load(output / "last.pt", task)
+    if not found.training:
+        raise UserError(f"{output / 'last.pt'} has no state of a training run, as best.pt; start a new run")
+    return found
+
+
+def check_same_settings(found: dict, resumed) -> None:
+    """Raise UserError where a flag says otherwise than the run that is resumed."""
+    kept = {**resumed.training["config"], **vars(resumed.config)}
+    for name, value in found.items():
+        if (tuple(value) if isinstance(value, list) else value) != kept[name]:
+            raise UserError(
+                f"--resume goes on with the run's own settings; it has {name}={kept[name]}, found {value}"
+            )
+
+
+def check_no_run_in(output: Path) -> None:
+    if (output / "last.pt").exists():
+        raise UserError(f"{output} already holds a run; go on with --resume, or choose another --output")
 
 
 def settings_of(arguments: argparse.Namespace) -> tuple[config.ModelConfig, config.TrainConfig]:
     preset = arguments.preset or ("shapes" if arguments.dataset == "shapes" else "default")
     values = config.PRESETS[preset]
-    return config.make(config.ModelConfig, arguments, values), config.make(config.TrainConfig, arguments, values)
+    return config.make(config.ModelConfig, arguments, values), config.make(
+        config.TrainConfig, arguments, values
+    )
 
 
 def check_features(data, model_config: config.ModelConfig, train_config: config.TrainConfig) -> None:
@@ -123,8 +146,8 @@ def new_model(model_config: config.ModelConfig, data, arguments: argparse.Namesp
 
     from sca_caption import checkpoint
     from sca_caption.backbones import pretrained_weights
+    from sca_caption.caption_task import initialise_from
     from sca_caption.captioner import Captioner
-    from sca_caption.training import initialise_from
 
     torch.manual_seed(getattr(arguments, "seed", config.TrainConfig.seed))
     init, weights_file = arguments.init, arguments.backbone_weights

@@ -1,0 +1,161 @@
+"""Training a captioner: every image of an epoch is decoded and encoded once for all of its captions."""
+
+import math
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sca_caption import decode, training
+from sca_caption.captioner import Batch, Captioner, collate
+from sca_caption.checkpoint import Checkpoint
+from sca_caption.config import TrainConfig
+from sca_caption.errors import UserError
+from sca_caption.images import augment
+from sca_caption.metrics import Cider, ptb_tokenize
+from sca_caption.self_critical import SelfCritical
+from sca_caption.store import CaptionData
+
+SIDES = ("left", "right")  # a mirrored image would make words false that begin so, as left-hand and rightmost
+SAMPLES = 3  # captions of the validation set shown each epoch
+LONGEST = 40  # words of a caption that are trained on; a handful of captions are longer
+
+
+class CaptionedImages(Dataset):
+    """(image, all of its captions) by (epoch, image index), so that augmentation depends on nothing else."""
+
+    def __init__(self, data: CaptionData, seed: int, augment: bool):
+        self.data, self.seed, self.augment = data, seed, augment
+        words = data.vocabulary.words
+        self.side_ids = {
+            i for i, word in enumerate(words) if any(part.startswith(SIDES) for part in word.split("-"))
+        }
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor | tuple[Tensor, ...], list[list[int]]]:
+        epoch, index = key
+        captions = [caption[:LONGEST] for caption in self.data.captions(index)]
+        if self.data.encoding == "features":
+            return tuple(torch.from_numpy(x) for x in self.data.features(index)), captions
+        pixels = self.data.image(index)
+        if self.augment:
+            sided = any(not self.side_ids.isdisjoint(caption) for caption in captions)
+            rng = random.Random(f"{self.seed} {epoch} {index}")
+            pixels = augment(pixels, self.data.transform, rng, flip=not sided)
+        return torch.from_numpy(pixels).permute(2, 0, 1), captions
+
+
+class CaptionTask:
+    """A captioner on its device, a data file, and how it is trained: by cross-entropy, or for CIDEr itself."""
+
+    score = "CIDEr"
+
+    def __init__(self, model: Captioner, data: CaptionData, config: TrainConfig):
+        self.model, self.data, self.config = model, data, config
+        self.device = model.mean.device
+        self.rows = data.indices("train")
+        if not len(self.rows):
+            raise UserError(f"{data.path} has no training images; preprocess a data set that has some")
+        # Now, so that a wrong name is said before any work.
+        model.backbone.set_trainable(False, config.finetune_from)
+        self.images, self.steps = len(self.rows), math.ceil(len(self.rows) / config.batch_size)
+        self.dataset = CaptionedImages(data, config.seed, config.augment)
+        self.critic, self.measured = None, "loss"
+        if config.objective == "cider":
+            self.critic, self.measured = SelfCritical(data, self.rows.tolist(), config.samples), "reward"
+        validated = data.indices("val")
+        self.validation = Validation(data, validated) if len(validated) else None
+
+    def summary(self) -> str:
+        validated = len(self.data.indices("val"))
+        return f"{self.images} training and {validated} validation images, {len(self.data.vocabulary)} words"
+
+    def parameter_groups(self) -> list[dict]:
+        """Two groups, the CNN at its own rate."""
+        backbone = list(self.model.backbone.parameters())
+        inside = {id(p) for p in backbone}
+        return [
+            {"params": [p for p in self.model.parameters() if id(p) not in inside], "peak": self.config.lr},
+            {"params": backbone, "peak": self.config.backbone_lr},
+        ]
+
+    def start_epoch(self, epoch: int) -> None:
+        self.model.train()
+        finetune = 0 <= self.config.finetune_backbone_at <= epoch
+        self.model.backbone.set_trainable(finetune, self.config.finetune_from)
+
+    def batches(self, epoch: int) -> Iterator[tuple[list[int], Batch]]:
+        """Rows of the data file, and the batch of them."""
+        order = np.random.default_rng([self.config.seed, epoch]).permutation(self.rows).tolist()
+        size = self.config.batch_size
+        rows = [order[i : i + size] for i in range(0, len(order), size)]
+        return zip(
+            rows,
+            training.loader(self.dataset, [(epoch, i) for i in order], self.config, collate),
+            strict=True,
+        )
+
+    def loss(self, batch: tuple[list[int], Batch]) -> tuple[Tensor, float, int]:
+        rows, batch = batch[0], batch[1].to(self.device)
+        words = int((batch.captions != 0).sum())
+        if self.critic is not None:
+            return *self.critic.loss(self.model, batch, rows), words
+        loss = self.model.loss(batch, self.config.label_smoothing, self.config.doubly_stochastic)
+        return loss, loss.item(), words
+
+    def validate(self) -> tuple[dict[str, float], list[str]] | None:
+        if self.validation is None:
+            return None
+        cider, samples = self.validation(self.model, self.config, self.device)
+        return {self.score: cider}, [f"{name}: {caption}" for name, caption in samples]
+
+    def checkpoint(self, metrics: dict) -> Checkpoint:
+        return Checkpoint(self.model, self.data.vocabulary, self.data.transform, metrics)
+
+    def provenance(self) -> dict:
+        return {"data": str(self.data.path)}
+
+
+class Validation:
+    """CIDEr of free-running captions against the raw references: what a user would see, not teacher forcing."""
+
+    def __init__(self, data: CaptionData, indices: np.ndarray):
+        self.data, self.indices = data, [int(i) for i in indices]
+        self.cider = Cider([[ptb_tokenize(text) for text in data.references(i)] for i in self.indices])
+
+    @torch.inference_mode()
+    def __call__(self, model: Captioner, config: TrainConfig, device: torch.device) -> tuple[float, list]:
+        """(CIDEr in the 0-100 form, a few (file name, caption) to look at)."""
+        model.eval()
+        dataset = CaptionedImages(self.data, config.seed, augment=False)
+        captions = []
+        for batch in training.loader(dataset, [(0, i) for i in self.indices], config, collate):
+            state = model.start(model.encode(batch.to(device).images))
+            if config.validation_beam == 1:
+                found = decode.greedy(model, state)
+            else:
+                found = [
+                    best for best, *_ in decode.beam_search(model, state, beam_size=config.validation_beam)
+                ]
+            captions += [self.data.vocabulary.decode(hypothesis.tokens) for hypothesis in found]
+        score, _ = self.cider.score([ptb_tokenize(caption) for caption in captions])
+        shown = range(0, len(captions), max(1, len(captions) // SAMPLES))[:SAMPLES]
+        return score, [(self.data.file_name(self.indices[i]), captions[i]) for i in shown]
+
+
+def initialise_from(model: Captioner, other: Checkpoint, words: tuple[str, ...]) -> list[str]:
+    """Copy every tensor of `other` whose name and shape fit; words' vectors only where the vocabularies agree.
+
+    Returns the names that were left as they are.
+    """
+    same_words = other.vocabulary.words == words
+    own, copied = model.state_dict(), {}
+    for name, value in other.model.state_dict().items():
+        if name.startswith(("word.", "embedding.")) and not same_words:
+            continue
+        if name in own and own[name].shape == value.shape:
+            copied[name] = value
+    model.load_state_dict(copied, strict=False)
+    return sorted(set(own) - set(copied))

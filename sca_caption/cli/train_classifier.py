@@ -1,0 +1,132 @@
+"""Train an image classifier, with an attention block at each of the places where its authors put it."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from sca_caption import config
+from sca_caption.cli.train import check_no_run_in, check_same_settings, given, resumable
+from sca_caption.config import ClassifierConfig, ClassifierTrainConfig
+from sca_caption.errors import UserError
+
+EPILOG = """\
+examples:
+  python train.py --task classify --dataset shapes                                     # minutes, no download
+  python train.py --task classify --dataset cifar10 --backbone resnet18 --attention cbam
+  python train.py --task classify --dataset cifar100 --backbone resnet18 --attention bam:combine=add --at layer1 layer2
+  python train.py --task classify --dataset folder --root photos --backbone mobilenet_v2 --attention coord
+  python evaluate.py --task classify --checkpoint runs/folder-mobilenet_v2-coord/best.pt
+
+data sets: cifar10 cifar100 caltech101 imagenet shapes, or folder: one folder for each class; see data/README.md
+"""
+PRESET_OF = {
+    "cifar10": "cifar",
+    "cifar100": "cifar",
+    "imagenet": "imagenet",
+    "shapes": "shapes",
+}  # else caltech
+PRETRAINED = ("caltech",)  # presets that start from ImageNet weights
+
+
+def parser() -> config.Parser:
+    p = config.Parser(
+        prog="train.py --task classify",
+        usage="train.py --task classify --dataset NAME [flags]",
+        description=__doc__,
+        epilog=EPILOG,
+    )
+    p.add_argument("--task", choices=("classify",), default="classify", help=argparse.SUPPRESS)
+    p.add_argument("--dataset", required=True, metavar="NAME", help="one of the data sets below")
+    p.add_argument("--root", type=Path, metavar="DIR", help="where its files are (default: data/NAME)")
+    p.add_argument(
+        "--output", type=Path, metavar="DIR", help="where checkpoints go (default: runs/NAME-BACKBONE-BLOCK)"
+    )
+    p.add_argument(
+        "--preset",
+        choices=sorted(config.CLASSIFIER_PRESETS),
+        help="defaults for the flags below: a published recipe (default: the data set's; caltech for folder)",
+    )
+    p.add_argument(
+        "--backbone-weights",
+        metavar="FILE",
+        help="ImageNet weights as a torchvision state dict, 'download', or 'none' to start at random "
+        "(default: download with the preset caltech, else none)",
+    )
+    p.add_argument(
+        "--resume", action="store_true", help="go on with the run in --output, with its own settings"
+    )
+    p.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)"
+    )
+    config.add_flags(p, ClassifierConfig, ClassifierTrainConfig)
+    return p
+
+
+def run(argv: list[str] | None = None) -> int:
+    """Train what the flags say. Raises UserError for a mistake in them; `cli.train.main` reports it."""
+    arguments = parser().parse_args(argv)
+    preset = arguments.preset or PRESET_OF.get(arguments.dataset, "caltech")
+    values = config.CLASSIFIER_PRESETS[preset]
+    model_config = config.make(ClassifierConfig, arguments, values)
+    train_config = config.make(ClassifierTrainConfig, arguments, values)
+    output = arguments.output or default_output(arguments.dataset, model_config)
+
+    from sca_caption.classification_data import open_dataset
+    from sca_caption.classify_task import ClassifyTask
+    from sca_caption.devices import find_device
+    from sca_caption.training import train
+
+    device, resumed = find_device(arguments.device), None
+    if arguments.resume:
+        resumed = resumable(output, "classify")
+        check_same_settings(given(arguments, ClassifierConfig, ClassifierTrainConfig), resumed)
+        train_config = config.from_dict(ClassifierTrainConfig, resumed.training["config"])
+    else:
+        check_no_run_in(output)
+    data = open_dataset(arguments.dataset, arguments.root)
+    source = {"dataset": arguments.dataset, "root": str(arguments.root or Path("data") / arguments.dataset)}
+    if resumed is not None:
+        if resumed.config.classes != data.classes:
+            raise UserError(
+                f"{arguments.dataset} has other classes ({len(data.classes)}) than {output / 'last.pt'} "
+                f"({len(resumed.config.classes)}); resume with the data it was trained on ({resumed.training['data']})"
+            )
+        model = resumed.model
+    else:
+        model = new_model(dataclasses.replace(model_config, classes=data.classes), train_config.seed,
+                          arguments.backbone_weights or ("download" if preset in PRETRAINED else "none"))  # fmt: skip
+    history = train(ClassifyTask(model.to(device), data, train_config, source), train_config, output, resumed)
+    report(history)
+    print(f"best model: {output / 'best.pt'}")
+    return 0
+
+
+def default_output(dataset: str, model: ClassifierConfig) -> Path:
+    block = model.attention.translate(str.maketrans(":,=+", "----"))
+    return Path("runs") / "-".join(filter(None, (dataset, model.backbone, block, *model.at)))
+
+
+def new_model(model_config: ClassifierConfig, seed: int, weights: str):
+    """The model to train: at random but for the weights that the network starts from."""
+    import torch
+
+    from sca_caption.backbones import pretrained_weights
+    from sca_caption.classifier import Classifier
+
+    torch.manual_seed(seed)
+    if weights == "none":
+        return Classifier(model_config)
+    file = None if weights == "download" else weights
+    model = Classifier(model_config, pretrained_weights(model_config.backbone, file))
+    print(f"starting from {weights}; new: {', '.join(model.fresh) or 'nothing'}")
+    return model
+
+
+def report(history: list[dict]) -> None:
+    """The figures that papers print: the last epoch, and the mean of the best five."""
+    from sca_caption.classification_metrics import best_mean
+
+    scores = [record["top-1"] for record in history if "top-1" in record]
+    if scores:
+        best = best_mean(scores, 5)
+        print(f"top-1: {scores[-1]:.2f} in the last epoch, {best:.2f} in the mean of the best five")
