@@ -11,9 +11,8 @@ class SCA(nn.Module):
 
     mode: "C-S", "S-C", "C" or "S", the order of channel-wise and spatial attention; width: k, the attention's width.
 
-    Shapes: (B, C, H, W) -> the same. At the start all weights are near uniform and, as they are rescaled by their number,
-    the block is near the identity. Raises UserError for an unknown mode and a width below
-    one.
+    Shapes: (B, C, H, W) -> the same. At the start all weights are near uniform and, as they are rescaled by their
+    number, the block is near the identity. Raises UserError for an unknown mode and a width below one.
     """
 
     def __init__(self, channels: int, *, mode: str = "C-S", width: int = 64):

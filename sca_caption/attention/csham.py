@@ -81,7 +81,8 @@ class CSHAM(nn.Module):
 
         w = channel(x);  y = w x;  z = s1(y) y;  z' = w z;  out = s2(z') z'
 
-    Shapes: (B, C, H, W) -> the same. At the start every gate is near a half. Raises UserError for an unknown connection.
+    Shapes: (B, C, H, W) -> the same. At the start the gates vary about a half. Raises UserError for another
+    connection.
     """
 
     def __init__(self, channels: int, *, relu: bool = False, connection: str = "plain"):

@@ -25,9 +25,11 @@ class PositionAttention(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(1))
 
     def forward(self, x: Tensor) -> Tensor:
-        query, key = self.query(x).flatten(2).mT, self.key(x).flatten(2).mT  # (B, N, C / reduction)
-        value = self.value(x).flatten(2).mT  # (B, N, C)
-        out = F.scaled_dot_product_attention(query, key, value, scale=1.0)  # (B, N, C)
+        # One head, so (B, 1, N, C / reduction) for the first two and (B, 1, N, C) for the third.
+        query, key, value = (
+            conv(x).flatten(2).mT.unsqueeze(1) for conv in (self.query, self.key, self.value)
+        )
+        out = F.scaled_dot_product_attention(query, key, value, scale=1.0).squeeze(1)  # (B, N, C)
         return self.gamma * out.mT.unflatten(2, x.shape[2:]) + x
 
 

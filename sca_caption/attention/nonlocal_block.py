@@ -69,4 +69,7 @@ class NonLocal(nn.Module):
         if self.mode == "concatenation":
             of_theta, of_phi = self.joint
             return F.relu((theta @ of_theta)[:, :, None] + (phi @ of_phi)[:, None, :]) @ g / g.shape[1]
-        return F.scaled_dot_product_attention(theta, phi, g, scale=self.scale)
+        theta, phi, g = (
+            vectors.unsqueeze(1) for vectors in (theta, phi, g)
+        )  # one head: (B, 1, positions, inner)
+        return F.scaled_dot_product_attention(theta, phi, g, scale=self.scale).squeeze(1)
