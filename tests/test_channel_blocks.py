@@ -193,7 +193,7 @@ def test_a_bottleneck_never_vanishes(channels, width):
     assert build("bam", channels).channel[0].out_features == width
     assert build("cbam", channels).mlp[0].out_features == width
     assert build("coord", channels).reduce.out_channels == 8
-    assert build("sk", channels, groups=1, least=0).score.in_features == width
+    assert build("sk", channels, groups=1, least=1).score.in_features == width
 
 
 def test_sk_takes_stride_and_channels():
@@ -294,10 +294,12 @@ def test_sk_weights_of_both_kernels_sum_to_one():
     [
         ("se", {"reduction": 0}, "reduction=0: give a whole number of at least 1"),
         ("sk", {"groups": 5}, "sk: groups=5 does not divide 16 channels into 16; give a divisor"),
-        ("sk", {"stride": 0, "groups": 4}, "sk: stride=0: give a whole number of at least 1"),
+        ("sk", {"stride": 0, "groups": 4}, "stride=0: give a whole number of at least 1"),
+        ("sk", {"out_channels": 0}, "out_channels=0: give a whole number of at least 1"),
+        ("sk", {"least": 0, "groups": 4}, "least=0: give a whole number of at least 1"),
         ("sk", {"groups": 16, "out_channels": 24}, "groups=16 does not divide 16 channels into 24"),
         ("bam", {"combine": "max"}, "unknown combine of bam 'max'; one of: add, mul"),
-        ("bam", {"dilation": 0}, "bam: dilation=0: give a whole number of at least 1"),
+        ("bam", {"dilation": 0}, "dilation=0: give a whole number of at least 1"),
         ("cbam", {"pools": ("avg", "min")}, "unknown pool of cbam 'min'; one of: avg, lp, lse, max"),
         ("cbam", {"pools": ()}, "cbam: pools is empty; give one or more of: avg, lp, lse, max"),
         ("coord", {"reduction": -1}, "reduction=-1: give a whole number of at least 1"),

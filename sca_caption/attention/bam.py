@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from sca_caption.attention.parts import BatchNorm, init_he, reduced
-from sca_caption.errors import UserError, choice
+from sca_caption.attention.parts import BatchNorm, at_least_one, init_he, reduced
+from sca_caption.errors import choice
 
 COMBINE = ("mul", "add")
 
@@ -24,8 +24,7 @@ class BAM(nn.Module):
     def __init__(self, channels: int, *, reduction: int = 16, dilation: int = 4, combine: str = "mul"):
         super().__init__()
         self.combine = choice(combine, COMBINE, "combine of bam")
-        if dilation < 1:
-            raise UserError(f"bam: dilation={dilation}: give a whole number of at least 1")
+        at_least_one(dilation=dilation)
         width = reduced(channels, reduction)
         self.channel = nn.Sequential(
             nn.Linear(channels, width), BatchNorm(width), nn.ReLU(), nn.Linear(width, channels)

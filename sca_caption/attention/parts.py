@@ -7,10 +7,16 @@ from sca_caption.errors import UserError
 
 
 def reduced(channels: int, reduction: int, least: int = 1) -> int:
-    """The width max(least, channels // reduction, 1) of a bottleneck. Raises UserError for a reduction below one."""
-    if reduction < 1:
-        raise UserError(f"reduction={reduction}: give a whole number of at least 1")
-    return max(least, channels // reduction, 1)
+    """The width max(least, channels // reduction) of a bottleneck. Raises UserError for a number below one."""
+    at_least_one(reduction=reduction, least=least)
+    return max(least, channels // reduction)
+
+
+def at_least_one(**options: int) -> None:
+    """Raise UserError that names the first option below one."""
+    for option, value in options.items():
+        if value < 1:
+            raise UserError(f"{option}={value}: give a whole number of at least 1")
 
 
 class BatchNorm(nn.BatchNorm2d):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from sca_caption.attention.parts import BatchNorm, init_he, reduced
+from sca_caption.attention.parts import BatchNorm, at_least_one, init_he, reduced
 from sca_caption.errors import UserError
 
 
@@ -15,8 +15,7 @@ class SK(nn.Module):
     pooled and reduced to max(least, out_channels // reduction) (eq. 4), from which a linear layer without bias scores
     each channel of each branch (eq. 5). Weights start as in He et al.
 
-    Raises UserError where `groups` does not divide both channel counts, and for a stride or reduction
-    below one.
+    Raises UserError where `groups` does not divide both channel counts, and for a number below one.
     """
 
     def __init__(
@@ -30,13 +29,12 @@ class SK(nn.Module):
         least: int = 32,
     ):
         super().__init__()
-        out_channels = out_channels or channels
-        if groups < 1 or channels % groups or out_channels % groups:
+        out_channels = channels if out_channels is None else out_channels
+        at_least_one(out_channels=out_channels, stride=stride, groups=groups)
+        if channels % groups or out_channels % groups:
             raise UserError(
                 f"sk: groups={groups} does not divide {channels} channels into {out_channels}; give a divisor"
             )
-        if stride < 1:
-            raise UserError(f"sk: stride={stride}: give a whole number of at least 1")
         width = reduced(out_channels, reduction, least)
 
         def branch(dilation: int) -> nn.Sequential:
