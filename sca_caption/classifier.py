@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sca_caption.config import ClassifierConfig
 from sca_caption.errors import UserError
 from sca_caption.images import MEAN, STD
-from sca_caption.networks import blocks, build_network, load_pretrained
+from sca_caption.networks import build_network, load_pretrained
 
 
 class Classifier(nn.Module):
@@ -63,10 +63,3 @@ class Classifier(nn.Module):
             F.cross_entropy(logits, y, label_smoothing=label_smoothing) for y in (labels, labels[other])
         )
         return share * one + (1 - share) * two
-
-    def freeze_batchnorm(self) -> None:
-        """Put the batch norms that are the network's own, not a block's, in evaluation mode; `train()` undoes it."""
-        inserted = {id(module) for block in blocks(self.network).values() for module in block.modules()}
-        for module in self.network.modules():
-            if isinstance(module, nn.BatchNorm2d) and id(module) not in inserted:
-                module.eval()

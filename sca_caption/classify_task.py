@@ -95,8 +95,6 @@ class ClassifyTask:
 
     def start_epoch(self, epoch: int) -> None:
         self.model.train()
-        if self.config.freeze_batchnorm:
-            self.model.freeze_batchnorm()
 
     def batches(self, epoch: int) -> DataLoader:
         order = np.random.default_rng([self.config.seed, epoch]).permutation(self.rows)[: self.images]

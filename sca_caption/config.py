@@ -137,7 +137,6 @@ class ClassifierTrainConfig(RunConfig):
     )  # fmt: skip
     smallest_view: float = setting(0.25, "least share of the area that --views resized keeps")
     mixup: float = setting(0.0, "alpha of mixup, which blends pairs of images and their labels; 0: none")
-    freeze_batchnorm: bool = setting(False, "keep the statistics that pretrained weights bring")
     limit: int = setting(0, "training images used, a random choice that the seed fixes; 0: all")
 
     def __post_init__(self):
@@ -187,8 +186,8 @@ CALTECH = {"image_size": 224, "epochs": 20, "batch_size": 16, "lr": 5e-3, "weigh
 # imagenet: the light models' recipe of the Coordinate Attention paper.
 IMAGENET = {"image_size": 224, "epochs": 200, "batch_size": 256, "lr": 0.05, "weight_decay": 4e-5,
             "smallest_view": 0.08, "workers": 8}  # fmt: skip
-SHAPES_CLASSES = {"backbone": "resnet18", "image_size": 64, "epochs": 6, "batch_size": 32, "views": "none",
-                  "workers": 0}  # fmt: skip
+SHAPES_CLASSES = {"backbone": "resnet18", "image_size": 64, "epochs": 8, "batch_size": 32, "optimizer": "adamw",
+                  "lr": 1e-3, "weight_decay": 0.01, "views": "none", "workers": 0}  # fmt: skip
 
 CLASSIFIER_PRESETS: dict[str, dict] = {
     "cifar": CIFAR, "caltech": CALTECH, "imagenet": IMAGENET, "shapes": SHAPES_CLASSES,
