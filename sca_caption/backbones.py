@@ -7,9 +7,13 @@ A CNN is traced once with torch.fx and cut at its attended layers V1, V2, ... in
 
 Values that a segment needs beside Vi (a residual shortcut that starts further down) travel along as `carried` tensors.
 Batch norms are kept in evaluation mode in captioning, so each one that follows a convolution is folded into it.
+
+With `attention` the CNN is one of `networks.NETWORKS` with blocks in it. A block is one node of the graph: nothing in
+it is folded, so that it starts and learns as its paper says; only, its batch norms are in evaluation mode as well.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -31,6 +35,8 @@ ATTENDED: dict[str, tuple[str, ...]] = {
     "resnet152": _RESNET,
     "mobilenet_v2": ("features.16", "features.17", "features.18"),
 }
+
+NOT_TORCHVISIONS = ("lenet", "mobilenext")
 
 
 def attended_layers(backbone: str, layers: Sequence[str]) -> tuple[str, ...]:
@@ -54,21 +60,38 @@ def attended_layers(backbone: str, layers: Sequence[str]) -> tuple[str, ...]:
 
 
 class Backbone(nn.Module):
-    """A torchvision CNN cut at `layers` (lowest first).
+    """A CNN of torchvision (or MobileNeXt, LeNet) cut at `layers` (lowest first).
 
     weights: a state dict in torchvision's layout for this network, or None for random initialisation.
+    attention, at: the blocks inside it, as `networks.build_network` takes them; they start as their papers say.
     `channels[i]` is the number of channels of attended layer i.
+
+    Raises UserError for unknown names, weights that do not fit, and blocks that all stand above the attended layers.
     """
 
-    def __init__(self, name: str, layers: Sequence[str], weights: dict[str, Tensor] | None = None):
+    def __init__(
+        self,
+        name: str,
+        layers: Sequence[str],
+        weights: dict[str, Tensor] | None = None,
+        attention: str = "",
+        at: Sequence[str] = (),
+    ):
         super().__init__()
         self.name = name
-        model = _build(name).eval()
-        graph, nodes = _trace(model, name, layers)
-        if weights is not None:
-            _load(
-                model, name, weights, {n.target for n in graph.nodes if n.op in ("call_module", "get_attr")}
+        model = (_build_attended(name, attention, at) if attention or at else _build(name)).eval()
+        inserted = _blocks(model) if attention else {}
+        graph, nodes = _trace(model, name, layers, inserted)
+        used = {n.target for n in graph.nodes if n.op in ("call_module", "get_attr")}
+        self._block_paths = tuple(path for path in inserted if path in used)
+        if inserted and not self._block_paths:
+            path = next(iter(inserted))
+            raise UserError(
+                f"{attention} stands at {path} of {name}, above {layers[-1]}, the last attended layer, where nothing "
+                f"reads it; attend {path} last (--layers), or name lower stages (--backbone-at)"
             )
+        if weights is not None:
+            _load(model, name, weights, used, inserted)
         self.network = fx.GraphModule(model, graph)  # holds the parameters, and only those that are used
         nodes = _fold_batchnorms(self.network, nodes)
         self.network.to(
@@ -93,9 +116,14 @@ class Backbone(nn.Module):
         """Batch norms that could not be folded, and dropout, stay in evaluation mode."""
         return super().train(False)
 
+    def blocks(self) -> dict[str, nn.Module]:
+        """The attention blocks inside the CNN, by module path."""
+        return {path: self.network.get_submodule(path) for path in self._block_paths}
+
     def set_trainable(self, trainable: bool, first: str = "") -> None:
         """Let the CNN learn, or freeze it; with `first`, what comes before that layer stays frozen.
 
+        The attention blocks always learn, wherever they stand: no weights were loaded for them.
         Raises UserError when no parameter belongs to `first`.
         """
         self.requires_grad_(trainable)
@@ -110,6 +138,8 @@ class Backbone(nn.Module):
             )
         for parameter in below:
             parameter.requires_grad_(False)
+        for block in self.blocks().values():
+            block.requires_grad_(True)
 
     def trunk(self, images: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W) normalised images -> V1 (B, C, h, w), then the carried tensors."""
@@ -123,20 +153,33 @@ class Backbone(nn.Module):
 def pretrained_weights(name: str, file: str | Path | None = None) -> dict[str, Tensor]:
     """ImageNet weights of a torchvision network: from `file` (.safetensors, .pth), else torchvision's download.
 
-    Raises UserError when the file cannot be read or the download fails; the message names --backbone-weights.
+    Raises UserError when the file cannot be read, the download fails, or there is none; the message names
+    --backbone-weights.
     """
     choice(name, _names(), "backbone")
     if file is not None:
-        return read_state_dict(Path(file))
+        return _present_names(read_state_dict(Path(file)))
+    if name in NOT_TORCHVISIONS:
+        raise UserError(
+            f"there are no ImageNet weights of {name} to download; pass --backbone-weights FILE (a state dict), or "
+            f"'none' to start at random"
+        )
     from sca_caption.torchvision_compat import torchvision
 
     try:
-        return torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(progress=True)
+        return _present_names(
+            torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(progress=True)
+        )
     except (OSError, RuntimeError, AttributeError) as error:
         raise UserError(
             f"ImageNet weights of {name} could not be downloaded ({_one_line(error)}); get them on another machine and "
             f"pass --backbone-weights FILE (a torchvision state dict, .pth or .safetensors), or 'none' to start at random"
         ) from error
+
+
+def _present_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """DenseNet's files still say `denselayer1.norm.1`, which torchvision has named `norm1` since."""
+    return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(?=\d\.)", r"\1", k): v for k, v in state.items()}
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -167,27 +210,47 @@ def _one_line(error: Exception) -> str:
 def _names() -> list[str]:
     from sca_caption.torchvision_compat import torchvision
 
-    return torchvision.models.list_models(module=torchvision.models)
+    return [*torchvision.models.list_models(module=torchvision.models), *NOT_TORCHVISIONS]
 
 
 def _build(name: str) -> nn.Module:
     from sca_caption.torchvision_compat import torchvision
 
     choice(name, _names(), "backbone")
+    if name in NOT_TORCHVISIONS:
+        from sca_caption.networks import build_network
+
+        return build_network(name)
     options = {}
     if name in ("googlenet", "inception_v3"):  # transform_input: their weights expect pixels scaled otherwise
         options = {"aux_logits": False, "init_weights": True, "transform_input": True}
     return torchvision.models.get_model(name, weights=None, **options)
 
 
-def _trace(model: nn.Module, name: str, layers: Sequence[str]) -> tuple[fx.Graph, list[fx.Node]]:
-    """The network's graph up to the last attended layer, and the attended nodes in it.
+def _build_attended(name: str, attention: str, at: Sequence[str]) -> nn.Module:
+    from sca_caption.networks import NETWORKS, build_network
+
+    return build_network(choice(name, NETWORKS, "backbone with attention"), attention=attention, at=at)
+
+
+def _blocks(model: nn.Module) -> dict[str, nn.Module]:
+    from sca_caption.networks import blocks
+
+    return blocks(model)
+
+
+def _trace(
+    model: nn.Module, name: str, layers: Sequence[str], blocks: dict[str, nn.Module]
+) -> tuple[fx.Graph, list[fx.Node]]:
+    """The network's graph up to the last attended layer, and the attended nodes in it; each block is one node.
 
     A layer is named as torchvision names nodes: a module ("layer4.2") means its output, "layer4.2.relu_1" one call in it.
     """
+    # In this order: the first makes torchvision one that can be imported.
+    from sca_caption.torchvision_compat import torchvision  # noqa: F401, I001
     from torchvision.models.feature_extraction import NodePathTracer
 
-    tracer = NodePathTracer()
+    tracer = NodePathTracer(leaf_modules=list({type(block) for block in blocks.values()}))
     graph = tracer.trace(model)
     paths = dict(tracer.node_to_qualname.items())
     nodes = []
@@ -212,10 +275,16 @@ def _shorten(path: str) -> str:
     return ".".join(path.split(".")[:2])
 
 
-def _load(model: nn.Module, name: str, weights: dict[str, Tensor], used: set[str]) -> None:
-    """Load a torchvision state dict; a head that is not used may be missing or have another number of classes."""
+def _load(
+    model: nn.Module, name: str, weights: dict[str, Tensor], used: set[str], blocks: Collection[str]
+) -> None:
+    """Load a torchvision state dict.
+
+    A head that is not used may be missing or have another number of classes; parameters of blocks may be missing.
+    """
     expected = model.state_dict()
     needed = {key for key in expected if any(key == u or key.startswith(f"{u}.") for u in used)}
+    needed -= {key for key in needed - weights.keys() if key.startswith(tuple(f"{b}." for b in blocks))}
     counters = {key for key in needed if key.endswith("num_batches_tracked")}
     wrong = sorted(
         key

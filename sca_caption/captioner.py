@@ -73,7 +73,9 @@ class Captioner(nn.Module):
     ):
         super().__init__()
         self.config = config
-        self.backbone = Backbone(config.backbone, config.layers, backbone_weights)
+        self.backbone = Backbone(
+            config.backbone, config.layers, backbone_weights, config.backbone_attention, config.backbone_at
+        )
         self.attention = nn.ModuleDict(
             {
                 layer.replace(".", "_"): ConditionedAttention(
