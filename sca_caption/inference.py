@@ -1,4 +1,4 @@
-"""Many images in, captions out: a checkpoint at work in batches, with images decoded while the model runs."""
+"""Many images in, captions or classes out: a checkpoint at work in batches, with images decoded while the model runs."""
 
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -93,33 +93,75 @@ class Describer:
         it raises UserError for yields a Result with that error, and the others go on.
         """
         read = read or partial(images.load, transform=self.transform)
-        items, readers = iter(items), ThreadPoolExecutor(READERS)
-        try:
-            following = self._submit(readers, items, read)
-            while following:
-                current, following = following, self._submit(readers, items, read)
-                yield from self._finish(current)
-        finally:  # also when the caller stops listening
-            readers.shutdown(wait=False, cancel_futures=True)
-
-    def _submit(
-        self, readers: ThreadPoolExecutor, items: Iterator, read: Callable
-    ) -> list[tuple[Any, Future]]:
-        return [(item, readers.submit(read, item)) for item in islice(items, self.batch_size)]
-
-    def _finish(self, batch: list[tuple[Any, Future]]) -> Iterator[Result]:
-        contents, errors = [], {}
-        for index, (_, future) in enumerate(batch):
-            try:
-                contents.append(future.result())
-            except UserError as error:
-                errors[index] = error
-        captions = iter(self.caption_batch(_stack(contents)) if contents else [])
-        for index, (item, _) in enumerate(batch):
-            yield Result(item, error=errors[index]) if index in errors else Result(item, next(captions))
+        for item, found in in_batches(
+            items, read, lambda contents: self.caption_batch(stack(contents)), self.batch_size
+        ):
+            yield (
+                Result(item, error=found) if isinstance(found, UserError) else Result(item, captions=found)
+            )
 
 
-def _stack(contents: list[np.ndarray] | list[tuple[np.ndarray, ...]]) -> Tensor | tuple[Tensor, ...]:
+class Recogniser:
+    """A classifier with its transform, ready on one device. Takes what Describer takes, and raises the same."""
+
+    def __init__(
+        self, checkpoint: Checkpoint | str | Path, *, device: str = "auto", batch_size: int = BATCH_SIZE
+    ):
+        if batch_size < 1:
+            raise UserError(f"--batch-size {batch_size}: must be at least 1")
+        if not isinstance(checkpoint, Checkpoint):
+            checkpoint = checkpoints.load(checkpoint, task="classify")
+        self.device, self.batch_size = find_device(device), batch_size
+        self.model, self.transform = checkpoint.model.to(self.device).eval(), checkpoint.transform
+        self.classes = checkpoint.config.classes
+
+    @torch.inference_mode()
+    def logits(self, batch: Tensor) -> np.ndarray:
+        """Images uint8 (B, 3, S, S) -> float32 (B, K)."""
+        return self.model(batch.to(self.device)).float().cpu().numpy()
+
+    def stream(
+        self, items: Iterable, read: Callable[[Any], np.ndarray] | None = None
+    ) -> Iterator[tuple[Any, np.ndarray | UserError]]:
+        """Yield each item with its logits (K,), in order, or with the UserError that `read(item)` raised.
+
+        `read` gives an image at model size, uint8 (S, S, 3); by default it opens the item as an image file.
+        """
+        read = read or partial(images.load, transform=self.transform)
+        return in_batches(items, read, lambda contents: self.logits(stack(contents)), self.batch_size)
+
+
+def in_batches(
+    items: Iterable, read: Callable[[Any], Any], answer: Callable[[list], Iterable], batch_size: int
+) -> Iterator[tuple[Any, Any]]:
+    """Yield each item with its answer, in order, or with the UserError that reading it raised.
+
+    `read(item)` runs in other threads, ahead by one batch; `answer` takes what it returned for the items of a batch
+    and gives an answer for each.
+    """
+    items, readers = iter(items), ThreadPoolExecutor(READERS)
+
+    def submit() -> list[tuple[Any, Future]]:
+        return [(item, readers.submit(read, item)) for item in islice(items, batch_size)]
+
+    try:
+        following = submit()
+        while following:
+            current, following = following, submit()
+            contents, errors = [], {}
+            for index, (_, future) in enumerate(current):
+                try:
+                    contents.append(future.result())
+                except UserError as error:
+                    errors[index] = error
+            answers = iter(answer(contents) if contents else ())
+            for index, (item, _) in enumerate(current):
+                yield item, errors[index] if index in errors else next(answers)
+    finally:  # also when the caller stops listening
+        readers.shutdown(wait=False, cancel_futures=True)
+
+
+def stack(contents: list[np.ndarray] | list[tuple[np.ndarray, ...]]) -> Tensor | tuple[Tensor, ...]:
     """Images (S, S, 3) -> (B, 3, S, S); feature tuples -> a tuple of (B, ...)."""
     if isinstance(contents[0], tuple):
         return tuple(torch.from_numpy(np.stack(x)) for x in zip(*contents, strict=True))

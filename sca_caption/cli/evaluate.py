@@ -1,7 +1,7 @@
 """Score captions: BLEU, METEOR, ROUGE-L and CIDEr, with 95% confidence intervals.
 
 Captions the images of a dataset's split and compares the result with the captions people wrote, or scores a
-results file that exists.
+results file that exists. With --task classify, scores a classifier instead (see its own --help).
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 from sca_caption import __version__
 from sca_caption.atomic import check_writable, replacing
 from sca_caption.cli.coco_results import ReferenceImage, match, read_predictions, read_references
-from sca_caption.config import add_flags, make
+from sca_caption.config import add_flags, make, task_of
 from sca_caption.errors import UserError, program
 from sca_caption.metrics import CONFIDENCE, Scores, evaluate
 from sca_caption.search import BATCH_SIZE, SearchConfig
@@ -42,6 +42,9 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    p.add_argument(
+        "--task", choices=("caption", "classify"), default="caption", help="(default: %(default)s)"
+    )
     p.add_argument("--dataset", metavar="NAME", help="score on data/NAME.h5 (see preprocess.py)")
     p.add_argument("--data", type=Path, metavar="FILE.h5", help="another data file")
     p.add_argument("--split", choices=("train", "val", "test"), default="test", help="(default: %(default)s)")
@@ -68,6 +71,10 @@ def parser() -> argparse.ArgumentParser:
 
 @program
 def main(argv: list[str] | None = None) -> int:
+    if task_of(argv) == "classify":
+        from sca_caption.cli import evaluate_classifier
+
+        return evaluate_classifier.run(argv)
     arguments = parser().parse_args(argv)
     check(arguments)
     search = make(SearchConfig, arguments)
