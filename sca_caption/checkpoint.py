@@ -7,10 +7,8 @@ The format holds tensors and text, never code, so loading one from a stranger ex
     training (only in last.pt: where to resume)
 """
 
-import contextlib
 import dataclasses
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sca_caption import config as configs
+from sca_caption.atomic import replacing
 from sca_caption.captioner import Captioner
 from sca_caption.config import ClassifierConfig, ModelConfig, Parser
 from sca_caption.errors import UserError, program
@@ -60,7 +59,6 @@ def save(path: str | Path, checkpoint: Checkpoint, half: bool = False) -> None:
 
     Raises UserError when the file cannot be written (full disk, no permission).
     """
-    path = Path(path)
     weights = checkpoint.model.state_dict()
     if getattr(checkpoint.config, "tie_embeddings", False):
         del weights["word.weight"]  # the same tensor as embedding.weight
@@ -75,22 +73,15 @@ def save(path: str | Path, checkpoint: Checkpoint, half: bool = False) -> None:
         "metrics": checkpoint.metrics,
         "training": checkpoint.training,
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        metadata = {"sca_caption": json.dumps(text, ensure_ascii=False)}
+    metadata = {"sca_caption": json.dumps(text, ensure_ascii=False)}
+    with replacing(path, make_folder=True) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode  # as any new file's; safetensors lets none but the owner read
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata)
+        try:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
         temporary.chmod(mode)
-        os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"cannot write checkpoint {path} ({error}); free space or choose another --output"
-        ) from error
-    finally:
-        with contextlib.suppress(OSError):  # gone already, or its folder cannot be
-            temporary.unlink()
 
 
 def load(path: str | Path | None = None, task: str = "caption") -> Checkpoint:

@@ -191,7 +191,7 @@ def test_anyone_may_read_it_who_may_read_new_files(saved, tmp_path):
 
 
 def assert_untouched(saved, text: str) -> None:
-    assert text.startswith(f"cannot write checkpoint {saved} (")
+    assert text.startswith(f"cannot write {saved} (")
     assert text.endswith("free space or choose another --output")
     assert [p.name for p in saved.parent.iterdir()] == [saved.name]
     assert checkpoint.load(saved).metrics == made().metrics
@@ -225,7 +225,7 @@ def test_an_interrupted_write_leaves_the_old_file(saved, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint.os, "replace", interrupt)
+    monkeypatch.setattr("os.replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
         checkpoint.save(saved, made())
     assert [p.name for p in saved.parent.iterdir()] == [saved.name]
@@ -234,7 +234,7 @@ def test_an_interrupted_write_leaves_the_old_file(saved, monkeypatch):
 def test_a_folder_that_cannot_be(tmp_path):
     (tmp_path / "file").write_text("")
     path = tmp_path / "file" / "runs" / "best.pt"
-    assert message(lambda: checkpoint.save(path, made())).startswith(f"cannot write checkpoint {path} (")
+    assert message(lambda: checkpoint.save(path, made())).startswith(f"cannot write {path} (")
 
 
 # ---- what is no checkpoint -------------------------------------------------------------------------------------------

@@ -118,7 +118,8 @@ def new_model(model_config: ClassifierConfig, seed: int, weights: str):
         return Classifier(model_config)
     file = None if weights == "download" else weights
     model = Classifier(model_config, pretrained_weights(model_config.backbone, file))
-    print(f"starting from {weights}; new: {', '.join(model.fresh) or 'nothing'}")
+    left = len(model.fresh)
+    print(f"starting from {weights}; {left} of {len(model.network.state_dict())} tensors are new: blocks, and a head")
     return model
 
 
