@@ -15,7 +15,9 @@ from sca_caption.figures import save_figure, shortened
 from sca_caption.networks import gradcam_layer
 
 COLOURS = "inferno"
-OPACITY = 0.55  # of the heat over the photograph
+OPACITY = (
+    0.75  # of the greatest heat over the photograph, which is grey there so that colour means heat alone
+)
 SHOWN = 2  # classes whose heat is drawn: the one predicted, and the runner-up
 
 
@@ -55,24 +57,29 @@ def save_explanation(
 
     Written to `path`, .png, .svg or .pdf. Raises UserError where that fails, or grad-cam is missing.
     """
+    from matplotlib.cm import ScalarMappable
     from matplotlib.figure import Figure
 
     shown = np.argsort(-logits, kind="stable")[:SHOWN]
     probabilities = 100 * torch.from_numpy(logits).softmax(0).numpy()
     maps = heat(model, pixels, shown)
-    figure = Figure((3.2 * (1 + len(shown)) + 0.7, 4.1), layout="constrained")
+    figure = Figure((3.2 * (1 + len(shown)) + 0.7, 4.0), layout="compressed")
     panels = figure.subplots(1, 1 + len(shown))
-    for axes in panels:
-        axes.imshow(pixels)
-        axes.set_axis_off()
+    grey = pixels @ (0.299, 0.587, 0.114)
+    panels[0].imshow(pixels)
     panels[0].set_title(f"{shortened(name, 32)}\nas the model sees it", fontsize=10)
     for axes, k, values in zip(panels[1:], shown, maps, strict=True):
-        drawn = axes.imshow(values, cmap=COLOURS, vmin=0, vmax=1, alpha=OPACITY)
+        axes.imshow(grey, cmap="gray", vmin=0, vmax=255)
+        axes.imshow(values, cmap=COLOURS, vmin=0, vmax=1, alpha=OPACITY * values)
         evidence = "" if values.any() else ", no place speaks for it"
         axes.set_title(
             f"{shortened(model.config.classes[k], 32)}\n{probabilities[k]:.1f} %{evidence}", fontsize=10
         )
-    bar = figure.colorbar(drawn, ax=panels, ticks=(0, 1), shrink=0.7, fraction=0.03, aspect=30)
+    for axes in panels:
+        axes.set_axis_off()
+    bar = figure.colorbar(
+        ScalarMappable(cmap=COLOURS), ax=panels, ticks=(0, 1), shrink=0.7, fraction=0.03, aspect=30
+    )
     bar.ax.set_yticklabels(("least", "most"))
     figure.supxlabel("Grad-CAM: which places speak for the class. Each map has its own scale.", fontsize=9)
     save_figure(figure, path, "--explain")
