@@ -152,16 +152,16 @@ def rename(weights: Mapping[str, object], network: str) -> dict[str, Tensor]:
             if layout.pointwise and parameter == "weight":
                 tensor = tensor.flatten(1)
         else:
-            ours = next(
-                (
-                    found.expand(to)
-                    for place, to in layout.trunk.items()
-                    if (found := re.fullmatch(place, layer))
-                ),
-                layer,
-            )
+            ours = outside_blocks(layer, layout.trunk)
         renamed[f"{ours}.{parameter}"] = tensor
     return renamed
+
+
+def outside_blocks(layer: str, trunk: Mapping[str, str]) -> str:
+    for place, ours in trunk.items():
+        if found := re.fullmatch(place, layer):
+            return found.expand(ours)
+    return layer
 
 
 def load_published(model: nn.Module, weights: Mapping[str, object], network: str) -> None:
@@ -183,8 +183,8 @@ def load_published(model: nn.Module, weights: Mapping[str, object], network: str
             shapes = f"{tuple(tensor.shape)} in weights of {layout.source}, {tuple(ours[name].shape)} in the network"
             raise UserError(f"{name} is {shapes}; {hint} and as many classes")
     # Files older than PyTorch 0.4.1 do not count batch norm's batches; nor is the count used.
-    for name in ours.keys() - renamed.keys():
-        if not name.endswith("num_batches_tracked"):
+    for name in ours:
+        if name not in renamed and not name.endswith("num_batches_tracked"):
             raise UserError(f"these weights of {layout.source} have no {name}; {hint}")
     model.load_state_dict(renamed, strict=False)
     if layout.caffe:
