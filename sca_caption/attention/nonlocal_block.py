@@ -47,7 +47,7 @@ class NonLocal(nn.Module):
         self.g = nn.Conv2d(channels, inner, 1)
         self.joint = None
         if mode == "concatenation":
-            self.joint = nn.Parameter(torch.empty(2, inner))  # w_f: its part for theta, its part for phi
+            self.joint = nn.Parameter(torch.empty(2, inner, 1))  # w_f: its part for theta, its part for phi
             nn.init.normal_(self.joint, std=1 / math.sqrt(2 * inner))
         self.out = nn.Conv2d(inner, channels, 1)  # W
         self.norm = BatchNorm(channels)
@@ -67,8 +67,8 @@ class NonLocal(nn.Module):
         if self.mode == "dot_product":
             return theta @ (phi.mT @ g) / g.shape[1]  # this order makes no (N, M) matrix
         if self.mode == "concatenation":
-            of_theta, of_phi = self.joint
-            return F.relu((theta @ of_theta)[:, :, None] + (phi @ of_phi)[:, None, :]) @ g / g.shape[1]
+            for_theta, for_phi = self.joint
+            return F.relu(theta @ for_theta + (phi @ for_phi).mT) @ g / g.shape[1]
         theta, phi, g = (
             vectors.unsqueeze(1) for vectors in (theta, phi, g)
         )  # one head: (B, 1, positions, inner)
