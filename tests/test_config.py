@@ -25,7 +25,8 @@ def test_without_flags_the_defaults(config):
 
 def test_every_field_has_a_flag_that_sets_it():
     given = {
-        "backbone": "resnet18", "backbone_attention": "se", "backbone_at": ("layer2",), "layers": ("layer3", "layer4"), "attention": "S", "attention_width": 3,
+        "backbone": "resnet18", "backbone_attention": "se", "backbone_at": ("layer2",),
+        "layers": ("layer3", "layer4"), "attention": "S", "attention_width": 3,
         "embedding_size": 4, "lstm_size": 5, "dropout": 0.0, "tie_embeddings": True, "pool_norm": 1.0,
         "epochs": 1, "batch_size": 2, "objective": "cider", "samples": 3, "optimizer": "adadelta", "lr": 1.0,
         "backbone_lr": 0.0, "finetune_backbone_at": -1, "finetune_from": "layer4", "warmup": 0.5,
