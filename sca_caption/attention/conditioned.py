@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
+from sca_caption.attention.parts import at_least_one
 from sca_caption.attention.sca import ConditionedAttention, mean_over_positions
-from sca_caption.errors import UserError
 
 
 class SCA(nn.Module):
@@ -17,8 +17,7 @@ class SCA(nn.Module):
 
     def __init__(self, channels: int, *, mode: str = "C-S", width: int = 64):
         super().__init__()
-        if width < 1:
-            raise UserError(f"width={width} of sca: give a whole number of at least 1")
+        at_least_one(width=width)
         self.attention = ConditionedAttention(channels, channels, width, mode)
 
     def forward(self, x: Tensor) -> Tensor:
