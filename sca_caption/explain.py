@@ -47,7 +47,12 @@ def heat(model: Classifier, pixels: np.ndarray, classes: Sequence[int]) -> np.nd
     inputs = model.normalise(images.to(model.mean.device))
     layer = gradcam_layer(model.network, model.config.backbone)
     with library.GradCAM(model.network.eval(), [layer]) as cam:
-        return np.concatenate([cam(inputs, [ClassifierOutputTarget(int(k))]) for k in classes])
+        # DenseNet goes on with a ReLU in place, which must not write into the map that the library has kept.
+        copying = layer.register_forward_hook(lambda module, inputs, output: output.clone())
+        try:
+            return np.concatenate([cam(inputs, [ClassifierOutputTarget(int(k))]) for k in classes])
+        finally:
+            copying.remove()
 
 
 def save_explanation(
