@@ -73,8 +73,9 @@ class CaptionTask:
         return f"{self.images} training and {validated} validation images, {len(self.data.vocabulary)} words"
 
     def parameter_groups(self) -> list[dict]:
-        """Two groups, the CNN at its own rate."""
-        backbone = list(self.model.backbone.parameters())
+        """Two groups, the CNN at its own rate, but for attention blocks in it, which are as new as the rest."""
+        new = {id(p) for block in self.model.backbone.blocks().values() for p in block.parameters()}
+        backbone = [p for p in self.model.backbone.parameters() if id(p) not in new]
         inside = {id(p) for p in backbone}
         return [
             {"params": [p for p in self.model.parameters() if id(p) not in inside], "peak": self.config.lr},

@@ -116,8 +116,13 @@ class CaptionData:
         features = self._file()["features"]
         return tuple(features[str(k)][index] for k in range(len(features)))
 
-    def require_features_of(self, backbone: str, layers: Sequence[str]) -> None:
+    def require_features_of(self, backbone: str, layers: Sequence[str], attention: str = "") -> None:
         """Raise UserError where stored features are not those of this trunk; images fit every model."""
+        if self.encoding == "features" and attention:
+            raise UserError(
+                f"{self.path} holds features of a CNN without attention blocks, the model has {attention} in it; "
+                f"preprocess with --encoding jpeg"
+            )
         wanted = {"backbone": backbone, "layers": list(layers)}
         if self.encoding == "features" and {name: self.features_of.get(name) for name in wanted} != wanted:
             found = (

@@ -124,6 +124,8 @@ def test_features_are_what_the_trunk_returned(tmp_path, monkeypatch):
         assert np.array_equal(found[0], quarters[0].astype(np.float16))
         assert np.array_equal(found[1], maxima[0].astype(np.float16))
     assert "holds features, not JPEG; preprocess with --encoding jpeg" in message(lambda: data.image(0))
+    text = message(lambda: data.require_features_of("halves", [], "se"))
+    assert text.startswith(f"{data.path} holds features of a CNN without attention blocks, the model has se in it; ")
 
     def huge(pixels):
         return [pixels.mean((1, 2)) * 1e9]

@@ -11,6 +11,7 @@ from made_photos import dataset, write
 
 from sca_caption import checkpoint, training
 from sca_caption.backbones import Backbone
+from sca_caption.captioner import Captioner
 from sca_caption.checkpoint import Checkpoint
 from sca_caption.cli.train import main, parser
 from sca_caption.errors import UserError
@@ -260,3 +261,31 @@ def test_shapes_start_from_the_model_that_ships_where_it_fits(here, capsys, firs
     assert first_model[0].config.lstm_size == 128  # the preset's
     assert main([*common, *SMALL]) == 2  # another network downloads its own weights
     assert capsys.readouterr().err.startswith("error: these weights do not fit resnet18: ")
+
+
+# ---- attention blocks inside the CNN ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("block", ["se", "cbam"])
+def test_a_captioner_with_blocks_in_its_cnn_trains(block, here, capsys):
+    flags = [*SMALL, *QUICK, "--backbone-attention", block, "--backbone-at", "layer1", "--lr", "0.01"]
+    assert run(capsys, *flags, "--finetune-backbone-at", "-1")[0] == 0
+    found = checkpoint.load("runs/dogs/best.pt")
+    assert (found.config.backbone_attention, found.config.backbone_at) == (block, ("layer1",))
+    torch.manual_seed(0)
+    fresh = Captioner(found.config, len(found.vocabulary)).backbone
+    trained = found.model.backbone
+    assert set(trained.blocks()) == {"layer1.0.attention", "layer1.1.attention"}
+    for path, wanted in fresh.blocks().items():
+        for name, value in trained.blocks()[path].named_parameters():
+            assert not torch.equal(value, wanted.get_parameter(name)), f"{path}.{name} did not learn"
+    inside = tuple(trained.blocks())
+    for name, value in trained.network.named_parameters():  # the rest is frozen
+        assert name.startswith(inside) or torch.equal(value, fresh.network.get_parameter(name)), name
+
+    text = mistake(capsys, *SMALL, *QUICK, "--backbone-attention", "cbma", "--output", "other")
+    assert text.startswith("unknown attention 'cbma'; one of: bam, ")
+    text = mistake(
+        capsys, *SMALL, *QUICK, "--backbone-attention", "se", "--backbone-at", "x", "--output", "other"
+    )
+    assert text.startswith("unknown stage of resnet18 'x'; one of: layer1, layer2, layer3, layer4")

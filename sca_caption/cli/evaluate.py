@@ -203,7 +203,7 @@ def reader(data, describer):
     Raises UserError for features of another trunk than the model's.
     """
     config = describer.model.config
-    data.require_features_of(config.backbone, config.layers)
+    data.require_features_of(config.backbone, config.layers, config.backbone_attention)
     if data.encoding == "features":
         return data.features
     if data.transform == describer.transform:

@@ -131,7 +131,7 @@ def settings_of(arguments: argparse.Namespace) -> tuple[config.ModelConfig, conf
 
 def check_features(data, model_config: config.ModelConfig, train_config: config.TrainConfig) -> None:
     """Raise UserError where stored features are another CNN's, or the CNN is to learn without its images."""
-    data.require_features_of(model_config.backbone, model_config.layers)
+    data.require_features_of(model_config.backbone, model_config.layers, model_config.backbone_attention)
     fine_tunes = 0 <= train_config.finetune_backbone_at < train_config.epochs
     if data.encoding == "features" and fine_tunes:
         raise UserError(
