@@ -44,8 +44,8 @@ def parser() -> Parser:
         "images", nargs="+", metavar="IMAGE", help="image file, folder, or - for paths on standard input"
     )
     p.add_argument("--checkpoint", required=True, type=Path, metavar="FILE", help="best.pt of a classifier")
-    p.add_argument("--top", type=int, default=5, metavar="N", help="classes to name for an image (default: "
-                   "%(default)s; for several images: in the --output, as a line has the first)")  # fmt: skip
+    p.add_argument("--top", type=int, default=5, metavar="N", help="classes to name for a single image, and for "
+                   "each in --output (default: %(default)s)")  # fmt: skip
     p.add_argument("--explain", type=Path, metavar="FILE", help="draw where in the one image the classes are seen: "
                    ".png, .svg or .pdf")  # fmt: skip
     p.add_argument(
