@@ -1,12 +1,13 @@
 """Training a classifier."""
 
 import random
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from sca_caption import classification_metrics, images, training
 from sca_caption.checkpoint import Checkpoint
@@ -96,7 +97,7 @@ class ClassifyTask:
     def start_epoch(self, epoch: int) -> None:
         self.model.train()
 
-    def batches(self, epoch: int) -> DataLoader:
+    def batches(self, epoch: int) -> Iterator[list[Tensor]]:
         order = np.random.default_rng([self.config.seed, epoch]).permutation(self.rows)[: self.images]
         return training.loader(self.views, [(epoch, int(i)) for i in order], self.config)
 

@@ -9,13 +9,14 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm import tqdm
 
 from sca_caption import checkpoint
@@ -197,11 +198,38 @@ class WeightAverage:
             value.copy_(tensors[AVERAGE + name])
 
 
-def loader(dataset: Dataset, keys: list, config: RunConfig, collate: Callable | None = None) -> DataLoader:
-    """Batches of the dataset's examples in the order of `keys`."""
-    return DataLoader(
-        dataset, batch_size=config.batch_size, sampler=keys, num_workers=config.workers, collate_fn=collate
+class Reported(Dataset):
+    """A dataset that returns a UserError instead of raising it: an exception would not survive the way from a worker."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __getitem__(self, key):
+        try:
+            return self.dataset[key]
+        except UserError as error:
+            return error
+
+
+def loader(
+    dataset: Dataset, keys: list, config: RunConfig, collate: Callable = default_collate
+) -> Iterator[Any]:
+    """Batches of the dataset's examples in the order of `keys`. Raises what UserError the dataset raised."""
+    batches = DataLoader(
+        Reported(dataset),
+        batch_size=config.batch_size,
+        sampler=keys,
+        num_workers=config.workers,
+        collate_fn=partial(collate_or_error, collate),
     )
+    for batch in batches:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+def collate_or_error(collate: Callable, examples: list) -> Any:
+    return next((x for x in examples if isinstance(x, UserError)), None) or collate(examples)
 
 
 def make_optimizer(groups: list[dict], config: RunConfig) -> torch.optim.Optimizer:

@@ -34,7 +34,11 @@ def examples(count: int = 6, size: int = 32) -> tuple[torch.Tensor, torch.Tensor
 def test_logits_are_the_networks_of_normalised_pixels():
     model, (images, _) = classifier(attention="se").eval(), examples()
     pixels = torch.stack(
-        [(images[:, c].float() / 255 - mean) / std for c, (mean, std) in enumerate(zip(MEAN, STD, strict=True))], 1
+        [
+            (images[:, c].float() / 255 - mean) / std
+            for c, (mean, std) in enumerate(zip(MEAN, STD, strict=True))
+        ],
+        1,
     )
     logits = model(images)
     assert logits.shape == (6, 4)

@@ -179,6 +179,18 @@ def test_too_few_images_for_a_batch(data):
     assert text == "--batch-size 64: more than the 32 training images; give a smaller one"
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_is_one_line_wherever_it_is_read(workers, tmp_path):
+    root = class_folders(tmp_path / "fruit")
+    (root / "leaf" / "3.png").write_bytes(b"no picture")
+    text = message(
+        lambda: run(
+            open_dataset("folder", root), tmp_path / "run", dataclasses.replace(QUICK, workers=workers)
+        )
+    )
+    assert text.startswith(f"{root / 'leaf' / '3.png'}: ")
+
+
 # ---- the moving average ----------------------------------------------------------------------------------------------
 
 
