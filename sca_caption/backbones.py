@@ -285,15 +285,15 @@ def _load(
     expected = model.state_dict()
     needed = {key for key in expected if any(key == u or key.startswith(f"{u}.") for u in used)}
     needed -= {key for key in needed - weights.keys() if key.startswith(tuple(f"{b}." for b in blocks))}
-    counters = {key for key in needed if key.endswith("num_batches_tracked")}
+    counted = {key for key in needed if not key.endswith("num_batches_tracked")}
     wrong = sorted(
         key
-        for key in needed - counters
+        for key in counted
         if key not in weights or tuple(weights[key].shape) != tuple(expected[key].shape)
     )
     if wrong:
         raise UserError(
-            f"these weights do not fit {name}: {len(wrong)} of {len(needed)} tensors missing or of another shape, "
+            f"these weights do not fit {name}: {len(wrong)} of {len(counted)} tensors missing or of another shape, "
             f"first {wrong[0]!r}; give a state dict of torchvision's {name}"
         )
     model.load_state_dict({key: weights[key] for key in needed if key in weights}, strict=False)
