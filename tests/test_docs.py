@@ -10,23 +10,33 @@ from pathlib import Path
 
 import pytest
 
-from sca_caption import checkpoint
+from sca_caption import checkpoint, classify
+from sca_caption.benchmarks import attention as benchmark
+from sca_caption.cli import evaluate_classifier, train_classifier
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-DOCUMENTS = (README, ROOT / "sca_caption/weights/README.md", ROOT / "data/README.md")
+DOCUMENTS = (README, ROOT / "sca_caption/weights/README.md", ROOT / "data/README.md", ROOT / "docs/attention.md")
 PROGRAMS = ("preprocess", "train", "caption", "evaluate")
 SET_UP, TEST = "pip install -e '.[test]'", "pytest"
 
 
+CLASSIFY = "--task classify"
+MODULES = {"sca_caption.classify": classify, "sca_caption.benchmarks.attention": benchmark,
+           "sca_caption.checkpoint": checkpoint}  # fmt: skip
+
+
 def modules() -> dict[str, object]:
-    return {name: importlib.import_module(f"sca_caption.cli.{name}") for name in PROGRAMS}
+    """Everything with a command line, by what follows `python` (without .py, and -m)."""
+    programs = {name: importlib.import_module(f"sca_caption.cli.{name}") for name in PROGRAMS}
+    of_classifiers = {f"train {CLASSIFY}": train_classifier, f"evaluate {CLASSIFY}": evaluate_classifier}
+    return programs | of_classifiers | MODULES
 
 
 def texts() -> dict[str, str]:
     """What users read: the documents, and the examples that end the programs' help."""
     documents = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in DOCUMENTS}
-    return documents | {f"{name}.py --help": module.EPILOG for name, module in modules().items()}
+    return documents | {f"{name} --help": getattr(m, "EPILOG", "") for name, m in modules().items()}
 
 
 def commands(text: str) -> Iterator[list[str]]:
@@ -35,10 +45,12 @@ def commands(text: str) -> Iterator[list[str]]:
     inline = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
     for line in [*text.replace("\\\n", " ").splitlines(), *inline]:
         for call in re.split(r"&&|\|", line):
-            found = re.match(rf"\s*(?:\$ )?python ({'|'.join(PROGRAMS)})\.py(.*)", call)
+            names = [rf"{name}(?=\.py)" for name in PROGRAMS] + [re.escape(name) for name in MODULES]
+            found = re.match(rf"\s*(?:\$ )?python (?:-m )?({'|'.join(names)})(?:\.py)?(?: (.*)|$)", call)
             if found:
-                optional_too = re.sub(r"[][]", " ", found[2])  # [--root DIR]
-                yield [found[1], *shlex.split(optional_too, comments=True)]
+                arguments = re.sub(r"[][]", " ", found[2] or "")  # [--root DIR]
+                task = f" {CLASSIFY}" if CLASSIFY in arguments else ""
+                yield [found[1] + task, *shlex.split(arguments, comments=True)]
 
 
 def fenced(text: str, heading: str) -> list[str]:
@@ -99,14 +111,14 @@ def test_commands_are_the_programs_own(capsys):
                 parsers[name].parse_args(arguments)
             except (SystemExit, Exception) as error:
                 reason = capsys.readouterr().err or error
-                pytest.fail(f"{where}: python {name}.py {shlex.join(arguments)}: {reason}")
+                pytest.fail(f"{where}: python {name} {shlex.join(arguments)}: {reason}")
             tried.add(name)
-    assert tried == set(PROGRAMS)
+    assert tried == set(parsers)
 
 
 def test_flags_named_in_passing_exist():
     known = set()
-    for module in (*modules().values(), checkpoint):
+    for module in modules().values():
         parser: argparse.ArgumentParser = module.parser()
         known |= {flag for action in parser._actions for flag in action.option_strings}
     for path in DOCUMENTS:

@@ -18,7 +18,7 @@ LAYERS = {
     2: "captioner classifier",
     3: "checkpoint self_critical",
     4: "caption_task classify_task explain inference training",
-    5: "classify cli",
+    5: "benchmarks classify cli",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 PROGRAMS = ("preprocess", "train", "caption", "evaluate")
