@@ -46,9 +46,16 @@ class SpatialAttention(nn.Module):
         self.score = nn.Parameter(torch.empty(width))  # W_i'
         nn.init.normal_(self.score, std=0.1 / math.sqrt(width))
 
-    def keys(self, features: Tensor) -> Tensor:
-        """V^T W_s + b_s of features (B, C, H, W): (B, m, k). Does not depend on the hidden state."""
-        return self.visual(features.flatten(2).transpose(1, 2))
+    def keys(self, features: Tensor, beta: Tensor | None = None) -> Tensor:
+        """V^T W_s + b_s of features (B, C, H, W): (B, m, k). Does not depend on the hidden state.
+
+        With beta (B, C), of the modulated features V * beta * C instead.
+        """
+        if beta is None:
+            return self.visual(features.flatten(2).transpose(1, 2))
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+            return self.visual(scale_channels(features, beta).flatten(2).transpose(1, 2))
+        return KeysOfScaled.apply(features, beta * beta.shape[1], self.visual.weight, self.visual.bias)
 
     def forward(self, keys: Tensor, hidden: Tensor) -> Tensor:
         """keys (B, m, k), hidden (B, d) -> alpha (B, m), each row summing to one."""
@@ -73,7 +80,7 @@ class ConditionedAttention(nn.Module):
         beta = alpha = None
         if self.mode == "C-S":
             beta = self.channel(features, hidden)
-            alpha = self.spatial(self.spatial.keys(scale_channels(features, beta)), hidden)
+            alpha = self.spatial(self.spatial.keys(features, beta), hidden)
         elif self.mode == "C":
             beta = self.channel(features, hidden)
         else:
@@ -86,6 +93,32 @@ class ConditionedAttention(nn.Module):
         """The attended map X = V * beta * C * alpha * m, of V's shape and scale; with beta and alpha."""
         beta, alpha = self.weights(features, hidden, keys)
         return modulate(features, beta, alpha), beta, alpha
+
+
+class KeysOfScaled(torch.autograd.Function):
+    """(features * scale)^T W + b: features (B, C, H, W), scale (B, C), W (k, C), b (k,) -> (B, m, k).
+
+    For the way back the scaled map is computed anew rather than kept: in training there is one at every word.
+    """
+
+    @staticmethod
+    def forward(ctx, features: Tensor, scale: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(features, scale, weight)
+        ctx.bias_dtype = bias.dtype
+        scaled = (features * scale[:, :, None, None]).flatten(2).transpose(1, 2)  # (B, m, C)
+        return torch.nn.functional.linear(scaled, weight, bias)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        features, scale, weight = ctx.saved_tensors
+        positions = features.flatten(2).transpose(1, 2)  # (B, m, C)
+        d_scaled = (grad @ weight.to(grad.dtype)).to(features.dtype)  # (B, m, C)
+        d_features = (d_scaled * scale[:, None]).transpose(1, 2).reshape_as(features)
+        d_scale = (d_scaled * positions).sum(1)
+        scaled = (positions * scale[:, None]).flatten(0, 1)  # (B m, C)
+        d_weight = grad.flatten(0, 1).to(scaled.dtype).T @ scaled
+        d_bias = grad.sum((0, 1))
+        return d_features, d_scale.to(scale.dtype), d_weight.to(weight.dtype), d_bias.to(ctx.bias_dtype)
 
 
 def mean_over_positions(features: Tensor) -> Tensor:

@@ -5,10 +5,7 @@ run; peak memory is that of a process of its own for each, above what it held be
 """
 
 import math
-import multiprocessing
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 
@@ -16,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sca_caption.attention.sca import channel_scores, plain_channel_scores
+from sca_caption.benchmarks.memory import peak_growth
 from sca_caption.config import Parser
 from sca_caption.devices import find_device
 from sca_caption.errors import program
@@ -48,8 +46,6 @@ def main(argv: list[str] | None = None) -> int:
     formulas = dict(FORMULAS)
     if device.type == "cuda":
         formulas["plain, compiled"] = torch.compile(plain_channel_scores)
-    # First, while this process is small: a child's peak counts from its parent's.
-    memory = {name: peak_memory(name, size, device) for name in formulas}
     inputs = made(*size, device)
     times: dict[str, list[float]] = {f"{name}{way}": [] for name in formulas for way in ("", " forward")}
     for _ in range(arguments.rounds + 1):
@@ -57,6 +53,7 @@ def main(argv: list[str] | None = None) -> int:
             times[name].append(timed(lambda f=formula: train(f, inputs), device))
             times[f"{name} forward"].append(timed(lambda f=formula: infer(f, inputs), device))
     median = {name: statistics.median(seconds[1:]) for name, seconds in times.items()}  # the first warms up
+    memory = {name: peak_memory(name, size, device) for name in formulas}
     print(f"B {size[0]}, C {size[1]}, k {size[2]}, {device.type}, {torch.get_num_threads()} threads\n")
     print("| formula | forward | forward and backward | ratio | peak memory | ratio |")
     print("| --- | ---: | ---: | ---: | ---: | ---: |")
@@ -108,17 +105,13 @@ def peak_memory(name: str, size: tuple[int, int, int], device: torch.device) -> 
         before = torch.cuda.memory_allocated()
         train(formula, inputs)
         return torch.cuda.max_memory_allocated() - before
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_resident_growth, (name, size))
+    return peak_growth(_prepare, train, name, size)
 
 
-def _resident_growth(name: str, size: tuple[int, int, int]) -> float:
-    train(FORMULAS[name], made(2, 64, 8, torch.device("cpu")))  # the libraries' own buffers
-    inputs = made(*size, torch.device("cpu"))
-    unit = 1 if sys.platform == "darwin" else 1024
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    train(FORMULAS[name], inputs)
-    return max(1, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit
+def _prepare(name: str, size: tuple[int, int, int]) -> tuple:
+    device = torch.device("cpu")
+    train(FORMULAS[name], made(2, 64, 8, device))  # the libraries' own buffers
+    return FORMULAS[name], made(*size, device)
 
 
 def differences(inputs: list[Tensor]) -> str:

@@ -1,0 +1,150 @@
+"""A training step of SCA-CNN against the plain way of doing it, and against its floor.
+
+The plain way is that of the usual captioning code: one example a caption, so that the CNN runs once for each of an
+image's captions, and channel-wise attention by the formula as it is written. Both train the same model on the same
+captions. What a step must do is the trunk once an image, and at every word the attended layers' convolutions and the
+matrix products of attention, LSTM and vocabulary, forward and backward: it is counted in multiply-adds.
+
+Times alternate in one run; peak memory is that of a process of its own for each, above what it held before.
+"""
+
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from sca_caption.attention import sca
+from sca_caption.backbones import attended_layers
+from sca_caption.benchmarks.memory import peak_growth
+from sca_caption.captioner import Batch, Captioner
+from sca_caption.config import PAPER, ModelConfig, Parser
+from sca_caption.errors import program
+from sca_caption.images import MEAN, STD
+from sca_caption.networks import build_network
+
+EPILOG = """\
+examples:
+  python -m sca_caption.benchmarks.training                      # the paper's ResNet-152, C-S, two layers
+  python -m sca_caption.benchmarks.training --backbone resnet18 --images 8
+"""
+CAPTIONS = 5  # an image, as in all of the data sets
+WAYS = ("plain", "ours")
+
+
+def parser() -> Parser:
+    p = Parser(prog="python -m sca_caption.benchmarks.training", description=__doc__, epilog=EPILOG)
+    p.add_argument("--backbone", default="resnet152", metavar="NAME", help="CNN (default: %(default)s)")
+    p.add_argument("--layers", default="2", metavar="N", help="attended layers (default: %(default)s)")
+    p.add_argument("--images", type=int, default=4, metavar="N", help="in a step (default: %(default)s)")
+    p.add_argument("--words", type=int, default=10, metavar="T", help="in a caption (default: %(default)s)")
+    p.add_argument("--vocabulary", type=int, default=3000, metavar="W", help="(default: %(default)s)")
+    p.add_argument(
+        "--rounds", type=int, default=3, metavar="N", help="timings of each (default: %(default)s)"
+    )
+    return p
+
+
+@program
+def main(argv: list[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    size = (arguments.backbone, arguments.layers, arguments.images, arguments.words, arguments.vocabulary)
+    memory = {way: peak_growth(_prepare, step, way, size) for way in WAYS}
+    model, batch = made(*size)
+    times: dict[str, list[float]] = {way: [] for way in WAYS}
+    losses = {}
+    for _ in range(arguments.rounds + 1):
+        for way in WAYS:
+            began = time.perf_counter()
+            losses[way] = step(model, batch, way)
+            times[way].append(time.perf_counter() - began)
+    median = {way: statistics.median(seconds[1:]) for way, seconds in times.items()}  # the first warms up
+    work = {way: multiply_adds(model, batch, way) for way in WAYS}
+    print(
+        f"{arguments.backbone}, {arguments.layers} layers C-S, {arguments.images} images of {CAPTIONS} captions of "
+        f"{arguments.words} words, {torch.get_num_threads()} threads\n"
+    )
+    print("| step | captions/s | ratio | peak memory | ratio | G multiply-adds | ratio |")
+    print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for way in WAYS:
+        faster, less, fewer = (x["plain"] / x[way] for x in (median, memory, work))
+        rate = arguments.images * CAPTIONS / median[way]
+        print(
+            f"| {way} | {rate:.2f} | {faster:.1f} | {memory[way] / 1e6:.0f} MB | {less:.1f} | {work[way] / 1e9:.1f} "
+            f"| {fewer:.1f} |"
+        )
+    print(f"\nlosses: {', '.join(f'{way} {loss:.6f}' for way, loss in losses.items())}")
+    print(
+        f"the trunk alone, once an image: {100 * trunk_share(model, batch, median['ours']):.0f}% of our step's time"
+    )
+    return 0
+
+
+def made(backbone: str, layers: str, images: int, words: int, vocabulary: int) -> tuple[Captioner, Batch]:
+    """The paper's sizes; weights and data at random. The CNN is frozen, as in the paper's preset."""
+    torch.manual_seed(0)
+    pixels = torch.randint(0, 256, (images, 3, 224, 224), dtype=torch.uint8)
+    paper = {k: v for k, v in PAPER.items() if k in ModelConfig.__dataclass_fields__}
+    config = ModelConfig(
+        **(paper | {"backbone": backbone, "layers": attended_layers(backbone, [layers]), "dropout": 0.0})
+    )
+    model = Captioner(config, vocabulary, calibrated_weights(backbone, pixels)).train()
+    model.backbone.set_trainable(False)
+    captions = torch.randint(4, vocabulary, (images * CAPTIONS, words))
+    return model, Batch(pixels, captions, torch.arange(images).repeat_interleave(CAPTIONS))
+
+
+def calibrated_weights(backbone: str, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Random weights whose batch norms know their maps, so that these have the size that trained ones have."""
+    network = build_network(backbone).train()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = None  # running statistics become the plain average
+    with torch.no_grad():
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+        network((pixels / 255 - mean) / std)
+    return network.state_dict()
+
+
+@contextmanager
+def plain_formula() -> Iterator[None]:
+    fast, sca.channel_scores = sca.channel_scores, sca.plain_channel_scores
+    try:
+        yield
+    finally:
+        sca.channel_scores = fast
+
+
+def step(model: Captioner, batch: Batch, way: str) -> float:
+    """Forward and backward of one batch; the loss."""
+    if way == "plain":
+        batch = Batch(batch.images[batch.image_index], batch.captions, torch.arange(len(batch.captions)))
+    model.zero_grad(set_to_none=True)
+    with plain_formula() if way == "plain" else nullcontext():
+        loss = model.loss(batch)
+        loss.backward()
+    return loss.item()
+
+
+def multiply_adds(model: Captioner, batch: Batch, way: str) -> int:
+    """Of convolutions and matrix products in a step, as torch counts them."""
+    with FlopCounterMode(display=False) as counter:
+        step(model, batch, way)
+    return counter.get_total_flops() // 2
+
+
+def trunk_share(model: Captioner, batch: Batch, seconds: float) -> float:
+    began = time.perf_counter()
+    with torch.no_grad():
+        model.encode(batch.images)
+    return (time.perf_counter() - began) / seconds
+
+
+def _prepare(way: str, size: tuple) -> tuple:
+    return *made(*size), way
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
