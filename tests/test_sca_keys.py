@@ -1,4 +1,4 @@
-"""Spatial keys of a channel-modulated map, which recompute it on the way back: results and gradients are the formula's."""
+"""Spatial keys of a modulated map, which recompute it on the way back: results and gradients are the formula's."""
 
 import torch
 from torch.nn.functional import linear

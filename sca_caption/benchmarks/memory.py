@@ -6,6 +6,7 @@ from pathlib import Path
 
 from sca_caption.errors import UserError
 
+PAGE = 4096  # nothing takes less
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -25,7 +26,7 @@ def _measure(prepare: Callable[..., tuple], call: Callable[..., object], argumen
     RESET.write_text("5")  # the peak starts again at what is held now
     before = _status("VmHWM")
     call(*prepared)
-    return _status("VmHWM") - before
+    return max(PAGE, _status("VmHWM") - before)
 
 
 def _status(name: str) -> int:
