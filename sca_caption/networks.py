@@ -7,7 +7,7 @@ only add names, so ImageNet weights load underneath. Where a block goes when `at
                           depthwise convolution's ReLU6, where the expansion is not 1; MobileNeXt after the first
                           depthwise convolution's. (The place in MobileNets is coordinate attention's, in whose paper
                           the blocks were compared there.) Without residual units: behind every stage
-    csham                 the same, in ResNet in units of stride 2 only; VGG before pooling
+    csham                 the same, in ResNet and MobileNetV2 in units of stride 2 only; VGG before pooling
     sk                    in the place of a 3x3: of a bottleneck's, of the first in ResNet-18/34's units, of the depthwise
                           one in MobileNets (our choice; groups = channels). Without residual units: behind every stage
     bam                   behind stages after which the map is halved
@@ -176,6 +176,7 @@ NETWORKS: dict[str, Network] = {
         halved=("stage1", "stage2", "stage3", "stage5"),
         middle=("stage3", "stage4", "stage5"),
         narrow=("stage1",),
+        strided=("csham",),
     ),
     "mobilenext": Network(
         make_mobilenext,

@@ -94,7 +94,7 @@ def mobilenet_stages(sizes: Sequence[int], model: nn.Module) -> list[Stage]:
             else:
                 layers = unit.conv[-3]
                 inside = Place(layers, "attention", layers[0].out_channels)
-                units.append(Unit(inside, behind, layers, "0", "1"))
+                units.append(Unit(inside, behind, layers, "0", "1", strides=unit.stride == 2))
         stages.append(Stage(Place(model.features, f"stage{stage}_attention", channels, str(child)), units))
     return stages
 
