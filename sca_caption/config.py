@@ -186,7 +186,7 @@ CALTECH = {"image_size": 224, "epochs": 20, "batch_size": 16, "lr": 5e-3, "weigh
 # imagenet: the light models' recipe of the Coordinate Attention paper.
 IMAGENET = {"image_size": 224, "epochs": 200, "batch_size": 256, "lr": 0.05, "weight_decay": 4e-5,
             "smallest_view": 0.08, "workers": 8}  # fmt: skip
-SHAPES_CLASSES = {"backbone": "resnet18", "image_size": 64, "epochs": 8, "batch_size": 32, "optimizer": "adamw",
+SHAPES_CLASSES = {"backbone": "resnet18", "image_size": 64, "epochs": 6, "batch_size": 32, "optimizer": "adamw",
                   "lr": 1e-3, "weight_decay": 0.01, "views": "none", "workers": 0}  # fmt: skip
 
 CLASSIFIER_PRESETS: dict[str, dict] = {
