@@ -13,11 +13,13 @@ from sca_caption import decode, training
 from sca_caption.captioner import Batch, Captioner, collate
 from sca_caption.checkpoint import Checkpoint
 from sca_caption.config import TrainConfig
+from sca_caption.distributed import ALONE, Processes
 from sca_caption.errors import UserError
 from sca_caption.images import augment
 from sca_caption.metrics import Cider, ptb_tokenize
 from sca_caption.self_critical import SelfCritical
 from sca_caption.store import CaptionData
+from sca_caption.vocab import PAD
 
 SIDES = ("left", "right")  # a mirrored image would make words false that begin so, as left-hand and rightmost
 SAMPLES = 3  # captions of the validation set shown each epoch
@@ -52,8 +54,10 @@ class CaptionTask:
 
     score = "CIDEr"
 
-    def __init__(self, model: Captioner, data: CaptionData, config: TrainConfig):
-        self.model, self.data, self.config = model, data, config
+    def __init__(
+        self, model: Captioner, data: CaptionData, config: TrainConfig, processes: Processes = ALONE
+    ):
+        self.model, self.data, self.config, self.processes = model, data, config, processes
         self.device = model.mean.device
         self.rows = data.indices("train")
         if not len(self.rows):
@@ -66,7 +70,7 @@ class CaptionTask:
         if config.objective == "cider":
             self.critic, self.measured = SelfCritical(data, self.rows.tolist(), config.samples), "reward"
         validated = data.indices("val")
-        self.validation = Validation(data, validated) if len(validated) else None
+        self.validation = Validation(data, validated, processes) if len(validated) else None
 
     def summary(self) -> str:
         validated = len(self.data.indices("val"))
@@ -87,24 +91,30 @@ class CaptionTask:
         finetune = 0 <= self.config.finetune_backbone_at <= epoch
         self.model.backbone.set_trainable(finetune, self.config.finetune_from)
 
-    def batches(self, epoch: int) -> Iterator[tuple[list[int], Batch]]:
-        """Rows of the data file, and the batch of them."""
+    def batches(self, epoch: int) -> Iterator[tuple[list[int], bool, Batch]]:
+        """Rows of the data file, whether they count (see `Processes.part`), and the batch of them."""
         order = np.random.default_rng([self.config.seed, epoch]).permutation(self.rows).tolist()
-        size = self.config.batch_size
-        rows = [order[i : i + size] for i in range(0, len(order), size)]
+        whole = training.batched(order, self.config.batch_size)
+        keys = [(epoch, i) for i in order]
         return zip(
-            rows,
-            training.loader(self.dataset, [(epoch, i) for i in order], self.config, collate),
+            [self.processes.part(rows) for rows in whole],
+            [self.processes.rank < len(rows) for rows in whole],
+            training.loader(self.dataset, keys, self.config, collate, self.processes),
             strict=True,
         )
 
-    def loss(self, batch: tuple[list[int], Batch]) -> tuple[Tensor, float, int]:
-        rows, batch = batch[0], batch[1].to(self.device)
-        words = int((batch.captions != 0).sum())
+    def loss(self, batch: tuple[list[int], bool, Batch]) -> tuple[Tensor, float, int]:
+        rows, counts, batch = batch[0], batch[1], batch[2].to(self.device)
+        mean = self.processes.mean
+        words, captions = int((batch.captions != PAD).sum()), len(batch.captions)
         if self.critic is not None:
-            return *self.critic.loss(self.model, batch, rows), words
-        loss = self.model.loss(batch, self.config.label_smoothing, self.config.doubly_stochastic)
-        return loss, loss.item(), words
+            loss, reward = self.critic.loss(self.model, batch, rows, lambda drawn: mean(counts * drawn)[0])
+            return counts * loss, reward, counts * words
+        mean_words, mean_captions = mean(counts * words, counts * captions)
+        # The cross-entropy is a mean over words, the penalty one over captions.
+        penalty = self.config.doubly_stochastic * (captions * mean_words) / (words * mean_captions)
+        loss = self.model.loss(batch, self.config.label_smoothing, penalty)
+        return loss * (counts * words / mean_words), loss.item(), counts * words
 
     def validate(self) -> tuple[dict[str, float], list[str]] | None:
         if self.validation is None:
@@ -122,8 +132,8 @@ class CaptionTask:
 class Validation:
     """CIDEr of free-running captions against the raw references: what a user would see, not teacher forcing."""
 
-    def __init__(self, data: CaptionData, indices: np.ndarray):
-        self.data, self.indices = data, [int(i) for i in indices]
+    def __init__(self, data: CaptionData, indices: np.ndarray, processes: Processes = ALONE):
+        self.data, self.indices, self.processes = data, [int(i) for i in indices], processes
         self.cider = Cider([[ptb_tokenize(text) for text in data.references(i)] for i in self.indices])
 
     @torch.inference_mode()
@@ -131,8 +141,8 @@ class Validation:
         """(CIDEr in the 0-100 form, a few (file name, caption) to look at)."""
         model.eval()
         dataset = CaptionedImages(self.data, config.seed, augment=False)
-        captions = []
-        for batch in training.loader(dataset, [(0, i) for i in self.indices], config, collate):
+        captions, mine = [], self.processes.share(self.indices)
+        for batch in training.loader(dataset, [(0, i) for i in mine], config, collate):
             state = model.start(model.encode(batch.to(device).images))
             if config.validation_beam == 1:
                 found = decode.greedy(model, state)
@@ -141,6 +151,7 @@ class Validation:
                     best for best, *_ in decode.beam_search(model, state, beam_size=config.validation_beam)
                 ]
             captions += [self.data.vocabulary.decode(hypothesis.tokens) for hypothesis in found]
+        captions = self.processes.gather(captions)
         score, _ = self.cider.score([ptb_tokenize(caption) for caption in captions])
         shown = range(0, len(captions), max(1, len(captions) // SAMPLES))[:SAMPLES]
         return score, [(self.data.file_name(self.indices[i]), captions[i]) for i in shown]

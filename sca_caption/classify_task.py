@@ -14,6 +14,7 @@ from sca_caption.checkpoint import Checkpoint
 from sca_caption.classification_data import LabelledImages
 from sca_caption.classifier import Classifier
 from sca_caption.config import ClassifierTrainConfig
+from sca_caption.distributed import ALONE, Processes
 from sca_caption.errors import UserError
 from sca_caption.images import Transform
 
@@ -68,8 +69,16 @@ class ClassifyTask:
 
     measured, score = "loss", "top-1"
 
-    def __init__(self, model: Classifier, data: LabelledImages, config: ClassifierTrainConfig, source: dict):
-        self.model, self.data, self.config, self.source = model, data, config, source
+    def __init__(
+        self,
+        model: Classifier,
+        data: LabelledImages,
+        config: ClassifierTrainConfig,
+        source: dict,
+        processes: Processes = ALONE,
+    ):
+        self.model, self.data, self.config, self.source = processes.synchronised(model), data, config, source
+        self.processes = processes
         self.device = model.mean.device
         self.transform = Transform(model.config.image_size, "crop")
         self.rows = data.indices("train")
@@ -99,18 +108,22 @@ class ClassifyTask:
 
     def batches(self, epoch: int) -> Iterator[list[Tensor]]:
         order = np.random.default_rng([self.config.seed, epoch]).permutation(self.rows)[: self.images]
-        return training.loader(self.views, [(epoch, int(i)) for i in order], self.config)
+        keys = [(epoch, int(i)) for i in order]
+        return training.loader(self.views, keys, self.config, processes=self.processes)
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, float, int]:
         pixels, labels = (x.to(self.device) for x in batch)
         loss = self.model.loss(pixels, labels, self.config.label_smoothing, self.config.mixup)
-        return loss, loss.item(), len(labels)
+        # All batches are whole, so every process has about batch_size / size images.
+        return loss * (len(labels) * self.processes.size / self.config.batch_size), loss.item(), len(labels)
 
     def validate(self) -> tuple[dict[str, float], list[str]] | None:
         rows = self.data.indices("val")
         if not len(rows):
             return None
-        logits = predict(self.model, Views(self.data, self.transform), rows, self.config)
+        views = Views(self.data, self.transform)
+        mine = predict(self.model, views, self.processes.share(rows), self.config)
+        logits = np.stack(self.processes.gather(mine))
         scores = classification_metrics.score(logits, self.data.labels[rows], self.data.classes)
         return {"top-1": scores.top1, "top-5": scores.top5}, []
 
@@ -125,7 +138,7 @@ class ClassifyTask:
 def predict(model: Classifier, views: Views, rows: np.ndarray, config: ClassifierTrainConfig) -> np.ndarray:
     """Logits (N, K), in float32, of the images in `rows`."""
     model.eval()
-    device, found = model.mean.device, []
+    device, found = model.mean.device, [torch.empty(0, len(model.config.classes))]
     for pixels, _ in training.loader(views, [(0, int(i)) for i in rows], config):
         with torch.autocast(device.type, torch.bfloat16, enabled=config.amp and device.type == "cuda"):
             found.append(model(pixels.to(device)).float().cpu())

@@ -5,6 +5,8 @@ reward of a whole caption. The baseline of a sample is the mean reward of the im
 variant of self-critical sequence training", 2020, arXiv 2003.09971), which needs no second decoding.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -29,10 +31,13 @@ class SelfCritical:
         words = ptb_tokenize(self.vocabulary.decode(tokens)) + [END] * finished
         return self.cider.score_image(words, self.cider.references[self.position[row]]) / 100
 
-    def loss(self, model: Captioner, batch: Batch, rows: list[int]) -> tuple[Tensor, float]:
+    def loss(
+        self, model: Captioner, batch: Batch, rows: list[int], mean: Callable[[int], float] = float
+    ) -> tuple[Tensor, float]:
         """The policy gradient's loss a word, and the mean reward, of `samples` captions an image.
 
-        rows: which image of the data file each of the batch's images is.
+        rows: which image of the data file each of the batch's images is. mean: over the processes that share the batch,
+        of their numbers of words.
         """
         state = model.start(model.encode(batch.images))
         image = torch.arange(len(rows), device=state.device).repeat_interleave(self.samples)
@@ -46,6 +51,6 @@ class SelfCritical:
         ).view(-1, self.samples)
         # reward - mean of the others = (reward - mean of all) * n / (n - 1)
         advantage = (rewards - rewards.mean(1, keepdim=True)) * (self.samples / (self.samples - 1))
-        words = sum(map(len, sampled.tokens)) + sum(sampled.finished)
+        words = mean(sum(map(len, sampled.tokens)) + sum(sampled.finished))
         loss = -(advantage.flatten() * sampled.log_prob).sum() / words
         return loss, rewards.mean().item()

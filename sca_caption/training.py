@@ -2,6 +2,9 @@
 
 Needs neither spaCy, nltk, pycocoevalcap nor Java. On a CPU a resumed run repeats the uninterrupted one bit for bit:
 everything random is seeded from (seed, epoch, image), and the optimizer's state is in `last.pt`.
+
+Under torchrun every process trains on its share of each batch, and gradients are averaged over processes: those of one
+process on the whole batch, but for what is drawn in the model (dropout, mixup, sampled captions), seeded a process.
 """
 
 import dataclasses
@@ -22,6 +25,7 @@ from tqdm import tqdm
 from sca_caption import checkpoint
 from sca_caption.checkpoint import Checkpoint
 from sca_caption.config import RunConfig
+from sca_caption.distributed import ALONE, Processes
 from sca_caption.errors import UserError
 
 AVERAGE = "average."  # prefix of the averaged weights among a checkpoint's extra tensors
@@ -31,6 +35,7 @@ class Task(Protocol):
     """What the loop trains: a model (on its device), its data, and how it is scored."""
 
     model: nn.Module
+    processes: Processes  # that train it together
     measured: str  # what `loss` shows: "loss" or "reward"
     score: str  # the figure of `validate`, higher is better, that chooses best.pt
     images: int  # trained on in an epoch
@@ -46,10 +51,13 @@ class Task(Protocol):
         """Put the model, and what of it learns, in the state for training."""
 
     def batches(self, epoch: int) -> Iterable:
-        """The epoch's batches; what they are is between this and `loss`."""
+        """This process's part of each of the epoch's batches; what they are is between this and `loss`."""
 
     def loss(self, batch: Any) -> tuple[Tensor, float, int]:
-        """What to descend, what to show, and how many words or images that is the mean of."""
+        """What to descend, what to show, and how many words or images that is the mean of.
+
+        The mean over processes of what they descend is the loss of the whole batch.
+        """
 
     def validate(self) -> tuple[dict[str, float], list[str]] | None:
         """Figures, `score` among them, and lines to look at; None without validation data."""
@@ -59,6 +67,17 @@ class Task(Protocol):
 
     def provenance(self) -> dict:
         """Which data, for last.pt."""
+
+
+class Step(nn.Module):
+    """A task's loss as the forward pass of a module, so that gradients can be averaged over processes."""
+
+    def __init__(self, task: Task):
+        super().__init__()
+        self.task, self.model = task, task.model
+
+    def forward(self, batch: Any) -> tuple[Tensor, float, int]:
+        return self.task.loss(batch)
 
 
 def train(
@@ -71,9 +90,14 @@ def train(
     """Train `task.model`, writing last.pt every epoch and best.pt when `task.score` improves.
 
     resume: the loaded last.pt to go on from; `task.model` is then its model. Returns the history: one dict an epoch.
-    Raises UserError when the loss stops being a number or a checkpoint cannot be written.
+    Raises UserError when the loss stops being a number, a checkpoint cannot be written, or a batch has fewer images than
+    there are processes.
     """
-    model, score = task.model, task.score
+    model, processes, score = task.model, task.processes, task.score
+    if config.batch_size < processes.size:
+        raise UserError(
+            f"--batch-size {config.batch_size}: fewer than the {processes.size} processes that share it; give more"
+        )
     summary = task.summary()
     device = next(model.parameters()).device
     optimizer = make_optimizer(task.parameter_groups(), config)
@@ -85,12 +109,16 @@ def train(
         restore_optimizer(optimizer, resume.extra)
         if average is not None:
             average.restore(resume.extra, start_epoch * task.steps)
+    if processes.mean(start_epoch)[0] != start_epoch:
+        raise UserError(
+            f"{output} is not one folder: this process finds {start_epoch} epochs there, others do not; share it"
+        )
     total_steps = task.steps * config.epochs
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {output} ({error.strerror}); choose another --output") from error
-    writer = summary_writer(output)
+    writer = summary_writer(output) if processes.first else None
     say(
         f"{summary}, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters; writing to {output}"
     )
@@ -100,8 +128,9 @@ def train(
             say(f"stopping: no better {score} in {config.patience} epochs")
             break
         began = time.perf_counter()
-        torch.manual_seed(hash_seed(config.seed, epoch))  # dropout, mixup
+        torch.manual_seed(hash_seed(config.seed, epoch, processes.rank))  # dropout, mixup
         task.start_epoch(epoch)
+        step = processes.parallel(Step(task))  # anew: other parameters may learn than in the epoch before
         total = weight = 0.0
         progress = tqdm(
             task.batches(epoch), f"epoch {epoch + 1}/{config.epochs}", task.steps, disable=None, leave=False
@@ -111,7 +140,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
             with torch.autocast(device.type, torch.bfloat16, enabled=config.amp and device.type == "cuda"):
-                loss, shown, count = task.loss(batch)
+                loss, shown, count = step(batch)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf)
@@ -124,28 +153,34 @@ def train(
             if average is not None:
                 average.update(model)
             total, weight = total + shown * count, weight + count
-            progress.set_postfix({task.measured: f"{total / weight:.3f}"})
+            progress.set_postfix({task.measured: f"{total / max(weight, 1):.3f}"})
 
+        total, weight = processes.mean(total, weight)
         record = {
             "epoch": epoch + 1,
             task.measured: total / weight,
             "images_a_second": task.images / (time.perf_counter() - began),
         }
         with average.applied(model) if average is not None else nullcontext():
+            processes.align(model)
             figures, samples = task.validate() or ({}, [])
             record |= figures
             record["seconds"] = time.perf_counter() - began
+            record = processes.broadcast(record)  # clocks differ
             history.append(record)
-            if not figures or record[score] >= max(r[score] for r in history):
+            best = not figures or record[score] >= max(r[score] for r in history)
+            if best and processes.first:
                 checkpoint.save(output / "best.pt", task.checkpoint({"val": record}))
-        snapshot = task.checkpoint({"val": record})
-        snapshot.training = {
-            "config": dataclasses.asdict(config),
-            "history": history,
-            **task.provenance(),
-        }
-        snapshot.extra = optimizer_tensors(optimizer) | (average.tensors() if average is not None else {})
-        checkpoint.save(output / "last.pt", snapshot)
+        if processes.first:
+            snapshot = task.checkpoint({"val": record})
+            snapshot.training = {
+                "config": dataclasses.asdict(config),
+                "history": history,
+                **task.provenance(),
+            }
+            snapshot.extra = optimizer_tensors(optimizer) | (average.tensors() if average is not None else {})
+            checkpoint.save(output / "last.pt", snapshot)
+        processes.wait()
         say(log_line(record, task, config, factor))
         for line in samples:
             say(f"    {line}")
@@ -211,14 +246,24 @@ class Reported(Dataset):
             return error
 
 
+def batched(items: list, size: int) -> list[list]:
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
 def loader(
-    dataset: Dataset, keys: list, config: RunConfig, collate: Callable = default_collate
+    dataset: Dataset,
+    keys: list,
+    config: RunConfig,
+    collate: Callable = default_collate,
+    processes: Processes = ALONE,
 ) -> Iterator[Any]:
-    """Batches of the dataset's examples in the order of `keys`. Raises what UserError the dataset raised."""
+    """Batches of the dataset's examples in the order of `keys`, and of each this process's part.
+
+    Raises what UserError the dataset raised.
+    """
     batches = DataLoader(
         Reported(dataset),
-        batch_size=config.batch_size,
-        sampler=keys,
+        batch_sampler=[processes.part(batch) for batch in batched(keys, config.batch_size)],
         num_workers=config.workers,
         collate_fn=partial(collate_or_error, collate),
     )
@@ -279,8 +324,8 @@ def stopped_early(history: list[dict], score: str, patience: int) -> bool:
     return len(scores) - 1 - scores.index(max(scores)) >= patience
 
 
-def hash_seed(seed: int, epoch: int) -> int:
-    return int(np.random.SeedSequence([seed, epoch]).generate_state(1)[0])
+def hash_seed(seed: int, epoch: int, rank: int = 0) -> int:
+    return int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0])
 
 
 def log_line(record: dict, task: Task, config: RunConfig, factor: float) -> str:

@@ -15,6 +15,7 @@ from sca_caption import __version__
 from sca_caption.atomic import check_writable, replacing
 from sca_caption.cli.coco_results import ReferenceImage, match, read_predictions, read_references
 from sca_caption.config import add_flags, make, task_of
+from sca_caption.distributed import Processes, joined
 from sca_caption.errors import UserError, program
 from sca_caption.metrics import CONFIDENCE, Scores, evaluate
 from sca_caption.search import BATCH_SIZE, SearchConfig
@@ -71,17 +72,25 @@ def parser() -> argparse.ArgumentParser:
 
 @program
 def main(argv: list[str] | None = None) -> int:
-    if task_of(argv) == "classify":
-        from sca_caption.cli import evaluate_classifier
+    with joined() as processes:
+        if task_of(argv) == "classify":
+            from sca_caption.cli import evaluate_classifier
 
-        return evaluate_classifier.run(argv)
+            return evaluate_classifier.run(argv, processes)
+        return run(argv, processes)
+
+
+def run(argv: list[str] | None, processes: Processes) -> int:
+    """Caption, each process its share of the images, and score, which the first does alone."""
     arguments = parser().parse_args(argv)
     check(arguments)
     search = make(SearchConfig, arguments)
     if arguments.predictions:
         scored, provenance = predicted(arguments)
     else:
-        scored, provenance = captioned(arguments, search)
+        scored, provenance = captioned(arguments, search, processes)
+    if not processes.first:
+        return 0
     keys = range(len(scored))
     scores = evaluate(
         {key: scored[key][1] for key in keys},
@@ -144,7 +153,7 @@ def predicted(arguments: argparse.Namespace) -> tuple[list[tuple[ReferenceImage,
 
 
 def captioned(
-    arguments: argparse.Namespace, search: SearchConfig
+    arguments: argparse.Namespace, search: SearchConfig, processes: Processes
 ) -> tuple[list[tuple[ReferenceImage, str]], dict]:
     """The images of a split with the model's captions, and where both come from."""
     data, rows = open_data(arguments)
@@ -158,12 +167,13 @@ def captioned(
     path = getattr(arguments, "checkpoint", None)
     options = {name: getattr(arguments, name) for name in ("device", "batch_size") if name in arguments}
     describer = Describer(path, search=search, **options)
-    stream = describer.stream(rows, read=reader(data, describer))
-    scored = []
-    for result in tqdm(stream, total=len(rows), unit="image", disable=None, dynamic_ncols=True):
+    mine, captions = processes.share(rows), []
+    stream = describer.stream(mine, read=reader(data, describer))
+    for result in tqdm(stream, total=len(mine), unit="image", disable=None, dynamic_ncols=True):
         if result.error:
             raise result.error
-        scored.append((image_of(data, result.item), result.captions[0].text))
+        captions.append(result.captions[0].text)
+    scored = [(image_of(data, row), text) for row, text in zip(rows, processes.gather(captions), strict=True)]
     provenance = {
         "checkpoint": str(path) if path else "shipped",
         "checkpoint_sha256": hashlib.sha256((path or SHIPPED).read_bytes()).hexdigest(),

@@ -8,6 +8,7 @@ from sca_caption import __version__
 from sca_caption.atomic import check_writable
 from sca_caption.classification_metrics import CONFIDENCE, Scores, most_confused, score, worst_classes
 from sca_caption.config import Parser
+from sca_caption.distributed import Processes
 from sca_caption.errors import UserError
 from sca_caption.figures import check_figure
 
@@ -53,13 +54,15 @@ def parser() -> Parser:
     return p
 
 
-def run(argv: list[str] | None = None) -> int:
+def run(argv: list[str] | None, processes: Processes) -> int:
     """Score what the flags say. Raises UserError for a mistake in them; `cli.evaluate.main` reports it."""
     arguments = parser().parse_args(argv)
     if arguments.output:
         check_writable(arguments.output)
     if arguments.confusion:
         check_figure(arguments.confusion, "--confusion")
+
+    import numpy as np
 
     from sca_caption import checkpoint as checkpoints
     from sca_caption.inference import Recogniser
@@ -68,7 +71,9 @@ def run(argv: list[str] | None = None) -> int:
     data, source = open_data(arguments, checkpoint)
     model = Recogniser(checkpoint, device=arguments.device, batch_size=arguments.batch_size)
     rows = data.indices(arguments.split)
-    logits = predict(model, data, rows)
+    logits = np.stack(processes.gather(predict(model, data, processes.share(rows))))
+    if not processes.first:
+        return 0
     scores = score(logits, data.labels[rows], data.classes)
     provenance = {
         "checkpoint": str(arguments.checkpoint),
@@ -120,15 +125,14 @@ def listed(classes) -> str:
     return f"{len(classes)}: {some(list(classes))}"
 
 
-def predict(model, data, rows):
-    """Logits (N, K) of the images in `rows`. Raises UserError with the path of an image that cannot be read."""
-    import numpy as np
+def predict(model, data, rows) -> list:
+    """Logits (K,) of each image in `rows`. Raises UserError with the path of an image that cannot be read."""
     from PIL import Image
     from tqdm import tqdm
 
     from sca_caption.images import fit
 
-    def read(row) -> np.ndarray:
+    def read(row):
         return fit(Image.fromarray(data.pixels(row)), model.transform)
 
     found = []
@@ -138,7 +142,7 @@ def predict(model, data, rows):
         if isinstance(logits, UserError):
             raise logits
         found.append(logits)
-    return np.stack(found)
+    return found
 
 
 def results(scores: Scores, data, rows, logits, provenance: dict) -> dict:

@@ -5,6 +5,7 @@ import dataclasses
 from pathlib import Path
 
 from sca_caption import config
+from sca_caption.distributed import Processes, joined, restarted
 from sca_caption.errors import UserError, program
 
 EPILOG = """\
@@ -14,6 +15,7 @@ examples:
   python train.py --dataset flickr8k --resume                 # goes on after an interruption
   python train.py --dataset flickr30k --preset paper --backbone vgg19 --layers 2 --attention C-S
   python train.py --task classify --dataset cifar10 --backbone resnet18 --attention cbam
+  torchrun --standalone --nproc-per-node 8 train.py --dataset coco       # eight GPUs share every batch
 """
 
 
@@ -47,10 +49,16 @@ def parser() -> config.Parser:
 
 @program
 def main(argv: list[str] | None = None) -> int:
-    if config.task_of(argv) == "classify":
-        from sca_caption.cli import train_classifier
+    with joined() as processes:
+        if config.task_of(argv) == "classify":
+            from sca_caption.cli import train_classifier
 
-        return train_classifier.run(argv)
+            return train_classifier.run(argv, processes)
+        return run(argv, processes)
+
+
+def run(argv: list[str] | None, processes: Processes) -> int:
+    """Train the captioner that the flags say. Raises UserError for a mistake in them."""
     arguments = parser().parse_args(argv)
     output = arguments.output or Path("runs") / arguments.dataset
     path = arguments.data or Path("data") / f"{arguments.dataset}.h5"
@@ -64,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
 
     data = CaptionData(path)
     device = find_device(arguments.device)
-    if arguments.resume:
+    if resumes(arguments, output):
         resumed = resumable(output)
         if resumed.vocabulary != data.vocabulary:
             raise UserError(
@@ -84,8 +92,9 @@ def main(argv: list[str] | None = None) -> int:
         layers = attended_layers(model_config.backbone, model_config.layers)
         model_config = dataclasses.replace(model_config, layers=layers)
         check_features(data, model_config, train_config)
-        model = new_model(model_config, data, arguments)
-    train(CaptionTask(model.to(device), data, train_config), train_config, output, resumed)
+        with processes.one_first():
+            model = new_model(model_config, data, arguments)
+    train(CaptionTask(model.to(device), data, train_config, processes), train_config, output, resumed)
     print(f"best model: {output / 'best.pt'}")
     return 0
 
@@ -94,6 +103,11 @@ def given(arguments: argparse.Namespace, *configs: type) -> dict:
     """The settings that were given as flags."""
     names = {f.name for c in configs for f in dataclasses.fields(c)}
     return {name: value for name, value in vars(arguments).items() if name in names}
+
+
+def resumes(arguments: argparse.Namespace, output: Path) -> bool:
+    """Whether to go on with the run in `output`: as told, or as torchrun's new attempt at it."""
+    return arguments.resume or (restarted() and (output / "last.pt").exists())
 
 
 def resumable(output: Path, task: str = "caption"):

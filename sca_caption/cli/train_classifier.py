@@ -5,8 +5,9 @@ import dataclasses
 from pathlib import Path
 
 from sca_caption import config
-from sca_caption.cli.train import check_no_run_in, check_same_settings, given, resumable
+from sca_caption.cli.train import check_no_run_in, check_same_settings, given, resumable, resumes
 from sca_caption.config import ClassifierConfig, ClassifierTrainConfig
+from sca_caption.distributed import Processes
 from sca_caption.errors import UserError
 
 EPILOG = """\
@@ -62,7 +63,7 @@ def parser() -> config.Parser:
     return p
 
 
-def run(argv: list[str] | None = None) -> int:
+def run(argv: list[str] | None, processes: Processes) -> int:
     """Train what the flags say. Raises UserError for a mistake in them; `cli.train.main` reports it."""
     arguments = parser().parse_args(argv)
     preset = arguments.preset or PRESET_OF.get(arguments.dataset, "caltech")
@@ -77,7 +78,7 @@ def run(argv: list[str] | None = None) -> int:
     from sca_caption.training import train
 
     device, resumed = find_device(arguments.device), None
-    if arguments.resume:
+    if resumes(arguments, output):
         resumed = resumable(output, "classify")
         check_same_settings(given(arguments, ClassifierConfig, ClassifierTrainConfig), resumed)
         train_config = config.from_dict(ClassifierTrainConfig, resumed.training["config"])
@@ -93,9 +94,13 @@ def run(argv: list[str] | None = None) -> int:
             )
         model = resumed.model
     else:
-        model = new_model(dataclasses.replace(model_config, classes=data.classes), train_config.seed,
-                          arguments.backbone_weights or ("download" if preset in PRETRAINED else "none"))  # fmt: skip
-    history = train(ClassifyTask(model.to(device), data, train_config, source), train_config, output, resumed)
+        weights = arguments.backbone_weights or ("download" if preset in PRETRAINED else "none")
+        with processes.one_first():
+            model = new_model(
+                dataclasses.replace(model_config, classes=data.classes), train_config.seed, weights
+            )
+    task = ClassifyTask(model.to(device), data, train_config, source, processes)
+    history = train(task, train_config, output, resumed)
     report(history)
     print(f"best model: {output / 'best.pt'}")
     return 0
@@ -119,7 +124,9 @@ def new_model(model_config: ClassifierConfig, seed: int, weights: str):
     file = None if weights == "download" else weights
     model = Classifier(model_config, pretrained_weights(model_config.backbone, file))
     left = len(model.fresh)
-    print(f"starting from {weights}; {left} of {len(model.network.state_dict())} tensors are new: blocks, and a head")
+    print(
+        f"starting from {weights}; {left} of {len(model.network.state_dict())} tensors are new: blocks, and a head"
+    )
     return model
 
 
