@@ -3,12 +3,13 @@
 The only place that knows how an image is resized and which mean and deviation the networks were trained with.
 """
 
+import contextlib
 import dataclasses
 import io
 import os
 import random
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -77,16 +78,33 @@ def open_image(source: Source) -> Image.Image:
 
     Raises ImageError with the path and the reason.
     """
-    return _open(source, None)
+    with opened(source) as image:
+        upright = _upright_rgb(image)
+        return upright.copy() if upright is image else upright  # neither the caller's own nor tied to a file
 
 
 def load(source: Source, transform: Transform) -> np.ndarray:
     """`source` at model size: uint8 (S, S, 3). Raises ImageError with the path and the reason."""
-    return fit(_open(source, transform), transform)
+    with opened(source) as image:
+        if image is source:
+            return fit(_upright_rgb(image), transform)
+        return np.array(decode(image, transform))
+
+
+def decode(image: Image.Image, transform: Transform) -> Image.Image:
+    """What `opened` yields for a file, as RGB at model size, before it is an array. Decodes it as small as will do."""
+    image.draft(
+        None, (2 * transform.size, 2 * transform.size)
+    )  # a JPEG at 1/2, 1/4 or 1/8, still twice the size
+    return _resized(_upright_rgb(image), transform)
 
 
 def fit(image: Image.Image, transform: Transform) -> np.ndarray:
     """An RGB image at model size: uint8 (S, S, 3)."""
+    return np.array(_resized(image, transform))
+
+
+def _resized(image: Image.Image, transform: Transform) -> Image.Image:
     size, (width, height) = transform.size, image.size
     if transform.mode == "crop":
         side = min(width, height)
@@ -94,9 +112,9 @@ def fit(image: Image.Image, transform: Transform) -> np.ndarray:
         box = (left, top, left + side, top + side)  # so that a long strip is never enlarged whole
     else:
         box = (0, 0, width, height)
-    if (width, height) != (size, size):
-        image = image.resize((size, size), Image.Resampling.BICUBIC, box=box)
-    return np.array(image)
+    if (width, height) == (size, size):
+        return image
+    return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
 
 
 def augment(
@@ -162,7 +180,9 @@ def orientation(image: Image.Image) -> int:
     return value if value in UPRIGHT else 1
 
 
-def _open(source: Source, transform: Transform | None) -> Image.Image:
+@contextlib.contextmanager
+def opened(source: Source) -> Iterator[Image.Image]:
+    """`source` as Pillow opens it, not decoded yet. Whatever goes wrong here or in the block is an ImageError."""
     if isinstance(source, Image.Image):
         name = getattr(source, "filename", "") or "the image"
     else:
@@ -171,11 +191,10 @@ def _open(source: Source, transform: Transform | None) -> Image.Image:
         with warnings.catch_warnings():  # Pillow's notes on odd metadata are no concern of the user's
             warnings.simplefilter("ignore")
             if isinstance(source, Image.Image):
-                return _upright_rgb(source)
-            with _opened(source, name) as image:
-                if transform is not None:  # decode a big JPEG at 1/2, 1/4 or 1/8, still twice the size needed
-                    image.draft(None, (2 * transform.size, 2 * transform.size))
-                return _upright_rgb(image)
+                yield source
+            else:
+                with _opened(source, name) as image:
+                    yield image
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -221,7 +240,8 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    image = image.convert("RGB")
+    if image.mode != "RGB":
+        image = image.convert("RGB")
     return image.transpose(turn) if turn is not None else image
 
 

@@ -18,11 +18,12 @@ import numpy as np
 from PIL import Image
 
 from sca_caption.errors import UserError
-from sca_caption.images import ImageError, Transform, load, orientation
+from sca_caption.images import ImageError, Transform, decode, opened, orientation
 
 BUFFER = 4 << 20  # bytes gathered before they are written to a dataset
 CHUNK = 256 << 10  # bytes of one HDF5 chunk of JPEG data: some twenty images
-AHEAD = 8  # images that each worker may be ahead of the writer
+TASK = 8  # images that a worker is given at once: its way there and back costs as much as a tenth of an image's work
+AHEAD = 4 * TASK  # images that each worker may be ahead of the writer
 BATCH = 32  # images encoded to features at once
 
 Encode = Callable[[np.ndarray], Sequence[np.ndarray]]  # uint8 (B, S, S, 3) -> arrays (B, ...)
@@ -34,7 +35,9 @@ def prepare(
     """One image as it is stored: a JPEG's bytes or uint8 (S, S, 3); or why it cannot be: (kind, reason)."""
     try:
         data = read()
-        pixels = load(data, transform)
+        with opened(data) as image:
+            finished = encoding == "jpeg" and is_finished(image, len(data), transform.size)
+            small = decode(image, transform)  # a finished one too, which may be damaged
     except FileNotFoundError as error:
         return "missing", " ".join(str(error.strerror or error).split())
     except ImageError as error:
@@ -42,23 +45,24 @@ def prepare(
     except (OSError, ValueError) as error:  # ValueError: a name that cannot be a file's
         return "unreadable", " ".join(str(getattr(error, "strerror", None) or error).split())
     if encoding != "jpeg":
-        return pixels
-    if is_finished(data, transform.size):
+        return np.array(small)
+    if finished:
         return data
     stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "JPEG", quality=quality)
+    small.save(stream, "JPEG", quality=quality, comment=b"")  # Pillow would take the comment of the file over
     return stream.getvalue()
 
 
-def is_finished(data: bytes, size: int) -> bool:
-    """Whether `data` is an upright RGB JPEG of model size, which a second compression would only harm.
+def is_finished(image: Image.Image, length: int, size: int) -> bool:
+    """Whether a file of `length` bytes is an upright RGB JPEG of model size, which a second compression would only harm.
 
     One byte a pixel and 4 kB are more than a JPEG of good quality needs: what is longer carries other things.
     """
-    if len(data) > size * size + 4096:
-        return False
-    with Image.open(io.BytesIO(data)) as image:
-        return (image.format, image.mode, image.size, orientation(image)) == ("JPEG", "RGB", (size, size), 1)
+    return (
+        length <= size * size + 4096
+        and (image.format, image.mode, image.size) == ("JPEG", "RGB", (size, size))
+        and orientation(image) == 1
+    )
 
 
 def in_order(function: Callable, items: Iterable, workers: int | None = None) -> Iterator:
@@ -73,24 +77,31 @@ def in_order(function: Callable, items: Iterable, workers: int | None = None) ->
     pool = concurrent.futures.ProcessPoolExecutor(workers, initializer=_follow_parent)
     waiting: collections.deque[concurrent.futures.Future] = collections.deque()
     items = iter(items)
+    tasks = (
+        pool.submit(_each, function, task) for task in iter(lambda: list(itertools.islice(items, TASK)), [])
+    )
     try:
-        with _interrupts_held_back():  # one that comes while workers start leaves workers that never end
-            waiting.extend(pool.submit(function, item) for item in itertools.islice(items, workers))
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) == workers * AHEAD:
-                yield waiting.popleft().result()
+        with interrupts_held_back():  # one that comes while workers start leaves workers that never end
+            waiting.extend(itertools.islice(tasks, workers))
+        for task in tasks:
+            waiting.append(task)
+            if len(waiting) == workers * AHEAD // TASK:
+                yield from waiting.popleft().result()
         while waiting:
-            yield waiting.popleft().result()
+            yield from waiting.popleft().result()
     except BrokenProcessPool as error:
         raise UserError("a worker process was killed, mostly for want of memory; try --workers 1") from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
+def _each(function: Callable, items: list) -> list:
+    return list(map(function, items))
+
+
 @contextlib.contextmanager
-def _interrupts_held_back() -> Iterator[None]:
-    """Handle SIGINT and SIGTERM only at the end of the block."""
+def interrupts_held_back() -> Iterator[None]:
+    """Handle SIGINT and SIGTERM only at the end of the block: HDF5 is lost when an exception passes through it."""
     if threading.current_thread() is not threading.main_thread():
         yield  # no signal is handled in this thread
         return
@@ -144,8 +155,9 @@ class Column:
         if self.rows:
             block = np.concatenate(self.rows)
             start = len(self.dataset)
-            self.dataset.resize(start + len(block), axis=0)
-            self.dataset[start:] = block
+            with interrupts_held_back():
+                self.dataset.resize(start + len(block), axis=0)
+                self.dataset[start:] = block
             self.rows, self.waiting = [], 0
 
 

@@ -10,7 +10,6 @@ import io
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -29,11 +28,9 @@ from sca_caption.errors import UserError, choice
 from sca_caption.images import Transform
 from sca_caption.sources import Record, Source
 from sca_caption.store import ENCODINGS, FORMAT, SPLITS, VERSION
-from sca_caption.store_images import Encode, Features, Jpegs, Pixels, in_order, prepare
-from sca_caption.vocab import SPECIALS, TOKENIZER, Vocabulary, has_words, tokenize
-
-LONGEST = 100  # words of a caption that are kept as tokens
-BLOCK = 10_000  # captions written at once
+from sca_caption.store_captions import LONGEST, Captions
+from sca_caption.store_images import Encode, Features, Jpegs, Pixels, in_order, interrupts_held_back, prepare
+from sca_caption.vocab import TOKENIZER, has_words
 
 
 @dataclasses.dataclass
@@ -119,16 +116,19 @@ def write(
     wanted = _wanted(source.records, skip)
     _require_train(wanted, len(source.records))
     left_out = len(skipped)
-    with _replacing(path) as (file, check):
-        file.attrs.update(format=FORMAT, format_version=VERSION, complete=False)
-        table = file.create_group("images")
-        if encoding == "jpeg":
-            images = Jpegs(file)
-        elif encoding == "raw":
-            images = Pixels(file, transform.size)
-        else:
-            images = Features(file, encode, features_of)
-        kept = []
+    with contextlib.ExitStack() as stack:
+        with interrupts_held_back():
+            file, check = stack.enter_context(_replacing(path))
+            file.attrs.update(format=FORMAT, format_version=VERSION, complete=False)
+            table = file.create_group("images")
+            if encoding == "jpeg":
+                images = Jpegs(file)
+            elif encoding == "raw":
+                images = Pixels(file, transform.size)
+            else:
+                images = Features(file, encode, features_of)
+        kept: list[Record] = []
+        captions = Captions(kept)
         job = functools.partial(prepare, transform=transform, encoding=encoding, quality=quality)
         with contextlib.closing(in_order(job, (record.read for record in wanted), workers)) as results:
             for record, result in tqdm(
@@ -138,6 +138,7 @@ def write(
                     images.add(result)
                     check()
                     kept.append(record)
+                    captions.follow()
                     continue
                 skip(record, *result)
                 if len(skipped) - left_out > max_skipped:
@@ -145,22 +146,24 @@ def write(
                         f"more than {max_skipped} images are missing or damaged, the last {record.file_name} "
                         f"({result[1]}); nothing was written; mend them or raise --max-skipped"
                     )
-        images.finish()
-        check()
         _require_train(kept, len(source.records))
-        problems = list(source.problems)
-        captions = _write_captions(file, kept, min_count, problems)
-        _write_table(table, kept)
-        file.attrs.update(
-            source=source.description,
-            transform=json.dumps(transform.to_dict()),
-            encoding=encoding,
-            min_count=min_count,
-            tokenizer=TOKENIZER,
-            skipped=json.dumps([(name, reason) for name, _, reason in skipped] + problems),
-        )
-        check()
-        file.attrs["complete"] = True
+        captions.finish()
+        with interrupts_held_back():
+            images.finish()
+            splits = np.array([SPLITS.index(record.split) for record in kept], np.uint8)
+            on_captions = captions.write(file, splits, min_count)
+            problems = source.problems + captions.problems
+            _write_table(table, kept, splits)
+            file.attrs.update(
+                source=source.description,
+                transform=json.dumps(transform.to_dict()),
+                encoding=encoding,
+                min_count=min_count,
+                tokenizer=TOKENIZER,
+                skipped=json.dumps([(name, reason) for name, _, reason in skipped] + problems),
+            )
+            check()
+            file.attrs["complete"] = True
     return Report(
         path=path,
         source=source.description,
@@ -172,7 +175,7 @@ def write(
         problems=problems,
         bytes=path.stat().st_size,
         seconds=time.monotonic() - began,
-        **captions,
+        **on_captions,
     )
 
 
@@ -198,67 +201,13 @@ def _require_train(records: Sequence[Record], listed: int) -> None:
         )
 
 
-def _write_table(group: h5py.Group, records: Sequence[Record]) -> None:
+def _write_table(group: h5py.Group, records: Sequence[Record], splits: np.ndarray) -> None:
     """Write what images/ holds beside the images themselves."""
     ids = [record.image_id for record in records]
     group["image_id"] = np.array(range(len(ids)) if None in ids else ids, np.int64)
-    group["split"] = np.array([SPLITS.index(record.split) for record in records], np.uint8)
+    group["split"] = splits
     names = [record.file_name.encode("utf-8", "surrogateescape") for record in records]
     group.create_dataset("file_name", data=names, dtype=h5py.string_dtype())
-
-
-def _write_captions(
-    file: h5py.File, records: Sequence[Record], min_count: int, problems: list[tuple[str, str]]
-) -> dict:
-    """Write captions/ and the vocabulary; returns the Report's fields on them. Adds to `problems`."""
-    texts: list[str] = []
-    tokens: list[list[str]] = []
-    image: list[int] = []
-    for row, record in enumerate(tqdm(records, "captions", unit="img", disable=None)):
-        for caption in map(_storable, record.captions):
-            if has_words(caption):
-                texts.append(caption)
-                tokens.append([sys.intern(token) for token in tokenize(caption)])
-                image.append(row)
-            else:
-                problems.append((record.file_name, "a caption without a word; left out"))
-    split_of = [records[row].split for row in image]
-    vocabulary = Vocabulary.build(
-        (words for words, split in zip(tokens, split_of, strict=True) if split == "train"), min_count
-    )
-    if len(vocabulary) == len(SPECIALS):
-        raise UserError(f"no word stands {min_count} times in the captions of train; lower --min-count")
-    known, total = collections.Counter(), collections.Counter()
-    for words, split in zip(tokens, split_of, strict=True):
-        total[split] += len(words)
-        known[split] += sum(word in vocabulary for word in words)
-
-    length = np.array([min(len(words), LONGEST) for words in tokens], np.int32)
-    dtype = np.uint16 if len(vocabulary) < 1 << 16 else np.uint32
-    ids = np.zeros((len(tokens), length.max()), dtype)
-    for row, words in enumerate(tokens):
-        ids[row, : length[row]] = vocabulary.encode(words[:LONGEST])
-    group = file.create_group("captions")
-    group.create_dataset("tokens", data=ids, chunks=True, compression="gzip", compression_opts=1)
-    group["length"] = length
-    group["image"] = np.array(image, np.int32)
-    text = group.create_dataset("text", (len(texts),), dtype=h5py.string_dtype())
-    for start in range(0, len(texts), BLOCK):  # h5py copies what it is given several times
-        text[start : start + BLOCK] = texts[start : start + BLOCK]
-    file.attrs["vocabulary"] = json.dumps(vocabulary.words[len(SPECIALS) :])
-    return {
-        "captions": {split: split_of.count(split) for split in SPLITS},
-        "coverage": {split: known[split] / total[split] for split in SPLITS if total[split]},
-        "vocabulary": len(vocabulary) - len(SPECIALS),
-        "longest": max(map(len, tokens)),
-        "shortened": sum(len(words) > LONGEST for words in tokens),
-    }
-
-
-def _storable(caption: str) -> str:
-    """White space collapsed; NUL, which ends HDF5's strings, and halves of surrogate pairs are taken out."""
-    clean = " ".join(caption.replace("\0", " ").encode("utf-8", "replace").decode().split())
-    return caption if clean == caption else clean  # the same string where it can be: COCO has 616,767
 
 
 @contextlib.contextmanager

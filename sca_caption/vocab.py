@@ -5,9 +5,10 @@ Needs spaCy only to tokenize text (preprocessing), never to train from a prepare
 
 import functools
 import hashlib
+import sys
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from sca_caption.errors import UserError
 
@@ -25,12 +26,20 @@ def _splitter():
     BLEU and CIDEr read references in Penn Treebank tokens, where compounds are whole: a model that said
     "t shirt" would be marked wrong twice.
     """
+    absent = "torch" not in sys.modules
+    if absent:
+        sys.modules["torch"] = (
+            None  # spaCy would import it for its networks: 2 s and 200 MB, and rules need none
+        )
     try:
         import spacy
     except ImportError as error:
         raise UserError(
             f"splitting captions into words needs spaCy, which is not importable ({error}); pip install spacy"
         ) from error
+    finally:
+        if absent:
+            del sys.modules["torch"]
     from spacy.lang.char_classes import HYPHENS
 
     pipeline = spacy.blank("en")
@@ -46,7 +55,13 @@ def tokenize(text: str) -> list[str]:
     "A man's t-shirt isn't red." -> ["a", "man", "'s", "t-shirt", "is", "n't", "red"]
     """
     text = unicodedata.normalize("NFC", text).replace("’", "'").lower()
-    return [token.text for token in _splitter()(text) if has_words(token.text)]
+    return [word for part in text.split() for word in _words(part)]
+
+
+@functools.lru_cache(1 << 16)  # captions repeat their words: one call in fifty comes to spaCy
+def _words(part: str) -> tuple[str, ...]:
+    """The words of what stands between white space, which spaCy splits alike wherever it stands."""
+    return tuple(token.text for token in _splitter()(part) if has_words(token.text))
 
 
 def has_words(text: str) -> bool:
@@ -71,7 +86,11 @@ class Vocabulary:
     @classmethod
     def build(cls, token_lists: Iterable[Sequence[str]], min_count: int = 5) -> "Vocabulary":
         """The words seen at least `min_count` times, by falling count and then alphabetically."""
-        counts = Counter(token for tokens in token_lists for token in tokens)
+        return cls.of_counts(Counter(token for tokens in token_lists for token in tokens), min_count)
+
+    @classmethod
+    def of_counts(cls, counts: Mapping[str, int], min_count: int) -> "Vocabulary":
+        """`build` where the words are counted already."""
         kept = [word for word, count in counts.items() if count >= min_count and word not in SPECIALS]
         return cls(sorted(kept, key=lambda word: (-counts[word], word)))
 
