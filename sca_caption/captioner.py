@@ -2,8 +2,8 @@
 
 Chen et al., "SCA-CNN: Spatial and Channel-wise Attention in Convolutional Networks for Image Captioning", CVPR 2017.
 
-Shapes: B images, N rows (partial captions; several rows may share an image), T words, W vocabulary size,
-C channels, m = H * W positions, d LSTM size, E embedding size.
+Shapes: B images, N rows (partial captions; several rows may share an image), P parents (see `State`), T words,
+W vocabulary size, C channels, m = H * W positions, d LSTM size, E embedding size.
 """
 
 from dataclasses import dataclass, replace
@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.backends.mkldnn import is_available as mkldnn
 
 from sca_caption.attention.sca import ConditionedAttention, mean_over_positions, pool_modulated, pool_shared
 from sca_caption.backbones import Backbone
@@ -21,28 +22,41 @@ from sca_caption.vocab import BOS, EOS, PAD
 
 @dataclass
 class State:
-    """Where N partial captions stand. Image tensors are kept once an image; `image` says which one a row reads."""
+    """Where N partial captions stand. Image tensors are kept once an image; `image` says which one is read.
+
+    Attention reads the image and the hidden state but not the word that comes next, so captions that have their words
+    so far in common have it in common too: P parents are attended, and `parent` says which one a row continues.
+    """
 
     maps: tuple[Tensor, ...]  # V1 (B, C, H, W) and the carried tensors, a row an image
     keys: Tensor | None  # spatial keys of V1 (B, m, k), where they do not depend on the hidden state
-    image: Tensor  # (N,) indices into maps
-    hidden: Tensor  # (N, d)
-    cell: Tensor  # (N, d)
+    input_weights: tuple[
+        Tensor, Tensor
+    ]  # the LSTM's for the embedding (4d, E) and for the pooled map (4d, C)
+    image: Tensor  # (P,) indices into maps
+    hidden: Tensor  # (P, d)
+    cell: Tensor  # (P, d)
+    parent: Tensor | None = None  # (N,) indices into hidden; None: a row each
     # Of the last step, one pair an attended layer: beta (N, C) or None, alpha (N, m) or None.
     attention: tuple[tuple[Tensor | None, Tensor | None], ...] = ()
 
     def __len__(self) -> int:
-        return len(self.hidden)
+        return len(self.hidden if self.parent is None else self.parent)
 
     @property
     def device(self) -> torch.device:
         return self.hidden.device
 
     def select(self, rows: Tensor | slice) -> "State":
-        """Keep, reorder or repeat rows."""
-        return replace(
-            self, image=self.image[rows], hidden=self.hidden[rows], cell=self.cell[rows], attention=()
-        )
+        """Keep, reorder or repeat rows; those that repeat one are attended as one."""
+        rows = rows if self.parent is None else self.parent[rows]
+        parent = None
+        if isinstance(rows, Tensor):
+            distinct, inverse = rows.unique(return_inverse=True)
+            if len(distinct) < len(rows):
+                rows, parent = distinct, inverse
+        image, hidden, cell = (x[rows] for x in (self.image, self.hidden, self.cell))
+        return replace(self, image=image, hidden=hidden, cell=cell, parent=parent, attention=())
 
 
 @dataclass
@@ -118,9 +132,11 @@ class Captioner(nn.Module):
         top = self._normalise(mean_over_positions(maps[0]))  # (B, C)
         rows = torch.arange(len(top), device=top.device)
         first = next(iter(self.attention.values()))
+        of_word, of_image = self.lstm.weight_ih.split((self.config.embedding_size, top.shape[1]), 1)
         return State(
             encoded,
             first.prepare(encoded[0]),
+            (of_word.contiguous(), of_image.contiguous()),
             rows,
             torch.tanh(self.initial_hidden(top)),
             torch.tanh(self.initial_cell(top)),
@@ -132,16 +148,25 @@ class Captioner(nn.Module):
             pooled, weights = self._attend_shared(state)
         else:
             pooled, weights = self._attend(state)
+        of_word, of_image = state.input_weights
+        gates = linear(self._normalise(pooled), of_image, self.lstm.bias_ih)  # (P, 4d)
+        gates = gates + linear(state.hidden, self.lstm.weight_hh, self.lstm.bias_hh)
+        image, cell = state.image, state.cell
+        if state.parent is not None:
+            image, gates, cell = (x.index_select(0, state.parent) for x in (image, gates, cell))
+            weights = tuple(tuple(x if x is None else x[state.parent] for x in pair) for pair in weights)
         embedded = self.dropout(self.embedding(tokens))  # (N, E)
-        hidden, cell = self.lstm(
-            torch.cat((embedded, self._normalise(pooled)), 1), (state.hidden, state.cell)
-        )
-        logits = self.word(self.dropout(torch.tanh(self.hidden_to_word(hidden) + embedded)))
-        return logits, replace(state, hidden=hidden, cell=cell, attention=weights)
+        enter, keep, new, show = (gates + linear(embedded, of_word)).chunk(4, 1)
+        cell = keep.sigmoid() * cell + enter.sigmoid() * new.tanh()
+        hidden = show.sigmoid() * cell.tanh()
+        spoken = torch.tanh(linear(hidden, self.hidden_to_word.weight, self.hidden_to_word.bias) + embedded)
+        logits = linear(self.dropout(spoken), self.word.weight, self.word.bias)
+        after = replace(state, image=image, hidden=hidden, cell=cell, parent=None, attention=weights)
+        return logits, after
 
     def _attend(self, state: State) -> tuple[Tensor, tuple]:
-        """Attend every layer, re-running the CNN between them: the pooled top (N, C) and each layer's weights."""
-        maps = tuple(rows_of(x, state.image) for x in state.maps)  # (N, C, H, W)
+        """Attend every layer, re-running the CNN between them: the pooled top (P, C) and each layer's weights."""
+        maps = tuple(rows_of(x, state.image) for x in state.maps)  # (P, C, H, W)
         keys = None if state.keys is None else state.keys.index_select(0, state.image)
         *lower, top = self.attention.values()
         weights = []
@@ -199,6 +224,13 @@ def rows_of(maps: Tensor, index: Tensor) -> Tensor:
     if maps.dim() != 4:
         return maps.index_select(0, index)
     return maps.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + b; to decode on a CPU, by oneDNN, whose products are twice as fast as torch's BLAS on some processors."""
+    if x.device.type != "cpu" or torch.is_grad_enabled() or x.dtype != torch.float32 or not mkldnn():
+        return F.linear(x, weight, bias)
+    return torch._C._nn.mkldnn_linear(x.to_mkldnn(), weight, bias).to_dense()
 
 
 def _attention_coverage(alphas: list[list[Tensor]]) -> Tensor:
