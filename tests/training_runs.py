@@ -11,6 +11,7 @@ from sca_caption import checkpoint
 from sca_caption.caption_task import CaptionTask
 from sca_caption.captioner import Captioner
 from sca_caption.config import ModelConfig, TrainConfig
+from sca_caption.distributed import ALONE
 from sca_caption.sources import Source
 from sca_caption.store import CaptionData
 from sca_caption.training import train
@@ -56,6 +57,7 @@ def run(
     config: TrainConfig,
     stop_after: int | None = None,
     resume=False,
+    processes=ALONE,
     **changes,
 ):
     """(history, lines said); stop_after: the run dies once that many epochs have been reported. changes: of MODEL."""
@@ -68,4 +70,4 @@ def run(
 
     resumed = checkpoint.load(output / "last.pt") if resume else None
     model = resumed.model if resume else captioner(data, **changes)
-    return train(CaptionTask(model, data, config), config, output, resumed, say), lines
+    return train(CaptionTask(model, data, config, processes), config, output, resumed, say), lines
