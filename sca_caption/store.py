@@ -13,7 +13,8 @@ n images, M captions, S the transform's size, L the longest caption.
     images/file_name      (n,) UTF-8
     images/image_id       (n,) int64, the dataset's own number; the row where it has none
     images/split          (n,) uint8: 0 train, 1 val, 2 test
-    images/data           jpeg: (bytes,) uint8, the JPEG files one after the other
+    images/data           jpeg: (bytes,) uint8, the JPEG files one after the other; what came as an upright RGB JPEG
+                          of size S x S, and in few bytes, is that file itself, others are compressed once
     images/offsets        jpeg: (n + 1,) int64; image i is data[offsets[i]:offsets[i + 1]]
     images/pixels         raw: (n, S, S, 3) uint8
     features/0, 1, ...    features: (n, ...) float16, what the trunk returned, one dataset for each tensor;

@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import contextlib
+import gc
 import io
 import itertools
 import json
@@ -127,6 +128,7 @@ def _follow_parent() -> None:
     """In a worker: leave Ctrl-C to the parent, which then ends its workers; end when the parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    gc.freeze()  # no collection here touches, and so copies, what a fork shares with the parent
 
     def end_with_parent():
         multiprocessing.parent_process().join()

@@ -12,13 +12,14 @@ import sys
 import h5py
 import numpy as np
 import pytest
-from made_photos import SMALL, change, dataset, encoded, fail, message, photo, record, write
+from made_photos import SMALL, change, dataset, encoded, fail, give, message, photo, record, write
+from PIL import Image
 
 from sca_caption import store_images, store_writer
-from sca_caption.images import fit
+from sca_caption.images import ORIENTATION, Transform, fit, load
 from sca_caption.sources import Source
 from sca_caption.store import CaptionData
-from sca_caption.store_images import AHEAD, Column, in_order
+from sca_caption.store_images import AHEAD, TASK, Column, in_order, prepare
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +53,34 @@ def test_parallel_and_serial_writing_make_the_same_file(tmp_path, made):
     write(dataset(), tmp_path / "parallel.h5", workers=3)
     assert (tmp_path / "parallel.h5").read_bytes() == made.read_bytes()
     assert same(contents(tmp_path / "parallel.h5"), contents(made))
+
+
+def metadata(orientation: int) -> dict:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    return {"exif": exif.tobytes(), "comment": b"by somebody", "icc_profile": b"a profile", "dpi": (300, 300)}
+
+
+FILES = {
+    "png": encoded(photo(1)),
+    "grey of model size": encoded(photo(2, (32, 32)).convert("L"), "JPEG"),
+    "png of model size": encoded(photo(3, (32, 32))),
+    "turned, of model size": encoded(photo(4, (32, 32)), "JPEG", **metadata(6)),
+    "jpeg with metadata": encoded(photo(5, (40, 30)), "JPEG", **metadata(1)),
+    "big jpeg": encoded(photo(6, (400, 300)), "JPEG", **metadata(3)),
+    "transparent": encoded(photo(7).convert("RGBA"), "PNG"),
+}
+
+
+@pytest.mark.parametrize("data", FILES.values(), ids=FILES)
+@pytest.mark.parametrize("mode", ["resize", "crop"])
+def test_what_is_stored_is_the_compressed_array_of_the_image(data, mode):
+    transform = Transform(32, mode)
+    pixels = load(data, transform)
+    options = {"transform": transform, "quality": 80}
+    prepared = prepare(functools.partial(give, data), encoding="jpeg", **options)
+    assert prepared == encoded(Image.fromarray(pixels), "JPEG", quality=80)  # and no metadata
+    assert np.array_equal(prepare(functools.partial(give, data), encoding="raw", **options), pixels)
 
 
 BAD = [
@@ -199,14 +228,19 @@ def test_workers_are_never_more_than_a_few_images_ahead(workers):
 
     def items():
         nonlocal taken
-        for number in range(100):
+        for number in range(5 * AHEAD):
             taken += 1
             yield number
 
     for done, result in enumerate(in_order(abs, items(), workers), 1):
         assert result == done - 1
         assert taken - done < workers * AHEAD
-    assert done == 100
+    assert done == 5 * AHEAD
+
+
+@pytest.mark.parametrize("count", [0, 1, TASK - 1, TASK, TASK + 1, 2 * TASK, 3 * AHEAD + 1])
+def test_workers_return_every_result_in_order(count):
+    assert list(in_order(abs, iter(range(-count, 0)), 2)) == list(range(count, 0, -1))
 
 
 @pytest.mark.parametrize("encoding", ["jpeg", "raw", "features"])
