@@ -7,6 +7,7 @@ A CNN is traced once with torch.fx and cut at its attended layers V1, V2, ... in
 
 Values that a segment needs beside Vi (a residual shortcut that starts further down) travel along as `carried` tensors.
 Batch norms are kept in evaluation mode in captioning, so each one that follows a convolution is folded into it.
+MobileNetV2 without such weights to fold, as checkpoints need it, is built in such pieces at once (see `mobilenet`).
 
 With `attention` the CNN is one of `networks.NETWORKS` with blocks in it. A block is one node of the graph: nothing in
 it is folded, so that it starts and learns as its paper says; only, its batch norms are in evaluation mode as well.
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from sca_caption import mobilenet
 from sca_caption.errors import UserError, choice
 
 _VGG19 = ("features.31", "features.33", "features.35")  # conv5_2, conv5_3, conv5_4 after their ReLU
@@ -78,7 +80,28 @@ class Backbone(nn.Module):
         at: Sequence[str] = (),
     ):
         super().__init__()
-        self.name = name
+        self.name, self.layers = name, tuple(layers)
+        # The pieces are in a plain list, so that parameters are registered once, under `network`.
+        blocks = mobilenet.blocks_of(layers) if name == "mobilenet_v2" else []
+        if blocks and weights is None and not (attention or at):  # spares the import of torchvision
+            self.network, self._block_paths = mobilenet.MobileNetV2(blocks[-1] + 1).eval(), ()
+            self._segments = self.network.cut(blocks)
+            self.channels = tuple(self.network.channels[block] for block in blocks)
+        else:
+            self._segments = self._traced(name, layers, weights, attention, at)
+            self.channels = self._probe()
+        # In this layout 1x1 convolutions are matrix products.
+        self.network.to(memory_format=torch.channels_last)
+
+    def _traced(
+        self,
+        name: str,
+        layers: Sequence[str],
+        weights: dict[str, Tensor] | None,
+        attention: str,
+        at: Sequence[str],
+    ) -> list[fx.GraphModule]:
+        """Build the network, `network`, and cut it: the trunk, then the segments."""
         model = (_build_attended(name, attention, at) if attention or at else _build(name)).eval()
         inserted = _blocks(model) if attention else {}
         graph, nodes = _trace(model, name, layers, inserted)
@@ -94,23 +117,21 @@ class Backbone(nn.Module):
             _load(model, name, weights, used, inserted)
         self.network = fx.GraphModule(model, graph)  # holds the parameters, and only those that are used
         nodes = _fold_batchnorms(self.network, nodes)
-        self.network.to(
-            memory_format=torch.channels_last
-        )  # 1x1 convolutions are matrix products in this layout
-        # In a plain list, so that parameters are registered once, under `network`.
-        self._segments = _cut(self.network, nodes)
+        return _cut(self.network, nodes)
+
+    def _probe(self) -> tuple[int, ...]:
+        """The number of channels of each attended layer, by running the network."""
         with torch.no_grad():
             maps = self.trunk(torch.zeros(1, 3, 96, 96))
             channels = [maps[0].shape[1]]
-            for i in range(len(layers) - 1):
+            for i in range(len(self.layers) - 1):
                 maps = self.segment(i, maps[0], maps[1:])
                 channels.append(maps[0].shape[1])
         if maps[0].dim() != 4:
             raise UserError(
-                f"layer {layers[-1]!r} of {name} is not a feature map (it has no height and width)"
+                f"layer {self.layers[-1]!r} of {self.name} is not a feature map (it has no height and width)"
             )
-        self.channels = tuple(channels)
-        self.layers = tuple(layers)
+        return tuple(channels)
 
     def train(self, mode: bool = True) -> "Backbone":
         """Batch norms that could not be folded, and dropout, stay in evaluation mode."""

@@ -127,7 +127,7 @@ def load(path: str | Path | None = None, task: str = "caption") -> Checkpoint:
         from sca_caption.classifier import Classifier
 
         model = Classifier(configs.from_dict(ClassifierConfig, text["config"]))
-    weights = {k.removeprefix(_MODEL): v.float() for k, v in tensors.items() if k.startswith(_MODEL)}
+    weights = {k.removeprefix(_MODEL): v for k, v in tensors.items() if k.startswith(_MODEL)}
     try:
         if getattr(model.config, "tie_embeddings", False):
             weights["word.weight"] = weights["embedding.weight"]

@@ -14,7 +14,7 @@ LAYERS = {
     0: "__init__ atomic attention classification_metrics config decode devices distributed errors figures images "
     "java_metrics metrics ptb search torchvision_compat vocab",
     1: "class_folders classification_data confusion sources shapes store store_captions store_images store_writer "
-    "backbones networks places small_networks",
+    "backbones networks places small_networks mobilenet",
     2: "captioner classifier",
     3: "checkpoint self_critical",
     4: "caption_task classify_task explain inference training",
