@@ -6,7 +6,7 @@ back what they are given: the same lines serve one process and many, and torch.d
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +48,10 @@ class Processes:
         for rank, found in enumerate(shares):
             items[rank :: self.size] = found
         return items
+
+    def in_order(self, items: Sequence, answer: Callable[[Sequence], Iterable]) -> Iterable:
+        """`answer(items)`, an answer for each, where several processes each answer for a share and then have all."""
+        return answer(items) if self.size == 1 else self.gather(list(answer(self.share(items))))
 
     def mean(self, *values: float) -> Sequence[float]:
         """The mean over processes of each value, exact for whole numbers."""

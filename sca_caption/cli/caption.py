@@ -20,6 +20,7 @@ from typing import TextIO
 from sca_caption import __version__
 from sca_caption.atomic import replacing
 from sca_caption.config import Parser, add_flags, make
+from sca_caption.distributed import Processes, joined
 from sca_caption.errors import UserError, program
 from sca_caption.search import BATCH_SIZE, SearchConfig
 
@@ -75,24 +76,36 @@ def parser() -> Parser:
 
 @program
 def main(argv: list[str] | None = None) -> int:
+    with joined() as processes:
+        return run(argv, processes)
+
+
+def run(argv: list[str] | None, processes: Processes) -> int:
+    """Caption, each process its share of the images; the first prints and writes them all, in order."""
     p = parser()
     arguments = p.parse_args(argv)
     search = make(SearchConfig, arguments)
-    paths = paths_of(arguments, p.prog)
+    # Of several processes only one can read standard input.
+    paths = processes.broadcast(paths_of(arguments, p.prog) if processes.first else None)
     single = len(arguments.images) == 1 and arguments.images != ["-"] and paths == [Path(arguments.images[0])]
     if not any(
         path.exists() and not path.is_dir() for path in paths
     ):  # spare the user the loading of the model
         return report_all(paths)
 
-    with results_file(arguments.output, image_ids(paths)) if arguments.output else nullcontext() as output:
-        from sca_caption.inference import Describer
+    if arguments.output:
+        check_results_file(arguments.output)
 
-        describer = Describer(
-            arguments.checkpoint, search=search, device=arguments.device, batch_size=arguments.batch_size
-        )
+    from sca_caption.inference import Describer
+
+    describer = Describer(
+        arguments.checkpoint, search=search, device=arguments.device, batch_size=arguments.batch_size
+    )
+    results = processes.in_order(paths, describer.stream)
+    writes = arguments.output and processes.first
+    with results_file(arguments.output, image_ids(paths)) if writes else nullcontext() as output:
         failed, (bar, say) = 0, progress(len(paths), quiet=not output and sys.stdout.isatty())
-        for index, result in enumerate(describer.stream(paths)):
+        for index, result in enumerate(results):
             if result.error:
                 failed += 1
                 say(f"error: {one_line(result.error)}")
@@ -109,7 +122,9 @@ def main(argv: list[str] | None = None) -> int:
         )
     if arguments.demo:
         print(f"\nTo caption your own: {command(p.prog)} photo.jpg (or a folder; {command(p.prog)} --help)")
-    return 0 if not failed else 2 if failed == len(paths) else 1
+    if failed == len(paths):
+        return 2
+    return 1 if failed and processes.size == 1 else 0  # torchrun takes any other status for a crash
 
 
 def paths_of(arguments: argparse.Namespace, prog: str) -> list[Path]:
@@ -205,6 +220,16 @@ def progress(total: int, quiet: bool) -> tuple["tqdm", Callable[[str], None]]:  
     return bar, partial(print, file=sys.stderr) if off else partial(tqdm.write, file=sys.stderr)
 
 
+def check_results_file(path: Path) -> None:
+    """Raise UserError for what cannot be the name of a results file."""
+    if path.suffix.lower() not in (".json", ".jsonl", ".csv"):
+        raise UserError(f"--output {path}: unknown kind {path.suffix!r}; one of: .json, .jsonl, .csv")
+    if not path.parent.is_dir():
+        raise UserError(f"--output {path}: no folder {path.parent}; make it first")
+    if path.is_dir():
+        raise UserError(f"--output {path} is a folder; name a file")
+
+
 @contextmanager
 def results_file(path: Path, ids: Sequence[int]) -> Iterator["Results"]:
     """Captions in COCO's results format, in a temporary file that takes the name of `path` when complete.
@@ -212,12 +237,6 @@ def results_file(path: Path, ids: Sequence[int]) -> Iterator["Results"]:
     Raises UserError where the file cannot be written; nothing half-written stays behind, and without captions
     no file.
     """
-    if path.suffix.lower() not in (".json", ".jsonl", ".csv"):
-        raise UserError(f"--output {path}: unknown kind {path.suffix!r}; one of: .json, .jsonl, .csv")
-    if not path.parent.is_dir():
-        raise UserError(f"--output {path}: no folder {path.parent}; make it first")
-    if path.is_dir():
-        raise UserError(f"--output {path} is a folder; name a file")
     with replacing(path) as temporary:
         # A file name's bytes that are no UTF-8 come out as \\udcXX, which JSON reads back.
         with open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
