@@ -11,19 +11,21 @@ from pathlib import Path
 import pytest
 
 from sca_caption import checkpoint, classify
-from sca_caption.benchmarks import attention as benchmark
+from sca_caption.benchmarks import attention, channel, training
 from sca_caption.cli import evaluate_classifier, train_classifier
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
-DOCUMENTS = (README, ROOT / "sca_caption/weights/README.md", ROOT / "data/README.md", ROOT / "docs/attention.md")
+DOCUMENTS = (README, *(ROOT / path for path in ("sca_caption/weights/README.md", "data/README.md", "docs/attention.md",
+                                                "docs/performance.md")))  # fmt: skip
 PROGRAMS = ("preprocess", "train", "caption", "evaluate")
 SET_UP, TEST = "pip install -e '.[test]'", "pytest"
 
 
 CLASSIFY = "--task classify"
-MODULES = {"sca_caption.classify": classify, "sca_caption.benchmarks.attention": benchmark,
-           "sca_caption.checkpoint": checkpoint}  # fmt: skip
+MODULES = {"sca_caption.classify": classify, "sca_caption.checkpoint": checkpoint} | {
+    f"sca_caption.benchmarks.{m.__name__.rpartition('.')[2]}": m for m in (attention, channel, training)
+}
 
 
 def modules() -> dict[str, object]:
