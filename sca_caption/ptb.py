@@ -19,13 +19,13 @@ stop).
 import functools
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 # What is removed. Brackets stay: the list has their names in upper case, the tokens come in lower case.
 PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 
 # Letters between spaces are a token, whatever the rules, but for these, which are cut in two.
-PLAIN = re.compile(r"[A-Za-z]+(?=[ \n])")
+PLAIN = re.compile(r"(?:[A-Za-z]+[ \n]+)+")
 HALVES = {"cannot": 3, "gonna": 3, "gotta": 3, "wanna": 3, "lemme": 3, "gimme": 3}
 
 QUOTES = str.maketrans(
@@ -49,28 +49,41 @@ def ptb_tokenize(text: str) -> list[str]:
     tokens, place = [], 0
     while place < len(text):
         if plain := PLAIN.match(text, place):
-            word, place = plain[0].lower(), plain.end()
-            cut = HALVES.get(word, len(word))
-            tokens += filter(None, (word[:cut], word[cut:]))
+            words, place = plain[0].lower().split(), plain.end()
+            tokens += words if HALVES.keys().isdisjoint(words) else halved(words)
         elif text[place].isspace():
             place += 1
         else:
-            token, place = longest_token(text, place)
+            rest = text[place:]
+            token, length = last_token(rest) if " " not in rest else longest_token(rest)
+            place += length
             tokens.append(token.lower())
     return [token for token in tokens if token and token not in PUNCTUATION]
 
 
-def longest_token(text: str, place: int) -> tuple[str, int]:
-    """(token, its end) of the rule that reads furthest from `place`; an empty token where none matches."""
+def halved(words: Iterable[str]) -> Iterator[str]:
+    for word in words:
+        cut = HALVES.get(word, len(word))
+        yield word[:cut]
+        if word[cut:]:
+            yield word[cut:]
+
+
+def longest_token(text: str) -> tuple[str, int]:
+    """(token, its length in `text`) of the rule that reads furthest; an empty token where none matches."""
     best, rewrite = None, None
     for pattern, rewriting in compiled_rules():
-        match = pattern.match(text, place)
+        match = pattern.match(text)
         if match and (best is None or match.end() > best.end()):
             best, rewrite = match, rewriting
     if best is None:
-        return "", place + 1
+        return "", 1
     group = best.re.groups
     return (rewrite(best[group]) if rewrite else best[group]), best.end(group)
+
+
+# Most captions end in one of a few words with a full stop; rules look at nothing before their place.
+last_token = functools.lru_cache(maxsize=10_000)(longest_token)
 
 
 @functools.cache

@@ -84,13 +84,14 @@ def match(
     twice = repeated(predicted)
     if twice:
         raise UserError(f"{path} has several captions for {by} {listed(twice)}; keep one for each image")
-    unknown = [key for key in predicted if key not in set(known)]
+    expected, wanted = set(known), set(predicted)
+    unknown = [key for key in predicted if key not in expected]
     if unknown:
         raise UserError(
             f"{path}: {len(unknown)} of {len(predicted)} captions are of images without references, "
             f"{by} {listed(unknown)}; take the references of the same images"
         )
-    twice = repeated(key for key in known if key in set(predicted))
+    twice = repeated(key for key in known if key in wanted)
     if twice:
         raise UserError(f"the references have several images of {by} {listed(twice)}; rename one of them")
     captions = dict(zip(predicted, (p["caption"] for p in predictions), strict=True))
