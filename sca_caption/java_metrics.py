@@ -111,9 +111,8 @@ class JavaProgram:
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
 STAGES = np.array([1.0, 0.6, 0.8, 0.6])  # weights of exact, stem, synonym and paraphrase matches
 
-
 # A run is too short to repay what it costs to compile better and to collect garbage in parallel.
-METEOR_OPTIONS = ("-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+METEOR_OPTIONS = ("-XX:+IgnoreUnrecognizedVMOptions", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 
 
 class Meteor:
@@ -137,7 +136,8 @@ class Meteor:
         return self
 
     def start(self, contexts: ExitStack) -> None:
-        find_java()
+        """Start it with the paraphrases that it needs, and feed it. Raises Unavailable."""
+        find_java()  # where there is none, it is known before the work
         folder = contexts.enter_context(plain_path(pycocoevalcap() / "meteor"))
         paraphrases = Path(contexts.enter_context(tempfile.TemporaryDirectory()), "paraphrases.gz")
         try:

@@ -1,5 +1,7 @@
 """Metrics against pycocoevalcap, nltk, closed forms and brute force; Java once, then stand-ins for it."""
 
+import gzip
+import itertools
 import math
 import os
 import random
@@ -13,7 +15,7 @@ from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider as TheirCider
 from pycocoevalcap.rouge.rouge import Rouge
 
-from sca_caption import java_metrics, metrics
+from sca_caption import java_metrics, metrics, paraphrases
 from sca_caption.errors import UserError
 from sca_caption.java_metrics import Meteor, Unavailable, find_java, meteor, plain_path, spice
 from sca_caption.metrics import Cider, Measured, bootstrap, cider, evaluate
@@ -63,6 +65,7 @@ def fake_java(monkeypatch, tmp_path):
         program.write_text(f"#!{sys.executable}\nimport json, sys\narguments = sys.argv[1:]\n{code}\n")
         program.chmod(0o755)
         monkeypatch.setattr(java_metrics, "find_java", lambda: program)
+        monkeypatch.setattr(java_metrics, "filter_table", lambda table, sentences, filtered: None)
 
     return make
 
@@ -123,6 +126,34 @@ def test_scores_equal_those_of_pycocoevalcap(seed, no_java):
         assert scores.metrics[name] == pytest.approx(100 * corpus, abs=1e-9)
         found = [scores.images[key][name] for key in range(len(candidates))]
         assert found == pytest.approx([100 * score for score in images], abs=1e-9)
+
+
+def longest_common_subsequence(one, other):
+    """By the definition: of all choices of words of `one`, longest first, is one in `other`?"""
+    for length in range(len(one), 0, -1):
+        for chosen in itertools.combinations(one, length):
+            rest = iter(other)
+            if all(word in rest for word in chosen):
+                return length
+    return 0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_common_words_equal_brute_force(seed):
+    rng = random.Random(seed)
+    for _ in range(40):
+        one, other = (rng.choices("abcd", k=rng.randint(1, 9)) for _ in range(2))
+        places = {word: sum(1 << i for i, w in enumerate(one) if w == word) for word in one}
+        assert metrics.common_words(places, len(one), other) == longest_common_subsequence(one, other)
+    long = [str(i) for i in range(100)]  # more bits than a machine's word has
+    assert metrics.common_words({word: 1 << i for i, word in enumerate(long)}, 100, long[::-1] + long) == 100
+
+
+def test_rouge_l_of_what_has_no_words_is_that_of_pycocoevalcap():
+    for text, sentences in [("", [""]), ("", ["a dog"]), ("a dog", [""]), ("a dog", ["", "dog a", "a  dog"])]:
+        assert metrics.rouge_l(text, sentences) == pytest.approx(
+            Rouge().calc_score([text], sentences), abs=1e-12
+        )
 
 
 def test_bleu_equals_nltk(no_java):
@@ -248,6 +279,40 @@ def test_a_java_program_that_fails_gives_a_reason(code, reason, fake_java):
     fake_java(code)
     with pytest.raises(Unavailable, match=reason):
         meteor_statistics(["a dog"], [["a dog"]])
+
+
+def test_a_java_program_that_stops_early_or_never_leaves_nothing_hanging(fake_java):
+    text = " ".join(["word"] * 1000)  # 5 MB in all, more than any pipe holds
+    fake_java("print('1 ' * 23); sys.stdin.close()")
+    with pytest.raises(Unavailable, match=r"meteor-1.5.jar answered '1 1 .*' instead of 1000 x 23 numbers"):
+        meteor_statistics([text] * 1000, [["a dog"]] * 1000)
+    fake_java("import time; time.sleep(600)")
+    with pytest.raises(KeyboardInterrupt), Meteor([text] * 1000, [["a dog"]] * 1000) as program:
+        raise KeyboardInterrupt
+    assert program.program.process.returncode
+
+
+def test_java_reads_and_answers_more_than_the_pipes_hold(fake_java):
+    fake_java("for line in sys.stdin: print(*[len(line.split())] * 23)")
+    text = " ".join(["word"] * 1000)
+    counts = meteor_statistics([text] * 1000, [["a dog", text]] * 1000)
+    assert counts.shape == (1000, 23)
+    assert (counts[:, :20] == 1 + 3 * 1 + 2 + 2 * 1000).all()  # SCORE, three |||, the words
+
+
+def test_paraphrases_that_cannot_be_read_are_a_reason(monkeypatch, tmp_path, fake_java):
+    fake_java("")
+    monkeypatch.setattr(java_metrics, "filter_table", paraphrases.filter_table)
+    monkeypatch.setattr(java_metrics, "pycocoevalcap", lambda: tmp_path)
+    (tmp_path / "meteor" / "data").mkdir(parents=True)
+    table = tmp_path / "meteor" / "data" / "paraphrase-en.gz"
+    with pytest.raises(Unavailable, match=r"its paraphrases cannot be read or copied \(.*No such file"):
+        meteor_statistics(["a dog"], [["a dog"]])
+    whole = gzip.compress(b"0.5\na\nb\n" * 1000)
+    for broken in (b"no gzip", whole[:-20], whole[:20] + b"\0" * 20):
+        table.write_bytes(broken)
+        with pytest.raises(Unavailable, match="its paraphrases cannot be read or copied"):
+            meteor_statistics(["a dog"], [["a dog"]])
 
 
 def test_java_is_sought_in_java_home_then_on_the_path_and_must_run(monkeypatch, tmp_path):
