@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from torch.distributed.run import get_args_parser
 
 from sca_caption import checkpoint, classify
 from sca_caption.benchmarks import attention, channel, training
@@ -17,7 +18,7 @@ from sca_caption.cli import evaluate_classifier, train_classifier
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 DOCUMENTS = (README, *(ROOT / path for path in ("sca_caption/weights/README.md", "data/README.md", "docs/attention.md",
-                                                "docs/performance.md")))  # fmt: skip
+                                                "docs/performance.md", "docs/scale.md")))  # fmt: skip
 PROGRAMS = ("preprocess", "train", "caption", "evaluate")
 SET_UP, TEST = "pip install -e '.[test]'", "pytest"
 
@@ -41,6 +42,15 @@ def texts() -> dict[str, str]:
     return documents | {f"{name} --help": getattr(m, "EPILOG", "") for name, m in modules().items()}
 
 
+def launched(call: str) -> str:
+    """What torchrun starts, if the call is one of torchrun, as a call of python."""
+    found = re.match(r"\s*(?:\w+=\S+ )?torchrun (.*)", call)
+    if not found:
+        return call
+    known = get_args_parser().parse_args(shlex.split(found[1], comments=True))
+    return shlex.join(["python", known.training_script, *known.training_script_args])
+
+
 def commands(text: str) -> Iterator[list[str]]:
     """Every call of a program in a text, as the program's name and its arguments."""
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
@@ -48,7 +58,8 @@ def commands(text: str) -> Iterator[list[str]]:
     for line in [*text.replace("\\\n", " ").splitlines(), *inline]:
         for call in re.split(r"&&|\|", line):
             names = [rf"{name}(?=\.py)" for name in PROGRAMS] + [re.escape(name) for name in MODULES]
-            found = re.match(rf"\s*(?:\$ )?python (?:-m )?({'|'.join(names)})(?:\.py)?(?: (.*)|$)", call)
+            line_of_python = rf"\s*(?:\$ )?python (?:-m )?({'|'.join(names)})(?:\.py)?(?: (.*)|$)"
+            found = re.match(line_of_python, launched(call))
             if found:
                 arguments = re.sub(r"[][]", " ", found[2] or "")  # [--root DIR]
                 task = f" {CLASSIFY}" if CLASSIFY in arguments else ""
@@ -120,8 +131,8 @@ def test_commands_are_the_programs_own(capsys):
 
 def test_flags_named_in_passing_exist():
     known = set()
-    for module in modules().values():
-        parser: argparse.ArgumentParser = module.parser()
+    parsers: list[argparse.ArgumentParser] = [module.parser() for module in modules().values()]
+    for parser in [*parsers, get_args_parser()]:
         known |= {flag for action in parser._actions for flag in action.option_strings}
     for path in DOCUMENTS:
         named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", path.read_text(encoding="utf-8")))
