@@ -48,7 +48,7 @@ def test_the_table_of_memory(capsys):
     few, many = rows(capsys.readouterr().out)
     assert (few[:2], many[:2]) == (["5", "25"], ["40", "200"])
     for row in (few, many):
-        program, worker, data = (float(cell.split()[0]) for cell in row[2:])
+        program, worker, data = (float(cell.split()[0]) for cell in row[3:])
         assert program > worker > data > 0
 
 

@@ -112,14 +112,17 @@ def print_rates(folder: Path, arguments) -> None:
 def print_memory(folder: Path, counts: list[int]) -> None:
     sources = make_photographs(folder, SMALL)
     print("Peak resident memory; that of a worker counts what it shares with the program.\n")
-    print("| images | captions | program | worker | data file |\n| ---: | ---: | ---: | ---: | ---: |")
+    print("| images | captions | as text | program | worker | data file |\n|" + " ---: |" * 6)
     for count in counts:
         root = folder / str(count)
         dataset(root, sources, count)
         out = preprocess(root, Transform(min(SMALL)), MEASURED)
         program, worker = (int(line) * 1024 / 1e6 for line in out.splitlines()[-2:])
-        size = (root / "data.h5").stat().st_size / 1e6
-        print(f"| {count:,} | {count * CAPTIONS:,} | {program:.0f} MB | {worker:.0f} MB | {size:.1f} MB |")
+        text, data = ((root / name).stat().st_size / 1e6 for name in ("captions.csv", "data.h5"))
+        print(
+            f"| {count:,} | {count * CAPTIONS:,} | {text:.1f} MB | {program:.0f} MB | {worker:.0f} MB | {data:.1f} MB |",
+            flush=True,
+        )
         shutil.rmtree(root)
 
 

@@ -11,9 +11,9 @@ and as many test, by the SHA-256 of their names. Images are looked for beside th
 """
 
 import csv
-import io
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -113,7 +113,7 @@ def find_image(tree: Tree, base: str, name: str, gathered: Gathered) -> Found | 
 
 def csv_rows(text: str, path: str, gathered: Gathered) -> Iterator[Row]:
     """Yield the rows of a CSV whose header names the image and caption columns, in any order."""
-    first = next((line for line in text.splitlines() if line.strip()), "")
+    first = next((line.rstrip("\r\n") for line in split_lines(text) if line.strip()), "")
     for delimiter in DELIMITERS:
         fields = next(csv.reader([first], delimiter=delimiter), [])
         header = [COLUMNS.get(field.strip().lower(), "") for field in fields]
@@ -123,7 +123,7 @@ def csv_rows(text: str, path: str, gathered: Gathered) -> Iterator[Row]:
         raise UserError(f"{path} has no header with image and caption; it begins {first[:50]!r}; {HOW}")
     image, caption = header.index("image"), header.index("caption")
     split = header.index("split") if "split" in header else None
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    reader = csv.reader(split_lines(text), delimiter=delimiter, skipinitialspace=True)
     while not any(field.strip() for field in next(reader)):
         pass  # blank lines before the header
     joined, line = 0, reader.line_num + 1
@@ -152,6 +152,11 @@ def csv_rows(text: str, path: str, gathered: Gathered) -> Iterator[Row]:
         yield row[image], [row[caption]], row[split] if split is not None and split < len(row) else ""
     if joined:
         gathered.problem(path, f"{joined} rows have {delimiter!r} unquoted; taken as part of the caption")
+
+
+def split_lines(text: str) -> Iterator[str]:
+    """Yield the lines with their ends, as csv wants them; io.StringIO would hold the text again, four bytes a letter."""
+    return (found[0] for found in re.finditer(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+", text))
 
 
 def json_rows(text: str, path: str, gathered: Gathered) -> Iterator[Row]:
