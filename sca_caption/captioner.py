@@ -6,6 +6,7 @@ Shapes: B images, N rows (partial captions; several rows may share an image), P 
 W vocabulary size, C channels, m = H * W positions, d LSTM size, E embedding size.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,6 +19,10 @@ from sca_caption.backbones import Backbone
 from sca_caption.config import ModelConfig
 from sca_caption.images import MEAN, STD
 from sca_caption.vocab import BOS, EOS, PAD
+
+# What a CPU takes at once to decode, as the maps of more do not fit in its caches.
+IMAGES_AT_ONCE = 4
+ROWS_AT_ONCE = 48
 
 
 @dataclass
@@ -122,6 +127,9 @@ class Captioner(nn.Module):
         """
         if not isinstance(images, Tensor):
             return tuple(x.float() for x in images)
+        if images.device.type == "cpu" and not torch.is_grad_enabled() and len(images) > IMAGES_AT_ONCE:
+            parts = [self.encode(part) for part in images.split(IMAGES_AT_ONCE)]
+            return tuple(torch.cat(maps) for maps in zip(*parts, strict=True))
         return self.backbone.trunk((images / 255 - self.mean) / self.std)
 
     def start(self, encoded: tuple[Tensor, ...]) -> State:
@@ -166,6 +174,15 @@ class Captioner(nn.Module):
 
     def _attend(self, state: State) -> tuple[Tensor, tuple]:
         """Attend every layer, re-running the CNN between them: the pooled top (P, C) and each layer's weights."""
+        if state.device.type == "cpu" and not torch.is_grad_enabled() and len(state.hidden) > ROWS_AT_ONCE:
+            parts = [
+                self._attend(replace(state, image=image, hidden=hidden))
+                for image, hidden in zip(
+                    state.image.split(ROWS_AT_ONCE), state.hidden.split(ROWS_AT_ONCE), strict=True
+                )
+            ]
+            pooled, weights = zip(*parts, strict=True)
+            return torch.cat(pooled), joined(weights)
         maps = tuple(rows_of(x, state.image) for x in state.maps)  # (P, C, H, W)
         keys = None if state.keys is None else state.keys.index_select(0, state.image)
         *lower, top = self.attention.values()
@@ -224,6 +241,14 @@ def rows_of(maps: Tensor, index: Tensor) -> Tensor:
     if maps.dim() != 4:
         return maps.index_select(0, index)
     return maps.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
+
+
+def joined(parts: Sequence[tuple[tuple[Tensor | None, ...], ...]]) -> tuple[tuple[Tensor | None, ...], ...]:
+    """Each layer's (beta, alpha) of several sets of rows -> of all of them."""
+    return tuple(
+        tuple(None if each[0] is None else torch.cat(each) for each in zip(*layer, strict=True))
+        for layer in zip(*parts, strict=True)
+    )
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

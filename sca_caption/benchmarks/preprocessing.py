@@ -160,7 +160,7 @@ def dataset(folder: Path, sources: list[Path], count: int) -> list[str]:
         for number in range(count):
             name = f"{number:08}{sources[number % len(sources)].suffix}"
             (folder / "images" / name).symlink_to(sources[number % len(sources)])
-            for words in rng.zipf(1.3, (CAPTIONS, WORDS)) % VOCABULARY:
+            for words in rng.zipf(1.45, (CAPTIONS, WORDS)) % VOCABULARY:
                 table.write(f"{name},{' '.join(map(spelled, words.tolist()))} .\n")
     return sorted(str(path) for path in (folder / "images").iterdir())
 
