@@ -5,7 +5,7 @@ n images, M captions, S the transform's size, L the longest caption.
     attributes            format="sca_caption", format_version=1, complete=True (written last)
                           source         one line: the dataset and the layout that was read
                           vocabulary     JSON list of the words from id 4 on (0 to 3: pad, bos, eos, unk)
-                          min_count      a word is in the vocabulary when train has it at least this often
+                          min_count      a word is in the vocabulary when train has it so often; 0: another file's
                           tokenizer      what split the captions into words
                           transform      JSON of images.Transform: how the images were brought to size
                           encoding       jpeg, raw or features

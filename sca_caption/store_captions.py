@@ -65,10 +65,11 @@ class Captions:
                     self.problems.append((record.file_name, "a caption without a word; left out"))
             self.done += 1
 
-    def write(self, file: h5py.File, splits: np.ndarray, min_count: int) -> dict:
+    def write(self, file: h5py.File, splits: np.ndarray, words_from: int | Vocabulary) -> dict:
         """Write captions/ and the vocabulary; returns store_writer.Report's fields on them.
 
-        splits: (n,) of the records. Raises UserError when train has no word often enough.
+        splits: (n,) of the records. words_from: the vocabulary, or how often train must have its words.
+        Raises UserError when train has no word often enough.
         """
         words = np.frombuffer(self.words, np.uint32)  # (W,)
         lengths, rows = (np.frombuffer(column, np.int32) for column in (self.lengths, self.rows))  # (M,)
@@ -79,9 +80,12 @@ class Captions:
             block = slice(start, start + 100 * BLOCK)
             places = split_of_word[block] * np.int64(len(spelled)) + words[block]
             counts += np.bincount(places, minlength=counts.size).reshape(counts.shape)
-        vocabulary = Vocabulary.of_counts(dict(zip(spelled, counts[0].tolist(), strict=True)), min_count)
+        if isinstance(words_from, Vocabulary):
+            vocabulary = words_from
+        else:
+            vocabulary = Vocabulary.of_counts(dict(zip(spelled, counts[0].tolist(), strict=True)), words_from)
         if len(vocabulary) == len(SPECIALS):
-            raise UserError(f"no word stands {min_count} times in the captions of train; lower --min-count")
+            raise UserError(f"no word stands {words_from} times in the captions of train; lower --min-count")
         ids = np.array(vocabulary.encode(spelled), np.uint16 if len(vocabulary) < 1 << 16 else np.uint32)
         group = file.create_group("captions")
         self._write_tokens(group, ids, words, lengths)

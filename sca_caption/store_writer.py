@@ -30,7 +30,7 @@ from sca_caption.sources import Record, Source
 from sca_caption.store import ENCODINGS, FORMAT, SPLITS, VERSION
 from sca_caption.store_captions import LONGEST, Captions
 from sca_caption.store_images import Encode, Features, Jpegs, Pixels, in_order, interrupts_held_back, prepare
-from sca_caption.vocab import TOKENIZER, has_words
+from sca_caption.vocab import TOKENIZER, Vocabulary, has_words
 
 
 @dataclasses.dataclass
@@ -45,7 +45,7 @@ class Report:
     captions: dict[str, int]
     coverage: dict[str, float]  # share of the words of a split that the vocabulary has, 0 to 1
     vocabulary: int  # words, the specials not counted
-    min_count: int
+    min_count: int  # 0: another's vocabulary
     longest: int  # words
     shortened: int  # captions cut to LONGEST words
     skipped: list[tuple[str, str, str]]  # (image, kind, reason)
@@ -60,7 +60,9 @@ class Report:
             f"source      {self.source}",
             f"images      {_by_split(self.images)}; {size}x{size} {self.transform.mode}, {self.encoding}",
             f"captions    {_by_split(self.captions)}; the longest has {self.longest} words",
-            f"vocabulary  {self.vocabulary} words seen at least {self.min_count} times in train; covered: "
+            f"vocabulary  {self.vocabulary} words "
+            + (f"seen at least {self.min_count} times in train" if self.min_count else "of another file")
+            + "; covered: "
             + ", ".join(f"{split} {share:.2%}" for split, share in self.coverage.items()),
         ]
         if self.shortened:
@@ -80,6 +82,7 @@ def write(
     transform: Transform | None = None,
     encoding: str = "jpeg",
     min_count: int = 5,
+    vocabulary: Vocabulary | None = None,
     quality: int = 90,
     workers: int | None = None,
     max_skipped: int = 100,
@@ -93,6 +96,7 @@ def write(
         transform: how images are brought to size; default Transform().
         encoding: "jpeg", "raw" or "features".
         min_count: times that train must have a word for it to be in the vocabulary.
+        vocabulary: another's, in place of a new one by min_count.
         quality: of JPEG, 1 to 95. An upright RGB JPEG that has the size already is stored as it is.
         workers: processes that read images and bring them to size; 1: this process does; default one a core.
         max_skipped: missing, damaged and unreadable images that are tolerated.
@@ -151,14 +155,14 @@ def write(
         with interrupts_held_back():
             images.finish()
             splits = np.array([SPLITS.index(record.split) for record in kept], np.uint8)
-            on_captions = captions.write(file, splits, min_count)
+            on_captions = captions.write(file, splits, vocabulary or min_count)
             problems = source.problems + captions.problems
             _write_table(table, kept, splits)
             file.attrs.update(
                 source=source.description,
                 transform=json.dumps(transform.to_dict()),
                 encoding=encoding,
-                min_count=min_count,
+                min_count=0 if vocabulary else min_count,
                 tokenizer=TOKENIZER,
                 skipped=json.dumps([(name, reason) for name, _, reason in skipped] + problems),
             )
@@ -170,7 +174,7 @@ def write(
         transform=transform,
         encoding=encoding,
         images={split: sum(record.split == split for record in kept) for split in SPLITS},
-        min_count=min_count,
+        min_count=0 if vocabulary else min_count,
         skipped=skipped,
         problems=problems,
         bytes=path.stat().st_size,

@@ -15,6 +15,7 @@ from made_photos import encoded, photo
 from PIL import Image
 
 from sca_caption.captioner import Captioner
+from sca_caption.checkpoint import load
 from sca_caption.cli.preprocess import main, parser
 from sca_caption.config import ModelConfig
 from sca_caption.images import Transform, fit
@@ -290,3 +291,24 @@ def test_the_top_level_script_and_the_module_are_one_program():
         env=os.environ | {"COLUMNS": "80"},
     )
     assert "--resize-mode {resize,crop}" in shown.stdout
+
+
+def test_the_words_of_another_file_keep_their_ids(photographs, tmp_path, tiny_checkpoint, capsys):
+    assert run(capsys, "--dataset", "csv", "--min-count", "6")[0] == 0
+    other = CaptionData("data/csv.h5")
+    (tmp_path / "mine.csv").write_text(
+        "image,caption,split\n00 é.png,a ball runs,train\n04 é.png,the dog,val\n"
+    )
+    arguments = ["--dataset", "csv", "--root", str(tmp_path / "mine.csv"), "--output", "mine.h5"]
+    for vocabulary, wanted in (
+        ("data/csv.h5", other.vocabulary),
+        (tiny_checkpoint, load(tiny_checkpoint).vocabulary),
+    ):
+        status, out, _ = run(capsys, *arguments, "--vocabulary", str(vocabulary))
+        assert status == 0
+        assert f"vocabulary  {len(wanted) - 4} words of another file; covered: train" in out
+        data = CaptionData("mine.h5")
+        assert data.vocabulary == wanted
+        assert [data.vocabulary.decode(data.captions(0)[0])] == [
+            wanted.decode(wanted.encode(["a", "ball", "runs"]))
+        ]

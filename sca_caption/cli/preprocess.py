@@ -66,6 +66,8 @@ def parser() -> argparse.ArgumentParser:
     add = p.add_argument_group("words").add_argument
     add("--min-count", type=int, default=5, metavar="N", help="the vocabulary is the words that the captions "
         "of train hold at least so many times (default: 5)")  # fmt: skip
+    add("--vocabulary", type=Path, metavar="FILE", help="take the words of this data file or model, to train "
+        "that model further with train.py --init (default: the data set's own words)")  # fmt: skip
 
     add = p.add_argument_group(
         "features", "with --encoding features; train with the same --backbone and --layers"
@@ -113,6 +115,7 @@ def main(argv: list[str] | None = None) -> int:
             transform=Transform(size, arguments.resize_mode),
             encoding=arguments.encoding,
             min_count=arguments.min_count,
+            vocabulary=vocabulary_of(arguments.vocabulary),
             workers=arguments.workers,
             max_skipped=arguments.max_skipped,
             on_skip=tell,
@@ -127,6 +130,19 @@ def main(argv: list[str] | None = None) -> int:
         print(f"and more; the whole list is the attribute 'skipped' of {output}", file=sys.stderr)
     print(report)
     return 0
+
+
+def vocabulary_of(path: Path | None):
+    """The vocabulary in a data file or a checkpoint. Raises UserError where it is neither."""
+    if path is None:
+        return None
+    if path.suffix == ".h5":
+        from sca_caption.store import CaptionData
+
+        return CaptionData(path).vocabulary
+    from sca_caption import checkpoint
+
+    return checkpoint.load(path).vocabulary
 
 
 def given(arguments: argparse.Namespace, names: tuple[str, ...]) -> dict:
