@@ -5,7 +5,8 @@ The search knows of a captioner only its step (the `Stepper` protocol) and the i
     state = model.start(encoded)                 # one row an image; opaque but for len() and select()
     logits, state = model.step(tokens, state)    # tokens (rows,) -> logits (rows, V)
 
-Shapes: n images in the search, B live beams an image, K = beam_size, V words, t words so far, T = max_length.
+Shapes: n images in the search, S sets of beams an image, B slots for live beams an image in all of them, K = beam_size,
+V words, t words so far, T = max_length.
 
 A caption's log-probability is the sum of its words' (and of the end word's, if it ended) log-probabilities
 under the model; forbidding words does not renormalise the others. Its score is log_prob / length**a, where
@@ -13,13 +14,15 @@ length counts the words and the end word and a is the length penalty (Wu et al.,
 their constants): 0 compares probabilities, 1 the mean per word; more favours longer captions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
+from sca_caption.constraints import Mentions, by_groups
 from sca_caption.search import SearchConfig
 from sca_caption.vocab import BOS, EOS, PAD, UNK
 
@@ -57,7 +60,7 @@ class Hypothesis:
 
 @dataclass
 class Beams:
-    """Captions in the making or made, (n, B) of them; log_prob is -inf in the slots that hold none."""
+    """Captions in the making, (n, B) of them; log_prob is -inf in the slots that hold none."""
 
     tokens: Tensor  # (n, B, t)
     log_prob: Tensor  # (n, B)
@@ -67,16 +70,18 @@ class Beams:
 
 
 @dataclass
-class Finished(Beams):
-    """The K best ended captions of each image, best first; their tokens are padded to T."""
+class Finished:
+    """The K best ended captions of each of S sets of each image, best first; their tokens are padded to T."""
 
-    length: Tensor  # (n, K) with the end word
-    score: Tensor  # (n, K); -inf in the slots that hold none
+    tokens: Tensor  # (n, S, K, T)
+    log_prob: Tensor  # (n, S, K)
+    length: Tensor  # (n, S, K) with the end word
+    score: Tensor  # (n, S, K); -inf in the slots that hold none
 
     @classmethod
-    def none(cls, images: int, size: int, max_length: int, device: torch.device) -> "Finished":
-        nothing = torch.full((images, size), -torch.inf, device=device)
-        tokens = torch.full((images, size, max_length), PAD, device=device)
+    def none(cls, images: int, sets: int, size: int, max_length: int, device: torch.device) -> "Finished":
+        nothing = torch.full((images, sets, size), -torch.inf, device=device)
+        tokens = torch.full((images, sets, size, max_length), PAD, device=device)
         return cls(tokens, nothing, torch.zeros_like(nothing, dtype=torch.long), nothing.clone())
 
     def of(self, images: Tensor) -> "Finished":
@@ -87,20 +92,19 @@ class Finished(Beams):
         for name in ("tokens", "log_prob", "length", "score"):
             getattr(self, name)[images] = getattr(other, name)
 
-    def merge(self, ended: Beams, length_penalty: float) -> "Finished":
-        """The K best of these and of `ended`, (n, B) captions of t words; at equal scores the older first."""
-        size, max_length = self.tokens.shape[1:]
-        words = ended.tokens.shape[2]
-        length = torch.full_like(ended.log_prob, words + 1, dtype=torch.long)
-        padded = torch.nn.functional.pad(ended.tokens, (0, max_length - words), value=PAD)
-        tokens = torch.cat([self.tokens, padded], 1)
-        score = torch.cat([self.score, ended.log_prob / (words + 1) ** length_penalty], 1)
-        score, best = score.sort(dim=1, descending=True, stable=True)
-        score, best = score[:, :size], best[:, :size]
+    def merge(self, tokens: Tensor, log_prob: Tensor, length_penalty: float) -> "Finished":
+        """The K best of these and of tokens (n, S, K', t), log_prob (n, S, K'); at equal scores the older."""
+        size, max_length = self.tokens.shape[2:]
+        words = tokens.shape[3]
+        length = torch.full_like(log_prob, words + 1, dtype=torch.long)
+        padded = torch.nn.functional.pad(tokens, (0, max_length - words), value=PAD)
+        score = torch.cat([self.score, log_prob / (words + 1) ** length_penalty], 2)
+        score, best = score.sort(dim=2, descending=True, stable=True)
+        score, best = score[:, :, :size], best[:, :, :size]
         return Finished(
-            tokens.gather(1, best[:, :, None].expand(-1, -1, max_length)),
-            torch.cat([self.log_prob, ended.log_prob], 1).gather(1, best),
-            torch.cat([self.length, length], 1).gather(1, best),
+            torch.cat([self.tokens, padded], 2).gather(2, best[..., None].expand(-1, -1, -1, max_length)),
+            torch.cat([self.log_prob, log_prob], 2).gather(2, best),
+            torch.cat([self.length, length], 2).gather(2, best),
             score,
         )
 
@@ -198,6 +202,7 @@ def beam_search(
     block_ngrams: int = 0,
     num_captions: int = SearchConfig.num_captions,
     forbidden: Sequence[int] = NEVER,
+    mentions: Sequence[Sequence[Collection[int]]] | None = None,
     early_exit: bool = True,
 ) -> list[list[Hypothesis]]:
     """The `num_captions` best captions of each row of `state`, in order, best score first.
@@ -212,65 +217,123 @@ def beam_search(
     n > 0 no n words in a row twice. Finished captions come first; where fewer than `num_captions` finished
     within max_length, the best unfinished ones follow. There is always at least one; there are fewer than
     `num_captions` only where the vocabulary has no more.
+
+    mentions: for each image at most three groups of word ids; its captions shall have a word of each group.
+    An image with G > 0 groups has K beams in each of 2^G sets (see `constraints`), the rule above holds in each
+    of them, and the image is done when the set of those that mention all is. Captions that mention more groups
+    come before all others, so the first ones mention all if any can.
     """
     check(beam_size=beam_size, max_length=max_length, num_captions=num_captions)
     if num_captions > beam_size:
         raise ValueError(f"num_captions={num_captions} is more than beam_size={beam_size}; raise beam_size")
+    search = partial(
+        search_in_sets,
+        model,
+        beam_size=beam_size,
+        max_length=max_length,
+        length_penalty=length_penalty,
+        block_ngrams=block_ngrams,
+        num_captions=num_captions,
+        forbidden=forbidden,
+        early_exit=early_exit,
+    )
+    if not mentions or not any(mentions):
+        return search(state)
+    captions: list[list[Hypothesis]] = [[]] * len(state)
+    for rows, words in by_groups(mentions, state.device):
+        part = state.select(torch.tensor(rows, device=state.device))
+        for row, found in zip(rows, search(part, words), strict=True):
+            captions[row] = found
+    return captions
+
+
+def search_in_sets(
+    model: Stepper,
+    state: State,
+    mentions: Mentions | None = None,
+    *,
+    beam_size: int,
+    max_length: int,
+    length_penalty: float,
+    block_ngrams: int,
+    num_captions: int,
+    forbidden: Sequence[int],
+    early_exit: bool,
+) -> list[list[Hypothesis]]:
+    """`beam_search` over S sets of beams an image, B = S * K slots; without `mentions` there is one set."""
     images, device = len(state), state.device
     if not images:
         return []
+    sets = mentions.sets if mentions else 1
     active = torch.arange(images, device=device)  # (n,) the image that each row of the search belongs to
-    live = Beams(
-        torch.empty(images, 1, 0, dtype=torch.long, device=device), torch.zeros(images, 1, device=device)
-    )
-    finished = Finished.none(images, beam_size, max_length, device)
-    results, unfinished = Finished.none(images, beam_size, max_length, device), [None] * images
-    last = torch.full((images,), BOS, device=device)
+    start = torch.full((images, sets), -torch.inf, device=device)
+    start[:, 0] = 0  # nothing is said and nothing mentioned
+    live = Beams(torch.empty(images, sets, 0, dtype=torch.long, device=device), start)
+    if sets > 1:
+        state = state.select(active.repeat_interleave(sets))
+    finished = Finished.none(images, sets, beam_size, max_length, device)
+    results, unfinished = Finished.none(images, sets, beam_size, max_length, device), [None] * images
+    last = torch.full((images * sets,), BOS, device=device)
 
     for length in range(1, max_length + 1):
         logits, state = model.step(last, state)
         log_prob = allowed(logits, forbidden, first=length == 1).view(*live.log_prob.shape, -1)  # (n, B, V)
         if block_ngrams:
             log_prob = log_prob.masked_fill(repeats(live.tokens, block_ngrams, log_prob.shape[2]), -torch.inf)
-        total = (live.log_prob[:, :, None] + log_prob).flatten(1)  # (n, B * V)
+        total = live.log_prob[:, :, None] + log_prob
 
-        # Of the 2K best at most K end a caption, one for each live beam: K that go on are always among them.
-        total, choice = total.topk(min(2 * beam_size, total.shape[1]))  # (n, 2K)
+        # Of a set's 2K best at most K end a caption, one for each of its beams: K that go on are always among them.
+        total, choice = best_of(total, mentions, 2 * beam_size)  # (n, S, 2K)
         parent, word = choice // log_prob.shape[2], choice % log_prob.shape[2]
         ends = word == EOS
-        ended = Beams(
-            rows_of(live.tokens, parent[:, :beam_size]),
-            total[:, :beam_size].masked_fill(~ends[:, :beam_size], -torch.inf),
+        finished = finished.merge(
+            rows_of(live.tokens, parent[..., :beam_size]),
+            total[..., :beam_size].masked_fill(~ends[..., :beam_size], -torch.inf),
+            length_penalty,
         )
-        finished = finished.merge(ended, length_penalty)
-        onward, kept = total.masked_fill(ends, -torch.inf).topk(min(beam_size, total.shape[1]))  # (n, B')
-        parent, word = parent.gather(1, kept), word.gather(1, kept)
-        before, live = live, Beams(torch.cat([rows_of(live.tokens, parent), word[:, :, None]], 2), onward)
+        onward, kept = total.masked_fill(ends, -torch.inf).topk(
+            min(beam_size, total.shape[2])
+        )  # (n, S, B / S)
+        parent, word = parent.gather(2, kept).flatten(1), word.gather(2, kept).flatten(1)  # (n, B)
+        before, live = (
+            live,
+            Beams(torch.cat([rows_of(live.tokens, parent), word[:, :, None]], 2), onward.flatten(1)),
+        )
 
         if length == max_length:
             store(results, unfinished, active, finished, live)
             break
-        done = finished.score[:, -1].isfinite()
-        dead = ~onward[:, 0].isfinite()  # nothing can follow, or the logits are not numbers
+        done = finished.score[:, -1, -1].isfinite()
+        likeliest = onward[:, :, 0].amax(1)  # (n,)
+        dead = ~likeliest.isfinite()  # nothing can follow, or the logits are not numbers
         if early_exit:
-            reach = out_of_reach(onward[:, 0], length, max_length, length_penalty)
-            done |= reach <= finished.score[:, num_captions - 1]
+            reach = out_of_reach(likeliest, length, max_length, length_penalty)
+            done |= reach <= finished.score[:, -1, num_captions - 1]
         done |= dead
         first_row = torch.arange(len(active), device=device)[:, None] * before.log_prob.shape[1]  # (n, 1)
-        rows = first_row + parent  # (n, B')
+        rows = first_row + parent  # (n, B)
         if done.any():
-            nothing = dead & ~finished.score[:, 0].isfinite()
+            nothing = dead & ~finished.score[:, :, 0].isfinite().any(1)
             if length == 1 and nothing.any():
                 raise ValueError("no word can start a caption: logits not finite, or all words forbidden")
             before.log_prob[~nothing] = -torch.inf
             store(results, unfinished, active[done], finished.of(done), before.of(done))
             going = ~done
             active, live, finished = active[going], live.of(going), finished.of(going)
+            mentions = mentions and mentions.of(going)
             word, rows = word[going], rows[going]
             if not len(active):
                 break
         last, state = word.flatten(), state.select(rows.flatten())
     return hypotheses_of(results, unfinished, num_captions, length_penalty)
+
+
+def best_of(total: Tensor, mentions: Mentions | None, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` best continuations in each set: total (n, B, V) -> values and indices into B * V, (n, S, count)."""
+    if mentions:
+        return mentions.best(total, count)
+    total = total.flatten(1)[:, None]
+    return total.topk(min(count, total.shape[2]))
 
 
 def out_of_reach(log_prob: Tensor, length: int, max_length: int, length_penalty: float) -> Tensor:
@@ -304,8 +367,8 @@ def repeats(tokens: Tensor, n: int, vocabulary_size: int) -> Tensor:
 
 
 def rows_of(tokens: Tensor, beams: Tensor) -> Tensor:
-    """tokens (n, B, t), beams (n, B') -> (n, B', t): each image's beams reordered."""
-    return tokens.gather(1, beams[:, :, None].expand(-1, -1, tokens.shape[2]))
+    """tokens (n, B, t), beams (n, ...) -> (n, ..., t): each image's beams reordered."""
+    return tokens[torch.arange(len(tokens), device=tokens.device).view(-1, *[1] * (beams.dim() - 1)), beams]
 
 
 def store(
@@ -320,21 +383,27 @@ def store(
 def hypotheses_of(
     results: Finished, unfinished: list[Beams], num_captions: int, length_penalty: float
 ) -> list[list[Hypothesis]]:
+    """Those that mention more groups first, of these the finished ones, best score first."""
     captions = []
     columns = (results.tokens, results.log_prob, results.length, results.score)
-    for image, rows in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+    for image, sets in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
         found = [
-            Hypothesis(tokens[: length - 1], log_prob, score, True)
+            (group.bit_count(), Hypothesis(tokens[: length - 1], log_prob, score, True))
+            for group, rows in enumerate(zip(*sets, strict=True))
             for tokens, log_prob, length, score in zip(*rows, strict=True)
             if score > -torch.inf
-        ][:num_captions]
-        if len(found) < num_captions:
-            live = unfinished[image]
-            words = live.tokens.shape[1]
-            for tokens, log_prob in zip(live.tokens.tolist(), live.log_prob.tolist(), strict=True):
-                if log_prob > -torch.inf and len(found) < num_captions:
-                    found.append(Hypothesis(tokens, log_prob, log_prob / words**length_penalty, False))
-        captions.append(found)
+        ]
+        live = unfinished[image]
+        beams, words = live.tokens.shape
+        for slot, (tokens, log_prob) in enumerate(
+            zip(live.tokens.tolist(), live.log_prob.tolist(), strict=True)
+        ):
+            if log_prob > -torch.inf:
+                group = slot * results.score.shape[1] // beams
+                unended = Hypothesis(tokens, log_prob, log_prob / words**length_penalty, False)
+                found.append((group.bit_count(), unended))
+        found.sort(key=lambda item: (-item[0], not item[1].finished, -item[1].score))
+        captions.append([hypothesis for _, hypothesis in found[:num_captions]])
     return captions
 
 

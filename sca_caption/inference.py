@@ -1,6 +1,6 @@
 """Many images in, captions or classes out: a checkpoint at work in batches, with images decoded while the model runs."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -70,14 +70,20 @@ class Describer:
         self.search, self.batch_size = search or SearchConfig(), batch_size
 
     @torch.inference_mode()
-    def caption_batch(self, batch: Tensor | tuple[Tensor, ...]) -> list[tuple[Caption, ...]]:
-        """Images uint8 (B, 3, S, S), or features as a tuple of (B, ...) -> captions of each, best first."""
+    def caption_batch(
+        self,
+        batch: Tensor | tuple[Tensor, ...],
+        mentions: Sequence[Sequence[Collection[int]]] | None = None,
+    ) -> list[tuple[Caption, ...]]:
+        """Images uint8 (B, 3, S, S), or features as a tuple of (B, ...) -> captions of each, best first.
+
+        mentions: ids of words that captions of each image must have, see `decode.beam_search`.
+        """
         batch = (
             batch.to(self.device) if isinstance(batch, Tensor) else tuple(x.to(self.device) for x in batch)
         )
-        found = decode.beam_search(
-            self.model, self.model.start(self.model.encode(batch)), **vars(self.search)
-        )
+        state = self.model.start(self.model.encode(batch))
+        found = decode.beam_search(self.model, state, **vars(self.search), mentions=mentions)
         return [
             tuple(
                 Caption(self.vocabulary.decode(h.tokens), h.log_prob, h.score, h.finished) for h in hypotheses
