@@ -219,9 +219,10 @@ def beam_search(
     `num_captions` only where the vocabulary has no more.
 
     mentions: for each image at most three groups of word ids; its captions shall have a word of each group.
-    An image with G > 0 groups has K beams in each of 2^G sets (see `constraints`), the rule above holds in each
-    of them, and the image is done when the set of those that mention all is. Captions that mention more groups
-    come before all others, so the first ones mention all if any can.
+    An image with G > 0 groups has K beams in each of 2^G sets (see `constraints`), each of which goes on as above,
+    but is done only when no live beam can still enter the best that mention all: the first to finish force the
+    word in anyhow, where later ones find a place for it. Captions that mention more groups come before all others,
+    so the first ones mention all if any can.
     """
     check(beam_size=beam_size, max_length=max_length, num_captions=num_captions)
     if num_captions > beam_size:
@@ -303,7 +304,7 @@ def search_in_sets(
         if length == max_length:
             store(results, unfinished, active, finished, live)
             break
-        done = finished.score[:, -1, -1].isfinite()
+        done = finished.score[:, -1, -1].isfinite() & (sets == 1)
         likeliest = onward[:, :, 0].amax(1)  # (n,)
         dead = ~likeliest.isfinite()  # nothing can follow, or the logits are not numbers
         if early_exit:

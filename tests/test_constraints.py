@@ -65,9 +65,6 @@ def slow_search(model, image, groups, beam_size, max_length, length_penalty, num
                 if tokens[-1] == EOS:
                     finished[group].append((log_prob / length**length_penalty, log_prob, tokens[:-1]))
             live[group] = [option for option in each if option[0][-1] != EOS][:beam_size]
-        if len(finished[everything]) >= beam_size:
-            live = {}
-            break
     found = []
     for group in range(everything + 1):
         finished[group].sort(key=lambda item: -item[0])
