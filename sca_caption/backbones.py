@@ -15,6 +15,7 @@ it is folded, so that it starts and learns as its paper says; only, its batch no
 
 import re
 from collections.abc import Collection, Sequence
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -39,6 +40,7 @@ ATTENDED: dict[str, tuple[str, ...]] = {
 }
 
 NOT_TORCHVISIONS = ("lenet", "mobilenext")
+IMAGES_AT_ONCE = 4  # what a CPU takes at once where nothing learns: the early maps of more do not fit in its caches
 
 
 def attended_layers(backbone: str, layers: Sequence[str]) -> tuple[str, ...]:
@@ -90,6 +92,7 @@ class Backbone(nn.Module):
         else:
             self._segments = self._traced(name, layers, weights, attention, at)
             self.channels = self._probe()
+        self._frozen = None  # of the trunk, what comes before all that learns; see `set_trainable`
         # In this layout 1x1 convolutions are matrix products.
         self.network.to(memory_format=torch.channels_last)
 
@@ -116,8 +119,8 @@ class Backbone(nn.Module):
         if weights is not None:
             _load(model, name, weights, used, inserted)
         self.network = fx.GraphModule(model, graph)  # holds the parameters, and only those that are used
-        nodes = _fold_batchnorms(self.network, nodes)
-        return _cut(self.network, nodes)
+        self._nodes = _fold_batchnorms(self.network, nodes)
+        return _cut(self.network, self._nodes)
 
     def _probe(self) -> tuple[int, ...]:
         """The number of channels of each attended layer, by running the network."""
@@ -161,14 +164,49 @@ class Backbone(nn.Module):
             parameter.requires_grad_(False)
         for block in self.blocks().values():
             block.requires_grad_(True)
+        self._frozen = self._split_trunk()
+
+    def _split_trunk(self) -> tuple[nn.Module, nn.Module | None] | None:
+        """The trunk's part below the first parameter that learns, and the rest of it; None where nothing is frozen."""
+        if not any(p.requires_grad for p in self._segments[0].parameters()):
+            return self._segments[0], None
+        if isinstance(self.network, mobilenet.MobileNetV2):
+            return self.network.split(self._segments[0])
+        order = list(self.network.graph.nodes)
+        first = next(node for node in order if self._learns(node))
+        before = order[order.index(first) - 1]
+        return None if before.op == "placeholder" else tuple(_cut(self.network, [before, *self._nodes])[:2])
+
+    def _learns(self, node: fx.Node) -> bool:
+        if node.op == "get_attr":
+            return attrgetter(node.target)(self.network).requires_grad
+        if node.op != "call_module":
+            return False
+        return any(p.requires_grad for p in self.network.get_submodule(node.target).parameters())
 
     def trunk(self, images: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W) normalised images -> V1 (B, C, h, w), then the carried tensors."""
-        return self._segments[0](images.contiguous(memory_format=torch.channels_last))
+        images = images.contiguous(memory_format=torch.channels_last)
+        if not torch.is_grad_enabled():
+            return in_parts(self._segments[0], images)
+        if self._frozen is None:
+            return self._segments[0](images)
+        frozen, learning = self._frozen
+        with torch.no_grad():
+            maps = in_parts(frozen, images)
+        return maps if learning is None else learning(*maps)
 
     def segment(self, index: int, attended: Tensor, carried: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Attended V of layer `index` and its carried tensors -> V of the next layer, and that one's carried tensors."""
         return self._segments[index + 1](attended, *carried)
+
+
+def in_parts(piece: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
+    """piece(images), on a CPU some at a time: the early maps of more images do not fit in its caches."""
+    if images.device.type != "cpu" or len(images) <= IMAGES_AT_ONCE or torch.compiler.is_compiling():
+        return piece(images)
+    parts = [piece(part) for part in images.split(IMAGES_AT_ONCE)]
+    return tuple(torch.cat(maps) for maps in zip(*parts, strict=True))
 
 
 def pretrained_weights(name: str, file: str | Path | None = None) -> dict[str, Tensor]:

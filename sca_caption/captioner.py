@@ -14,20 +14,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.backends.mkldnn import is_available as mkldnn
 
+from sca_caption import teacher_forcing
 from sca_caption.attention.sca import ConditionedAttention, mean_over_positions, pool_modulated, pool_shared
 from sca_caption.backbones import Backbone
 from sca_caption.config import ModelConfig
 from sca_caption.images import MEAN, STD
-from sca_caption.vocab import BOS, EOS, PAD
+from sca_caption.vocab import EOS, PAD
 
-# What a CPU takes at once to decode, as the maps of more do not fit in its caches.
-IMAGES_AT_ONCE = 4
-ROWS_AT_ONCE = 48
+ROWS_AT_ONCE = 48  # what a CPU attends at once to decode: the maps of more do not fit in its caches
 
 
 @dataclass
 class State:
     """Where N partial captions stand. Image tensors are kept once an image; `image` says which one is read.
+    To train they are copied once for each caption (`spread`): a copy at every word would be kept for the way back.
 
     Attention reads the image and the hidden state but not the word that comes next, so captions that have their words
     so far in common have it in common too: P parents are attended, and `parent` says which one a row continues.
@@ -42,6 +42,7 @@ class State:
     hidden: Tensor  # (P, d)
     cell: Tensor  # (P, d)
     parent: Tensor | None = None  # (N,) indices into hidden; None: a row each
+    is_spread: bool = False  # maps and keys have P rows, one for each of hidden
     # Of the last step, one pair an attended layer: beta (N, C) or None, alpha (N, m) or None.
     attention: tuple[tuple[Tensor | None, Tensor | None], ...] = ()
 
@@ -61,7 +62,15 @@ class State:
             if len(distinct) < len(rows):
                 rows, parent = distinct, inverse
         image, hidden, cell = (x[rows] for x in (self.image, self.hidden, self.cell))
-        return replace(self, image=image, hidden=hidden, cell=cell, parent=parent, attention=())
+        after = replace(self, image=image, hidden=hidden, cell=cell, parent=parent, attention=())
+        return after._with_rows(rows) if self.is_spread else after
+
+    def spread(self) -> "State":
+        return self if self.is_spread else replace(self._with_rows(self.image), is_spread=True)
+
+    def _with_rows(self, rows: Tensor | slice) -> "State":
+        keys = None if self.keys is None else self.keys[rows]
+        return replace(self, maps=tuple(rows_of(x, rows) for x in self.maps), keys=keys)
 
 
 @dataclass
@@ -127,9 +136,6 @@ class Captioner(nn.Module):
         """
         if not isinstance(images, Tensor):
             return tuple(x.float() for x in images)
-        if images.device.type == "cpu" and not torch.is_grad_enabled() and len(images) > IMAGES_AT_ONCE:
-            parts = [self.encode(part) for part in images.split(IMAGES_AT_ONCE)]
-            return tuple(torch.cat(maps) for maps in zip(*parts, strict=True))
         return self.backbone.trunk((images / 255 - self.mean) / self.std)
 
     def start(self, encoded: tuple[Tensor, ...]) -> State:
@@ -155,6 +161,7 @@ class Captioner(nn.Module):
         if len(self.attention) == 1 and state.keys is not None:
             pooled, weights = self._attend_shared(state)
         else:
+            state = state.spread() if torch.is_grad_enabled() and state.parent is None else state
             pooled, weights = self._attend(state)
         of_word, of_image = state.input_weights
         gates = linear(self._normalise(pooled), of_image, self.lstm.bias_ih)  # (P, 4d)
@@ -183,8 +190,8 @@ class Captioner(nn.Module):
             ]
             pooled, weights = zip(*parts, strict=True)
             return torch.cat(pooled), joined(weights)
-        maps = tuple(rows_of(x, state.image) for x in state.maps)  # (P, C, H, W)
-        keys = None if state.keys is None else state.keys.index_select(0, state.image)
+        state = state.spread()
+        maps, keys = state.maps, state.keys  # (P, C, H, W), (P, m, k)
         *lower, top = self.attention.values()
         weights = []
         for i, attend in enumerate(lower):
@@ -210,36 +217,21 @@ class Captioner(nn.Module):
 
         doubly_stochastic adds that weight times the mean of (1 - sum_t alpha_t)^2 (Xu et al. 2015, eq. 14).
         """
-        lengths = (batch.captions != PAD).sum(1)
-        order = lengths.argsort(descending=True, stable=True)  # so that the rows still running are a prefix
-        captions = batch.captions[order]
-        running = (captions != PAD).sum(0).tolist()  # rows with a word at each t
-        inputs = F.pad(captions[:, :-1], (1, 0), value=BOS)
-        state = self.start(self.encode(batch.images))
-        state = state.select(batch.image_index[order])
-        logits, targets, alphas = [], [], []
-        for t, rows in enumerate(running):
-            if rows == 0:
-                break
-            if rows < len(state):
-                state = state.select(slice(rows))
-            step_logits, state = self.step(inputs[:rows, t], state)
-            logits.append(step_logits)
-            targets.append(captions[:rows, t])
-            alphas.append([alpha for _, alpha in state.attention if alpha is not None])
-        loss = F.cross_entropy(torch.cat(logits), torch.cat(targets), label_smoothing=label_smoothing)
-        if doubly_stochastic and alphas[0]:
-            loss = loss + doubly_stochastic * _attention_coverage(alphas)
+        state = self.start(self.encode(batch.images)).select(batch.image_index)
+        forced = teacher_forcing.run(self, state, batch.captions)
+        loss = F.cross_entropy(forced.logits, forced.targets, label_smoothing=label_smoothing)
+        if doubly_stochastic and forced.alphas[0]:
+            loss = loss + doubly_stochastic * _attention_coverage(forced.alphas)
         return loss
 
     def _normalise(self, pooled: Tensor) -> Tensor:
         return F.normalize(pooled, dim=1) * self.config.pool_norm
 
 
-def rows_of(maps: Tensor, index: Tensor) -> Tensor:
+def rows_of(maps: Tensor, index: Tensor | slice) -> Tensor:
     """maps[index], kept in the channels-last layout that 1x1 convolutions and attention are fast in."""
-    if maps.dim() != 4:
-        return maps.index_select(0, index)
+    if maps.dim() != 4 or isinstance(index, slice):
+        return maps[index]
     return maps.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
 
 
@@ -276,6 +268,13 @@ def collate(examples: list[tuple[Tensor | tuple[Tensor, ...], list[list[int]]]])
         if isinstance(images[0], Tensor)
         else tuple(torch.stack(x) for x in zip(*images, strict=True))
     )
-    captions = [torch.tensor([*words, EOS]) for _, several in examples for words in several]
+    captions = padded([[*words, EOS] for _, several in examples for words in several])
     index = torch.tensor([i for i, (_, several) in enumerate(examples) for _ in several])
-    return Batch(stacked, nn.utils.rnn.pad_sequence(captions, batch_first=True, padding_value=PAD), index)
+    return Batch(stacked, captions, index)
+
+
+def padded(captions: Sequence[Sequence[int]]) -> Tensor:
+    """Lists of ids as one tensor, filled up with PAD."""
+    return nn.utils.rnn.pad_sequence(
+        [torch.tensor(caption) for caption in captions], batch_first=True, padding_value=PAD
+    )

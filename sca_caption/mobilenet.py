@@ -72,6 +72,12 @@ class MobileNetV2(nn.Module):
         return [Piece(*self.features[a:b]) for a, b in pairwise(starts)]
 
 
+    def split(self, piece: Piece) -> tuple[Piece, Piece] | None:
+        """The blocks of `piece` before the first that learns, and the others; None where the first does."""
+        learns = [any(p.requires_grad for p in block.parameters()) for block in piece].index(True)
+        return (Piece(*piece[:learns]), Piece(*piece[learns:])) if learns else None
+
+
 def blocks_of(layers: Sequence[str]) -> list[int]:
     """Numbers of the blocks that `layers` name, lowest first: ("features.17", "features.18") -> [17, 18].
 

@@ -122,6 +122,25 @@ class KeysOfScaled(torch.autograd.Function):
         return d_features, d_scale.to(scale.dtype), d_weight.to(weight.dtype), d_bias.to(ctx.bias_dtype)
 
 
+class Modulated(torch.autograd.Function):
+    """features * beta * alpha: (B, C, H, W), (B, C), (B, m). Keeps these for the way back, and no product of them."""
+
+    @staticmethod
+    def forward(ctx, features: Tensor, beta: Tensor, alpha: Tensor) -> Tensor:
+        ctx.save_for_backward(features, beta, alpha)
+        return features * beta[:, :, None, None] * alpha.view(len(alpha), 1, *features.shape[2:])
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        features, beta, alpha = ctx.saved_tensors
+        on_map = alpha.view(len(alpha), 1, *features.shape[2:])
+        product = (grad * features).flatten(2)  # (B, C, m)
+        d_beta = torch.bmm(product, alpha.to(product.dtype)[:, :, None]).squeeze(2)
+        d_alpha = torch.bmm(beta.to(product.dtype)[:, None], product).squeeze(1)
+        d_features = grad * beta[:, :, None, None] * on_map if ctx.needs_input_grad[0] else None
+        return d_features, d_beta.to(beta.dtype), d_alpha.to(alpha.dtype)
+
+
 def mean_over_positions(features: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, C). Divides after the sum: mean() would divide a whole map again on the way back."""
     return features.flatten(2).sum(2) / features[0, 0].numel()
@@ -140,6 +159,8 @@ def scale_positions(features: Tensor, alpha: Tensor) -> Tensor:
 
 def modulate(features: Tensor, beta: Tensor | None, alpha: Tensor | None) -> Tensor:
     """V * beta * C * alpha * m; the factors C and m keep the scale that the layers above were trained on."""
+    if beta is not None and alpha is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return Modulated.apply(features, beta * beta.shape[1], alpha * alpha.shape[1])
     if beta is not None:
         features = scale_channels(features, beta)
     if alpha is not None:

@@ -1,7 +1,8 @@
 """A training step of SCA-CNN against the plain way of doing it, and against its floor.
 
 The plain way is that of the usual captioning code: one example a caption, so that the CNN runs once for each of an
-image's captions, and channel-wise attention by the formula as it is written. Both train the same model on the same
+image's captions, and the formulas of attention as they are written: channel scores through a (B, C, k) tensor, the
+modulated maps as tensors of their own, which the way back needs. Both train the same model on the same
 captions. What a step must do is the trunk once an image, and at every word the attended layers' convolutions and the
 matrix products of attention, LSTM and vocabulary, forward and backward: it is counted in multiply-adds.
 
@@ -11,11 +12,14 @@ Times alternate in one run; peak memory is that of a process of its own for each
 import statistics
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
+from unittest.mock import patch
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from sca_caption import captioner
 from sca_caption.attention import sca
 from sca_caption.backbones import attended_layers
 from sca_caption.benchmarks.memory import peak_growth
@@ -109,12 +113,19 @@ def calibrated_weights(backbone: str, pixels: torch.Tensor) -> dict[str, torch.T
 
 
 @contextmanager
-def plain_formula() -> Iterator[None]:
-    fast, sca.channel_scores = sca.channel_scores, sca.plain_channel_scores
-    try:
+def plain_formulas() -> Iterator[None]:
+    def keys(self: sca.SpatialAttention, features: Tensor, beta: Tensor | None = None) -> Tensor:
+        features = features if beta is None else sca.scale_channels(features, beta)
+        return self.visual(features.flatten(2).transpose(1, 2))
+
+    def pool(features: Tensor, beta: Tensor | None, alpha: Tensor | None) -> Tensor:
+        return sca.mean_over_positions(sca.modulate(features, beta, alpha))
+
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(sca, "channel_scores", sca.plain_channel_scores))
+        stack.enter_context(patch.object(sca.SpatialAttention, "keys", keys))
+        stack.enter_context(patch.object(captioner, "pool_modulated", pool))
         yield
-    finally:
-        sca.channel_scores = fast
 
 
 def step(model: Captioner, batch: Batch, way: str) -> float:
@@ -122,7 +133,7 @@ def step(model: Captioner, batch: Batch, way: str) -> float:
     if way == "plain":
         batch = Batch(batch.images[batch.image_index], batch.captions, torch.arange(len(batch.captions)))
     model.zero_grad(set_to_none=True)
-    with plain_formula() if way == "plain" else nullcontext():
+    with plain_formulas() if way == "plain" else nullcontext():
         loss = model.loss(batch)
         loss.backward()
     return loss.item()

@@ -1,0 +1,50 @@
+"""What a model says of captions that are given: logits at every word, the words before it being the caption's own.
+
+Like `decode`, it knows of a captioner only its step and the ids of the special words.
+
+Shapes: N captions, T words of the longest, M words of all, W vocabulary size.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sca_caption.decode import State, Stepper
+from sca_caption.vocab import BOS, PAD
+
+
+@dataclass
+class Forced:
+    """The words of all captions, first words first, and what the model gave for each."""
+
+    logits: Tensor  # (M, W)
+    targets: Tensor  # (M,) the captions' words
+    caption: Tensor  # (M,) which caption each is of
+    running: list[int]  # captions with a word at each t; the sum is M
+    alphas: list[
+        list[Tensor]
+    ]  # spatial attention at each t, a tensor (running, m) an attended layer that has it
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Values of words (M,), summed over the words of each caption: (N,)."""
+        return values.new_zeros(self.running[0]).index_add(0, self.caption, values)
+
+
+def run(model: Stepper, state: State, captions: Tensor) -> Forced:
+    """Go through captions (N, T), ids with EOS and without BOS, padded with PAD; row i continues row i of `state`."""
+    lengths = (captions != PAD).sum(1)
+    order = lengths.argsort(descending=True, stable=True)  # so that the captions still running are a prefix
+    captions, state = captions[order], state.select(order)
+    running = [rows for rows in (captions != PAD).sum(0).tolist() if rows]
+    inputs = F.pad(captions[:, :-1], (1, 0), value=BOS)
+    logits, alphas = [], []
+    for t, rows in enumerate(running):
+        if rows < len(state):
+            state = state.select(slice(rows))
+        step_logits, state = model.step(inputs[:rows, t], state)
+        logits.append(step_logits)
+        alphas.append([alpha for _, alpha in state.attention if alpha is not None])
+    targets = torch.cat([captions[:rows, t] for t, rows in enumerate(running)])
+    return Forced(torch.cat(logits), targets, torch.cat([order[:rows] for rows in running]), running, alphas)
