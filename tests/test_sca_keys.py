@@ -1,9 +1,9 @@
-"""Spatial keys of a modulated map, which recompute it on the way back: results and gradients are the formula's."""
+"""What training does not keep but recompute on the way back: results and gradients are the formulas'."""
 
 import torch
 from torch.nn.functional import linear
 
-from sca_caption.attention.sca import ConditionedAttention, KeysOfScaled, scale_channels
+from sca_caption.attention.sca import ConditionedAttention, KeysOfScaled, Modulated, scale_channels
 
 
 def made(dtype: torch.dtype) -> list[torch.Tensor]:
@@ -50,3 +50,13 @@ def test_half_precision_gives_gradients_of_the_parameters_own_kind():
     for one, other in zip(torch.autograd.grad(loss, [features, *attention.parameters()]), exact, strict=True):
         assert one.dtype == torch.float32
         torch.testing.assert_close(one, other, atol=0.05 * other.abs().max().item(), rtol=0.1)
+
+
+def test_gradients_of_the_modulated_map_by_finite_differences():
+    torch.manual_seed(0)
+    shapes = ((2, 5, 3, 2), (2, 5), (2, 6))  # features (B, C, H, W), beta (B, C), alpha (B, m)
+    inputs = [torch.randn(shape, dtype=torch.float64).requires_grad_() for shape in shapes]
+    assert torch.autograd.gradcheck(Modulated.apply, inputs)
+    features, beta, alpha = inputs
+    wanted = torch.einsum("bchw,bc,bhw->bchw", features, beta, alpha.view(2, 3, 2))
+    torch.testing.assert_close(Modulated.apply(*inputs), wanted)
