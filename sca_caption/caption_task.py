@@ -1,5 +1,6 @@
 """Training a captioner: every image of an epoch is decoded and encoded once for all of its captions."""
 
+import dataclasses
 import math
 import random
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sca_caption import decode, training
+from sca_caption.caption_quality import Quality, quality
 from sca_caption.captioner import Batch, Captioner, collate
 from sca_caption.checkpoint import Checkpoint
 from sca_caption.config import TrainConfig
@@ -17,12 +19,18 @@ from sca_caption.distributed import ALONE, Processes
 from sca_caption.errors import UserError
 from sca_caption.images import augment
 from sca_caption.metrics import Cider, ptb_tokenize
+from sca_caption.rewards import Critics, Reward
+from sca_caption.search import SearchConfig
 from sca_caption.self_critical import SelfCritical
 from sca_caption.store import CaptionData
 from sca_caption.vocab import PAD
 
 SIDES = ("left", "right")  # a mirrored image would make words false that begin so, as left-hand and rightmost
 SAMPLES = 3  # captions of the validation set shown each epoch
+# A self-critical run ends when its captions differ so much from those it started from:
+WORSE = 3.0  # points more of captions that repeat themselves, or dangle
+UNLIKE = 1.2  # times as long or as short
+FALLEN = 3.0  # points of CIDEr below the best
 LONGEST = 40  # words of a caption that are trained on; a handful of captions are longer
 
 
@@ -68,7 +76,9 @@ class CaptionTask:
         self.dataset = CaptionedImages(data, config.seed, config.augment)
         self.critic, self.measured = None, "loss"
         if config.objective == "cider":
-            self.critic, self.measured = SelfCritical(data, self.rows.tolist(), config.samples), "reward"
+            critics = Critics(Reward(data, self.rows.tolist(), config.bleu_weight), config.workers)
+            self.critic = SelfCritical(critics, config.samples, config.cross_entropy_weight)
+            self.measured = "reward"
         validated = data.indices("val")
         self.validation = Validation(data, validated, processes) if len(validated) else None
 
@@ -119,8 +129,30 @@ class CaptionTask:
     def validate(self) -> tuple[dict[str, float], list[str]] | None:
         if self.validation is None:
             return None
-        cider, samples = self.validation(self.model, self.config, self.device)
-        return {self.score: cider}, [f"{name}: {caption}" for name, caption in samples]
+        cider, found, samples = self.validation(self.model, self.config, self.device)
+        lines = [f"{found} (people: {self.validation.people.length:.1f})"]
+        return {self.score: cider} | dataclasses.asdict(found), lines + [
+            f"{name}: {text}" for name, text in samples
+        ]
+
+    @property
+    def improves(self) -> bool:
+        return self.critic is not None
+
+    def degraded(self, history: list[dict]) -> str:
+        """Why a self-critical run should end: its captions are worse than those it started from."""
+        if self.critic is None or not history or self.score not in history[0]:
+            return ""
+        first, last = history[0], history[-1]
+        for name, what in (("repeats", "repeat a phrase"), ("dangling", "end in a dangling word")):
+            if last[name] > first[name] + WORSE:
+                return f"{last[name]:.1f}% of the captions {what}, {first[name]:.1f}% at the start"
+        if not first["length"] / UNLIKE <= last["length"] <= first["length"] * UNLIKE:
+            return f"captions have {last['length']:.1f} words, {first['length']:.1f} at the start"
+        best = max(record[self.score] for record in history)
+        if last[self.score] < best - FALLEN:
+            return f"{self.score} fell to {last[self.score]:.1f} from {best:.1f}"
+        return ""
 
     def checkpoint(self, metrics: dict) -> Checkpoint:
         return Checkpoint(self.model, self.data.vocabulary, self.data.transform, metrics)
@@ -134,11 +166,17 @@ class Validation:
 
     def __init__(self, data: CaptionData, indices: np.ndarray, processes: Processes = ALONE):
         self.data, self.indices, self.processes = data, [int(i) for i in indices], processes
-        self.cider = Cider([[ptb_tokenize(text) for text in data.references(i)] for i in self.indices])
+        references = [[ptb_tokenize(text) for text in data.references(i)] for i in self.indices]
+        self.cider, self.people = (
+            Cider(references),
+            quality([words for several in references for words in several]),
+        )
 
     @torch.inference_mode()
-    def __call__(self, model: Captioner, config: TrainConfig, device: torch.device) -> tuple[float, list]:
-        """(CIDEr in the 0-100 form, a few (file name, caption) to look at)."""
+    def __call__(
+        self, model: Captioner, config: TrainConfig, device: torch.device
+    ) -> tuple[float, Quality, list[tuple[str, str]]]:
+        """(CIDEr in the 0-100 form, the captions' quality, a few (file name, caption) to look at)."""
         model.eval()
         dataset = CaptionedImages(self.data, config.seed, augment=False)
         captions, mine = [], self.processes.share(self.indices)
@@ -147,14 +185,20 @@ class Validation:
             if config.validation_beam == 1:
                 found = decode.greedy(model, state)
             else:
-                found = [
-                    best for best, *_ in decode.beam_search(model, state, beam_size=config.validation_beam)
-                ]
+                beams = decode.beam_search(
+                    model,
+                    state,
+                    beam_size=config.validation_beam,
+                    length_penalty=config.validation_length_penalty,
+                    block_ngrams=SearchConfig.block_ngrams,
+                )
+                found = [best for best, *_ in beams]
             captions += [self.data.vocabulary.decode(hypothesis.tokens) for hypothesis in found]
         captions = self.processes.gather(captions)
-        score, _ = self.cider.score([ptb_tokenize(caption) for caption in captions])
+        words = [ptb_tokenize(caption) for caption in captions]
+        score, _ = self.cider.score(words)
         shown = range(0, len(captions), max(1, len(captions) // SAMPLES))[:SAMPLES]
-        return score, [(self.data.file_name(self.indices[i]), captions[i]) for i in shown]
+        return score, quality(words), [(self.data.file_name(self.indices[i]), captions[i]) for i in shown]
 
 
 def initialise_from(model: Captioner, other: Checkpoint, words: tuple[str, ...]) -> list[str]:

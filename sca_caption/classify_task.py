@@ -67,7 +67,7 @@ class ClassifyTask:
     source: {"dataset", "root"} of `data`, so that a checkpoint says what it was trained on.
     """
 
-    measured, score = "loss", "top-1"
+    measured, score, improves = "loss", "top-1", False
 
     def __init__(
         self,
@@ -126,6 +126,9 @@ class ClassifyTask:
         logits = np.stack(self.processes.gather(mine))
         scores = classification_metrics.score(logits, self.data.labels[rows], self.data.classes)
         return {"top-1": scores.top1, "top-5": scores.top5}, []
+
+    def degraded(self, history: list[dict]) -> str:
+        return ""
 
     def checkpoint(self, metrics: dict) -> Checkpoint:
         return Checkpoint(self.model, None, self.transform, metrics | {"data": self.source})

@@ -103,17 +103,20 @@ class TrainConfig(RunConfig):
         ("cross-entropy", "cider"),
     )
     samples: int = setting(5, "captions drawn an image with --objective cider")
+    bleu_weight: float = setting(0.0, "with --objective cider: what BLEU-4 counts beside CIDEr's 1")
+    cross_entropy_weight: float = setting(0.0, "with --objective cider: of cross-entropy, against drift")
     backbone_lr: float = setting(1e-4, "peak learning rate of the CNN")
     finetune_backbone_at: int = setting(2, "epoch (from 0) at which the CNN starts to learn; -1: never")
     finetune_from: str = setting("", "first layer of the CNN that learns then (default: all of it does)")
     doubly_stochastic: float = setting(0.0, "weight of the penalty (1 - sum over words of alpha)^2")
     augment: bool = setting(True, "crop, lighting, and mirroring of images whose captions name no side")
     validation_beam: int = setting(1, "beam size of the captions that validation scores")
+    validation_length_penalty: float = setting(0.8, "of that beam search, see caption.py")
 
     def __post_init__(self):
         super().__post_init__()
         require(self, "validation_beam", self.validation_beam >= 1, "at least 1")
-        for name in ("doubly_stochastic", "backbone_lr"):
+        for name in ("doubly_stochastic", "backbone_lr", "bleu_weight", "cross_entropy_weight"):
             require(self, name, getattr(self, name) >= 0, "0 or more")
         require(self, "samples", self.samples >= 2, "at least 2")
 
@@ -176,6 +179,10 @@ PAPER = {
 # Small pictures, few words: a minute of CPU.
 SHAPES = {"attention_width": 64, "embedding_size": 64, "lstm_size": 128, "epochs": 8, "finetune_backbone_at": -1,
           "augment": False, "batch_size": 16, "lr": 3e-3, "label_smoothing": 0.0, "dropout": 0.1}  # fmt: skip
+
+# Self-critical training starts from a good captioner, and must not hurt it.
+SELF_CRITICAL = {"lr": 4e-5, "epochs": 5, "finetune_backbone_at": -1, "patience": 2, "validation_beam": 5,
+                 "label_smoothing": 0.0}  # fmt: skip
 
 PRESETS: dict[str, dict] = {"default": {}, "paper": PAPER, "shapes": SHAPES}
 

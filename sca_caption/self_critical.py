@@ -3,54 +3,73 @@
 Rennie et al., "Self-critical sequence training for image captioning", CVPR 2017 (arXiv 1612.00563): REINFORCE with the
 reward of a whole caption. The baseline of a sample is the mean reward of the image's other samples (Luo, "A better
 variant of self-critical sequence training", 2020, arXiv 2003.09971), which needs no second decoding.
+
+Captions are drawn without gradients, by the fast path of decoding; their log-probabilities then come from teacher
+forcing, as in cross-entropy training and at its cost, while other processes compute the rewards. Both passes must be of
+one distribution, or the gradient would be biased; so dropout, which differs from pass to pass, is off in both, and what
+improves is the model that users get.
 """
 
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from sca_caption import decode
-from sca_caption.captioner import Batch, Captioner
-from sca_caption.metrics import Cider, ptb_tokenize
-from sca_caption.store import CaptionData
-
-END = "<eos>"  # counted as a word, so that a caption is also rewarded for ending where people end theirs
+from sca_caption import decode, teacher_forcing
+from sca_caption.captioner import Batch, Captioner, padded
+from sca_caption.rewards import Critics
+from sca_caption.vocab import EOS, PAD
 
 
 class SelfCritical:
-    """Rewards by CIDEr-D against the images in `rows`, whose captions alone give the document frequencies."""
+    """The policy gradient of `samples` captions an image; against drift with some of people's captions' cross-entropy."""
 
-    def __init__(self, data: CaptionData, rows: list[int], samples: int):
-        self.vocabulary, self.samples = data.vocabulary, samples
-        self.cider = Cider([[[*ptb_tokenize(text), END] for text in data.references(row)] for row in rows])
-        self.position = {row: i for i, row in enumerate(rows)}
-
-    def reward(self, row: int, tokens: list[int], finished: bool) -> float:
-        """CIDEr-D (1.0 is 1.0) of one caption of the image in `row`."""
-        words = ptb_tokenize(self.vocabulary.decode(tokens)) + [END] * finished
-        return self.cider.score_image(words, self.cider.references[self.position[row]]) / 100
+    def __init__(self, critics: Critics, samples: int, cross_entropy: float = 0.0):
+        self.critics, self.samples, self.cross_entropy = critics, samples, cross_entropy
 
     def loss(
         self, model: Captioner, batch: Batch, rows: list[int], mean: Callable[[int], float] = float
     ) -> tuple[Tensor, float]:
-        """The policy gradient's loss a word, and the mean reward, of `samples` captions an image.
+        """The loss a word, and the mean reward.
 
         rows: which image of the data file each of the batch's images is. mean: over the processes that share the batch,
         of their numbers of words.
         """
-        state = model.start(model.encode(batch.images))
-        image = torch.arange(len(rows), device=state.device).repeat_interleave(self.samples)
-        sampled = decode.sample(model, state.select(image))
-        rewards = torch.tensor(
+        model.dropout.eval()
+        encoded = model.encode(batch.images)
+        image = torch.arange(len(rows), device=model.mean.device).repeat_interleave(self.samples)
+        with torch.inference_mode():
+            sampled = decode.sample(model, model.start(encoded).select(image))
+        rewards = self.critics.ask(
             [
-                self.reward(rows[i], tokens, finished)
+                (rows[i], tokens, finished)
                 for i, tokens, finished in zip(image.tolist(), sampled.tokens, sampled.finished, strict=True)
-            ],
-            device=state.device,
-        ).view(-1, self.samples)
+            ]
+        )
+        log_prob, words = log_probabilities(model, encoded, image, sampled)
+        rewards = torch.tensor(rewards(), device=image.device).view(-1, self.samples)
         # reward - mean of the others = (reward - mean of all) * n / (n - 1)
         advantage = (rewards - rewards.mean(1, keepdim=True)) * (self.samples / (self.samples - 1))
-        words = mean(sum(map(len, sampled.tokens)) + sum(sampled.finished))
-        loss = -(advantage.flatten() * sampled.log_prob).sum() / words
+        loss = -(advantage.flatten() * log_prob).sum() / mean(words)
+        if self.cross_entropy:
+            people = Batch(encoded, batch.captions, batch.image_index)
+            count = int((batch.captions != PAD).sum())
+            loss = loss + self.cross_entropy * model.loss(people) * (count / mean(count))
         return loss, rewards.mean().item()
+
+
+def log_probabilities(
+    model: Captioner, encoded: tuple[Tensor, ...], image: Tensor, sampled: decode.Sampled
+) -> tuple[Tensor, int]:
+    """Of captions that `decode.sample` drew, with gradients, (rows,); and the number of their words, ends included."""
+    captions = padded(
+        [tokens + [EOS] * ended for tokens, ended in zip(sampled.tokens, sampled.finished, strict=True)]
+    ).to(image.device)
+    forced = teacher_forcing.run(model, model.start(encoded).select(image), captions)
+    # Over the words that `sample` draws from: never those of NEVER, and no end before the first word.
+    barred = torch.zeros_like(forced.logits, dtype=torch.bool)
+    barred[:, list(decode.NEVER)] = True
+    barred[: forced.running[0], EOS] = True
+    logits = forced.logits.float().masked_fill(barred, -torch.inf)
+    return forced.sums(-F.cross_entropy(logits, forced.targets, reduction="none")), len(forced.targets)

@@ -38,6 +38,7 @@ class Task(Protocol):
     processes: Processes  # that train it together
     measured: str  # what `loss` shows: "loss" or "reward"
     score: str  # the figure of `validate`, higher is better, that chooses best.pt
+    improves: bool  # on a model that is good already, which is scored, as epoch 0, before it is trained
     images: int  # trained on in an epoch
     steps: int  # in an epoch
 
@@ -61,6 +62,9 @@ class Task(Protocol):
 
     def validate(self) -> tuple[dict[str, float], list[str]] | None:
         """Figures, `score` among them, and lines to look at; None without validation data."""
+
+    def degraded(self, history: list[dict]) -> str:
+        """Why the model is so much worse for the last epoch of the history that training should end, or ""."""
 
     def checkpoint(self, metrics: dict) -> Checkpoint:
         """The model with all it needs to be used."""
@@ -105,7 +109,7 @@ def train(
     start_epoch, history = 0, []
     if resume is not None:
         history = resume.training["history"]
-        start_epoch = len(history)
+        start_epoch = history[-1]["epoch"]
         restore_optimizer(optimizer, resume.extra)
         if average is not None:
             average.restore(resume.extra, start_epoch * task.steps)
@@ -123,9 +127,20 @@ def train(
         f"{summary}, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters; writing to {output}"
     )
 
+    if task.improves and not history:
+        figures, _ = task.validate() or ({}, [])
+        if figures:
+            history.append({"epoch": 0} | figures)
+            say(f"before training  val {score} {figures[score]:5.1f}")
+            if processes.first:
+                checkpoint.save(output / "best.pt", task.checkpoint({"val": history[0]}))
+
     for epoch in range(start_epoch, config.epochs):
-        if stopped_early(history, score, config.patience):
-            say(f"stopping: no better {score} in {config.patience} epochs")
+        reason = task.degraded(history)
+        if not reason and stopped_early(history, score, config.patience):
+            reason = f"no better {score} in {config.patience} epochs"
+        if reason:
+            say(f"stopping: {reason}")
             break
         began = time.perf_counter()
         torch.manual_seed(hash_seed(config.seed, epoch, processes.rank))  # dropout, mixup
@@ -169,6 +184,7 @@ def train(
             record = processes.broadcast(record)  # clocks differ
             history.append(record)
             best = not figures or record[score] >= max(r[score] for r in history)
+            best = best and not task.degraded(history)
             if best and processes.first:
                 checkpoint.save(output / "best.pt", task.checkpoint({"val": record}))
         if processes.first:

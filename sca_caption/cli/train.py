@@ -138,6 +138,8 @@ def check_no_run_in(output: Path) -> None:
 def settings_of(arguments: argparse.Namespace) -> tuple[config.ModelConfig, config.TrainConfig]:
     preset = arguments.preset or ("shapes" if arguments.dataset == "shapes" else "default")
     values = config.PRESETS[preset]
+    if getattr(arguments, "objective", values.get("objective")) == "cider":
+        values = values | config.SELF_CRITICAL
     return config.make(config.ModelConfig, arguments, values), config.make(
         config.TrainConfig, arguments, values
     )
