@@ -1,5 +1,8 @@
 """Peak memory of a call, in a process of its own so that nothing else counts."""
 
+import contextlib
+import ctypes
+import gc
 import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +26,9 @@ def peak_growth(prepare: Callable[..., tuple], call: Callable[..., object], *arg
 
 def _measure(prepare: Callable[..., tuple], call: Callable[..., object], arguments: tuple) -> int:
     prepared = prepare(*arguments)
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError):  # glibc: freed memory would hide what the call takes
+        ctypes.CDLL(None).malloc_trim(0)
     RESET.write_text("5")  # the peak starts again at what is held now
     before = _status("VmHWM")
     call(*prepared)

@@ -42,7 +42,7 @@ def parser() -> Parser:
     p = Parser(prog="python -m sca_caption.benchmarks.training", description=__doc__, epilog=EPILOG)
     p.add_argument("--backbone", default="resnet152", metavar="NAME", help="CNN (default: %(default)s)")
     p.add_argument("--layers", default="2", metavar="N", help="attended layers (default: %(default)s)")
-    p.add_argument("--images", type=int, default=4, metavar="N", help="in a step (default: %(default)s)")
+    p.add_argument("--images", type=int, default=16, metavar="N", help="in a step (default: %(default)s)")
     p.add_argument("--words", type=int, default=10, metavar="T", help="in a caption (default: %(default)s)")
     p.add_argument("--vocabulary", type=int, default=3000, metavar="W", help="(default: %(default)s)")
     p.add_argument(
