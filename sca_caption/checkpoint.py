@@ -4,30 +4,36 @@ The format holds tensors and text, never code, so loading one from a stranger ex
 `best.pt` and `last.pt` of a training run and the model that ships are all of this kind. The text part is JSON:
 
     format_version, task ("caption" where it is missing), config, words (a captioner's), transform, metrics,
-    training (only in last.pt: where to resume)
+    training (only in last.pt: where to resume), objects (a captioner's that names what ImageNet's classifier sees)
 """
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from sca_caption import config as configs
+from sca_caption import storage
 from sca_caption.atomic import replacing
+from sca_caption.backbones import read_state_dict
 from sca_caption.captioner import Captioner
 from sca_caption.config import ClassifierConfig, ModelConfig, Parser
 from sca_caption.errors import UserError, program
 from sca_caption.images import Transform
+from sca_caption.objects import Objects, original
 from sca_caption.vocab import SPECIALS, Vocabulary
 
 FORMAT_VERSION = 1
+INT8_VERSION = 2  # of files with int8 weights, which programs that know version 1 alone would misread
 SHIPPED = Path(__file__).with_name("weights") / "flickr8k.safetensors"
-_MODEL, _EXTRA = "model.", "extra."
+_MODEL, _EXTRA, _OBJECTS = "model.", "extra.", "objects."
 _OTHER_TASK = {
     "caption": "is a classifier, not a captioner; use it with python -m sca_caption.classify, or --task classify",
     "classify": "is a captioner, not a classifier; use it with caption.py, or without --task classify",
@@ -44,6 +50,7 @@ class Checkpoint:
     metrics: dict = field(default_factory=dict)
     training: dict = field(default_factory=dict)  # JSON-able; what a resumed run needs beside `extra`
     extra: dict[str, Tensor] = field(default_factory=dict)  # the optimizer's tensors
+    objects: Objects | None = None  # what names objects that the captioner has no words for, see `naming`
 
     @property
     def config(self) -> ModelConfig | ClassifierConfig:
@@ -54,24 +61,28 @@ class Checkpoint:
         return "caption" if isinstance(self.model, Captioner) else "classify"
 
 
-def save(path: str | Path, checkpoint: Checkpoint, half: bool = False) -> None:
-    """Write atomically: a reader sees the old file or the new one. half: weights as float16, for a model that ships.
+def save(path: str | Path, checkpoint: Checkpoint, dtype: str = "float32") -> None:
+    """Write atomically: a reader sees the old file or the new one. dtype: of weights, one of `storage.DTYPES`.
 
     Raises UserError when the file cannot be written (full disk, no permission).
     """
     weights = checkpoint.model.state_dict()
     if getattr(checkpoint.config, "tie_embeddings", False):
         del weights["word.weight"]  # the same tensor as embedding.weight
-    tensors = {_MODEL + k: (v.half() if half and v.is_floating_point() else v) for k, v in weights.items()}
+    tensors = {_MODEL + k: v for k, v in weights.items()}
+    if checkpoint.objects is not None:
+        tensors |= {_OBJECTS + k: v for k, v in checkpoint.objects.state_dict().items()}
+    tensors = storage.stored(tensors, dtype)
     tensors |= {_EXTRA + k: v for k, v in checkpoint.extra.items()}
     text = {
-        "format_version": FORMAT_VERSION,
+        "format_version": INT8_VERSION if dtype == "int8" else FORMAT_VERSION,
         "task": checkpoint.task,
         "config": dataclasses.asdict(checkpoint.config),
         "words": list(checkpoint.vocabulary.words[len(SPECIALS) :]) if checkpoint.vocabulary else None,
         "transform": checkpoint.transform.to_dict(),
         "metrics": checkpoint.metrics,
         "training": checkpoint.training,
+        "objects": {"first": checkpoint.objects.first} if checkpoint.objects is not None else None,
     }
     metadata = {"sca_caption": json.dumps(text, ensure_ascii=False)}
     with replacing(path, make_folder=True) as temporary:
@@ -103,7 +114,7 @@ def load(path: str | Path | None = None, task: str = "caption") -> Checkpoint:
     try:
         with safe_open(path, "pt") as file:
             text = json.loads((file.metadata() or {}).get("sca_caption", "null"))
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+            tensors = storage.restored({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(
             f"{path} is not a checkpoint of sca_caption, or it is damaged or cut short ({error}); copy or train it again"
@@ -112,9 +123,10 @@ def load(path: str | Path | None = None, task: str = "caption") -> Checkpoint:
         raise UserError(
             f"{path} is a safetensors file but not a checkpoint of sca_caption; give one that train.py wrote"
         )
-    if text.get("format_version") != FORMAT_VERSION:
+    if text.get("format_version") not in (FORMAT_VERSION, INT8_VERSION):
         raise UserError(
-            f"{path} has checkpoint format {text.get('format_version')}, this program reads {FORMAT_VERSION}; "
+            f"{path} has checkpoint format {text.get('format_version')}, this program reads {FORMAT_VERSION} and "
+            f"{INT8_VERSION}; "
             f"use the version of sca_caption that wrote it, or train again"
         )
     if text.get("task", "caption") != task:
@@ -132,6 +144,7 @@ def load(path: str | Path | None = None, task: str = "caption") -> Checkpoint:
         if getattr(model.config, "tie_embeddings", False):
             weights["word.weight"] = weights["embedding.weight"]
         model.load_state_dict(weights)
+        objects = _objects_of(text, tensors)
     except (RuntimeError, KeyError) as error:
         first = " ".join(str(error).split())[:200]
         raise UserError(
@@ -139,7 +152,17 @@ def load(path: str | Path | None = None, task: str = "caption") -> Checkpoint:
         ) from error
     extra = {k.removeprefix(_EXTRA): v for k, v in tensors.items() if k.startswith(_EXTRA)}
     transform = Transform.from_dict(text["transform"])
-    return Checkpoint(model.eval(), vocabulary, transform, text["metrics"], text["training"], extra)
+    return Checkpoint(model.eval(), vocabulary, transform, text["metrics"], text["training"], extra, objects)
+
+
+def _objects_of(text: dict, tensors: dict[str, Tensor]) -> Objects | None:
+    if not text.get("objects"):
+        return None
+    with torch.device("meta"):  # spares random weights
+        objects = Objects(text["objects"]["first"])
+    weights = {k.removeprefix(_OBJECTS): v.float() for k, v in tensors.items() if k.startswith(_OBJECTS)}
+    objects.load_state_dict(weights, assign=True)
+    return objects.requires_grad_(False).to(memory_format=torch.channels_last).eval()
 
 
 def average(paths: Sequence[str | Path], shares: Sequence[float]) -> Checkpoint:
@@ -160,32 +183,46 @@ def average(paths: Sequence[str | Path], shares: Sequence[float]) -> Checkpoint:
         for name, value in other.model.state_dict().items():
             total[name] += value * (share / sum(shares))
     found.model.load_state_dict(total)
+    alone = len(paths) == 1
     return Checkpoint(
-        found.model, found.vocabulary, found.transform, found.metrics if len(paths) == 1 else {}
+        found.model,
+        found.vocabulary,
+        found.transform,
+        found.metrics if alone else {},
+        objects=found.objects if alone else None,
     )
 
 
 def parser() -> Parser:
     p = Parser(
         prog="python -m sca_caption.checkpoint",
-        description="Write a model to ship: float16 weights of a checkpoint, or the average of several.",
+        description="Write a model to ship: a checkpoint, or the average of several, without training state.",
     )
     p.add_argument("output", type=Path, help="the file to write, e.g. captioner.safetensors")
     p.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="best.pt of a run")
     p.add_argument(
         "--shares", nargs="+", type=float, metavar="X", help="of each in the average (default: equal)"
     )
+    p.add_argument(
+        "--dtype", choices=storage.DTYPES, default="float16", help="of the weights (default: %(default)s)"
+    )
+    p.add_argument("--objects", type=Path, metavar="FILE", help="add the part that names objects: the ImageNet weights "
+                   "of MobileNetV2 (torchvision's layout) that training started from")  # fmt: skip
     return p
 
 
 @program
 def main(argv: list[str] | None = None) -> int:
-    """Write a model to ship: float16 weights without training state, of one checkpoint or averaged over several."""
+    """Write a model to ship: weights in few bytes without training state, of one checkpoint or averaged over several."""
     arguments = parser().parse_args(argv)
     shares = arguments.shares or [1.0] * len(arguments.checkpoints)
     if len(shares) != len(arguments.checkpoints) or min(shares) < 0 or not sum(shares):
         raise UserError(f"--shares {shares}: give one for each checkpoint, 0 or more, not all 0")
-    save(arguments.output, average(arguments.checkpoints, shares), half=True)
+    found = average(arguments.checkpoints, shares)
+    if arguments.objects:
+        found.objects = original(read_state_dict(arguments.objects), found.model.backbone)
+        print(f"objects: features.{found.objects.first} and above are the classifier's own", file=sys.stderr)
+    save(arguments.output, found, arguments.dtype)
     print(f"{arguments.output}: {arguments.output.stat().st_size / 1e6:.1f} MB")
     return 0
 

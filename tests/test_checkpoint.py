@@ -121,7 +121,7 @@ def test_what_went_in_comes_out_bit_for_bit(config, tmp_path):
 def test_half_rounds_weights_to_float16_and_nothing_else(tmp_path):
     given = made()
     checkpoint.save(tmp_path / "whole", given)
-    checkpoint.save(tmp_path / "half", given, half=True)
+    checkpoint.save(tmp_path / "half", given, dtype="float16")
     found = checkpoint.load(tmp_path / "half")
     wanted = given.model.state_dict()
     for name, value in found.model.state_dict().items():
@@ -168,7 +168,9 @@ def test_the_average_is_of_every_weight(saved, tmp_path, capsys):
 
 def test_models_that_differ_are_not_averaged(saved, tmp_path, tiny_checkpoint):
     text = message(lambda: checkpoint.average([saved, tiny_checkpoint], [1, 1]))
-    assert text == f"{tiny_checkpoint} is of another model or vocabulary than {saved}; average runs of one model"
+    assert (
+        text == f"{tiny_checkpoint} is of another model or vocabulary than {saved}; average runs of one model"
+    )
 
 
 def test_the_tiny_checkpoint_says_the_same_after_loading(tiny_checkpoint):
@@ -294,9 +296,9 @@ def test_other_files(saved):
 
 
 def test_another_version(saved):
-    rewrite(saved, lambda text: text.update(format_version=2))
+    rewrite(saved, lambda text: text.update(format_version=3))
     assert message(lambda: checkpoint.load(saved)) == (
-        f"{saved} has checkpoint format 2, this program reads 1; use the version of sca_caption that wrote it, "
+        f"{saved} has checkpoint format 3, this program reads 1 and 2; use the version of sca_caption that wrote it, "
         "or train again"
     )
 

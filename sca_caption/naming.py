@@ -1,0 +1,187 @@
+"""Captions that name what ImageNet's classifier sees, also where the captioner has no word for it.
+
+A noun that is probable (see `nouns`, `objects`) and that the caption leaves out is put into it by a second search, which
+must mention it (see `constraints`). A word that the vocabulary lacks stands on the vectors of the most similar nouns
+that it has, so that it comes where they would (Anderson et al. 2017, arXiv 1612.00576). The new words are open only to
+images that must mention them.
+"""
+
+import copy
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sca_caption import decode
+from sca_caption.captioner import Captioner, State
+from sca_caption.constraints import MOST_GROUPS
+from sca_caption.nouns import Noun, read_nouns
+from sca_caption.objects import Objects
+from sca_caption.vocab import SPECIALS, Vocabulary
+
+THRESHOLD = 0.3  # probability from which on a noun is put into the caption
+SIMILAR = 3  # nouns whose vectors make those of a new word
+SHARE = 0.5  # of a general noun's probability that a special one needs to be said in its place
+NO_NOUN_AFTER = (
+    "is",
+    "are",
+    "to",
+    "people",
+)  # a bare noun in the singular; as verbs, boat and skate come there
+VOWEL = re.compile(r"[aeio]|u(?!ni)|hour")  # has "an" before it
+ABSENT = 0.1  # probability below which other nouns of the kind are not said
+
+
+class Namer:
+    """A captioner that knows more words, and the nouns that it can be made to mention.
+
+    `vocabulary` is the captioner's and the new words after it; `groups` are the ids of each noun's words.
+    """
+
+    def __init__(
+        self,
+        model: Captioner,
+        vocabulary: Vocabulary,
+        objects: Objects,
+        nouns: Sequence[Noun] | None = None,
+    ):
+        self.objects, self.nouns = objects, tuple(nouns or read_nouns())
+        self.known = len(vocabulary)
+        device = model.word.weight.device
+        self.members = torch.zeros(objects.classifier.out_features, len(self.nouns), device=device)
+        for column, noun in enumerate(self.nouns):
+            self.members[list(noun.classes), column] = 1
+        new = [noun.name for noun in self.nouns if noun.name not in vocabulary]
+        self.vocabulary = Vocabulary([*vocabulary.words[len(SPECIALS) :], *new])
+        self.model = with_words(model, self._donors(vocabulary, new))
+        self.groups = [
+            self.vocabulary.encode(form for form in (noun.name, noun.plural) if form in self.vocabulary)
+            for noun in self.nouns
+        ]
+        self.agreement = self._agreement()
+
+    def _donors(self, vocabulary: Vocabulary, new: Sequence[str]) -> Tensor:
+        """Which known words make the vectors of each new one: shares (new, known), rows of sum 1, or 0 without any."""
+        weights = self.objects.classifier.weight - self.objects.classifier.weight.mean(0)
+        vectors = F.normalize(self.members.T @ weights, dim=1)  # (nouns, 1280)
+        shares = torch.zeros(len(new), self.known, device=vectors.device)
+        words = [noun.name for noun in self.nouns]
+        donors = [column for column, word in enumerate(words) if word in vocabulary]
+        ids = torch.tensor(vocabulary.encode(words[column] for column in donors), device=vectors.device)
+        for row, word in enumerate(new):
+            nearest = (vectors[donors] @ vectors[words.index(word)]).topk(min(SIMILAR, len(donors))).indices
+            shares[row, ids[nearest]] = 1 / max(1, len(nearest))
+        return shares
+
+    def _agreement(self) -> dict[int, Tensor]:
+        """After "a", "an", "is" and others: which words (W,) do not follow, of those that must be mentioned."""
+        words = self.vocabulary.words
+        vowel = torch.tensor([VOWEL.match(word) is not None for word in words])
+        counted = {noun.name for noun in self.nouns if noun.plural}  # "a cat", but "bread"
+        single = torch.tensor([word in counted for word in words])
+        wrong = {"a": vowel | ~single, "an": ~vowel | ~single} | dict.fromkeys(NO_NOUN_AFTER, single)
+        return {
+            self.vocabulary.encode([word])[0]: mask.to(self.members.device)
+            for word, mask in wrong.items()
+            if word in self.vocabulary
+        }
+
+    def probabilities(self, maps: Sequence[Tensor]) -> Tensor:
+        """Maps that `objects.watching` collected -> probability of each noun, (B, nouns)."""
+        return self.objects(torch.cat(list(maps))) @ self.members
+
+    def noun_of(self, probabilities: Tensor) -> int:
+        """The likeliest noun of one image, (nouns,); or a special one (rooster for bird) with most of its probability."""
+        best = int(probabilities.argmax())
+        inside = [
+            column
+            for column, noun in enumerate(self.nouns)
+            if set(noun.classes) < set(self.nouns[best].classes)
+            and probabilities[column] >= SHARE * probabilities[best]
+        ]
+        return min(inside, key=lambda column: len(self.nouns[column].classes), default=best)
+
+    def improve(
+        self,
+        found: list[list[decode.Hypothesis]],
+        state: State,
+        maps: Sequence[Tensor],
+        mentions: Sequence[Sequence[Collection[int]]],
+        **search,
+    ) -> list[list[decode.Hypothesis]]:
+        """What a search from `state` has found, with captions in place that mention a noun where one was left out.
+
+        maps: what `objects.watching` collected; mentions, search: what `decode.beam_search` was given.
+        """
+        probabilities = self.probabilities(maps)
+        nouns = {}
+        for row, hypotheses in enumerate(found):
+            if probabilities[row].max() >= THRESHOLD and len(mentions[row]) < MOST_GROUPS:
+                noun = self.noun_of(probabilities[row])
+                if not self.nouns[noun].is_in(self.vocabulary.decode(hypotheses[0].tokens)):
+                    nouns[row] = noun
+        if not nouns:
+            return found
+        closed = torch.zeros(len(found), len(self.vocabulary), dtype=torch.bool)
+        closed[:, self.known :] = True
+        wanted, groups = torch.zeros_like(closed), []
+        for row, noun in nouns.items():
+            groups.append([*mentions[row], self.groups[noun]])
+            closed[row, self._others(noun, probabilities[row])] = True
+            closed[row, [word for group in groups[-1] for word in group]] = False
+            wanted[row, self.groups[noun]] = True
+        speaker = Speaker(self.model, closed.to(state.device), wanted.to(state.device), self.agreement)
+        rows = torch.tensor(list(nouns), device=state.device)
+        better = decode.beam_search(speaker, state.select(rows), mentions=groups, **search)
+        found = list(found)
+        for (row, noun), hypotheses in zip(nouns.items(), better, strict=True):
+            if not set(self.groups[noun]).isdisjoint(hypotheses[0].tokens):
+                found[row] = hypotheses
+        return found
+
+    def _others(self, noun: int, probabilities: Tensor) -> list[int]:
+        """Known words for other things of the noun's kind that are not in the image."""
+        said, words = self.nouns[noun], []
+        for other, probability in zip(self.nouns, probabilities.tolist(), strict=True):
+            alike = said.kind and other.kind == said.kind and set(said.classes).isdisjoint(other.classes)
+            if alike and probability < ABSENT:
+                words += [form for form in other.forms if form in self.vocabulary]
+        return self.vocabulary.encode(word for word in words if word not in said.forms)
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A captioner in whose captions of an image some words never come, and some not after some others."""
+
+    model: Captioner
+    closed: Tensor  # bool (B, W)
+    wanted: Tensor  # bool (B, W)
+    agreement: dict[int, Tensor]  # after this word (W,) of the wanted ones are closed
+
+    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        logits, state = self.model.step(tokens, state)
+        closed, wanted = self.closed[state.image], self.wanted[state.image]
+        for word, wrong in self.agreement.items():
+            closed = closed | ((tokens == word)[:, None] & wanted & wrong)
+        return logits.masked_fill_(closed, -torch.inf), state
+
+
+def with_words(model: Captioner, shares: Tensor) -> Captioner:
+    """The captioner with words more, each the mean of known ones by `shares` (new, known); all else is shared."""
+    other = copy.copy(model)
+    other._modules = dict(model._modules)
+    known, size = model.embedding.weight.shape
+    other.embedding = nn.Embedding(
+        known + len(shares), size, _weight=_extended(model.embedding.weight, shares)
+    )
+    other.word = nn.Linear(size, known + len(shares), device="meta")
+    other.word.weight = nn.Parameter(_extended(model.word.weight, shares))
+    other.word.bias = nn.Parameter(_extended(model.word.bias, shares))
+    return other
+
+
+def _extended(values: Tensor, shares: Tensor) -> Tensor:
+    return torch.cat([values, shares @ values]).detach()
