@@ -9,11 +9,13 @@ Shapes: n images, S = 2^groups sets, B slots an image (S sets of as many beams),
 """
 
 from collections.abc import Collection, Iterator, Sequence
+from difflib import get_close_matches
 
 import torch
 from torch import Tensor
 
-from sca_caption.vocab import SPECIALS
+from sca_caption.errors import UserError
+from sca_caption.vocab import SPECIALS, Vocabulary
 
 MOST_GROUPS = 3
 
@@ -82,3 +84,17 @@ def by_groups(
     for count in sorted({len(groups) for groups in mentions}):
         rows = [row for row, groups in enumerate(mentions) if len(groups) == count]
         yield rows, Mentions([mentions[row] for row in rows], device) if count else None
+
+
+def word_groups(words: Sequence[str], vocabulary: Vocabulary) -> list[list[int]]:
+    """Groups of ids: "dog", "cat/cats/kitten" -> [[7], [31, 40, 99]]. Raises UserError for what cannot be mentioned."""
+    if len(words) > MOST_GROUPS:
+        raise UserError(
+            f"--mention: at most {MOST_GROUPS} words, found {len(words)}; join alternatives by /: dog/puppy"
+        )
+    groups = [word.lower().split("/") for word in words]
+    for word in (word for group in groups for word in group):
+        if word not in vocabulary or word in SPECIALS:
+            near = ", ".join(get_close_matches(word, vocabulary.words[len(SPECIALS) :], 5, 0.5)) or "none"
+            raise UserError(f"--mention {word!r}: not among the words that the model knows; nearest: {near}")
+    return [vocabulary.encode(group) for group in groups]

@@ -22,6 +22,7 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
+from sca_caption.beams import Beams, Finished, Hypothesis, hypotheses_of, rows_of, store
 from sca_caption.constraints import Mentions, by_groups
 from sca_caption.search import SearchConfig
 from sca_caption.vocab import BOS, EOS, PAD, UNK
@@ -45,83 +46,41 @@ class Stepper(Protocol):
 
 
 @dataclass(frozen=True)
-class Hypothesis:
-    """A caption as ids, without <bos> and <eos>.
+class Rules:
+    """Which words may come where. Raises ValueError for sizes that make no sense.
 
-    `finished` is False where the search stopped (at max_length) before the model ended the caption; its
-    log_prob then has no end word in it, and its length none either.
+    At least min_length and at most max_length words, never one of `forbidden`, and none of `never_last` at the end.
     """
 
-    tokens: list[int]
-    log_prob: float
-    score: float
-    finished: bool
+    max_length: int = SearchConfig.max_length
+    min_length: int = SearchConfig.min_length
+    forbidden: Sequence[int] = NEVER
+    never_last: Sequence[int] = ()
 
+    def __post_init__(self):
+        check(max_length=self.max_length, min_length=self.min_length)
+        if self.min_length > self.max_length:
+            raise ValueError(f"min_length={self.min_length} is more than max_length={self.max_length}")
 
-@dataclass
-class Beams:
-    """Captions in the making, (n, B) of them; log_prob is -inf in the slots that hold none."""
-
-    tokens: Tensor  # (n, B, t)
-    log_prob: Tensor  # (n, B)
-
-    def of(self, images: Tensor) -> "Beams":
-        return Beams(self.tokens[images], self.log_prob[images])
-
-
-@dataclass
-class Finished:
-    """The K best ended captions of each of S sets of each image, best first; their tokens are padded to T."""
-
-    tokens: Tensor  # (n, S, K, T)
-    log_prob: Tensor  # (n, S, K)
-    length: Tensor  # (n, S, K) with the end word
-    score: Tensor  # (n, S, K); -inf in the slots that hold none
-
-    @classmethod
-    def none(cls, images: int, sets: int, size: int, max_length: int, device: torch.device) -> "Finished":
-        nothing = torch.full((images, sets, size), -torch.inf, device=device)
-        tokens = torch.full((images, sets, size, max_length), PAD, device=device)
-        return cls(tokens, nothing, torch.zeros_like(nothing, dtype=torch.long), nothing.clone())
-
-    def of(self, images: Tensor) -> "Finished":
-        return Finished(self.tokens[images], self.log_prob[images], self.length[images], self.score[images])
-
-    def put(self, images: Tensor, other: "Finished") -> None:
-        """Store the rows of `other` as those of `images`."""
-        for name in ("tokens", "log_prob", "length", "score"):
-            getattr(self, name)[images] = getattr(other, name)
-
-    def merge(self, tokens: Tensor, log_prob: Tensor, length_penalty: float) -> "Finished":
-        """The K best of these and of tokens (n, S, K', t), log_prob (n, S, K'); at equal scores the older."""
-        size, max_length = self.tokens.shape[2:]
-        words = tokens.shape[3]
-        length = torch.full_like(log_prob, words + 1, dtype=torch.long)
-        padded = torch.nn.functional.pad(tokens, (0, max_length - words), value=PAD)
-        score = torch.cat([self.score, log_prob / (words + 1) ** length_penalty], 2)
-        score, best = score.sort(dim=2, descending=True, stable=True)
-        score, best = score[:, :, :size], best[:, :, :size]
-        return Finished(
-            torch.cat([self.tokens, padded], 2).gather(2, best[..., None].expand(-1, -1, -1, max_length)),
-            torch.cat([self.log_prob, log_prob], 2).gather(2, best),
-            torch.cat([self.length, length], 2).gather(2, best),
-            score,
-        )
+    def apply(self, scores: Tensor, last: Tensor, length: int) -> Tensor:
+        """Set to -inf, in place, what may not be the word number `length` after the words `last` (rows,): (rows, V)."""
+        scores[:, list(self.forbidden) + [EOS] * (length <= self.min_length)] = -torch.inf
+        if self.never_last:
+            never_last = torch.tensor(self.never_last, device=last.device)
+            scores[torch.isin(last, never_last), EOS] = -torch.inf
+            if length == self.max_length:
+                scores[:, never_last] = -torch.inf
+        return scores
 
 
 @torch.inference_mode()
-def greedy(
-    model: Stepper,
-    state: State,
-    *,
-    max_length: int = SearchConfig.max_length,
-    forbidden: Sequence[int] = NEVER,
-) -> list[Hypothesis]:
+def greedy(model: Stepper, state: State, **rules) -> list[Hypothesis]:
     """The likeliest next word at every step; one hypothesis for each row of `state`, in order.
 
-    At most max_length words, at least one. The score is the log-probability (no length penalty).
+    rules: see `Rules`. The score is the log-probability (no length penalty).
     """
-    check(max_length=max_length)
+    rules = Rules(**rules)
+    max_length = rules.max_length
     images = len(state)
     if not images:
         return []
@@ -131,7 +90,7 @@ def greedy(
     last = torch.full((images,), BOS, device=state.device)
     for length in range(1, max_length + 1):
         logits, state = model.step(last, state)
-        gained, last = allowed(logits, forbidden, first=length == 1).max(1)
+        gained, last = rules.apply(logits.float().log_softmax(1), last, length).max(1)
         log_prob[active] += gained
         words[active, length - 1] = last
         going = (last != EOS).nonzero().squeeze(1)
@@ -156,18 +115,13 @@ class Sampled:
     log_prob: Tensor  # (rows,), of all words and of the end word if there is one
 
 
-def sample(
-    model: Stepper,
-    state: State,
-    *,
-    max_length: int = SearchConfig.max_length,
-    forbidden: Sequence[int] = NEVER,
-) -> Sampled:
+def sample(model: Stepper, state: State, **rules) -> Sampled:
     """Draw each next word from the model's distribution over the words that are allowed, for every row of `state`.
 
-    At most max_length words, at least one. Keeps gradients, for training on what the model says itself.
+    rules: see `Rules`. Keeps gradients, for training on what the model says itself.
     """
-    check(max_length=max_length)
+    rules = Rules(**rules)
+    max_length = rules.max_length
     rows = len(state)
     active = torch.arange(rows, device=state.device)
     words = torch.full((rows, max_length), EOS, device=state.device)
@@ -175,9 +129,7 @@ def sample(
     last = torch.full((rows,), BOS, device=state.device)
     for length in range(1, max_length + 1):
         logits, state = model.step(last, state)
-        barred = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
-        barred[list(forbidden) + [EOS] * (length == 1)] = True
-        each = logits.float().masked_fill(barred, -torch.inf).log_softmax(1)
+        each = rules.apply(logits.float().clone(), last, length).log_softmax(1)
         last = torch.multinomial(each.detach().exp(), 1)  # (rows still going, 1)
         log_prob = log_prob.index_add(0, active, each.gather(1, last).squeeze(1))
         last = last.squeeze(1)
@@ -197,13 +149,12 @@ def beam_search(
     state: State,
     *,
     beam_size: int = SearchConfig.beam_size,
-    max_length: int = SearchConfig.max_length,
     length_penalty: float = SearchConfig.length_penalty,
     block_ngrams: int = 0,
     num_captions: int = SearchConfig.num_captions,
-    forbidden: Sequence[int] = NEVER,
     mentions: Sequence[Sequence[Collection[int]]] | None = None,
     early_exit: bool = True,
+    **rules,
 ) -> list[list[Hypothesis]]:
     """The `num_captions` best captions of each row of `state`, in order, best score first.
 
@@ -213,10 +164,9 @@ def beam_search(
     still enter the `num_captions` best (`early_exit`: the same result, sooner; see `out_of_reach`), and then
     leaves the batch. With one beam this is greedy search.
 
-    Captions have at least one and at most max_length words, never one of `forbidden`, and with block_ngrams =
-    n > 0 no n words in a row twice. Finished captions come first; where fewer than `num_captions` finished
-    within max_length, the best unfinished ones follow. There is always at least one; there are fewer than
-    `num_captions` only where the vocabulary has no more.
+    Captions obey `rules` (see `Rules`), and with block_ngrams = n > 0 have no n words in a row twice. Finished captions
+    come first; where fewer than `num_captions` finished within max_length, the best unfinished ones follow. There is
+    always at least one; there are fewer than `num_captions` only where the vocabulary has no more.
 
     mentions: for each image at most three groups of word ids; its captions shall have a word of each group.
     An image with G > 0 groups has K beams in each of 2^G sets (see `constraints`), each of which goes on as above,
@@ -224,18 +174,17 @@ def beam_search(
     word in anyhow, where later ones find a place for it. Captions that mention more groups come before all others,
     so the first ones mention all if any can.
     """
-    check(beam_size=beam_size, max_length=max_length, num_captions=num_captions)
+    check(beam_size=beam_size, num_captions=num_captions)
     if num_captions > beam_size:
         raise ValueError(f"num_captions={num_captions} is more than beam_size={beam_size}; raise beam_size")
     search = partial(
         search_in_sets,
         model,
+        rules=Rules(**rules),
         beam_size=beam_size,
-        max_length=max_length,
         length_penalty=length_penalty,
         block_ngrams=block_ngrams,
         num_captions=num_captions,
-        forbidden=forbidden,
         early_exit=early_exit,
     )
     if not mentions or not any(mentions):
@@ -253,16 +202,15 @@ def search_in_sets(
     state: State,
     mentions: Mentions | None = None,
     *,
+    rules: Rules,
     beam_size: int,
-    max_length: int,
     length_penalty: float,
     block_ngrams: int,
     num_captions: int,
-    forbidden: Sequence[int],
     early_exit: bool,
 ) -> list[list[Hypothesis]]:
     """`beam_search` over S sets of beams an image, B = S * K slots; without `mentions` there is one set."""
-    images, device = len(state), state.device
+    images, device, max_length = len(state), state.device, rules.max_length
     if not images:
         return []
     sets = mentions.sets if mentions else 1
@@ -278,7 +226,9 @@ def search_in_sets(
 
     for length in range(1, max_length + 1):
         logits, state = model.step(last, state)
-        log_prob = allowed(logits, forbidden, first=length == 1).view(*live.log_prob.shape, -1)  # (n, B, V)
+        log_prob = rules.apply(logits.float().log_softmax(1), last, length).view(
+            *live.log_prob.shape, -1
+        )  # (n, B, V)
         if block_ngrams:
             log_prob = log_prob.masked_fill(repeats(live.tokens, block_ngrams, log_prob.shape[2]), -torch.inf)
         total = live.log_prob[:, :, None] + log_prob
@@ -301,12 +251,15 @@ def search_in_sets(
             Beams(torch.cat([rows_of(live.tokens, parent), word[:, :, None]], 2), onward.flatten(1)),
         )
 
-        if length == max_length:
-            store(results, unfinished, active, finished, live)
-            break
         done = finished.score[:, -1, -1].isfinite() & (sets == 1)
         likeliest = onward[:, :, 0].amax(1)  # (n,)
         dead = ~likeliest.isfinite()  # nothing can follow, or the logits are not numbers
+        if length == 1 and dead.any():
+            raise ValueError("no word can start a caption: logits not finite, or all words forbidden")
+        if length == max_length:
+            for rows, said in ((~dead, live), (dead, before)):
+                store(results, unfinished, active[rows], finished.of(rows), said.of(rows))
+            break
         if early_exit:
             reach = out_of_reach(likeliest, length, max_length, length_penalty)
             done |= reach <= finished.score[:, -1, num_captions - 1]
@@ -315,8 +268,6 @@ def search_in_sets(
         rows = first_row + parent  # (n, B)
         if done.any():
             nothing = dead & ~finished.score[:, :, 0].isfinite().any(1)
-            if length == 1 and nothing.any():
-                raise ValueError("no word can start a caption: logits not finite, or all words forbidden")
             before.log_prob[~nothing] = -torch.inf
             store(results, unfinished, active[done], finished.of(done), before.of(done))
             going = ~done
@@ -348,13 +299,6 @@ def out_of_reach(log_prob: Tensor, length: int, max_length: int, length_penalty:
     return log_prob / max((length + 1) ** length_penalty, max_length**length_penalty)
 
 
-def allowed(logits: Tensor, forbidden: Sequence[int], first: bool) -> Tensor:
-    """Log-probabilities (rows, V), -inf for words that may not come: `forbidden`, EOS as the first word."""
-    log_prob = logits.float().log_softmax(1)
-    log_prob[:, list(forbidden) + [EOS] * first] = -torch.inf
-    return log_prob
-
-
 def repeats(tokens: Tensor, n: int, vocabulary_size: int) -> Tensor:
     """True for the words that would complete an n-gram the caption has: (n, B, t) -> bool (n, B, V)."""
     images, beams, words = tokens.shape
@@ -365,47 +309,6 @@ def repeats(tokens: Tensor, n: int, vocabulary_size: int) -> Tensor:
         # The windows that do not match mark a word past the vocabulary, which is cut off.
         mask.scatter_(2, torch.where(seen, windows[..., -1], vocabulary_size), True)
     return mask[..., :vocabulary_size]
-
-
-def rows_of(tokens: Tensor, beams: Tensor) -> Tensor:
-    """tokens (n, B, t), beams (n, ...) -> (n, ..., t): each image's beams reordered."""
-    return tokens[torch.arange(len(tokens), device=tokens.device).view(-1, *[1] * (beams.dim() - 1)), beams]
-
-
-def store(
-    results: Finished, unfinished: list[Beams | None], images: Tensor, finished: Finished, live: Beams
-) -> None:
-    """File what the search ends with for `images`; `live` stands in where too few captions have finished."""
-    results.put(images, finished)
-    for row, image in enumerate(images.tolist()):
-        unfinished[image] = Beams(live.tokens[row], live.log_prob[row])
-
-
-def hypotheses_of(
-    results: Finished, unfinished: list[Beams], num_captions: int, length_penalty: float
-) -> list[list[Hypothesis]]:
-    """Those that mention more groups first, of these the finished ones, best score first."""
-    captions = []
-    columns = (results.tokens, results.log_prob, results.length, results.score)
-    for image, sets in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
-        found = [
-            (group.bit_count(), Hypothesis(tokens[: length - 1], log_prob, score, True))
-            for group, rows in enumerate(zip(*sets, strict=True))
-            for tokens, log_prob, length, score in zip(*rows, strict=True)
-            if score > -torch.inf
-        ]
-        live = unfinished[image]
-        beams, words = live.tokens.shape
-        for slot, (tokens, log_prob) in enumerate(
-            zip(live.tokens.tolist(), live.log_prob.tolist(), strict=True)
-        ):
-            if log_prob > -torch.inf:
-                group = slot * results.score.shape[1] // beams
-                unended = Hypothesis(tokens, log_prob, log_prob / words**length_penalty, False)
-                found.append((group.bit_count(), unended))
-        found.sort(key=lambda item: (-item[0], not item[1].finished, -item[1].score))
-        captions.append([hypothesis for _, hypothesis in found[:num_captions]])
-    return captions
 
 
 def check(**sizes: int) -> None:

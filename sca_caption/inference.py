@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -15,9 +16,13 @@ from torch import Tensor
 from sca_caption import checkpoint as checkpoints
 from sca_caption import decode, images
 from sca_caption.checkpoint import Checkpoint
+from sca_caption.constraints import word_groups
 from sca_caption.devices import find_device
+from sca_caption.endings import dangling
 from sca_caption.errors import UserError
+from sca_caption.naming import Namer
 from sca_caption.search import BATCH_SIZE, SearchConfig
+from sca_caption.vocab import Vocabulary
 
 READERS = 2  # threads that decode images; Pillow leaves the interpreter free meanwhile
 
@@ -47,9 +52,11 @@ class Describer:
     Args:
         checkpoint: a loaded checkpoint, the path of one, or None for the model that ships. device: "cpu",
         "cuda", "cuda:1", ... or "auto": the first GPU, or the CPU. batch_size: images searched at once, an
-        upper bound on memory: batch_size * beam_size captions grow together.
+        upper bound on memory: batch_size * beam_size captions grow together. mentions: words that every caption
+        must have, or of which it must have one: "dog", "cat/cats/kitten". objects: whether a model that can (see
+        `naming`) puts nouns that it is sure of into its captions; it needs images, not stored features.
 
-    Raises UserError for a checkpoint that cannot be used and for a device that is not there.
+    Raises UserError for a checkpoint that cannot be used, a device that is not there and words it does not know.
     """
 
     def __init__(
@@ -59,6 +66,8 @@ class Describer:
         search: SearchConfig | None = None,
         device: str = "auto",
         batch_size: int = BATCH_SIZE,
+        mentions: Sequence[str] = (),
+        objects: bool = True,
     ):
         if batch_size < 1:
             raise UserError(f"--batch-size {batch_size}: must be at least 1")
@@ -68,6 +77,12 @@ class Describer:
         self.model = checkpoint.model.to(self.device).eval()
         self.vocabulary, self.transform = checkpoint.vocabulary, checkpoint.transform
         self.search, self.batch_size = search or SearchConfig(), batch_size
+        self.mentions = word_groups(mentions, self.vocabulary)
+        self.settings = settings_of(self.search, self.vocabulary)
+        self.namer, self.words = None, self.vocabulary
+        if objects and checkpoint.objects is not None:
+            self.namer = Namer(self.model, self.vocabulary, checkpoint.objects.to(self.device))
+            self.words = self.namer.vocabulary
 
     @torch.inference_mode()
     def caption_batch(
@@ -77,17 +92,19 @@ class Describer:
     ) -> list[tuple[Caption, ...]]:
         """Images uint8 (B, 3, S, S), or features as a tuple of (B, ...) -> captions of each, best first.
 
-        mentions: ids of words that captions of each image must have, see `decode.beam_search`.
+        mentions: for each image groups of ids of words, see `decode.beam_search` (default: those of all images).
         """
         batch = (
             batch.to(self.device) if isinstance(batch, Tensor) else tuple(x.to(self.device) for x in batch)
         )
-        state = self.model.start(self.model.encode(batch))
-        found = decode.beam_search(self.model, state, **vars(self.search), mentions=mentions)
+        with self.namer.objects.watching(self.model.backbone) if self.namer else nullcontext() as maps:
+            state = self.model.start(self.model.encode(batch))
+        mentions = [self.mentions] * len(state) if mentions is None else mentions
+        found = decode.beam_search(self.model, state, mentions=mentions, **self.settings)
+        if maps:
+            found = self.namer.improve(found, state, maps, mentions, **self.settings)
         return [
-            tuple(
-                Caption(self.vocabulary.decode(h.tokens), h.log_prob, h.score, h.finished) for h in hypotheses
-            )
+            tuple(Caption(self.words.decode(h.tokens), h.log_prob, h.score, h.finished) for h in hypotheses)
             for hypotheses in found
         ]
 
@@ -172,3 +189,9 @@ def stack(contents: list[np.ndarray] | list[tuple[np.ndarray, ...]]) -> Tensor |
     if isinstance(contents[0], tuple):
         return tuple(torch.from_numpy(np.stack(x)) for x in zip(*contents, strict=True))
     return torch.from_numpy(np.stack(contents)).permute(0, 3, 1, 2)
+
+
+def settings_of(search: SearchConfig, vocabulary: Vocabulary) -> dict[str, Any]:
+    """What `decode.beam_search` takes to search so."""
+    settings = dict(vars(search))
+    return settings | {"never_last": dangling(vocabulary) if settings.pop("sound_endings") else ()}

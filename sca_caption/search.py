@@ -13,16 +13,21 @@ class SearchConfig:
 
     beam_size: int = setting(5, "captions that grow side by side; 1: greedy, the fastest")
     num_captions: int = setting(1, "captions an image, best first; at most the beam size")
+    min_length: int = setting(1, "fewest words in a caption")
     max_length: int = setting(20, "most words in a caption")
     length_penalty: float = setting(
         0.8, "rank by log-probability / length^X; 0: as it is; more favours longer captions"
     )
     block_ngrams: int = setting(2, "never say the same N words in a row twice; 0: off")
+    sound_endings: bool = setting(True, "never end in an article, a preposition, 'and' and the like")
 
     def __post_init__(self):
-        for name in ("beam_size", "num_captions", "max_length"):
+        for name in ("beam_size", "num_captions", "min_length", "max_length"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
         require(self, "block_ngrams", self.block_ngrams >= 0, "0 (off) or more")
         require(self, "length_penalty", abs(self.length_penalty) <= 10, "from -10 to 10")
+        require(
+            self, "min_length", self.min_length <= self.max_length, f"at most --max-length {self.max_length}"
+        )
         limit = f"at most --beam-size {self.beam_size}; ask for fewer captions or widen the beam"
         require(self, "num_captions", self.num_captions <= self.beam_size, limit)

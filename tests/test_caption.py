@@ -57,9 +57,17 @@ def test_several_captions_of_one_image_are_lines_best_first(run, expected, photo
 
 
 def test_search_flags_reach_the_search(run, expected, photos):
-    flags = {"beam_size": 2, "max_length": 3, "length_penalty": -1.0, "block_ngrams": 1}
+    flags = {"beam_size": 2, "min_length": 3, "max_length": 3, "length_penalty": -1.0, "block_ngrams": 1}
     arguments = [x for name, value in flags.items() for x in ("--" + name.replace("_", "-"), value)]
     assert run(photos[5], *arguments)[1].strip() == expected(photos[5:6], **flags)[0][0].text
+
+
+def test_words_to_mention(run, photos):
+    status, out, err = run(*photos[:3], "--mention", "cat/dog", "Water")
+    assert (status, err) == (0, "")
+    for line in out.splitlines():
+        words = line.split("\t")[1].split()
+        assert {"cat", "dog"} & set(words) and "water" in words
 
 
 def test_files_and_folders_print_path_tab_caption_in_order(run, expected, photos):
@@ -184,6 +192,15 @@ def test_only_bad_files(run, tmp_path):
         ),
         (["{photo}", "--demo"], "--demo has its own photographs, found '{photo}' too; "),
         (["-"], "no paths on standard input; "),
+        (
+            ["{photo}", "--mention", "dogs"],
+            "--mention 'dogs': not among the words that the model knows; nearest: dog",
+        ),
+        (
+            ["{photo}", "--mention", *"abcd"],
+            "--mention: at most 3 words, found 4; join alternatives by /: dog/puppy",
+        ),
+        (["{photo}", "--min-length", "21"], "--min-length 21: must be at most --max-length 20"),
         (["{photo}", "--checkpoint", "{photo}"], "{photo} is not a checkpoint "),
     ],
 )

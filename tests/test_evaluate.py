@@ -100,10 +100,9 @@ def test_a_split_is_captioned_and_scored(data_file, tiny_checkpoint, tmp_path, c
     assert source["checkpoint"] == str(tiny_checkpoint) and len(source["checkpoint_sha256"]) == 64
     assert (source["dataset"], source["split"], source["images"]) == ("made", "test", 3)
     assert source["search"] == {
-        "beam_size": 2,
-        "max_length": 5,
-        "length_penalty": SearchConfig.length_penalty,
-        "block_ngrams": SearchConfig.block_ngrams,
+        name: value
+        for name, value in vars(SearchConfig(beam_size=2, max_length=5)).items()
+        if name != "num_captions"
     }
 
     table = capsys.readouterr().out.splitlines()

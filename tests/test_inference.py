@@ -8,7 +8,7 @@ import torch
 
 from sca_caption import checkpoint, decode, images
 from sca_caption.errors import UserError
-from sca_caption.inference import Describer
+from sca_caption.inference import Describer, settings_of
 from sca_caption.search import SearchConfig
 
 
@@ -24,7 +24,9 @@ def by_hand(path, loaded, **search):
     pixels = torch.from_numpy(images.load(path, loaded.transform)).permute(2, 0, 1)[None]
     with torch.inference_mode():
         state = loaded.model.start(loaded.model.encode(pixels))
-        return decode.beam_search(loaded.model, state, **search)[0]
+        return decode.beam_search(
+            loaded.model, state, **settings_of(SearchConfig(**search), loaded.vocabulary)
+        )[0]
 
 
 def test_captions_come_in_order_and_are_those_of_each_image_alone(describer, tiny_checkpoint, photos):
@@ -33,7 +35,7 @@ def test_captions_come_in_order_and_are_those_of_each_image_alone(describer, tin
     assert [result.item for result in results] == photos
     assert len({result.captions[0].text for result in results}) > 3, "different images, different captions"
     for path, result in zip(photos, results, strict=True):
-        expected = by_hand(path, loaded, **vars(SearchConfig(beam_size=3, num_captions=2, max_length=6)))
+        expected = by_hand(path, loaded, beam_size=3, num_captions=2, max_length=6)
         assert [c.text for c in result.captions] == [loaded.vocabulary.decode(h.tokens) for h in expected]
         assert [c.log_prob for c in result.captions] == pytest.approx(
             [h.log_prob for h in expected], abs=1e-3

@@ -69,6 +69,8 @@ def parser() -> Parser:
     )
     p.add_argument("--batch-size", type=int, default=BATCH_SIZE, metavar="N",
                    help="images at once; fewer take less memory (default: %(default)s)")  # fmt: skip
+    p.add_argument("--mention", nargs="+", default=(), metavar="WORD", help="words that captions must have, at most "
+                   "three; any of several: dog/puppy")  # fmt: skip
     p.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     add_flags(p, SearchConfig)
     return p
@@ -99,7 +101,11 @@ def run(argv: list[str] | None, processes: Processes) -> int:
     from sca_caption.inference import Describer
 
     describer = Describer(
-        arguments.checkpoint, search=search, device=arguments.device, batch_size=arguments.batch_size
+        arguments.checkpoint,
+        search=search,
+        device=arguments.device,
+        batch_size=arguments.batch_size,
+        mentions=arguments.mention,
     )
     results = processes.in_order(paths, describer.stream)
     writes = arguments.output and processes.first
