@@ -1,0 +1,140 @@
+"""ImageNet's classifier beside the captioner, against torchvision's whole network."""
+
+import pytest
+import torch
+from conftest import tiny_captioner
+from made_photos import message
+
+from sca_caption import checkpoint
+from sca_caption.backbones import Backbone
+from sca_caption.captioner import Captioner
+from sca_caption.checkpoint import Checkpoint
+from sca_caption.config import ModelConfig
+from sca_caption.images import Transform
+from sca_caption.objects import original
+from sca_caption.torchvision_compat import torchvision
+from sca_caption.vocab import Vocabulary
+
+TUNED = 14  # the first block that captions changed
+LAYERS = ("features.17", "features.18")
+CONFIG = ModelConfig(layers=LAYERS, attention_width=4, embedding_size=8, lstm_size=8)
+
+
+@pytest.fixture(scope="module")
+def network():
+    """As if ImageNet had taught it: batch norms that do something, and a classifier with opinions."""
+    torch.manual_seed(0)
+    network = torchvision.models.mobilenet_v2()
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.8, 1.2)
+    network.classifier[1].weight.data *= 100
+    return network.eval()
+
+
+def tuned(network, first: int = TUNED, layers=LAYERS) -> Captioner:
+    """A captioner, as a checkpoint holds it, whose blocks from `first` on have learnt since."""
+    weights = Backbone("mobilenet_v2", layers, network.state_dict()).state_dict()
+    for name, value in weights.items():
+        if int(name.split(".")[2]) >= first:
+            value += 0.1 * value.abs().mean() * torch.randn_like(value)
+    torch.manual_seed(1)
+    model = Captioner(CONFIG, 7).eval()
+    model.backbone.load_state_dict(weights)
+    return model
+
+
+@torch.inference_mode()
+def probabilities(model, objects, pixels):
+    with objects.watching(model.backbone) as maps:
+        model.start(model.encode(pixels))
+    return objects(torch.cat(maps))
+
+
+@pytest.mark.parametrize("first", [1, TUNED, 17])
+def test_it_sees_what_the_whole_network_sees(network, first):
+    model = tuned(network, first)
+    objects = original(network.state_dict(), model.backbone)
+    assert objects.first == first
+    pixels = torch.randint(256, (7, 3, 64, 64), dtype=torch.uint8)
+    with torch.inference_mode():
+        wanted = network((pixels / 255 - model.mean) / model.std).softmax(1)
+    assert wanted.max() > 0.05  # not all alike
+    torch.testing.assert_close(probabilities(model, objects, pixels), wanted, rtol=1e-3, atol=1e-6)
+
+
+def test_nothing_tuned_shares_all_that_is_read_unattended(network):
+    assert original(network.state_dict(), tuned(network, 19).backbone).first == 17
+
+
+@torch.inference_mode()
+def test_watching_changes_nothing_and_ends(network):
+    model = tuned(network)
+    objects = original(network.state_dict(), model.backbone)
+    pixels = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
+    before = model.encode(pixels)[0].clone()
+    with objects.watching(model.backbone) as maps:
+        assert torch.equal(model.encode(pixels)[0], before)
+    objects(maps[0])
+    assert torch.equal(model.encode(pixels)[0], before) and len(maps) == 1
+    stored = (torch.randn(2, 1280, 2, 2),)
+    with objects.watching(model.backbone) as maps:
+        model.encode(stored)
+    assert maps == []  # features that were stored hold nothing to see
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
+def test_a_checkpoint_holds_it(network, dtype, tmp_path):
+    model = tuned(network)
+    objects = original(network.state_dict(), model.backbone)
+    given = Checkpoint(model, Vocabulary(["a", "dog", "cat"]), Transform(64), objects=objects)
+    checkpoint.save(tmp_path / "named", given, dtype)
+    found = checkpoint.load(tmp_path / "named")
+    assert found.objects.first == TUNED
+    pixels = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
+    wanted = probabilities(model, objects, pixels)
+    tolerance = {"float32": 1e-6, "float16": 2e-2, "int8": 0.5}[dtype]
+    torch.testing.assert_close(
+        probabilities(found.model, found.objects, pixels), wanted, rtol=tolerance, atol=1e-4
+    )
+    # Half a copy of the network is all that it adds.
+    checkpoint.save(tmp_path / "alone", Checkpoint(model, given.vocabulary, given.transform), dtype)
+    assert checkpoint.load(tmp_path / "alone").objects is None
+    added = (tmp_path / "named").stat().st_size - (tmp_path / "alone").stat().st_size
+    count = sum(p.numel() for p in objects.parameters())
+    assert count < 3e6 and added == pytest.approx(
+        count * {"float32": 4, "float16": 2, "int8": 1}[dtype], rel=0.1
+    )
+
+
+def test_it_goes_into_a_checkpoint_that_exists(network, tmp_path, capsys):
+    model = tuned(network)
+    checkpoint.save(tmp_path / "best.pt", Checkpoint(model, Vocabulary(["a", "dog", "cat"]), Transform(64)))
+    torch.save(network.state_dict(), tmp_path / "imagenet.pth")
+    output = tmp_path / "model.safetensors"
+    flags = ["--objects", str(tmp_path / "imagenet.pth"), "--dtype", "float32"]
+    assert checkpoint.main([str(output), str(tmp_path / "best.pt"), *flags]) == 0
+    assert "features.14 and above" in capsys.readouterr().err
+    found = checkpoint.load(output)
+    assert found.objects.first == TUNED
+    assert torch.equal(found.objects.classifier.weight, network.classifier[1].weight)
+    assert checkpoint.main([str(tmp_path / "again"), str(output)]) == 0  # keeps what it has
+    assert checkpoint.load(tmp_path / "again").objects.first == TUNED
+
+
+def test_what_it_cannot_share_with(network):
+    weights = network.state_dict()
+    model = tuned(network, 0)
+    assert "block features.0 of the captioner's CNN differs from these weights" in message(
+        lambda: original(weights, model.backbone)
+    )
+    assert "only captioners with a plain mobilenet_v2" in message(
+        lambda: original(weights, tiny_captioner().backbone)
+    )
+    inside = Backbone("mobilenet_v2", ("features.17.conv.1", "features.18"))
+    assert "attended after whole blocks" in message(lambda: original(weights, inside))
+    headless = {name: value for name, value in weights.items() if not name.startswith("classifier")}
+    assert "have no classifier of 1000 classes" in message(
+        lambda: original(headless, tuned(network).backbone)
+    )
