@@ -202,16 +202,20 @@ class Validation:
 
 
 def initialise_from(model: Captioner, other: Checkpoint, words: tuple[str, ...]) -> list[str]:
-    """Copy every tensor of `other` whose name and shape fit; words' vectors only where the vocabularies agree.
+    """Copy every tensor of `other` whose name and shape fit; of the words, the vectors of those that both know.
 
     Returns the names that were left as they are.
     """
-    same_words = other.vocabulary.words == words
     own, copied = model.state_dict(), {}
+    theirs = {word: i for i, word in enumerate(other.vocabulary.words)}
+    pairs = [(i, theirs[word]) for i, word in enumerate(words) if word in theirs]
+    rows, sources = torch.tensor(pairs).T
     for name, value in other.model.state_dict().items():
-        if name.startswith(("word.", "embedding.")) and not same_words:
+        if name not in own:
             continue
-        if name in own and own[name].shape == value.shape:
+        if name.startswith(("word.", "embedding.")) and own[name].shape[1:] == value.shape[1:]:
+            copied[name] = own[name].index_copy(0, rows, value[sources])
+        elif own[name].shape == value.shape:
             copied[name] = value
     model.load_state_dict(copied, strict=False)
     return sorted(set(own) - set(copied))
