@@ -7,7 +7,7 @@ import pytest
 import torch
 from made_photos import message
 
-from sca_caption.benchmarks import attention, channel, memory, training
+from sca_caption.benchmarks import attention, channel, growth, memory, training
 from sca_caption.captioner import Batch
 
 
@@ -105,3 +105,22 @@ def test_the_plain_training_step_computes_what_ours_does():
         model, Batch(batch.images[:1], batch.captions[:1, :1], torch.zeros(1).long()), "ours"
     )
     assert work[0] - work[1] > 4 * 2 * 0.9 * 1.5e9 and trunk < work[1]  # the CNN, of 1.8 G, runs 8 times less
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is measured on Linux only")
+def test_growth_has_a_row_and_a_panel_for_each_size(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(growth, "AXES", {"images": (2, 4), "beams": (1, 2)})
+    small = {"images": 2, "words": 2, "beams": 2, "vocabulary": 20, "batch": 2}
+    monkeypatch.setattr(growth, "USUAL", small)
+    assert growth.main(["--output", str(tmp_path / "x.svg"), "--sizes", "images"]) == 0
+    out = rows(capsys.readouterr().out)
+    assert [row[:2] for row in out] == [["images", "2"], ["images", "4"]]
+    assert out[1][3].startswith("2 times the size, ")
+    assert "seconds" in (tmp_path / "x.svg").read_text()
+    describer, pixels, count = growth.prepare(small | {"beams": 1, "words": 3}, toy=True)
+    assert count == 2
+    for result in describer.stream(range(2), lambda number: pixels[number]):
+        assert len(result.captions[0].text.split()) == 3 and not result.captions[0].finished
+    assert growth.main(["--output", str(tmp_path / "x.svg"), "--sizes", "colours"]) == 2
+    assert "unknown size 'colours'; one of: " in capsys.readouterr().err
+    assert growth.main(["--output", str(tmp_path / "x.txt")]) == 2

@@ -2,8 +2,8 @@
 
 import torch
 
-from sca_caption.captioner import Captioner
 from sca_caption.caption_task import initialise_from
+from sca_caption.captioner import Captioner
 from sca_caption.checkpoint import Checkpoint
 from sca_caption.config import ModelConfig
 from sca_caption.images import Transform

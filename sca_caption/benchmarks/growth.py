@@ -1,0 +1,139 @@
+"""How the time and the memory of captioning grow with each of its sizes: images, words, beams, vocabulary, batch.
+
+One size varies, the others stay: batches of 16 images, 10 words, beam 5, 3,000 words known. The model is the default
+one with random weights that never ends a caption, so that every caption has all of its words. For the number of images
+it is a toy that takes 32 x 32 pixels: what could grow with them is the program around the model.
+
+Each point runs in a process of its own; memory is its peak above what it held before the first image. The picture has
+straight lines for what is proportional.
+"""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sca_caption.backbones import attended_layers
+from sca_caption.benchmarks.memory import peak_growth
+from sca_caption.captioner import Captioner
+from sca_caption.checkpoint import Checkpoint
+from sca_caption.config import ModelConfig, Parser
+from sca_caption.errors import choice, program
+from sca_caption.figures import check_figure, save_figure
+from sca_caption.images import Transform
+from sca_caption.inference import Describer
+from sca_caption.search import SearchConfig
+from sca_caption.vocab import EOS, SPECIALS, Vocabulary
+
+EPILOG = """\
+examples:
+  python -m sca_caption.benchmarks.growth --output growth.svg
+  python -m sca_caption.benchmarks.growth --sizes beams vocabulary --output growth.png
+"""
+USUAL = {"images": 64, "words": 10, "beams": 5, "vocabulary": 3_000, "batch": 16}
+AXES: dict[str, tuple[int, ...]] = {
+    "images": (1_000, 10_000, 100_000),
+    "words": (5, 10, 20, 40),
+    "beams": (1, 2, 5, 10, 20),
+    "vocabulary": (1_000, 3_000, 10_000, 30_000, 100_000),
+    "batch": (1, 4, 16, 64),
+}
+NAMES = {"images": "images", "words": "words of a caption", "beams": "beam size", "vocabulary": "words known",
+         "batch": "images at once"}  # fmt: skip
+
+
+def parser() -> Parser:
+    p = Parser(prog="python -m sca_caption.benchmarks.growth", description=__doc__, epilog=EPILOG)
+    p.add_argument("--output", type=Path, required=True, metavar="FILE", help=".svg, .png or .pdf")
+    p.add_argument(
+        "--sizes",
+        nargs="+",
+        default=list(AXES),
+        metavar="NAME",
+        help="which to vary (default: all: %(default)s)",
+    )
+    return p
+
+
+@program
+def main(argv: list[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    check_figure(arguments.output, "--output")
+    found: dict[str, list[tuple[int, float, int]]] = {}
+    for axis in arguments.sizes:
+        found[choice(axis, AXES, "size")] = [(value, *point(axis, value)) for value in AXES[axis]]
+    print(f"{torch.get_num_threads()} threads\n")
+    print("| | | seconds | against the size before | MB |\n| --- | ---: | ---: | ---: | ---: |")
+    for axis, points in found.items():
+        before = None
+        for value, seconds, held in points:
+            growth = ""
+            if before is not None:
+                growth = f"{value / before[0]:.3g} times the size, {seconds / before[1]:.2g} times the time"
+            print(f"| {NAMES[axis]} | {value:,} | {seconds:.2f} | {growth} | {held / 1e6:.0f} |")
+            before = value, seconds
+    draw(arguments.output, found)
+    return 0
+
+
+def point(axis: str, value: int) -> tuple[float, int]:
+    """Seconds, and bytes at the peak, of captioning with one size set to `value`."""
+    sizes = USUAL | {axis: value}
+    describer, pixels, count = prepare(sizes, axis == "images")
+    caption(describer, pixels, sizes["batch"])  # warms up
+    began = time.perf_counter()
+    caption(describer, pixels, count)
+    return time.perf_counter() - began, peak_growth(prepare, caption, sizes, axis == "images")
+
+
+def prepare(sizes: dict[str, int], toy: bool) -> tuple[Describer, np.ndarray, int]:
+    """A model, some made images uint8 (n, S, S, 3), and how many are to be captioned."""
+    torch.manual_seed(0)
+    small = {"attention_width": 8, "embedding_size": 8, "lstm_size": 8} if toy else {}
+    config = ModelConfig(layers=attended_layers("mobilenet_v2", ["1" if toy else "2"]), **small)
+    vocabulary = Vocabulary([f"w{number}" for number in range(sizes["vocabulary"] - len(SPECIALS))])
+    model = Captioner(config, len(vocabulary))
+    with torch.no_grad():
+        model.word.bias[EOS] = -1e9
+    search = SearchConfig(beam_size=sizes["beams"], max_length=sizes["words"])
+    side = 32 if toy else 224
+    checkpoint = Checkpoint(model, vocabulary, Transform(side), {})
+    describer = Describer(checkpoint, search=search, device="cpu", batch_size=sizes["batch"])
+    pixels = np.random.default_rng(0).integers(0, 256, (16, side, side, 3), dtype=np.uint8)
+    return describer, pixels, sizes["images"]
+
+
+def caption(describer: Describer, pixels: np.ndarray, count: int) -> None:
+    for _ in describer.stream(range(count), lambda number: pixels[number % len(pixels)]):
+        pass
+
+
+def draw(path: Path, found: dict[str, list[tuple[int, float, int]]]) -> None:
+    """A panel for each size, time above and memory below, on logarithmic axes."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+
+    figure = Figure((2.6 * len(found) + 0.6, 4.8), layout="constrained")
+    panels = figure.subplots(2, len(found), squeeze=False, sharex="col")
+    for (axis, points), column in zip(found.items(), panels.T, strict=True):
+        sizes, seconds, held = zip(*points, strict=True)
+        for panel, values, colour in zip(
+            column, (seconds, [x / 1e6 for x in held]), ("C0", "C1"), strict=True
+        ):
+            panel.loglog(sizes, values, "o-", color=colour)
+            last = values[-1]
+            panel.loglog(sizes, [last * x / sizes[-1] for x in sizes], "--", color="0.6", linewidth=1)
+            panel.set_ylim(min(values) / 2, max(values) * 2)
+            panel.xaxis.set_minor_locator(NullLocator())
+            panel.yaxis.set_minor_formatter(NullFormatter())
+            panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            panel.set_xticks(sizes, [f"{x // 1000}k" if x >= 1000 else str(x) for x in sizes])
+        column[1].set_xlabel(NAMES[axis])
+    panels[0, 0].set_ylabel("seconds")
+    panels[1, 0].set_ylabel("MB at the peak")
+    save_figure(figure, path, "--output")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
