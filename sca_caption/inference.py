@@ -19,6 +19,7 @@ from sca_caption.checkpoint import Checkpoint
 from sca_caption.constraints import word_groups
 from sca_caption.devices import find_device
 from sca_caption.endings import dangling
+from sca_caption.ensemble import Ensemble
 from sca_caption.errors import UserError
 from sca_caption.naming import Namer
 from sca_caption.search import BATCH_SIZE, SearchConfig
@@ -50,7 +51,8 @@ class Describer:
     """A model with its vocabulary and transform, ready to caption on one device.
 
     Args:
-        checkpoint: a loaded checkpoint, the path of one, or None for the model that ships. device: "cpu",
+        checkpoint: a loaded checkpoint, the path of one, None for the model that ships, or several, which then
+        speak as one (see `ensemble`), without nouns of `objects`. device: "cpu",
         "cuda", "cuda:1", ... or "auto": the first GPU, or the CPU. batch_size: images searched at once, an
         upper bound on memory: batch_size * beam_size captions grow together. mentions: words that every caption
         must have, or of which it must have one: "dog", "cat/cats/kitten". objects: whether a model that can (see
@@ -61,7 +63,7 @@ class Describer:
 
     def __init__(
         self,
-        checkpoint: Checkpoint | str | Path | None = None,
+        checkpoint: Checkpoint | str | Path | Sequence[Checkpoint | str | Path] | None = None,
         *,
         search: SearchConfig | None = None,
         device: str = "auto",
@@ -71,16 +73,22 @@ class Describer:
     ):
         if batch_size < 1:
             raise UserError(f"--batch-size {batch_size}: must be at least 1")
-        if not isinstance(checkpoint, Checkpoint):
-            checkpoint = checkpoints.load(checkpoint)
+        several = (
+            checkpoint
+            if isinstance(checkpoint, Sequence) and not isinstance(checkpoint, str)
+            else [checkpoint]
+        )
+        loaded = [each if isinstance(each, Checkpoint) else checkpoints.load(each) for each in several]
+        require_alike(several, loaded)
         self.device = find_device(device)
-        self.model = checkpoint.model.to(self.device).eval()
+        self.models = [each.model.to(self.device).eval() for each in loaded]
+        checkpoint, self.model = loaded[0], self.models[0] if len(loaded) == 1 else Ensemble(self.models)
         self.vocabulary, self.transform = checkpoint.vocabulary, checkpoint.transform
         self.search, self.batch_size = search or SearchConfig(), batch_size
         self.mentions = word_groups(mentions, self.vocabulary)
         self.settings = settings_of(self.search, self.vocabulary)
         self.namer, self.words = None, self.vocabulary
-        if objects and checkpoint.objects is not None:
+        if objects and checkpoint.objects is not None and len(loaded) == 1:
             self.namer = Namer(self.model, self.vocabulary, checkpoint.objects.to(self.device))
             self.words = self.namer.vocabulary
 
@@ -189,6 +197,17 @@ def stack(contents: list[np.ndarray] | list[tuple[np.ndarray, ...]]) -> Tensor |
     if isinstance(contents[0], tuple):
         return tuple(torch.from_numpy(np.stack(x)) for x in zip(*contents, strict=True))
     return torch.from_numpy(np.stack(contents)).permute(0, 3, 1, 2)
+
+
+def require_alike(names: Sequence, loaded: Sequence[Checkpoint]) -> None:
+    """Raise UserError where checkpoints cannot speak as one."""
+    first = loaded[0]
+    for name, other in zip(names, loaded, strict=True):
+        what = "words" if other.vocabulary != first.vocabulary else "image transform"
+        if other.vocabulary != first.vocabulary or other.transform != first.transform:
+            raise UserError(
+                f"--checkpoint {name}: other {what} than those of {names[0]}; give models trained on one data file"
+            )
 
 
 def settings_of(search: SearchConfig, vocabulary: Vocabulary) -> dict[str, Any]:

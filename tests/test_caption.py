@@ -62,6 +62,14 @@ def test_search_flags_reach_the_search(run, expected, photos):
     assert run(photos[5], *arguments)[1].strip() == expected(photos[5:6], **flags)[0][0].text
 
 
+def test_several_models_speak_as_one_and_images_may_follow_them(
+    run, expected, photos, tiny_checkpoint, capsys
+):
+    text = expected(photos[1:2])[0][0].text
+    assert caption.main(["--checkpoint", str(tiny_checkpoint), str(tiny_checkpoint), str(photos[1])]) == 0
+    assert capsys.readouterr().out == f"{text}\n"
+
+
 def test_words_to_mention(run, photos):
     status, out, err = run(*photos[:3], "--mention", "cat/dog", "Water")
     assert (status, err) == (0, "")
@@ -208,7 +216,7 @@ def test_mistakes_are_one_line(arguments, message, photos, tmp_path, tiny_checkp
     names = {"photo": photos[0], "empty": tmp_path / "empty"}
     names["empty"].mkdir()
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
-    arguments = ["--checkpoint", str(tiny_checkpoint), *(argument.format(**names) for argument in arguments)]
+    arguments = [f"--checkpoint={tiny_checkpoint}", *(argument.format(**names) for argument in arguments)]
     assert caption.main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == ""

@@ -62,7 +62,11 @@ def parser() -> Parser:
         "--output", type=Path, metavar="FILE", help="write results there instead: .json, .jsonl or .csv"
     )
     p.add_argument(
-        "--checkpoint", metavar="FILE", help="a model that train.py made (default: the one that ships)"
+        "--checkpoint",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="a model that train.py made, or several .pt files that speak as one (default: the one that ships)",
     )
     p.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)"
@@ -71,6 +75,8 @@ def parser() -> Parser:
                    help="images at once; fewer take less memory (default: %(default)s)")  # fmt: skip
     p.add_argument("--mention", nargs="+", default=(), metavar="WORD", help="words that captions must have, at most "
                    "three; any of several: dog/puppy")  # fmt: skip
+    p.add_argument("--no-objects", dest="objects", action="store_false",
+                   help="do not put in nouns that ImageNet's classifier is sure of, of a model that has it")  # fmt: skip
     p.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     add_flags(p, SearchConfig)
     return p
@@ -86,6 +92,9 @@ def run(argv: list[str] | None, processes: Processes) -> int:
     """Caption, each process its share of the images; the first prints and writes them all, in order."""
     p = parser()
     arguments = p.parse_args(argv)
+    if arguments.checkpoint:
+        arguments.checkpoint, images = split(arguments.checkpoint)
+        arguments.images += images
     search = make(SearchConfig, arguments)
     # Of several processes only one can read standard input.
     paths = processes.broadcast(paths_of(arguments, p.prog) if processes.first else None)
@@ -106,6 +115,7 @@ def run(argv: list[str] | None, processes: Processes) -> int:
         device=arguments.device,
         batch_size=arguments.batch_size,
         mentions=arguments.mention,
+        objects=arguments.objects,
     )
     results = processes.in_order(paths, describer.stream)
     writes = arguments.output and processes.first
@@ -131,6 +141,14 @@ def run(argv: list[str] | None, processes: Processes) -> int:
     if failed == len(paths):
         return 2
     return 1 if failed and processes.size == 1 else 0  # torchrun takes any other status for a crash
+
+
+def split(files: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """What follows --checkpoint: models, the first in any case, and images, so that these may stand there too."""
+    model = [index == 0 or file.suffix in (".pt", ".safetensors") for index, file in enumerate(files)]
+    return [f for f, is_model in zip(files, model, strict=True) if is_model], [
+        str(f) for f, is_model in zip(files, model, strict=True) if not is_model
+    ]
 
 
 def paths_of(arguments: argparse.Namespace, prog: str) -> list[Path]:

@@ -60,12 +60,16 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--spice", action="store_true", help="SPICE too (needs Java and a download; slow)")
 
     model = p.add_argument_group("the model")
-    model.add_argument("--checkpoint", type=Path, default=argparse.SUPPRESS, metavar="FILE",
-                       help="a model that train.py made (default: the one that ships)")  # fmt: skip
+    model.add_argument("--checkpoint", type=Path, nargs="+", default=argparse.SUPPRESS, metavar="FILE",
+                       help="a model that train.py made, or several that speak as one (default: the one that "
+                       "ships)")  # fmt: skip
     model.add_argument("--device", default=argparse.SUPPRESS, help="cpu, cuda, cuda:1, ... (default: cuda "
                        "where there is one)")  # fmt: skip
     model.add_argument("--batch-size", type=int, default=argparse.SUPPRESS, metavar="N",
                        help=f"images at once (default: {BATCH_SIZE})")  # fmt: skip
+    model.add_argument("--no-objects", dest="objects", action="store_false", default=argparse.SUPPRESS,
+                       help="do not put in nouns that ImageNet's classifier is sure of, of a model that has "
+                       "it")  # fmt: skip
     add_flags(p, SearchConfig)
     return p
 
@@ -118,10 +122,10 @@ def check(arguments: argparse.Namespace) -> None:
         )
     if not arguments.predictions and not data:
         raise UserError("nothing to score; give --dataset NAME, or --predictions FILE and --references FILE")
-    model_flags = ("checkpoint", "device", "batch_size", *vars(SearchConfig()))
+    model_flags = ("checkpoint", "device", "batch_size", "objects", *vars(SearchConfig()))
     useless = [name for name in model_flags if name in arguments] if arguments.predictions else []
     if useless:
-        flag = useless[0].replace("_", "-")
+        flag = "no-objects" if useless[0] == "objects" else useless[0].replace("_", "-")
         raise UserError(f"--{flag} has no effect on captions that exist; leave it or --predictions out")
     if getattr(arguments, "num_captions", 1) != 1:
         raise UserError(
@@ -164,9 +168,11 @@ def captioned(
     from sca_caption.checkpoint import SHIPPED
     from sca_caption.inference import Describer
 
-    path = getattr(arguments, "checkpoint", None)
-    options = {name: getattr(arguments, name) for name in ("device", "batch_size") if name in arguments}
-    describer = Describer(path, search=search, **options)
+    paths = getattr(arguments, "checkpoint", None)
+    options = {
+        name: getattr(arguments, name) for name in ("device", "batch_size", "objects") if name in arguments
+    }
+    describer = Describer(paths, search=search, **options)
     mine, captions = processes.share(rows), []
     stream = describer.stream(mine, read=reader(data, describer))
     for result in tqdm(stream, total=len(mine), unit="image", disable=None, dynamic_ncols=True):
@@ -175,8 +181,10 @@ def captioned(
         captions.append(result.captions[0].text)
     scored = [(image_of(data, row), text) for row, text in zip(rows, processes.gather(captions), strict=True)]
     provenance = {
-        "checkpoint": str(path) if path else "shipped",
-        "checkpoint_sha256": hashlib.sha256((path or SHIPPED).read_bytes()).hexdigest(),
+        "checkpoint": " ".join(map(str, paths)) if paths else "shipped",
+        "checkpoint_sha256": " ".join(
+            hashlib.sha256(path.read_bytes()).hexdigest() for path in paths or [SHIPPED]
+        ),
         **data_provenance(arguments, data),
         "search": {name: value for name, value in vars(search).items() if name != "num_captions"},
         "images": len(scored),
@@ -212,8 +220,8 @@ def reader(data, describer):
 
     Raises UserError for features of another trunk than the model's.
     """
-    config = describer.model.config
-    data.require_features_of(config.backbone, config.layers, config.backbone_attention)
+    for model in describer.models:
+        data.require_features_of(model.config.backbone, model.config.layers, model.config.backbone_attention)
     if data.encoding == "features":
         return data.features
     if data.transform == describer.transform:
