@@ -61,8 +61,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     check_figure(arguments.output, "--output")
     found: dict[str, list[tuple[int, float, int]]] = {}
-    for axis in arguments.sizes:
-        found[choice(axis, AXES, "size")] = [(value, *point(axis, value)) for value in AXES[axis]]
+    axes = [choice(axis, AXES, "size") for axis in arguments.sizes]
+    for axis in axes:
+        found[axis] = [(value, *point(axis, value)) for value in AXES[axis]]
     print(f"{torch.get_num_threads()} threads\n")
     print("| | | seconds | against the size before | MB |\n| --- | ---: | ---: | ---: | ---: |")
     for axis, points in found.items():
