@@ -171,13 +171,15 @@ def modulate(features: Tensor, beta: Tensor | None, alpha: Tensor | None) -> Ten
 def pool_shared(features: Tensor, alpha: Tensor, image: Tensor) -> Tensor:
     """Average pool of V * alpha * m where several rows read the same image: (N, C).
 
-    features (B, C, H, W), alpha (N, m), image (N,) indices into features. One product of a block matrix (N, B m) with
-    all positions of all images, instead of a copy of the map for every row.
+    features (B, C, H, W), alpha (N, m), image (N,) indices into features. A product for each image, of the weights of all
+    its rows (padded to the most that an image has) with its positions, instead of a copy of the map for every row.
     """
-    images, channels = features.shape[:2]
-    chosen = F.one_hot(image, images).to(alpha)  # (N, B)
-    blocks = (chosen[:, :, None] * alpha[:, None, :]).flatten(1)  # (N, B m)
-    return blocks @ features.flatten(2).transpose(1, 2).reshape(-1, channels)
+    order, counts = image.argsort(stable=True), torch.bincount(image, minlength=len(features))
+    slot = torch.empty_like(image)  # of a row among those of its image
+    slot[order] = torch.arange(len(image), device=image.device) - (counts.cumsum(0) - counts)[image[order]]
+    padded = alpha.new_zeros(len(features), int(counts.max()), alpha.shape[1])
+    padded = padded.index_put((image, slot), alpha)  # (B, R, m)
+    return torch.bmm(padded, features.flatten(2).transpose(1, 2))[image, slot]
 
 
 def pool_modulated(features: Tensor, beta: Tensor | None, alpha: Tensor | None) -> Tensor:
