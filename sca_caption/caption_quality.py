@@ -8,13 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-# Articles, prepositions and conjunctions that end fewer than one of 2,000 of people's captions in Flickr8k. Others,
-# as in "looks on" and "walks by", end some.
-DANGLING = frozenset((
-    "a", "an", "the", "and", "or", "but", "with", "of", "in", "at", "for", "from", "to", "into", "onto", "over",
-    "under", "through", "across", "near", "beside", "between", "against", "along", "while", "as", "is", "are",
-    "his", "their", "its", "that", "which", "who", "during", "towards", "toward", "about", "after", "before", "next",
-))  # fmt: skip
+from sca_caption.endings import DANGLING
+
 PHRASE = 3  # words; people's captions have two in a row twice in one of 27 (as "in a"), three in one of 200
 
 

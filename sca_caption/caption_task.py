@@ -4,17 +4,19 @@ import dataclasses
 import math
 import random
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from sca_caption import decode, training
+from sca_caption import decode, teacher_forcing, training
 from sca_caption.caption_quality import Quality, quality
 from sca_caption.captioner import Batch, Captioner, collate
 from sca_caption.checkpoint import Checkpoint
 from sca_caption.config import TrainConfig
+from sca_caption.distillation import load_teachers
 from sca_caption.distributed import ALONE, Processes
 from sca_caption.errors import UserError
 from sca_caption.images import augment
@@ -79,6 +81,10 @@ class CaptionTask:
             critics = Critics(Reward(data, self.rows.tolist(), config.bleu_weight), config.workers)
             self.critic = SelfCritical(critics, config.samples, config.cross_entropy_weight)
             self.measured = "reward"
+        self.teachers = (
+            load_teachers(config.teacher, data.vocabulary, self.device) if config.teacher else None
+        )
+        self.force = teacher_forcing.run
         validated = data.indices("val")
         self.validation = Validation(data, validated, processes) if len(validated) else None
 
@@ -98,6 +104,8 @@ class CaptionTask:
 
     def start_epoch(self, epoch: int) -> None:
         self.model.train()
+        own = self.config.scheduled_sampling * epoch / max(1, self.config.epochs - 1)
+        self.force = partial(teacher_forcing.run, dropped=self.config.word_dropout, own=own)
         finetune = 0 <= self.config.finetune_backbone_at <= epoch
         self.model.backbone.set_trainable(finetune, self.config.finetune_from)
 
@@ -123,8 +131,12 @@ class CaptionTask:
         mean_words, mean_captions = mean(counts * words, counts * captions)
         # The cross-entropy is a mean over words, the penalty one over captions.
         penalty = self.config.doubly_stochastic * (captions * mean_words) / (words * mean_captions)
-        loss = self.model.loss(batch, self.config.label_smoothing, penalty)
+        further = None if self.teachers is None else partial(self.taught, batch)
+        loss = self.model.loss(batch, self.config.label_smoothing, penalty, self.force, further)
         return loss * (counts * words / mean_words), loss.item(), counts * words
+
+    def taught(self, batch: Batch, logits: Tensor) -> Tensor:
+        return self.config.teacher_weight * self.teachers.divergence(batch, logits)
 
     def validate(self) -> tuple[dict[str, float], list[str]] | None:
         if self.validation is None:

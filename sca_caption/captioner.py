@@ -6,7 +6,7 @@ Shapes: B images, N rows (partial captions; several rows may share an image), P 
 W vocabulary size, C channels, m = H * W positions, d LSTM size, E embedding size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,6 +19,7 @@ from sca_caption.attention.sca import ConditionedAttention, mean_over_positions,
 from sca_caption.backbones import Backbone
 from sca_caption.config import ModelConfig
 from sca_caption.images import MEAN, STD
+from sca_caption.teacher_forcing import Forced
 from sca_caption.vocab import EOS, PAD
 
 ROWS_AT_ONCE = 48  # what a CPU attends at once to decode: the maps of more do not fit in its caches
@@ -212,16 +213,26 @@ class Captioner(nn.Module):
             pooled = pooled * beta * beta.shape[1]
         return pooled, ((beta, alpha),)
 
-    def loss(self, batch: Batch, label_smoothing: float = 0.0, doubly_stochastic: float = 0.0) -> Tensor:
+    def loss(
+        self,
+        batch: Batch,
+        label_smoothing: float = 0.0,
+        doubly_stochastic: float = 0.0,
+        force: Callable[..., Forced] = teacher_forcing.run,
+        further: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
         """Mean cross-entropy a word (nats), with teacher forcing, over all captions of all images of the batch.
 
-        doubly_stochastic adds that weight times the mean of (1 - sum_t alpha_t)^2 (Xu et al. 2015, eq. 14).
+        doubly_stochastic adds that weight times the mean of (1 - sum_t alpha_t)^2 (Xu et al. 2015, eq. 14); `further` is
+        another term, of the logits (M, W). force: `teacher_forcing.run` with its options.
         """
         state = self.start(self.encode(batch.images)).select(batch.image_index)
-        forced = teacher_forcing.run(self, state, batch.captions)
+        forced = force(self, state, batch.captions)
         loss = F.cross_entropy(forced.logits, forced.targets, label_smoothing=label_smoothing)
         if doubly_stochastic and forced.alphas[0]:
             loss = loss + doubly_stochastic * _attention_coverage(forced.alphas)
+        if further is not None:
+            loss = loss + further(forced.logits)
         return loss
 
     def _normalise(self, pooled: Tensor) -> Tensor:

@@ -105,6 +105,12 @@ class TrainConfig(RunConfig):
     samples: int = setting(5, "captions drawn an image with --objective cider")
     bleu_weight: float = setting(0.0, "with --objective cider: what BLEU-4 counts beside CIDEr's 1")
     cross_entropy_weight: float = setting(0.0, "with --objective cider: of cross-entropy, against drift")
+    word_dropout: float = setting(0.0, "share of the words read that are hidden from the model")
+    scheduled_sampling: float = setting(
+        0.0, "share of the words read that are the model's own, in the last epoch; rises from 0"
+    )
+    teacher: tuple[str, ...] = setting((), "checkpoints whose mean distribution it learns as well")
+    teacher_weight: float = setting(1.0, "what learning from --teacher counts beside people's words")
     backbone_lr: float = setting(1e-4, "peak learning rate of the CNN")
     finetune_backbone_at: int = setting(2, "epoch (from 0) at which the CNN starts to learn; -1: never")
     finetune_from: str = setting("", "first layer of the CNN that learns then (default: all of it does)")
@@ -116,7 +122,15 @@ class TrainConfig(RunConfig):
     def __post_init__(self):
         super().__post_init__()
         require(self, "validation_beam", self.validation_beam >= 1, "at least 1")
-        for name in ("doubly_stochastic", "backbone_lr", "bleu_weight", "cross_entropy_weight"):
+        for name in ("word_dropout", "scheduled_sampling"):
+            require(self, name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
+        for name in (
+            "doubly_stochastic",
+            "backbone_lr",
+            "bleu_weight",
+            "cross_entropy_weight",
+            "teacher_weight",
+        ):
             require(self, name, getattr(self, name) >= 0, "0 or more")
         require(self, "samples", self.samples >= 2, "at least 2")
 

