@@ -5,12 +5,13 @@ import torch
 from conftest import tiny_captioner
 from made_photos import message
 
-from sca_caption import checkpoint
+from sca_caption import checkpoint, naming
 from sca_caption.backbones import Backbone
 from sca_caption.captioner import Captioner
 from sca_caption.checkpoint import Checkpoint
 from sca_caption.config import ModelConfig
 from sca_caption.images import Transform
+from sca_caption.inference import Describer
 from sca_caption.objects import original
 from sca_caption.torchvision_compat import torchvision
 from sca_caption.vocab import Vocabulary
@@ -138,3 +139,33 @@ def test_what_it_cannot_share_with(network):
     assert "have no classifier of 1000 classes" in message(
         lambda: original(headless, tuned(network).backbone)
     )
+
+
+@torch.inference_mode()
+def test_a_describer_names_what_it_sees(network, monkeypatch):
+    model, words = tuned(network), Vocabulary(["a", "dog", "cat", "on"])
+    model.embedding, model.word = torch.nn.Embedding(len(words), 8), torch.nn.Linear(8, len(words))
+    objects = original(network.state_dict(), model.backbone)
+    plain, named = (
+        Checkpoint(model, words, Transform(64)),
+        Checkpoint(model, words, Transform(64), objects=objects),
+    )
+    pixels = torch.randint(256, (6, 3, 64, 64), dtype=torch.uint8)
+    monkeypatch.setattr(naming, "ROOM", 1e9)
+    describers = Describer(plain), Describer(named, objects=False), Describer(named)
+    without, switched_off, found = ([c[0].text for c in each.caption_batch(pixels)] for each in describers)
+    assert without == switched_off
+    namer = describers[2].namer
+    seen = probabilities(model, objects, pixels) @ namer.members
+    changed = 0
+    for row, before, after in zip(seen, without, found, strict=True):
+        noun = namer.nouns[namer.noun_of(row)]
+        if row.max() >= naming.THRESHOLD:
+            assert noun.is_in(after)
+        changed += before != after
+        assert (before == after) == (row.max() < naming.THRESHOLD or noun.is_in(before))
+    assert changed
+    monkeypatch.setattr(naming, "ROOM", -1e9)  # nothing is likely enough
+    assert [c[0].text for c in describers[2].caption_batch(pixels)] == without
+    stored = model.encode(pixels)  # features, in which nothing can be seen
+    assert [c[0].text for c in describers[2].caption_batch(stored)] == without
