@@ -31,7 +31,7 @@ examples:
   python -m sca_caption.benchmarks.growth --output growth.svg
   python -m sca_caption.benchmarks.growth --sizes beams vocabulary --output growth.png
 """
-USUAL = {"images": 64, "words": 10, "beams": 5, "vocabulary": 3_000, "batch": 16}
+USUAL = {"images": 32, "words": 10, "beams": 5, "vocabulary": 3_000, "batch": 16}
 AXES: dict[str, tuple[int, ...]] = {
     "images": (1_000, 10_000, 100_000),
     "words": (5, 10, 20, 40),
@@ -113,7 +113,7 @@ def caption(describer: Describer, pixels: np.ndarray, count: int) -> None:
 def draw(path: Path, found: dict[str, list[tuple[int, float, int]]]) -> None:
     """A panel for each size, time above and memory below, on logarithmic axes."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     figure = Figure((2.6 * len(found) + 0.6, 4.8), layout="constrained")
     panels = figure.subplots(2, len(found), squeeze=False, sharex="col")
@@ -125,9 +125,11 @@ def draw(path: Path, found: dict[str, list[tuple[int, float, int]]]) -> None:
             panel.loglog(sizes, values, "o-", color=colour)
             last = values[-1]
             panel.loglog(sizes, [last * x / sizes[-1] for x in sizes], "--", color="0.6", linewidth=1)
-            panel.set_ylim(min(values) / 2, max(values) * 2)
+            middle = (min(values) * max(values)) ** 0.5
+            panel.set_ylim(min(min(values) / 1.5, middle / 4), max(max(values) * 1.5, middle * 4))
             panel.xaxis.set_minor_locator(NullLocator())
-            panel.yaxis.set_minor_formatter(NullFormatter())
+            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panel.yaxis.set_minor_locator(NullLocator())
             panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             panel.set_xticks(sizes, [f"{x // 1000}k" if x >= 1000 else str(x) for x in sizes])
         column[1].set_xlabel(NAMES[axis])
