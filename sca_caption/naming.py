@@ -18,24 +18,18 @@ from torch import Tensor, nn
 from sca_caption import decode
 from sca_caption.captioner import Captioner, State
 from sca_caption.constraints import MOST_GROUPS
+from sca_caption.endings import CONJUNCTIONS, PREPOSITIONS, VERBS
 from sca_caption.nouns import Noun, read_nouns
 from sca_caption.objects import Objects
-from sca_caption.vocab import SPECIALS, Vocabulary
+from sca_caption.vocab import EOS, SPECIALS, Vocabulary
 
 # Chosen on Flickr8k's validation images and the even half of Caltech-101's classes (see benchmarks/naming.py).
 THRESHOLD = 0.2  # probability from which on a noun is tried
-ROOM, ROOM_IF_SURE = (
-    0.5,
-    1.3,
-)  # by how much it may lower the caption's score: the first and, times its probability, the other
+ROOM, ROOM_IF_SURE = 0.5, 1.3  # it may lower the caption's score by ROOM + ROOM_IF_SURE * probability
 SIMILAR = 3  # nouns whose vectors make those of a new word
 SHARE = 0.5  # of a general noun's probability that a special one needs to be said in its place
-NO_NOUN_AFTER = (
-    "is",
-    "are",
-    "to",
-    "people",
-)  # a bare noun in the singular; as verbs, boat and skate come there
+NO_NOUN_AFTER = ("is", "are", "to", "of", "people")  # in the singular, bare: "is boat", "a group of tray"
+AFTER_NOUN = frozenset(f"{PREPOSITIONS} {CONJUNCTIONS} {VERBS}".split())  # and -ing; not "a laptop bench"
 VOWEL = re.compile(r"[aeio]|u(?!ni)|hour")  # has "an" before it
 ABSENT = 0.1  # probability below which other nouns of the kind are not said
 
@@ -67,6 +61,9 @@ class Namer:
             for noun in self.nouns
         ]
         self.agreement = self._agreement()
+        ends = [word in AFTER_NOUN or word.endswith("ing") for word in self.vocabulary.words]
+        ends[EOS] = True
+        self.no_compound = ~torch.tensor(ends, device=device)
 
     def _donors(self, vocabulary: Vocabulary, new: Sequence[str]) -> Tensor:
         """Which known words make the vectors of each new one: shares (new, known), rows of sum 1, or 0 without any."""
@@ -139,7 +136,8 @@ class Namer:
             closed[row, self._others(noun, probabilities[row])] = True
             closed[row, [word for group in groups[-1] for word in group]] = False
             wanted[row, self.groups[noun]] = True
-        speaker = Speaker(self.model, closed.to(state.device), wanted.to(state.device), self.agreement)
+        closed, wanted = closed.to(state.device), wanted.to(state.device)
+        speaker = Speaker(self.model, closed, wanted, self.agreement, self.no_compound)
         rows = torch.tensor(list(nouns), device=state.device)
         better = decode.beam_search(speaker, state.select(rows), mentions=groups, **search)
         found = list(found)
@@ -167,12 +165,14 @@ class Speaker:
     closed: Tensor  # bool (B, W)
     wanted: Tensor  # bool (B, W)
     agreement: dict[int, Tensor]  # after this word (W,) of the wanted ones are closed
+    no_compound: Tensor  # (W,) are closed after a wanted one
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         logits, state = self.model.step(tokens, state)
         closed, wanted = self.closed[state.image], self.wanted[state.image]
         for word, wrong in self.agreement.items():
             closed = closed | ((tokens == word)[:, None] & wanted & wrong)
+        closed = closed | (wanted.gather(1, tokens[:, None]) & self.no_compound)
         return logits.masked_fill_(closed, -torch.inf), state
 
 
