@@ -79,6 +79,7 @@ class RunConfig:
         0.0, "decay a step of a moving average of the weights, which is scored and kept; 0: none"
     )
     amp: bool = setting(True, "bfloat16 arithmetic on a GPU")
+    cpu_amp: bool = setting(False, "the same on a CPU: faster where it has AVX512-BF16 or AMX")
     patience: int = setting(5, "epochs without a better score before stopping early; 0: never stop")
     workers: int = setting(1, "processes that decode images")
     seed: int = setting(0, "seed of everything random")

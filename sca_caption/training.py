@@ -118,6 +118,7 @@ def train(
             f"{output} is not one folder: this process finds {start_epoch} epochs there, others do not; share it"
         )
     total_steps = task.steps * config.epochs
+    half = {"cuda": config.amp, "cpu": config.cpu_amp}.get(device.type, False)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -154,7 +155,7 @@ def train(
             factor = rate_factor(epoch * task.steps + i, total_steps, config)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.amp and device.type == "cuda"):
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
                 loss, shown, count = step(batch)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

@@ -309,6 +309,19 @@ def test_rates_rise_and_fall_and_gradients_are_clipped(data, tmp_path, monkeypat
     assert max(step["norm"] for step in steps) > 0.2
 
 
+def test_bfloat16_on_a_cpu_learns_the_same(data, tmp_path):
+    losses = {}
+    for half in (False, True):
+        config = dataclasses.replace(QUICK, epochs=4, cpu_amp=half, augment=False)
+        losses[half] = [r["loss"] for r in run(data, tmp_path / str(half), config)[0]]
+    assert losses[True] != losses[False] and losses[True] == pytest.approx(losses[False], rel=0.03)
+    assert losses[True][-1] < 0.95 * losses[True][0]
+    kinds = {
+        value.dtype for value in checkpoint.load(tmp_path / "True" / "last.pt").model.state_dict().values()
+    }
+    assert torch.bfloat16 not in kinds
+
+
 def test_the_constant_and_the_step_schedule():
     constant = dataclasses.replace(QUICK, schedule="constant", warmup=0.0)
     assert {rate_factor(step, 10, constant) for step in range(10)} == {1.0}
