@@ -92,16 +92,26 @@ def store(
 
 
 def hypotheses_of(
-    results: Finished, unfinished: list[Beams], num_captions: int, length_penalty: float
+    results: Finished,
+    unfinished: list[Beams],
+    num_captions: int,
+    length_penalty: float,
+    diverse: bool = False,
 ) -> list[list[Hypothesis]]:
-    """Those that mention more groups first, of these the finished ones, best score first."""
+    """Those that mention more groups first, of these the finished ones, best score first.
+
+    diverse: the sets are groups; the best of each group comes first, and no caption twice.
+    """
     captions = []
     columns = (results.tokens, results.log_prob, results.length, results.score)
     for image, sets in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
         found = [
-            (group.bit_count(), Hypothesis(tokens[: length - 1], log_prob, score, True))
+            (
+                place if diverse else -group.bit_count(),
+                Hypothesis(tokens[: length - 1], log_prob, score, True),
+            )
             for group, rows in enumerate(zip(*sets, strict=True))
-            for tokens, log_prob, length, score in zip(*rows, strict=True)
+            for place, (tokens, log_prob, length, score) in enumerate(zip(*rows, strict=True))
             if score > -torch.inf
         ]
         live = unfinished[image]
@@ -112,7 +122,8 @@ def hypotheses_of(
             if log_prob > -torch.inf:
                 group = slot * results.score.shape[1] // beams
                 unended = Hypothesis(tokens, log_prob, log_prob / words**length_penalty, False)
-                found.append((group.bit_count(), unended))
-        found.sort(key=lambda item: (-item[0], not item[1].finished, -item[1].score))
-        captions.append([hypothesis for _, hypothesis in found[:num_captions]])
+                found.append((beams if diverse else -group.bit_count(), unended))
+        found.sort(key=lambda item: (item[0], not item[1].finished, -item[1].score))
+        distinct = {tuple(hypothesis.tokens): hypothesis for _, hypothesis in reversed(found)}
+        captions.append([*reversed(distinct.values())][:num_captions])
     return captions

@@ -165,6 +165,18 @@ def _objects_of(text: dict, tensors: dict[str, Tensor]) -> Objects | None:
     return objects.requires_grad_(False).to(memory_format=torch.channels_last).eval()
 
 
+def add_metrics(path: Path, metrics: dict) -> None:
+    """Add to the metrics that a checkpoint holds; its tensors stay as they are stored."""
+    load(path)  # says what is wrong with it
+    with safe_open(path, "pt") as file:
+        text = json.loads(file.metadata()["sca_caption"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    text["metrics"] |= metrics
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, {"sca_caption": json.dumps(text, ensure_ascii=False)})
+        temporary.chmod(path.stat().st_mode)
+
+
 def average(paths: Sequence[str | Path], shares: Sequence[float]) -> Checkpoint:
     """The checkpoint in `paths[0]` with weights that are the mean of all, in proportion to `shares`.
 

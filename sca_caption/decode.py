@@ -14,7 +14,7 @@ length counts the words and the end word and a is the length penalty (Wu et al.,
 their constants): 0 compares probabilities, 1 the mean per word; more favours longer captions.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, Self
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from sca_caption.beams import Beams, Finished, Hypothesis, hypotheses_of, rows_of, store
 from sca_caption.constraints import Mentions, by_groups
+from sca_caption.diverse import Diverse
 from sca_caption.search import SearchConfig
 from sca_caption.vocab import BOS, EOS, PAD, UNK
 
@@ -106,32 +107,53 @@ def greedy(model: Stepper, state: State, **rules) -> list[Hypothesis]:
     return hypotheses
 
 
+def log_softmax(scores: Tensor) -> Tensor:
+    return scores.log_softmax(1)
+
+
 @dataclass
 class Sampled:
     """Captions drawn at random, a row each: ids without BOS and EOS, log-probabilities that carry gradients."""
 
     tokens: list[list[int]]
     finished: list[bool]
-    log_prob: Tensor  # (rows,), of all words and of the end word if there is one
+    log_prob: (
+        Tensor  # (rows,), of all words and of the end word if there is one, under what they were drawn from
+    )
+    likelihood: Tensor | None = None  # (rows,) the same under the model, without gradients
 
 
-def sample(model: Stepper, state: State, **rules) -> Sampled:
+def sample(
+    model: Stepper,
+    state: State,
+    *,
+    rule: Callable[[Tensor], Tensor] = log_softmax,
+    block_ngrams: int = 0,
+    generator: torch.Generator | None = None,
+    **rules,
+) -> Sampled:
     """Draw each next word from the model's distribution over the words that are allowed, for every row of `state`.
 
-    rules: see `Rules`. Keeps gradients, for training on what the model says itself.
+    rule: makes log-probabilities of the scores of the words, (rows, V), -inf for those that are not allowed.
+    rules: see `Rules`; block_ngrams: as in `beam_search`. Keeps gradients, for training on what the model says itself.
     """
     rules = Rules(**rules)
-    max_length = rules.max_length
     rows = len(state)
     active = torch.arange(rows, device=state.device)
-    words = torch.full((rows, max_length), EOS, device=state.device)
+    words = torch.full((rows, rules.max_length), EOS, device=state.device)
     log_prob = torch.zeros(rows, device=state.device)
+    likelihood = torch.zeros(rows, device=state.device)
     last = torch.full((rows,), BOS, device=state.device)
-    for length in range(1, max_length + 1):
+    for length in range(1, rules.max_length + 1):
         logits, state = model.step(last, state)
-        each = rules.apply(logits.float().clone(), last, length).log_softmax(1)
-        last = torch.multinomial(each.detach().exp(), 1)  # (rows still going, 1)
+        scores = rules.apply(logits.float().clone(), last, length)
+        if block_ngrams:
+            said = repeats(words[active, None, : length - 1], block_ngrams, scores.shape[1])
+            scores = scores.masked_fill(said[:, 0], -torch.inf)
+        each = rule(scores)
+        last = torch.multinomial(each.detach().exp(), 1, generator=generator)  # (rows still going, 1)
         log_prob = log_prob.index_add(0, active, each.gather(1, last).squeeze(1))
+        likelihood[active] += logits.detach().float().log_softmax(1).gather(1, last).squeeze(1)
         last = last.squeeze(1)
         words[active, length - 1] = last
         going = (last != EOS).nonzero().squeeze(1)
@@ -140,7 +162,8 @@ def sample(model: Stepper, state: State, **rules) -> Sampled:
         active, last, state = active[going], last[going], state.select(going)
     tokens = words.tolist()
     finished = [EOS in row for row in tokens]
-    return Sampled([row[: row.index(EOS)] if EOS in row else row for row in tokens], finished, log_prob)
+    tokens = [row[: row.index(EOS)] if EOS in row else row for row in tokens]
+    return Sampled(tokens, finished, log_prob, likelihood)
 
 
 @torch.inference_mode()
@@ -153,6 +176,8 @@ def beam_search(
     block_ngrams: int = 0,
     num_captions: int = SearchConfig.num_captions,
     mentions: Sequence[Sequence[Collection[int]]] | None = None,
+    diverse_groups: int = 1,
+    diversity: float = SearchConfig.diversity,
     early_exit: bool = True,
     **rules,
 ) -> list[list[Hypothesis]]:
@@ -173,26 +198,33 @@ def beam_search(
     but is done only when no live beam can still enter the best that mention all: the first to finish force the
     word in anyhow, where later ones find a place for it. Captions that mention more groups come before all others,
     so the first ones mention all if any can.
+
+    diverse_groups: that many sets of beams, of beam_size / diverse_groups each, which differ in their words (see
+    `diverse`), for images without mentions. The best caption of each group comes first, then the second best; the
+    image is done when every group is, and no caption comes twice, so that there may be fewer.
     """
     check(beam_size=beam_size, num_captions=num_captions)
     if num_captions > beam_size:
         raise ValueError(f"num_captions={num_captions} is more than beam_size={beam_size}; raise beam_size")
+    if diverse_groups < 1 or beam_size % diverse_groups:
+        raise ValueError(f"diverse_groups={diverse_groups} does not divide beam_size={beam_size}")
+    groups = Diverse(diverse_groups, diversity) if diverse_groups > 1 else None
     search = partial(
         search_in_sets,
         model,
         rules=Rules(**rules),
-        beam_size=beam_size,
         length_penalty=length_penalty,
         block_ngrams=block_ngrams,
         num_captions=num_captions,
         early_exit=early_exit,
     )
     if not mentions or not any(mentions):
-        return search(state)
+        return search(state, groups, beam_size=beam_size // diverse_groups)
     captions: list[list[Hypothesis]] = [[]] * len(state)
     for rows, words in by_groups(mentions, state.device):
         part = state.select(torch.tensor(rows, device=state.device))
-        for row, found in zip(rows, search(part, words), strict=True):
+        size = beam_size if words else beam_size // diverse_groups
+        for row, found in zip(rows, search(part, words or groups, beam_size=size), strict=True):
             captions[row] = found
     return captions
 
@@ -200,7 +232,7 @@ def beam_search(
 def search_in_sets(
     model: Stepper,
     state: State,
-    mentions: Mentions | None = None,
+    kind: Mentions | Diverse | None = None,
     *,
     rules: Rules,
     beam_size: int,
@@ -209,14 +241,14 @@ def search_in_sets(
     num_captions: int,
     early_exit: bool,
 ) -> list[list[Hypothesis]]:
-    """`beam_search` over S sets of beams an image, B = S * K slots; without `mentions` there is one set."""
+    """`beam_search` over S sets of beams an image, B = S * K slots; `kind` says what the sets are, None: there is one."""
     images, device, max_length = len(state), state.device, rules.max_length
     if not images:
         return []
-    sets = mentions.sets if mentions else 1
+    sets, diverse = kind.sets if kind else 1, isinstance(kind, Diverse)
     active = torch.arange(images, device=device)  # (n,) the image that each row of the search belongs to
     start = torch.full((images, sets), -torch.inf, device=device)
-    start[:, 0] = 0  # nothing is said and nothing mentioned
+    start[:, : sets if diverse else 1] = 0  # with nothing said, nothing is mentioned
     live = Beams(torch.empty(images, sets, 0, dtype=torch.long, device=device), start)
     if sets > 1:
         state = state.select(active.repeat_interleave(sets))
@@ -226,15 +258,16 @@ def search_in_sets(
 
     for length in range(1, max_length + 1):
         logits, state = model.step(last, state)
-        log_prob = rules.apply(logits.float().log_softmax(1), last, length).view(
-            *live.log_prob.shape, -1
-        )  # (n, B, V)
+        log_prob = rules.apply(logits.float().log_softmax(1), last, length)
+        log_prob = log_prob.view(*live.log_prob.shape, -1)  # (n, B, V)
         if block_ngrams:
             log_prob = log_prob.masked_fill(repeats(live.tokens, block_ngrams, log_prob.shape[2]), -torch.inf)
         total = live.log_prob[:, :, None] + log_prob
 
         # Of a set's 2K best at most K end a caption, one for each of its beams: K that go on are always among them.
-        total, choice = best_of(total, mentions, 2 * beam_size)  # (n, S, 2K)
+        rank, choice = best_of(total, kind, 2 * beam_size)  # (n, S, 2K)
+        total = total.flatten(1).gather(1, choice.flatten(1)).view_as(rank)
+        total = total.masked_fill(rank == -torch.inf, -torch.inf)
         parent, word = choice // log_prob.shape[2], choice % log_prob.shape[2]
         ends = word == EOS
         finished = finished.merge(
@@ -242,16 +275,15 @@ def search_in_sets(
             total[..., :beam_size].masked_fill(~ends[..., :beam_size], -torch.inf),
             length_penalty,
         )
-        onward, kept = total.masked_fill(ends, -torch.inf).topk(
-            min(beam_size, total.shape[2])
+        kept = (
+            rank.masked_fill(ends, -torch.inf).topk(min(beam_size, total.shape[2])).indices
         )  # (n, S, B / S)
+        onward = total.masked_fill(ends, -torch.inf).gather(2, kept)
         parent, word = parent.gather(2, kept).flatten(1), word.gather(2, kept).flatten(1)  # (n, B)
-        before, live = (
-            live,
-            Beams(torch.cat([rows_of(live.tokens, parent), word[:, :, None]], 2), onward.flatten(1)),
-        )
+        before = live
+        live = Beams(torch.cat([rows_of(live.tokens, parent), word[:, :, None]], 2), onward.flatten(1))
 
-        done = finished.score[:, -1, -1].isfinite() & (sets == 1)
+        done = finished.score[:, :, -1].isfinite().all(1) & (sets == 1 or diverse)
         likeliest = onward[:, :, 0].amax(1)  # (n,)
         dead = ~likeliest.isfinite()  # nothing can follow, or the logits are not numbers
         if length == 1 and dead.any():
@@ -260,7 +292,7 @@ def search_in_sets(
             for rows, said in ((~dead, live), (dead, before)):
                 store(results, unfinished, active[rows], finished.of(rows), said.of(rows))
             break
-        if early_exit:
+        if early_exit and not diverse:
             reach = out_of_reach(likeliest, length, max_length, length_penalty)
             done |= reach <= finished.score[:, -1, num_captions - 1]
         done |= dead
@@ -272,18 +304,19 @@ def search_in_sets(
             store(results, unfinished, active[done], finished.of(done), before.of(done))
             going = ~done
             active, live, finished = active[going], live.of(going), finished.of(going)
-            mentions = mentions and mentions.of(going)
+            kind = kind and kind.of(going)
             word, rows = word[going], rows[going]
             if not len(active):
                 break
         last, state = word.flatten(), state.select(rows.flatten())
-    return hypotheses_of(results, unfinished, num_captions, length_penalty)
+    return hypotheses_of(results, unfinished, num_captions, length_penalty, diverse)
 
 
-def best_of(total: Tensor, mentions: Mentions | None, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` best continuations in each set: total (n, B, V) -> values and indices into B * V, (n, S, count)."""
-    if mentions:
-        return mentions.best(total, count)
+def best_of(total: Tensor, kind: Mentions | Diverse | None, count: int) -> tuple[Tensor, Tensor]:
+    """The `count` best continuations in each set: total (n, B, V) -> (n, S, count) twice, what they rank by, which is
+    -inf where there are none, and where in B * V they are."""
+    if kind:
+        return kind.best(total, count)
     total = total.flatten(1)[:, None]
     return total.topk(min(count, total.shape[2]))
 

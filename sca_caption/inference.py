@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sca_caption import checkpoint as checkpoints
 from sca_caption import decode, images
+from sca_caption.calibration import Calibration
 from sca_caption.checkpoint import Checkpoint
 from sca_caption.constraints import word_groups
 from sca_caption.devices import find_device
@@ -22,7 +23,8 @@ from sca_caption.endings import dangling
 from sca_caption.ensemble import Ensemble
 from sca_caption.errors import UserError
 from sca_caption.naming import Namer
-from sca_caption.search import BATCH_SIZE, SearchConfig
+from sca_caption.sampling import draw
+from sca_caption.search import BATCH_SIZE, SamplingConfig, SearchConfig
 from sca_caption.vocab import Vocabulary
 
 READERS = 2  # threads that decode images; Pillow leaves the interpreter free meanwhile
@@ -30,12 +32,18 @@ READERS = 2  # threads that decode images; Pillow leaves the interpreter free me
 
 @dataclass(frozen=True)
 class Caption:
-    """A caption in words. `log_prob` is natural; `score` is what captions were ranked by (see `decode`)."""
+    """A caption in words. `log_prob` is natural; `score` is what captions were ranked by (see `decode`).
+
+    mean_log_prob: that of its words, the end included, on average. confidence: the probability that the caption is
+    better than the median, where the checkpoint knows (see `calibration`).
+    """
 
     text: str
     log_prob: float
     score: float
     finished: bool
+    mean_log_prob: float
+    confidence: float | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +65,7 @@ class Describer:
         upper bound on memory: batch_size * beam_size captions grow together. mentions: words that every caption
         must have, or of which it must have one: "dog", "cat/cats/kitten". objects: whether a model that can (see
         `naming`) puts nouns that it is sure of into its captions; it needs images, not stored features.
+        sampling: draw captions at random so in place of the search; of `search` counts what is not about beams.
 
     Raises UserError for a checkpoint that cannot be used, a device that is not there and words it does not know.
     """
@@ -70,6 +79,7 @@ class Describer:
         batch_size: int = BATCH_SIZE,
         mentions: Sequence[str] = (),
         objects: bool = True,
+        sampling: SamplingConfig | None = None,
     ):
         if batch_size < 1:
             raise UserError(f"--batch-size {batch_size}: must be at least 1")
@@ -87,6 +97,12 @@ class Describer:
         self.search, self.batch_size = search or SearchConfig(), batch_size
         self.mentions = word_groups(mentions, self.vocabulary)
         self.settings = settings_of(self.search, self.vocabulary)
+        self.calibration = Calibration.of(checkpoint.metrics) if len(loaded) == 1 else None
+        self.drawing = None
+        if sampling:
+            if mentions:
+                raise UserError("--mention needs a search; leave --sample out")
+            self.drawing = drawing_of(sampling, self.settings, self.device)
         self.namer, self.words = None, self.vocabulary
         if objects and checkpoint.objects is not None and len(loaded) == 1:
             self.namer = Namer(self.model, self.vocabulary, checkpoint.objects.to(self.device))
@@ -108,13 +124,19 @@ class Describer:
         with self.namer.objects.watching(self.model.backbone) if self.namer else nullcontext() as maps:
             state = self.model.start(self.model.encode(batch))
         mentions = [self.mentions] * len(state) if mentions is None else mentions
-        found = decode.beam_search(self.model, state, mentions=mentions, **self.settings)
-        if maps:
+        if self.drawing:
+            found = draw(self.model, state, **self.drawing)
+        else:
+            found = decode.beam_search(self.model, state, mentions=mentions, **self.settings)
+        if maps and not self.drawing:
             found = self.namer.improve(found, state, maps, mentions, **self.settings)
-        return [
-            tuple(Caption(self.words.decode(h.tokens), h.log_prob, h.score, h.finished) for h in hypotheses)
-            for hypotheses in found
-        ]
+        return [tuple(self._caption(hypothesis) for hypothesis in hypotheses) for hypotheses in found]
+
+    def _caption(self, found: decode.Hypothesis) -> Caption:
+        mean = found.log_prob / (len(found.tokens) + found.finished)
+        confidence = self.calibration.probability(mean) if self.calibration else None
+        text = self.words.decode(found.tokens)
+        return Caption(text, found.log_prob, found.score, found.finished, mean, confidence)
 
     def stream(self, items: Iterable, read: Callable[[Any], Any] | None = None) -> Iterator[Result]:
         """Caption `items` one batch after another and yield a Result for each, in order.
@@ -214,3 +236,10 @@ def settings_of(search: SearchConfig, vocabulary: Vocabulary) -> dict[str, Any]:
     """What `decode.beam_search` takes to search so."""
     settings = dict(vars(search))
     return settings | {"never_last": dangling(vocabulary) if settings.pop("sound_endings") else ()}
+
+
+def drawing_of(sampling: SamplingConfig, settings: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """What `sampling.draw` takes to draw so, from what `decode.beam_search` takes."""
+    of_beams = ("beam_size", "diverse_groups", "diversity")
+    drawing = {name: value for name, value in (settings | vars(sampling)).items() if name not in of_beams}
+    return drawing | {"generator": torch.Generator(device).manual_seed(drawing.pop("seed"))}

@@ -19,7 +19,9 @@ class SearchConfig:
         0.8, "rank by log-probability / length^X; 0: as it is; more favours longer captions"
     )
     block_ngrams: int = setting(2, "never say the same N words in a row twice; 0: off")
-    sound_endings: bool = setting(True, "never end in an article, a preposition, 'and' and the like")
+    sound_endings: bool = setting(True, "never end in 'a', 'with', 'and', ...")
+    diverse_groups: int = setting(1, "groups of beams that differ")
+    diversity: float = setting(0.5, "nats off a word for each beam of groups before that says it")
 
     def __post_init__(self):
         for name in ("beam_size", "num_captions", "min_length", "max_length"):
@@ -29,5 +31,23 @@ class SearchConfig:
         require(
             self, "min_length", self.min_length <= self.max_length, f"at most --max-length {self.max_length}"
         )
+        require(self, "diversity", self.diversity >= 0, "0 or more")
+        even = self.diverse_groups >= 1 and self.beam_size % self.diverse_groups == 0
+        require(self, "diverse_groups", even, f"a divisor of --beam-size {self.beam_size}")
         limit = f"at most --beam-size {self.beam_size}; ask for fewer captions or widen the beam"
         require(self, "num_captions", self.num_captions <= self.beam_size, limit)
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """Draw captions at random in place of the search (--sample). Raises UserError when a value makes no sense."""
+
+    temperature: float = setting(1.0, "below 1: likelier words")
+    top_k: int = setting(0, "of the N likeliest words; 0: all")
+    top_p: float = setting(0.9, "of the likeliest that sum to X")
+    seed: int = setting(0, "same seed, same captions")
+
+    def __post_init__(self):
+        require(self, "temperature", 0 < self.temperature < float("inf"), "above 0")
+        require(self, "top_k", self.top_k >= 0, "0 (all) or more")
+        require(self, "top_p", 0 < self.top_p <= 1, "above 0 and at most 1")

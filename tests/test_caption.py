@@ -330,7 +330,7 @@ def test_help_is_instant_and_short():
     assert done.returncode == 0, done.stderr
     page, _, modules = done.stdout.rpartition("\n[")
     assert not {"'torch'", "'numpy'", "'PIL'", "'matplotlib'"} & set(modules.strip("]\n").split(", "))
-    assert len(page.splitlines()) < 66
+    assert len(page.splitlines()) < 70
 
 
 def test_the_program_as_users_start_it(tiny_checkpoint, photos, expected):

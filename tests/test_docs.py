@@ -11,20 +11,20 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import get_args_parser
 
-from sca_caption import checkpoint, classify
+from sca_caption import calibrate, checkpoint, classify
 from sca_caption.benchmarks import attention, channel, training
 from sca_caption.cli import evaluate_classifier, train_classifier
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 DOCUMENTS = (README, *(ROOT / path for path in ("sca_caption/weights/README.md", "data/README.md", "docs/attention.md",
-                                                "docs/performance.md", "docs/scale.md")))  # fmt: skip
+                                                "docs/performance.md", "docs/scale.md", "docs/decoding.md")))  # fmt: skip
 PROGRAMS = ("preprocess", "train", "caption", "evaluate")
 SET_UP, TEST = "pip install -e '.[test]'", "pytest"
 
 
 CLASSIFY = "--task classify"
-MODULES = {"sca_caption.classify": classify, "sca_caption.checkpoint": checkpoint} | {
+MODULES = {"sca_caption.classify": classify, "sca_caption.checkpoint": checkpoint, "sca_caption.calibrate": calibrate} | {
     f"sca_caption.benchmarks.{m.__name__.rpartition('.')[2]}": m for m in (attention, channel, training)
 }
 

@@ -11,15 +11,15 @@ ROOT = Path(__file__).parent.parent
 
 # A module may import lower layers, and its own where that makes no circle. A folder is one module.
 LAYERS = {
-    0: "__init__ atomic attention beams caption_quality classification_metrics config constraints decode "
-    "devices distributed endings ensemble errors figures images java_metrics metrics nouns paraphrases ptb search "
-    "storage teacher_forcing torchvision_compat vocab",
+    0: "__init__ atomic attention beams calibration caption_quality classification_metrics config constraints decode "
+    "devices distributed diverse endings ensemble errors figures images java_metrics metrics nouns paraphrases ptb "
+    "sampling search storage teacher_forcing torchvision_compat vocab",
     1: "class_folders classification_data confusion sources shapes store store_captions store_images store_writer "
     "backbones networks places small_networks mobilenet",
     2: "captioner classifier objects",
     3: "checkpoint naming rewards self_critical",
     4: "caption_task classify_task distillation explain inference training",
-    5: "benchmarks classify cli curves",
+    5: "benchmarks calibrate classify cli curves",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 PROGRAMS = ("preprocess", "train", "caption", "evaluate")

@@ -22,7 +22,7 @@ from sca_caption.atomic import replacing
 from sca_caption.config import Parser, add_flags, make
 from sca_caption.distributed import Processes, joined
 from sca_caption.errors import UserError, program
-from sca_caption.search import BATCH_SIZE, SearchConfig
+from sca_caption.search import BATCH_SIZE, SamplingConfig, SearchConfig
 
 EPILOG = """\
 examples:
@@ -31,6 +31,7 @@ examples:
   find . -name '*.jpg' | python caption.py -           # paths from standard input
   python caption.py photos/ --output captions.json     # COCO results; .jsonl and .csv likewise
   python caption.py photo.jpg --num-captions 3         # three captions, a line each, best first
+  python caption.py photo.jpg --mention dog ball       # a caption with these words
 
 Results files hold image_id, file_name, caption and score (log-probability / length^X). image_id is the number
 that is the file's name where all have one (COCO's), else the position in the input, from 1. With
@@ -53,7 +54,7 @@ COCO_NAME = re.compile(r"(?:COCO_(?:train|val|test)\d{4}_)?(\d+)")
 
 
 def parser() -> Parser:
-    p = Parser(description=__doc__, epilog=EPILOG)
+    p = Parser(description=__doc__, epilog=EPILOG, usage="%(prog)s [options] [IMAGE ...]")
     p.add_argument(
         "images", nargs="*", metavar="IMAGE", help="image file, folder, or - for paths on standard input"
     )
@@ -66,7 +67,7 @@ def parser() -> Parser:
         nargs="+",
         type=Path,
         metavar="FILE",
-        help="a model that train.py made, or several .pt files that speak as one (default: the one that ships)",
+        help="a model of train.py, or several that speak as one (default: the one that ships)",
     )
     p.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)"
@@ -78,7 +79,10 @@ def parser() -> Parser:
     p.add_argument("--no-objects", dest="objects", action="store_false",
                    help="do not put in nouns that ImageNet's classifier is sure of, of a model that has it")  # fmt: skip
     p.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    add_flags(p, SearchConfig)
+    p.add_argument("--scores", action="store_true", help="before each caption how likely it is better than the "
+                   "median (or log-probability a word)")  # fmt: skip
+    p.add_argument("--sample", action="store_true", help="draw captions at random in place of the search")
+    add_flags(p, SearchConfig, SamplingConfig)
     return p
 
 
@@ -95,7 +99,12 @@ def run(argv: list[str] | None, processes: Processes) -> int:
     if arguments.checkpoint:
         arguments.checkpoint, images = split(arguments.checkpoint)
         arguments.images += images
-    search = make(SearchConfig, arguments)
+    if arguments.sample and "num_captions" in arguments:
+        arguments.beam_size = arguments.num_captions  # there are no beams to allow more
+    search, sampling = make(SearchConfig, arguments), make(SamplingConfig, arguments)
+    useless = [name for name in vars(sampling) if name in arguments and not arguments.sample]
+    if useless:
+        raise UserError(f"--{useless[0].replace('_', '-')} has no effect on the search; give --sample too")
     # Of several processes only one can read standard input.
     paths = processes.broadcast(paths_of(arguments, p.prog) if processes.first else None)
     single = len(arguments.images) == 1 and arguments.images != ["-"] and paths == [Path(arguments.images[0])]
@@ -115,11 +124,13 @@ def run(argv: list[str] | None, processes: Processes) -> int:
         device=arguments.device,
         batch_size=arguments.batch_size,
         mentions=arguments.mention,
+        sampling=sampling if arguments.sample else None,
         objects=arguments.objects,
     )
     results = processes.in_order(paths, describer.stream)
     writes = arguments.output and processes.first
-    with results_file(arguments.output, image_ids(paths)) if writes else nullcontext() as output:
+    extra = ("confidence",) if describer.calibration else ()
+    with results_file(arguments.output, image_ids(paths), extra) if writes else nullcontext() as output:
         failed, (bar, say) = 0, progress(len(paths), quiet=not output and sys.stdout.isatty())
         for index, result in enumerate(results):
             if result.error:
@@ -129,7 +140,11 @@ def run(argv: list[str] | None, processes: Processes) -> int:
                 output.write(index, result.item, result.captions)
             else:
                 start = "" if single else f"{one_line(result.item)}\t"
-                show("\n".join(start + caption.text for caption in result.captions))
+                scores = [
+                    f"{trust(caption):.2f}\t" if arguments.scores else "" for caption in result.captions
+                ]
+                lines = zip(scores, result.captions, strict=True)
+                show("\n".join(start + score + caption.text for score, caption in lines))
             bar.update()
         bar.close()
     if output and failed < len(paths):
@@ -141,6 +156,10 @@ def run(argv: list[str] | None, processes: Processes) -> int:
     if failed == len(paths):
         return 2
     return 1 if failed and processes.size == 1 else 0  # torchrun takes any other status for a crash
+
+
+def trust(caption: "Caption") -> float:  # noqa: F821
+    return caption.mean_log_prob if caption.confidence is None else caption.confidence
 
 
 def split(files: Sequence[Path]) -> tuple[list[Path], list[str]]:
@@ -255,7 +274,7 @@ def check_results_file(path: Path) -> None:
 
 
 @contextmanager
-def results_file(path: Path, ids: Sequence[int]) -> Iterator["Results"]:
+def results_file(path: Path, ids: Sequence[int], extra: Sequence[str] = ()) -> Iterator["Results"]:
     """Captions in COCO's results format, in a temporary file that takes the name of `path` when complete.
 
     Raises UserError where the file cannot be written; nothing half-written stays behind, and without captions
@@ -264,7 +283,7 @@ def results_file(path: Path, ids: Sequence[int]) -> Iterator["Results"]:
     with replacing(path) as temporary:
         # A file name's bytes that are no UTF-8 come out as \\udcXX, which JSON reads back.
         with open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-            results = Results(file, path.suffix.lower(), ids)
+            results = Results(file, path.suffix.lower(), ids, extra)
             yield results
             file.write(results.end)
         if not results.count:
@@ -274,17 +293,20 @@ def results_file(path: Path, ids: Sequence[int]) -> Iterator["Results"]:
 class Results:
     """Writes entries one by one, so that memory does not grow with their number."""
 
-    def __init__(self, file: TextIO, kind: str, ids: Sequence[int]):
-        self.file, self.ids, self.csv, self.count = file, ids, None, 0
+    def __init__(self, file: TextIO, kind: str, ids: Sequence[int], extra: Sequence[str] = ()):
+        self.file, self.ids, self.numbers, self.csv, self.count = file, ids, ("score", *extra), None, 0
         self.start, self.between, self.end = ("[\n", ",\n", "\n]\n") if kind == ".json" else ("", "\n", "\n")
         if kind == ".csv":
             self.end, self.csv = "", csv.writer(file, lineterminator="\n")
-            self.csv.writerow(("image_id", "file_name", "caption", "score"))
+            self.csv.writerow(("image_id", "file_name", "caption", *self.numbers))
 
     def write(self, index: int, path: Path, captions: Sequence) -> None:
         """Add the captions (best first) of the image at `index`."""
         entry = {"image_id": self.ids[index], "file_name": str(path)}
-        found = [{"caption": caption.text, "score": round(caption.score, 4)} for caption in captions]
+        found = [
+            {"caption": caption.text} | {name: round(getattr(caption, name), 4) for name in self.numbers}
+            for caption in captions
+        ]
         if self.csv:
             self.csv.writerows((*entry.values(), *each.values()) for each in found)
         else:
