@@ -24,9 +24,11 @@ SET_UP, TEST = "pip install -e '.[test]'", "pytest"
 
 
 CLASSIFY = "--task classify"
-MODULES = {"sca_caption.classify": classify, "sca_caption.checkpoint": checkpoint, "sca_caption.calibrate": calibrate} | {
-    f"sca_caption.benchmarks.{m.__name__.rpartition('.')[2]}": m for m in (attention, channel, training)
-}
+MODULES = {
+    "sca_caption.classify": classify,
+    "sca_caption.checkpoint": checkpoint,
+    "sca_caption.calibrate": calibrate,
+} | {f"sca_caption.benchmarks.{m.__name__.rpartition('.')[2]}": m for m in (attention, channel, training)}
 
 
 def modules() -> dict[str, object]:
