@@ -1,12 +1,22 @@
-"""Which device a program runs on."""
+"""Which device a program runs on, and how many cores it may use."""
 
-import torch
+import os
+from typing import TYPE_CHECKING
 
 from sca_caption.errors import UserError
 
+if TYPE_CHECKING:
+    import torch
 
-def find_device(name: str = "auto") -> torch.device:
+
+def usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def find_device(name: str = "auto") -> "torch.device":
     """`name` as a device; "auto" is the first GPU, or the CPU. Raises UserError for one that is not there."""
+    import torch
+
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

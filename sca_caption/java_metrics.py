@@ -22,6 +22,7 @@ from typing import Self
 
 import numpy as np
 
+from sca_caption.devices import usable_cores
 from sca_caption.errors import UserError
 from sca_caption.paraphrases import filter_table
 
@@ -115,18 +116,25 @@ STAGES = np.array([1.0, 0.6, 0.8, 0.6])  # weights of exact, stem, synonym and p
 METEOR_OPTIONS = ("-XX:+IgnoreUnrecognizedVMOptions", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
 
 
+LINES_EACH = 2000  # images from which on another METEOR program repays its start
+PROGRAMS = 4  # at most; each takes up to 2 GB
+
+
 class Meteor:
-    """METEOR's program, which compares sentences while Python does other work; a context, at whose end it is over."""
+    """METEOR's programs, which compare sentences while Python does other work; a context, at whose end they are over.
+
+    Many images are shared out to one for each core: what METEOR is made of adds up, whoever counted it.
+    """
 
     def __init__(self, candidates: Sequence[str], references: Sequence[Sequence[str]]):
         """A candidate an image and its references: words joined by spaces."""
-        self.lines, self.open, self.unavailable = [], ExitStack(), None
+        self.lines, self.programs, self.open, self.unavailable = [], [], ExitStack(), None
         for candidate, sentences in zip(candidates, references, strict=True):
             parts = [sentence.replace("|||", "").replace("  ", " ") for sentence in (*sentences, candidate)]
             self.lines.append(f"SCORE ||| {' ||| '.join(parts)}\n")
 
     def __enter__(self) -> Self:
-        """Start it. A reason why it cannot be is kept for `statistics`."""
+        """Start them. A reason why they cannot be is kept for `statistics`."""
         try:
             with ExitStack() as started:
                 self.start(started)
@@ -136,7 +144,7 @@ class Meteor:
         return self
 
     def start(self, contexts: ExitStack) -> None:
-        """Start it with the paraphrases that it needs, and feed it. Raises Unavailable."""
+        """Start them with the paraphrases that they need, and feed them. Raises Unavailable."""
         find_java()  # where there is none, it is known before the work
         folder = contexts.enter_context(plain_path(pycocoevalcap() / "meteor"))
         paraphrases = Path(contexts.enter_context(tempfile.TemporaryDirectory()), "paraphrases.gz")
@@ -146,9 +154,11 @@ class Meteor:
             raise Unavailable(f"its paraphrases cannot be read or copied ({error})") from error
         arguments = ("-", "-", "-stdio", "-l", "en", "-norm", "-a", str(paraphrases))
         jar = folder / "meteor-1.5.jar"
-        self.program = JavaProgram(jar, *arguments, memory="2G", options=METEOR_OPTIONS)
-        contexts.enter_context(self.program)
-        self.program.feed("".join(self.lines))
+        count = max(1, min(usable_cores(), PROGRAMS, len(self.lines) // LINES_EACH))
+        for share in np.array_split(np.array(self.lines, dtype=object), count):
+            program = JavaProgram(jar, *arguments, memory="2G", options=METEOR_OPTIONS)
+            self.programs.append(contexts.enter_context(program))
+            program.feed("".join(share))
 
     def __exit__(self, *exception) -> None:
         self.open.__exit__(*exception)
@@ -162,13 +172,13 @@ class Meteor:
         """
         if self.unavailable:
             raise self.unavailable
-        output = self.program.answer()
+        output = "".join(program.answer() for program in self.programs)
         try:
             counts = np.array([line.split() for line in output.splitlines()], dtype=float)
             counts = counts.reshape(len(self.lines), 23)
         except ValueError:
             expected = f"{len(self.lines)} x 23 numbers"
-            raise Unavailable(f"{self.program.name} answered {output[:80]!r} instead of {expected}") from None
+            raise Unavailable(f"{self.programs[0].name} answered {output[:80]!r} instead of {expected}") from None
         same = (counts[:, 0:2] == counts[:, 21:23]).all(1) & (counts[:, 20] == 1)
         counts[same, 20] = 0
         return counts

@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 from PIL import Image
 
+from sca_caption.devices import usable_cores
 from sca_caption.errors import UserError
 from sca_caption.images import ImageError, Transform, decode, opened, orientation
 
@@ -118,10 +119,6 @@ def interrupts_held_back() -> Iterator[None]:
             signal.signal(number, handler)
         if came:
             signal.raise_signal(came[0])
-
-
-def usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _follow_parent() -> None:

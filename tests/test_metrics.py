@@ -289,7 +289,19 @@ def test_a_java_program_that_stops_early_or_never_leaves_nothing_hanging(fake_ja
     fake_java("import time; time.sleep(600)")
     with pytest.raises(KeyboardInterrupt), Meteor([text] * 1000, [["a dog"]] * 1000) as program:
         raise KeyboardInterrupt
-    assert program.program.process.returncode
+    assert program.programs[0].process.returncode
+
+
+def test_many_images_are_shared_out_in_order(fake_java, monkeypatch):
+    fake_java("import os\nfor line in sys.stdin: print(len(line), os.getpid(), '1 ' * 21)")
+    monkeypatch.setattr(java_metrics, "LINES_EACH", 3)
+    monkeypatch.setattr(java_metrics, "usable_cores", lambda: 3)
+    candidates = ["a" * length for length in range(1, 12)]
+    found = meteor_statistics(candidates, [["a dog"]] * 11)
+    assert [length - found[0, 0] for length in found[:, 0]] == list(range(11))
+    assert [np.count_nonzero(found[:, 1] == process) for process in dict.fromkeys(found[:, 1])] == [4, 4, 3]
+    monkeypatch.setattr(java_metrics, "LINES_EACH", 6)
+    assert len(set(meteor_statistics(candidates, [["a dog"]] * 11)[:, 1])) == 1
 
 
 def test_java_reads_and_answers_more_than_the_pipes_hold(fake_java):

@@ -24,6 +24,7 @@ import numpy as np
 from sca_caption import sources
 from sca_caption.checkpoint import load
 from sca_caption.config import Parser, require
+from sca_caption.devices import usable_cores
 from sca_caption.errors import UserError, program
 from sca_caption.java_metrics import Meteor, Unavailable, find_java, pycocoevalcap
 from sca_caption.metrics import (
@@ -38,7 +39,6 @@ from sca_caption.metrics import (
     rouge_l,
     tokenized,
 )
-from sca_caption.store_images import usable_cores
 from sca_caption.vocab import SPECIALS
 
 REFERENCES, WORDS, CHANGED = (
