@@ -110,8 +110,8 @@ def test_an_interrupted_run_goes_on_to_the_same_model(here, capsys, monkeypatch)
     assert run(capsys, *SMALL, *QUICK, "--output", "whole", "--finetune-backbone-at", "1")[0] == 0
     save = checkpoint.save
 
-    def interrupted(path, made, half=False):
-        save(path, made, half)
+    def interrupted(path, made, **options):
+        save(path, made, **options)
         if path.name == "last.pt":
             raise KeyboardInterrupt
 

@@ -58,7 +58,7 @@ def parser() -> Parser:
     p.add_argument(
         "images", nargs="*", metavar="IMAGE", help="image file, folder, or - for paths on standard input"
     )
-    p.add_argument("--demo", action="store_true", help="caption photographs that installed packages carry")
+    p.add_argument("--demo", action="store_true", help="caption photographs of installed packages")
     p.add_argument(
         "--output", type=Path, metavar="FILE", help="write results there instead: .json, .jsonl or .csv"
     )
@@ -79,8 +79,7 @@ def parser() -> Parser:
     p.add_argument("--no-objects", dest="objects", action="store_false",
                    help="do not put in nouns that ImageNet's classifier is sure of, of a model that has it")  # fmt: skip
     p.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    p.add_argument("--scores", action="store_true", help="before each caption how likely it is better than the "
-                   "median (or log-probability a word)")  # fmt: skip
+    p.add_argument("--scores", action="store_true", help="before each caption, how far to trust it")
     p.add_argument("--sample", action="store_true", help="draw captions at random in place of the search")
     add_flags(p, SearchConfig, SamplingConfig)
     return p
