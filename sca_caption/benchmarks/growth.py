@@ -2,7 +2,7 @@
 
 One size varies, the others stay: batches of 16 images, 10 words, beam 5, 3,000 words known. The model is the default
 one with random weights that never ends a caption, so that every caption has all of its words. For the number of images
-it is a toy that takes 32 x 32 pixels: what could grow with them is the program around the model.
+it is a toy, of 32 x 32 pixels, three words and two beams: what could grow with them is the program around the model.
 
 Each point runs in a process of its own; memory is its peak above what it held before the first image. The picture has
 straight lines for what is proportional.
@@ -32,6 +32,7 @@ examples:
   python -m sca_caption.benchmarks.growth --sizes beams vocabulary --output growth.png
 """
 USUAL = {"images": 32, "words": 10, "beams": 5, "vocabulary": 3_000, "batch": 16}
+TOY = {"words": 3, "beams": 2, "vocabulary": 100, "batch": 64}
 AXES: dict[str, tuple[int, ...]] = {
     "images": (1_000, 10_000, 100_000),
     "words": (5, 10, 20, 40),
@@ -80,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def point(axis: str, value: int) -> tuple[float, int]:
     """Seconds, and bytes at the peak, of captioning with one size set to `value`."""
-    sizes = USUAL | {axis: value}
+    sizes = USUAL | (TOY if axis == "images" else {}) | {axis: value}
     describer, pixels, count = prepare(sizes, axis == "images")
     caption(describer, pixels, sizes["batch"])  # warms up
     began = time.perf_counter()
