@@ -38,7 +38,7 @@ AXES: dict[str, tuple[int, ...]] = {
     "words": (5, 10, 20, 40),
     "beams": (1, 2, 5, 10, 20),
     "vocabulary": (1_000, 3_000, 10_000, 30_000, 100_000),
-    "batch": (1, 4, 16, 64),
+    "batch": (1, 4, 16, 32),
 }
 NAMES = {"images": "images", "words": "words of a caption", "beams": "beam size", "vocabulary": "words known",
          "batch": "images at once"}  # fmt: skip
