@@ -32,7 +32,7 @@ from sca_caption.vocab import SPECIALS, Vocabulary
 
 FORMAT_VERSION = 1
 INT8_VERSION = 2  # of files with int8 weights, which programs that know version 1 alone would misread
-SHIPPED = Path(__file__).with_name("weights") / "flickr8k.safetensors"
+SHIPPED = Path(__file__).with_name("weights") / "captioner.safetensors"
 _MODEL, _EXTRA, _OBJECTS = "model.", "extra.", "objects."
 _OTHER_TASK = {
     "caption": "is a classifier, not a captioner; use it with python -m sca_caption.classify, or --task classify",
