@@ -2,8 +2,9 @@
 
 The floor decodes the same files and runs the CNN's trunk on them in batches, and does nothing else. The search of one
 image at a time is the usual one: the model's equations as the paper writes them, an image's beams as the rows of a
-batch. It is timed on the first images only. Ours is `caption.py FOLDER` with all that it takes, from starting Python to
-the last line written; the other two start in a process that has imported everything, with the model loaded.
+batch. It is timed on the first images only. Ours is `caption.py --no-objects FOLDER` with all that it takes, from
+starting Python to the last line written, and then without --no-objects, so that many images are searched twice; the
+other two start in a process that has imported everything, with the model loaded.
 
 Times alternate in one run; medians over rounds.
 """
@@ -59,11 +60,12 @@ def main(argv: list[str] | None = None) -> int:
     paths = images.find_images([arguments.folder])
     if min(arguments.singly, arguments.rounds) < 1:
         raise UserError("--singly and --rounds: give at least 1")
-    describer = Describer(arguments.checkpoint, device="cpu")
+    describer = Describer(arguments.checkpoint, device="cpu", objects=False)
     few = paths[: arguments.singly]
     ways: dict[str, tuple[int, Callable[[], object]]] = {
         "floor: decode, trunk": (len(paths), lambda: floor(describer, paths)),
-        "caption.py, all of it": (len(paths), lambda: whole_program(arguments)),
+        "caption.py, all of it": (len(paths), lambda: whole_program(arguments, "--no-objects")),
+        "the same, naming objects": (len(paths), lambda: whole_program(arguments)),
         "the same, once started": (len(paths), lambda: ours(describer, paths)),
         "one image at a time": (len(few), lambda: [singly(describer, path) for path in few]),
     }
@@ -74,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
             began = time.perf_counter()
             run()
             seconds[name].append((time.perf_counter() - began) / count)
-    least, whole, _, _ = (statistics.median(times) for times in seconds.values())
+    least, whole, *_ = (statistics.median(times) for times in seconds.values())
     print(f"{len(paths)} images, beam {SearchConfig.beam_size}, {torch.get_num_threads()} threads\n")
     print("| | ms an image | times the floor | caption.py is faster by |\n| --- | ---: | ---: | ---: |")
     for name, times in seconds.items():
@@ -97,11 +99,12 @@ def floor(describer: Describer, paths: list[Path]) -> None:
             raise UserError(f"{path} cannot be read; take it out of the folder")
 
 
-def whole_program(arguments) -> list[str]:
+def whole_program(arguments, *more: str) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "captions.json")
         flags = [str(arguments.folder), "--device", "cpu", "--output", str(output)]
         flags += ["--checkpoint", arguments.checkpoint] if arguments.checkpoint else []
+        flags += more
         subprocess.run([sys.executable, "-c", PROGRAM, *flags], check=True, stderr=subprocess.DEVNULL)
         return [entry["caption"] for entry in json.loads(output.read_text(encoding="utf-8"))]
 
