@@ -11,8 +11,18 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import get_args_parser
 
-from sca_caption import calibrate, checkpoint, classify
-from sca_caption.benchmarks import attention, channel, training
+from sca_caption import calibrate, checkpoint, classify, curves
+from sca_caption.benchmarks import (
+    attention,
+    captioning,
+    channel,
+    evaluation,
+    growth,
+    naming,
+    preprocessing,
+    start,
+    training,
+)
 from sca_caption.cli import evaluate_classifier, train_classifier
 
 ROOT = Path(__file__).parent.parent
@@ -23,12 +33,14 @@ PROGRAMS = ("preprocess", "train", "caption", "evaluate")
 SET_UP, TEST = "pip install -e '.[test]'", "pytest"
 
 
+BENCHMARKS = (attention, captioning, channel, evaluation, growth, naming, preprocessing, start, training)
 CLASSIFY = "--task classify"
 MODULES = {
     "sca_caption.classify": classify,
     "sca_caption.checkpoint": checkpoint,
     "sca_caption.calibrate": calibrate,
-} | {f"sca_caption.benchmarks.{m.__name__.rpartition('.')[2]}": m for m in (attention, channel, training)}
+    "sca_caption.curves": curves,
+} | {f"sca_caption.benchmarks.{benchmark.__name__.rpartition('.')[2]}": benchmark for benchmark in BENCHMARKS}
 
 
 def modules() -> dict[str, object]:
