@@ -7,8 +7,10 @@ the sentences, so the others are left out, and METEOR's answers stay the same.
 
 import gzip
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -31,11 +33,20 @@ def filter_table(table: Path, sentences: Iterable[str], filtered: Path) -> None:
     known = known_hashes(sentences)
     with gzip.open(table) as whole, gzip.open(filtered, "wb", compresslevel=0) as part:
         rest = b""
-        while block := whole.read(BLOCK):
+        for block in read_ahead(whole):
             block = rest + block
             pairs, length = pairs_with(known, block)
             part.writelines(pairs)
             rest = block[length:]
+
+
+def read_ahead(file: IO[bytes]) -> Iterator[bytes]:
+    """Its blocks, the next of which another core unpacks meanwhile."""
+    with ThreadPoolExecutor(1) as reader:
+        following = reader.submit(file.read, BLOCK)
+        while block := following.result():
+            following = reader.submit(file.read, BLOCK)
+            yield block
 
 
 def known_hashes(sentences: Iterable[str]) -> np.ndarray:
