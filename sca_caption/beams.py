@@ -100,7 +100,7 @@ def hypotheses_of(
 ) -> list[list[Hypothesis]]:
     """Those that mention more groups first, of these the finished ones, best score first.
 
-    diverse: the sets are groups; the best of each group comes first, and no caption twice.
+    diverse: the sets are groups; of the finished ones the best of each group come first, and no caption twice.
     """
     captions = []
     columns = (results.tokens, results.log_prob, results.length, results.score)

@@ -3,7 +3,6 @@
 Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", 2015 (arXiv 1503.02531), of an ensemble.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from sca_caption import checkpoint, teacher_forcing
 from sca_caption.captioner import Batch, Captioner
+from sca_caption.ensemble import mean_log_probability
 from sca_caption.errors import UserError
 from sca_caption.vocab import Vocabulary
 
@@ -28,8 +28,8 @@ class Teachers:
         each = []
         for model in self.models:
             state = model.start(model.encode(batch.images)).select(batch.image_index)
-            each.append(teacher_forcing.run(model, state, batch.captions).logits.float().log_softmax(1))
-        return torch.stack(each).logsumexp(0) - math.log(len(each))
+            each.append(teacher_forcing.run(model, state, batch.captions).logits)
+        return mean_log_probability(each)
 
     def divergence(self, batch: Batch, logits: Tensor) -> Tensor:
         """KL(teachers || student), the mean over words (nats); logits (M, W) are the student's."""

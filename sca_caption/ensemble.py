@@ -46,5 +46,10 @@ class Ensemble(nn.Module):
             *(model.step(tokens, each) for model, each in zip(self.models, state.states, strict=True)),
             strict=True,
         )
-        log_probs = torch.stack([each.float().log_softmax(1) for each in logits])
-        return log_probs.logsumexp(0) - math.log(len(logits)), States(states)
+        return mean_log_probability(logits), States(states)
+
+
+def mean_log_probability(logits: Sequence[Tensor]) -> Tensor:
+    """The logarithm of the mean of the models' probabilities, of the logits (rows, V) of each."""
+    log_probs = torch.stack([each.float().log_softmax(1) for each in logits])
+    return log_probs.logsumexp(0) - math.log(len(logits))

@@ -25,6 +25,7 @@ from functools import partial
 
 from torch import Tensor, nn
 
+from sca_caption import mobilenet
 from sca_caption.attention import BLOCKS, build, parse
 from sca_caption.errors import UserError, choice
 from sca_caption.places import Stage, densenet_stages, mobilenet_stages, plain_stages, resnet_stages
@@ -32,16 +33,6 @@ from sca_caption.small_networks import SANDGLASS_STAGES, LeNet, MobileNeXt
 from sca_caption.torchvision_compat import torchvision
 
 STEMS = ("imagenet", "cifar")
-# MobileNetV2's table: expansion t, channels c, units n, stride s of the first one.
-INVERTED_STAGES = (
-    (1, 16, 1, 1),
-    (6, 24, 2, 2),
-    (6, 32, 3, 2),
-    (6, 64, 4, 2),
-    (6, 96, 3, 1),
-    (6, 160, 3, 2),
-    (6, 320, 1, 1),
-)
 IN_UNITS = ("se", "cbam", "ccwh", "coord", "csham", "sk")
 
 tv_resnet = torchvision.models.resnet
@@ -97,7 +88,7 @@ def make_vgg(name: str, classes: int, stem: str) -> nn.Module:
 
 def make_mobilenet_v2(classes: int, stem: str) -> nn.Module:
     """cifar: the stem and stage2 keep their stride at 1, so that 32 x 32 pixels end as 4 x 4 positions."""
-    rows = [list(row) for row in INVERTED_STAGES]
+    rows = [list(row) for row in mobilenet.STAGES]
     if stem == "cifar":
         rows[1][3] = 1
     model = torchvision.models.MobileNetV2(num_classes=classes, inverted_residual_setting=rows)
@@ -172,7 +163,7 @@ NETWORKS: dict[str, Network] = {
     "mobilenet_v2": Network(
         make_mobilenet_v2,
         numbered("stage", 7),
-        partial(mobilenet_stages, [n for _, _, n, _ in INVERTED_STAGES]),
+        partial(mobilenet_stages, [n for _, _, n, _ in mobilenet.STAGES]),
         halved=("stage1", "stage2", "stage3", "stage5"),
         middle=("stage3", "stage4", "stage5"),
         narrow=("stage1",),

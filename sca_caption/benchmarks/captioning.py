@@ -25,9 +25,10 @@ from torch import Tensor
 
 from sca_caption import images
 from sca_caption.attention.sca import ConditionedAttention
+from sca_caption.benchmarks.start import CAPTION
 from sca_caption.captioner import Captioner
-from sca_caption.config import Parser
-from sca_caption.decode import NEVER
+from sca_caption.config import Parser, require
+from sca_caption.decode import Rules
 from sca_caption.errors import UserError, program
 from sca_caption.inference import Describer, in_batches, stack
 from sca_caption.search import SearchConfig
@@ -38,7 +39,6 @@ examples:
   python -m sca_caption.benchmarks.captioning photos/
   python -m sca_caption.benchmarks.captioning photos/ --checkpoint runs/flickr8k/best.pt --rounds 5
 """
-PROGRAM = "from sca_caption.cli.caption import main; raise SystemExit(main())"
 
 
 def parser() -> Parser:
@@ -58,8 +58,8 @@ def parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     paths = images.find_images([arguments.folder])
-    if min(arguments.singly, arguments.rounds) < 1:
-        raise UserError("--singly and --rounds: give at least 1")
+    for name in ("singly", "rounds"):
+        require(arguments, name, getattr(arguments, name) >= 1, "at least 1")
     describer = Describer(arguments.checkpoint, device="cpu", objects=False)
     few = paths[: arguments.singly]
     ways: dict[str, tuple[int, Callable[[], object]]] = {
@@ -105,7 +105,7 @@ def whole_program(arguments, *more: str) -> list[str]:
         flags = [str(arguments.folder), "--device", "cpu", "--output", str(output)]
         flags += ["--checkpoint", arguments.checkpoint] if arguments.checkpoint else []
         flags += more
-        subprocess.run([sys.executable, "-c", PROGRAM, *flags], check=True, stderr=subprocess.DEVNULL)
+        subprocess.run([sys.executable, "-c", CAPTION, *flags], check=True, stderr=subprocess.DEVNULL)
         return [entry["caption"] for entry in json.loads(output.read_text(encoding="utf-8"))]
 
 
@@ -120,6 +120,7 @@ def ours(describer: Describer, paths: list[Path]) -> list[str]:
 def singly(describer: Describer, path: Path) -> str:
     """The caption of one image, by beam search with the rules of `decode.beam_search`."""
     search, model = describer.search, describer.model
+    rules = Rules(search.max_length, search.min_length, never_last=describer.settings["never_last"])
     pixels = torch.from_numpy(images.load(path, describer.transform)).permute(2, 0, 1)[None]
     maps = model.encode(pixels)
     top = maps
@@ -131,8 +132,7 @@ def singly(describer: Describer, path: Path) -> str:
     for length in range(1, search.max_length + 1):
         last = torch.tensor([tokens[-1] for _, tokens in beams])
         logits, hidden, cell = step(model, maps, last, hidden, cell)
-        log_prob = logits.log_softmax(1)
-        log_prob[:, list(NEVER) + [EOS] * (length == 1)] = -torch.inf
+        log_prob = rules.apply(logits.log_softmax(1), last, length)
         for row, (_, tokens) in enumerate(beams):
             log_prob[row, repeating(tokens[1:], search.block_ngrams)] = -torch.inf
         total = torch.tensor([score for score, _ in beams])[:, None] + log_prob

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from sca_caption.config import Parser
+from sca_caption.config import Parser, require
 from sca_caption.errors import UserError, program
 
 EPILOG = """\
@@ -43,8 +43,7 @@ def parser() -> Parser:
 @program
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
-    if arguments.rounds < 1:
-        raise UserError(f"--rounds {arguments.rounds}: must be at least 1")
+    require(arguments, "rounds", arguments.rounds >= 1, "at least 1")
     imports = next((code for code in IMPORTS if not run("-c", code).returncode), IMPORTS[-1])
     caption = ["-c", CAPTION, str(arguments.image)]
     caption += ["--checkpoint", arguments.checkpoint] if arguments.checkpoint else []
