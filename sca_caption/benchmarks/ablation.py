@@ -1,0 +1,104 @@
+"""The paper's ablation: every form of attention on one to three layers, each trained alike, several times.
+
+Runs train.py once for each form, number of layers and seed, and scores each model's captions of dev and test. What is
+done is not done again, so a run that was stopped goes on when the same command is given again.
+"""
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from sca_caption.atomic import replacing
+from sca_caption.config import Parser
+from sca_caption.errors import UserError, program
+
+EPILOG = """\
+What follows -- goes to train.py as it is. FILE.h5 may have {layers} in its name, for features of a frozen CNN, which
+differ with the number of layers:
+
+  python preprocess.py --dataset flickr8k --encoding features --layers 1 --output data/features1.h5     # and 2, and 3
+  python -m sca_caption.benchmarks.ablation --data data/features{layers}.h5 -- --epochs 8 --finetune-backbone-at -1
+"""
+FORMS = ("S", "C", "S-C", "C-S")
+COLUMNS = (("val", "CIDEr"), ("val", "BLEU-4"), ("test", "CIDEr"), ("test", "BLEU-4"))
+
+Scores = dict[str, dict[str, float]]  # split -> metric -> 0 to 100
+
+
+def parser() -> Parser:
+    p = Parser(prog="python -m sca_caption.benchmarks.ablation", description=__doc__, epilog=EPILOG)
+    p.add_argument("--data", required=True, metavar="FILE.h5", help="with images of train, val and test")
+    p.add_argument("--attention", nargs="+", choices=FORMS, default=FORMS, help="(default: all four)")
+    p.add_argument("--layers", nargs="+", type=int, default=(1, 2, 3), metavar="N", help="(default: 1 2 3)")
+    p.add_argument("--seeds", nargs="+", type=int, default=(0, 1), metavar="N", help="(default: 0 1)")
+    p.add_argument("--output", type=Path, default=Path("runs/ablation"), metavar="DIR", help="(default: %(default)s)")
+    p.add_argument("training", nargs="*", metavar="-- FLAG", help="of train.py")
+    return p
+
+
+@program
+def main(argv: list[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    found: dict[tuple[int, str], list[Scores]] = {}
+    for seed in arguments.seeds:
+        for layers in arguments.layers:
+            data = Path(arguments.data.replace("{layers}", str(layers)))
+            for form in arguments.attention:
+                run = arguments.output / f"{form}-{layers}-{seed}"
+                flags = ["--attention", form, "--layers", str(layers), "--seed", str(seed), *arguments.training]
+                found.setdefault((layers, form), []).append(result(run, data, flags))
+    print(table(found))
+    return 0
+
+
+def result(run: Path, data: Path, flags: Sequence[str]) -> Scores:
+    """What the model that train.py makes with these flags scores; from the run's scores.json if it is there."""
+    file = run / "scores.json"
+    if not file.exists():
+        from sca_caption.cli import train
+        from sca_caption.distributed import ALONE
+
+        going_on = ["--resume"] if (run / "last.pt").exists() else flags
+        train.run(["--dataset", "ablation", "--data", str(data), "--output", str(run), *going_on], ALONE)
+        scores = {split: measured(run / "best.pt", data, split) for split in ("val", "test")}
+        with replacing(file) as temporary:
+            temporary.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def measured(checkpoint: Path, path: Path, split: str) -> dict[str, float]:
+    """CIDEr and BLEU-4 of the captions of a split, found as caption.py finds them. Raises UserError without images."""
+    from sca_caption.cli.evaluate import reader
+    from sca_caption.inference import Describer
+    from sca_caption.metrics import cider, measure_bleu, ngrams_of, ptb_tokenize
+    from sca_caption.store import CaptionData
+
+    data, describer = CaptionData(path), Describer(checkpoint)
+    rows = data.indices(split).tolist()
+    if not rows:
+        raise UserError(f"{path} has no images in split {split}, which the table needs")
+    captions = [found.captions[0].text for found in describer.stream(rows, reader(data, describer))]
+    candidates = [ngrams_of(ptb_tokenize(caption)) for caption in captions]
+    references = [[ngrams_of(ptb_tokenize(text)) for text in data.references(row)] for row in rows]
+    bleu = measure_bleu(candidates, references)[3]
+    return {"CIDEr": cider(candidates, references)[0], "BLEU-4": float(bleu.corpus(bleu.statistics.sum(0)))}
+
+
+def table(found: dict[tuple[int, str], list[Scores]]) -> str:
+    """Rows of Markdown: the mean over seeds, and in brackets the lowest and the highest."""
+    lines = [
+        "| layers | attention | " + " | ".join(f"{split} {metric}" for split, metric in COLUMNS) + " |",
+        "| ---: | --- |" + " ---: |" * len(COLUMNS),
+    ]
+    for (layers, form), runs in found.items():
+        cells = []
+        for split, metric in COLUMNS:
+            values = [run[split][metric] for run in runs]
+            cells.append(f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})")
+        lines.append(f"| {layers} | {form} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
