@@ -39,8 +39,8 @@ LONGEST = 40  # words of a caption that are trained on; a handful of captions ar
 class CaptionedImages(Dataset):
     """(image, all of its captions) by (epoch, image index), so that augmentation depends on nothing else."""
 
-    def __init__(self, data: CaptionData, seed: int, augment: bool):
-        self.data, self.seed, self.augment = data, seed, augment
+    def __init__(self, data: CaptionData, config: TrainConfig, augment: bool):
+        self.data, self.config, self.augment = data, config, augment
         words = data.vocabulary.words
         self.side_ids = {
             i for i, word in enumerate(words) if any(part.startswith(SIDES) for part in word.split("-"))
@@ -54,8 +54,15 @@ class CaptionedImages(Dataset):
         pixels = self.data.image(index)
         if self.augment:
             sided = any(not self.side_ids.isdisjoint(caption) for caption in captions)
-            rng = random.Random(f"{self.seed} {epoch} {index}")
-            pixels = augment(pixels, self.data.transform, rng, flip=not sided)
+            rng = random.Random(f"{self.config.seed} {epoch} {index}")
+            pixels = augment(
+                pixels,
+                self.data.transform,
+                rng,
+                flip=not sided,
+                smallest=self.config.smallest_view,
+                lighting=self.config.lighting,
+            )
         return torch.from_numpy(pixels).permute(2, 0, 1), captions
 
 
@@ -75,7 +82,7 @@ class CaptionTask:
         # Now, so that a wrong name is said before any work.
         model.backbone.set_trainable(False, config.finetune_from)
         self.images, self.steps = len(self.rows), math.ceil(len(self.rows) / config.batch_size)
-        self.dataset = CaptionedImages(data, config.seed, config.augment)
+        self.dataset = CaptionedImages(data, config, config.augment)
         self.critic, self.measured = None, "loss"
         if config.objective == "cider":
             critics = Critics(Reward(data, self.rows.tolist(), config.bleu_weight), config.workers)
@@ -190,7 +197,7 @@ class Validation:
     ) -> tuple[float, Quality, list[tuple[str, str]]]:
         """(CIDEr in the 0-100 form, the captions' quality, a few (file name, caption) to look at)."""
         model.eval()
-        dataset = CaptionedImages(self.data, config.seed, augment=False)
+        dataset = CaptionedImages(self.data, config, augment=False)
         captions, mine = [], self.processes.share(self.indices)
         for batch in training.loader(dataset, [(0, i) for i in mine], config, collate):
             state = model.start(model.encode(batch.to(device).images))

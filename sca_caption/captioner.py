@@ -120,7 +120,7 @@ class Captioner(nn.Module):
         self.lstm = nn.LSTMCell(e + top, d)
         self.hidden_to_word = nn.Linear(d, e)  # W_h
         self.word = nn.Linear(e, vocabulary_size)  # W_o
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout, self.feature_dropout = nn.Dropout(config.dropout), nn.Dropout2d(config.feature_dropout)
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
         nn.init.uniform_(self.word.weight, -0.1, 0.1)
         nn.init.zeros_(self.word.bias)
@@ -133,11 +133,14 @@ class Captioner(nn.Module):
     def encode(self, images: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The run-once part: images (B, 3, S, S) uint8 -> V1 (B, C, H, W) and carried tensors.
 
-        Stored features (a tuple of such tensors) pass through, as float32.
+        Stored features (a tuple of such tensors) pass through, as float32. In training some channels of V1 are hidden, from
+        all words of all captions of an image.
         """
-        if not isinstance(images, Tensor):
-            return tuple(x.float() for x in images)
-        return self.backbone.trunk((images / 255 - self.mean) / self.std)
+        if isinstance(images, Tensor):
+            maps = self.backbone.trunk((images / 255 - self.mean) / self.std)
+        else:
+            maps = tuple(x.float() for x in images)
+        return (self.feature_dropout(maps[0]), *maps[1:])
 
     def start(self, encoded: tuple[Tensor, ...]) -> State:
         """The state before the first word, a row an image: h and c from the top feature without attention."""

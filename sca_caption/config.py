@@ -28,13 +28,15 @@ class ModelConfig:
     embedding_size: int = setting(256, "size of word embeddings")
     lstm_size: int = setting(512, "size of the LSTM's state")
     dropout: float = setting(0.3, "dropout on embeddings and before the word logits")
+    feature_dropout: float = setting(0.0, "share of the lowest attended layer's channels hidden in training")
     tie_embeddings: bool = setting(False, "one matrix for the words going in and coming out")
     pool_norm: float = setting(30.0, "length that the pooled top feature is normalised to (the paper: 1)")
 
     def __post_init__(self):
         for name in ("attention_width", "embedding_size", "lstm_size"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
-        require(self, "dropout", 0 <= self.dropout < 1, "from 0 to below 1")
+        for name in ("dropout", "feature_dropout"):
+            require(self, name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
         require(self, "pool_norm", self.pool_norm > 0, "above 0")
         require(self, "attention", self.attention in ("S", "C", "S-C", "C-S"), "S, C, S-C or C-S")
 
@@ -117,13 +119,16 @@ class TrainConfig(RunConfig):
     finetune_from: str = setting("", "first layer of the CNN that learns then (default: all of it does)")
     doubly_stochastic: float = setting(0.0, "weight of the penalty (1 - sum over words of alpha)^2")
     augment: bool = setting(True, "crop, lighting, and mirroring of images whose captions name no side")
+    smallest_view: float = setting(0.7, "least share of the area that --augment keeps")
+    lighting: float = setting(0.15, "by how much --augment changes brightness and contrast at most")
     validation_beam: int = setting(1, "beam size of the captions that validation scores")
     validation_length_penalty: float = setting(0.8, "of that beam search, see caption.py")
 
     def __post_init__(self):
         super().__post_init__()
         require(self, "validation_beam", self.validation_beam >= 1, "at least 1")
-        for name in ("word_dropout", "scheduled_sampling"):
+        require(self, "smallest_view", 0 < self.smallest_view <= 1, "above 0, at most 1")
+        for name in ("word_dropout", "scheduled_sampling", "lighting"):
             require(self, name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
         for name in (
             "doubly_stochastic",

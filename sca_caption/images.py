@@ -124,7 +124,7 @@ def augment(
     flip: bool = False,
     *,
     smallest: float = 0.7,
-    aspect: float = 0.85,
+    aspect: float = 0.75,
     lighting: float = 0.15,
 ) -> np.ndarray:
     """A random view for training, uint8 (S, S, 3), that, by default, its captions still describe.

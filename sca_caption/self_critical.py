@@ -6,8 +6,8 @@ variant of self-critical sequence training", 2020, arXiv 2003.09971), which need
 
 Captions are drawn without gradients, by the fast path of decoding; their log-probabilities then come from teacher
 forcing, as in cross-entropy training and at its cost, while other processes compute the rewards. Both passes must be of
-one distribution, or the gradient would be biased; so dropout, which differs from pass to pass, is off in both, and what
-improves is the model that users get.
+one distribution, or the gradient would be biased; so dropout on words, which differs from pass to pass, is off in both.
+What `feature_dropout` hides of an image it hides from both.
 """
 
 from collections.abc import Callable

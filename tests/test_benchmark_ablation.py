@@ -47,7 +47,9 @@ def test_the_scores_are_those_of_evaluation(call, tmp_path):
 
 
 def test_the_table():
-    seeds = [{"val": {"CIDEr": c, "BLEU-4": 20.0}, "test": {"CIDEr": c + 4, "BLEU-4": 21.0}} for c in (50.0, 51.0)]
+    seeds = [
+        {"val": {"CIDEr": c, "BLEU-4": 20.0}, "test": {"CIDEr": c + 4, "BLEU-4": 21.0}} for c in (50.0, 51.0)
+    ]
     assert table({(2, "C-S"): seeds}).splitlines()[-1] == (
         "| 2 | C-S | 50.5 (50.0 to 51.0) | 20.0 (20.0 to 20.0) | 54.5 (54.0 to 55.0) | 21.0 (21.0 to 21.0) |"
     )

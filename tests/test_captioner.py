@@ -60,6 +60,19 @@ def batch_of(counts=(2, 1, 3), seed: int = 0) -> Batch:
     return collate([(image, [caption() for _ in range(n)]) for image, n in zip(images, counts, strict=True)])
 
 
+
+def test_hidden_features_are_whole_channels_and_hidden_in_training_only():
+    model = captioner(feature_dropout=0.5)
+    whole, *carried = model.eval().encode(pixels(4))
+    seen, *others = model.train().encode(pixels(4))
+    hidden = (seen == 0).flatten(2).all(2)
+    assert 0.25 < hidden.float().mean() < 0.75 and not hidden[0].equal(hidden[1])
+    torch.testing.assert_close(seen, 2 * whole * ~hidden[:, :, None, None])
+    assert all(map(torch.equal, carried, others))
+    stored = model.encode((whole.half(), *carried))[0]
+    assert not stored.equal(model.encode((whole.half(), *carried))[0])
+
+
 def alone(model: Captioner, batch: Batch, row: int):
     """Log-probabilities (T, W), attention weights and target ids of one caption by `step`, without batch or padding."""
     targets = batch.captions[row][batch.captions[row] != PAD]

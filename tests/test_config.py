@@ -35,6 +35,7 @@ def test_every_field_has_a_flag_that_sets_it():
         "bleu_weight": 0.5, "cross_entropy_weight": 0.1, "validation_length_penalty": 1.0,
         "word_dropout": 0.1, "scheduled_sampling": 0.2, "teacher": ("a.pt", "b.pt"), "teacher_weight": 0.5,
         "schedule": "step", "ema": 0.9, "amp": False, "cpu_amp": True,
+        "feature_dropout": 0.1, "smallest_view": 0.4, "lighting": 0.3,
     }  # fmt: skip
     assert set(given) == {field.name for config in CONFIGS for field in dataclasses.fields(config)}
     flags = []

@@ -13,6 +13,7 @@ from torch.distributed.run import get_args_parser
 
 from sca_caption import calibrate, checkpoint, classify, curves
 from sca_caption.benchmarks import (
+    ablation,
     attention,
     captioning,
     channel,
@@ -33,7 +34,18 @@ PROGRAMS = ("preprocess", "train", "caption", "evaluate")
 SET_UP, TEST = "pip install -e '.[test]'", "pytest"
 
 
-BENCHMARKS = (attention, captioning, channel, evaluation, growth, naming, preprocessing, start, training)
+BENCHMARKS = (
+    ablation,
+    attention,
+    captioning,
+    channel,
+    evaluation,
+    growth,
+    naming,
+    preprocessing,
+    start,
+    training,
+)
 CLASSIFY = "--task classify"
 MODULES = {
     "sca_caption.classify": classify,

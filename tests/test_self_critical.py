@@ -90,15 +90,17 @@ def gradients(model, loss) -> torch.Tensor:
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("processes", [0, 2])
 def test_the_gradient_is_reinforces_with_the_mean_of_the_others(layers, processes):
-    """Against the sum written out, with gradients kept while captions are drawn; dropout, were it on, would show."""
-    model = tiny_captioner(config=replace(TINY, layers=TINY.layers[-layers:], dropout=0.5)).train()
+    """Against the sum written out, with gradients kept while captions are drawn; dropout of words, were it on, would show,
+    and so would features hidden from one of the two passes only."""
+    config = replace(TINY, layers=TINY.layers[-layers:], dropout=0.5, feature_dropout=0.3)
+    model = tiny_captioner(config=config).train()
     reward, n = Reward(DATA, [7, 9], bleu_weight=0.5), 6
     torch.manual_seed(3)
     loss, mean = critic(n, reward=reward, processes=processes).loss(model, BATCH, [7, 9])
     found = gradients(model, loss)
 
     torch.manual_seed(3)
-    model.eval()
+    model.dropout.eval()
     drawn = decode.sample(
         model, model.start(model.encode(BATCH.images)).select(torch.arange(2).repeat_interleave(n))
     )

@@ -15,6 +15,7 @@ from training_runs import QUICK, captioner, run, source
 from sca_caption import training
 from sca_caption.caption_task import LONGEST, CaptionedImages
 from sca_caption.captioner import Captioner, collate
+from sca_caption.config import TrainConfig
 from sca_caption.store import CaptionData
 
 pytestmark = pytest.mark.usefixtures("toy", "no_tensorboard")
@@ -78,19 +79,21 @@ def test_images_whose_captions_name_a_side_are_never_mirrored(tmp_path):
         given.records[i] = dataclasses.replace(each, read=record(i, data=encoded(image)).read)
     write(given, tmp_path / "sided.h5", encoding="raw")
     data = CaptionData(tmp_path / "sided.h5")
-    views = CaptionedImages(data, seed=0, augment=True)
+    views = CaptionedImages(data, TrainConfig(), augment=True)
     for i in range(7):
         mirrored = sum(not redder_left(views[epoch, i][0]) for epoch in range(60))
         if i % 2:
             assert mirrored == 0, data.references(i)
         else:
             assert 15 < mirrored < 45  # of 60 coins
-    plain = CaptionedImages(data, seed=0, augment=False)
+    plain = CaptionedImages(data, TrainConfig(), augment=False)
     assert all(np.array_equal(plain[0, i][0].permute(1, 2, 0), data.image(i)) for i in range(7))
 
 
 def test_a_view_depends_on_seed_epoch_and_image_alone(data):
-    one, same, other = (CaptionedImages(CaptionData(data.path), seed, augment=True) for seed in (3, 3, 4))
+    one, same, other = (
+        CaptionedImages(CaptionData(data.path), TrainConfig(seed=seed), augment=True) for seed in (3, 3, 4)
+    )
     wanted = one[5, 2][0]
     assert wanted.shape == (3, 32, 32) and wanted.dtype == torch.uint8
     assert [same[key] is None for key in ((0, 0), (7, 1))] == [False, False]  # others drawn in between
@@ -100,8 +103,27 @@ def test_a_view_depends_on_seed_epoch_and_image_alone(data):
     assert one[5, 2][1] == data.captions(2)
 
 
+def test_views_are_as_small_and_as_lit_as_told(tmp_path):
+    ramp = np.tile(np.arange(32, dtype=np.uint8)[None, :, None] * 2 + 96, (32, 1, 3))
+    given = source()
+    given.records[0] = record(0, data=encoded(Image.fromarray(ramp)))
+    write(given, tmp_path / "ramp.h5", encoding="raw")
+
+    def ranges(**changes):
+        """Of each view's columns, and of the views."""
+        views = CaptionedImages(CaptionData(tmp_path / "ramp.h5"), TrainConfig(**changes), augment=True)
+        found = torch.stack([views[epoch, 0][0].float() for epoch in range(40)])
+        return found.mean((1, 2)).aminmax(dim=1), found.mean((1, 2, 3)).aminmax()
+
+    (columns, same), (fewer, lit) = (
+        ranges(smallest_view=1.0, lighting=0.0), ranges(smallest_view=0.1, lighting=0.4)
+    )  # fmt: skip
+    assert (columns.max - columns.min).min() > 62 * 0.75**0.5 - 3 > 2 * (fewer.max - fewer.min).min()
+    assert same.max - same.min < 62 * 0.25 < lit.max - lit.min
+
+
 def test_workers_bring_the_same_batches(data):
-    views = CaptionedImages(data, seed=0, augment=True)
+    views = CaptionedImages(data, TrainConfig(), augment=True)
     keys = [(1, i) for i in (4, 2, 6, 0, 1)]
     alone = list(training.loader(views, keys, QUICK, collate))
     helped = list(training.loader(views, keys, dataclasses.replace(QUICK, workers=2), collate))
@@ -114,7 +136,7 @@ def test_very_long_captions_are_cut(tmp_path):
     given = source()
     given.records[0] = dataclasses.replace(given.records[0], captions=("dog " * 60,))
     write(given, tmp_path / "long.h5", encoding="raw")
-    views = CaptionedImages(CaptionData(tmp_path / "long.h5"), seed=0, augment=False)
+    views = CaptionedImages(CaptionData(tmp_path / "long.h5"), TrainConfig(), augment=False)
     assert [len(caption) for caption in views[0, 0][1]] == [LONGEST]
 
 

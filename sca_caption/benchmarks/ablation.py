@@ -32,7 +32,9 @@ def parser() -> Parser:
     p.add_argument("--attention", nargs="+", choices=FORMS, default=FORMS, help="(default: all four)")
     p.add_argument("--layers", nargs="+", type=int, default=(1, 2, 3), metavar="N", help="(default: 1 2 3)")
     p.add_argument("--seeds", nargs="+", type=int, default=(0, 1), metavar="N", help="(default: 0 1)")
-    p.add_argument("--output", type=Path, default=Path("runs/ablation"), metavar="DIR", help="(default: %(default)s)")
+    p.add_argument(
+        "--output", type=Path, default=Path("runs/ablation"), metavar="DIR", help="(default: %(default)s)"
+    )
     p.add_argument("training", nargs="*", metavar="-- FLAG", help="of train.py")
     return p
 
@@ -46,7 +48,15 @@ def main(argv: list[str] | None = None) -> int:
             data = Path(arguments.data.replace("{layers}", str(layers)))
             for form in arguments.attention:
                 run = arguments.output / f"{form}-{layers}-{seed}"
-                flags = ["--attention", form, "--layers", str(layers), "--seed", str(seed), *arguments.training]
+                flags = [
+                    "--attention",
+                    form,
+                    "--layers",
+                    str(layers),
+                    "--seed",
+                    str(seed),
+                    *arguments.training,
+                ]
                 found.setdefault((layers, form), []).append(result(run, data, flags))
     print(table(found))
     return 0
