@@ -133,8 +133,8 @@ class Captioner(nn.Module):
     def encode(self, images: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The run-once part: images (B, 3, S, S) uint8 -> V1 (B, C, H, W) and carried tensors.
 
-        Stored features (a tuple of such tensors) pass through, as float32. In training some channels of V1 are hidden, from
-        all words of all captions of an image.
+        Stored features (a tuple of such tensors) pass through, as float32. In training some channels of V1 are hidden,
+        from all words of all captions of an image.
         """
         if isinstance(images, Tensor):
             maps = self.backbone.trunk((images / 255 - self.mean) / self.std)

@@ -90,8 +90,8 @@ def gradients(model, loss) -> torch.Tensor:
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("processes", [0, 2])
 def test_the_gradient_is_reinforces_with_the_mean_of_the_others(layers, processes):
-    """Against the sum written out, with gradients kept while captions are drawn; dropout of words, were it on, would show,
-    and so would features hidden from one of the two passes only."""
+    """Against the sum written out, with gradients kept while captions are drawn; dropout of words, were it on, would
+    show, and so would features hidden from one of the two passes only."""
     config = replace(TINY, layers=TINY.layers[-layers:], dropout=0.5, feature_dropout=0.3)
     model = tiny_captioner(config=config).train()
     reward, n = Reward(DATA, [7, 9], bleu_weight=0.5), 6
