@@ -166,6 +166,24 @@ def test_the_average_is_of_every_weight(saved, tmp_path, capsys):
     assert "give one for each checkpoint" in capsys.readouterr().err
 
 
+def test_models_that_attend_in_other_forms_share_what_both_have(tmp_path):
+    for name, form in (("both", "S-C"), ("spatial", "S")):
+        model = tiny_captioner(config=dataclasses.replace(TINY, attention=form, feature_dropout=len(name) / 10))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(len(name))
+        checkpoint.save(tmp_path / name, Checkpoint(model, Vocabulary(TINY_WORDS), Transform(32)))
+    found = checkpoint.average([tmp_path / "both", tmp_path / "spatial"], [2, 1])
+    assert found.config.attention == "S-C"
+    for name, value in found.model.named_parameters():
+        wanted = 4.0 if ".channel." in name else (4.0 * 2 + 7.0) / 3
+        torch.testing.assert_close(value, torch.full_like(value, wanted))
+    found = checkpoint.average([tmp_path / "spatial", tmp_path / "both"], [2, 1])
+    assert found.config.attention == "S" and found.model.word.bias.unique().tolist() == [6.0]
+    text = message(lambda: checkpoint.average([tmp_path / "both", tmp_path / "spatial"], [0, 1]))
+    assert ".channel." in text and text.endswith("give one of them a share")
+
+
 def test_models_that_differ_are_not_averaged(saved, tmp_path, tiny_checkpoint):
     text = message(lambda: checkpoint.average([saved, tiny_checkpoint], [1, 1]))
     assert (
