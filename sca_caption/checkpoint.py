@@ -158,7 +158,9 @@ def load(path: str | Path | None = None, task: str = "caption") -> Checkpoint:
 def _objects_of(text: dict, tensors: dict[str, Tensor]) -> Objects | None:
     if not text.get("objects"):
         return None
-    objects = Objects(text["objects"]["first"])  # not on torch.device("meta"), which imports all of torch._dynamo
+    objects = Objects(
+        text["objects"]["first"]
+    )  # not on torch.device("meta"), which imports all of torch._dynamo
     weights = {k.removeprefix(_OBJECTS): v.float() for k, v in tensors.items() if k.startswith(_OBJECTS)}
     objects.load_state_dict(weights, assign=True)
     return objects.requires_grad_(False).to(memory_format=torch.channels_last).eval()
@@ -239,7 +241,8 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"--shares {shares}: give one for each checkpoint, 0 or more, not all 0")
     found = average(arguments.checkpoints, shares)
     if arguments.objects:
-        found.objects = original(read_state_dict(arguments.objects), found.model.backbone)
+        weights = read_state_dict(arguments.objects)
+        found.objects = original(weights, found.model.backbone, found.transform.size)
         print(f"objects: features.{found.objects.first} and above are the classifier's own", file=sys.stderr)
     save(arguments.output, found, arguments.dtype)
     print(f"{arguments.output}: {arguments.output.stat().st_size / 1e6:.1f} MB")

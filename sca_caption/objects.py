@@ -1,7 +1,9 @@
 """What ImageNet's classifier sees in a photograph, read from the map that the captioner's own CNN computes.
 
 Fine-tuned for captions, the upper blocks of a MobileNetV2 forget most of the thousand classes that they knew. The lower
-ones are left as they were, so a second, original copy of the upper blocks and of the classifier stands on their map.
+ones are left as they were, so a second, original copy of the upper blocks and of the classifier stands on their map. A
+captioner that sees images at another size than ImageNet's has the whole network beside it, and the image goes in at that size:
+at 288 pixels the network named a quarter fewer of Caltech-101's objects.
 """
 
 from collections import OrderedDict
@@ -9,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sca_caption import mobilenet
@@ -16,11 +19,12 @@ from sca_caption.backbones import Backbone
 from sca_caption.errors import UserError
 from sca_caption.nouns import CLASSES
 
+SIZE = 224  # pixels at a side of the images that ImageNet's weights were trained on
 SAME = 2e-3  # relative difference that storing weights as float16 may make, with room to spare
 
 
 class Objects(nn.Module):
-    """MobileNetV2 from block `first` on, as ImageNet taught it, batch norms folded."""
+    """MobileNetV2 from block `first` on, as ImageNet taught it, batch norms folded; block 0 reads the image itself."""
 
     def __init__(self, first: int):
         super().__init__()
@@ -32,6 +36,8 @@ class Objects(nn.Module):
 
     def forward(self, below: Tensor) -> Tensor:
         """The map (B, C, H, W) that block `first` reads -> probabilities of the classes (B, 1000)."""
+        if not self.first and below.shape[2:] != (SIZE, SIZE):
+            below = F.interpolate(below, (SIZE, SIZE), mode="bilinear", antialias=True)
         return self.classifier(self.features(below).mean((2, 3))).softmax(1)
 
     @contextmanager
@@ -46,11 +52,12 @@ class Objects(nn.Module):
             hook.remove()
 
 
-def original(weights: dict[str, Tensor], backbone: Backbone) -> Objects:
-    """ImageNet's network above the blocks that a captioner's CNN has in common with it.
+def original(weights: dict[str, Tensor], backbone: Backbone, size: int = SIZE) -> Objects:
+    """ImageNet's network above the blocks that a captioner's CNN, which sees `size` pixels, has in common with it.
 
-    weights: MobileNetV2's, in torchvision's layout. Raises UserError for another CNN than MobileNetV2, one whose lower
-    blocks are not these weights' (trained from others, or fine-tuned all through), and weights without a classifier.
+    weights: MobileNetV2's, in torchvision's layout. Raises UserError for another CNN than MobileNetV2, weights without a
+    classifier, and, at ImageNet's size, a CNN whose lower blocks are not these weights' (trained from others, or
+    fine-tuned all through).
     """
     blocks = mobilenet.blocks_of(backbone.layers) if backbone.name == "mobilenet_v2" else []
     if not blocks or backbone.blocks():
@@ -64,8 +71,8 @@ def original(weights: dict[str, Tensor], backbone: Backbone) -> Objects:
             f"these weights have no classifier of {CLASSES} classes (classifier.1); give ImageNet's"
         )
     whole = Backbone("mobilenet_v2", ["features.18"], weights).network.state_dict()
-    first = common_blocks(whole, backbone.network.state_dict(), blocks[0])
-    if not first:
+    first = common_blocks(whole, backbone.network.state_dict(), blocks[0]) if size == SIZE else 0
+    if not first and size == SIZE:
         raise UserError(
             "block features.0 of the captioner's CNN differs from these weights: it was trained from others, or "
             "fine-tuned all through; give the weights that it started from, or train with --finetune-from features.14"

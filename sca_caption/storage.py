@@ -1,8 +1,8 @@
 """Weights in fewer bytes: float16, or int8 for large matrices, which are float32 again once they are loaded.
 
-int8 is symmetric with a scale for each output channel: a row w of a matrix (of a convolution, what makes one channel) is
-kept as round(w / s) with s = max |w| / 127. So no weight moves by more than s / 2, 1/254 of the largest of its row. Small
-tensors, of which int8 would save nothing, are float16.
+int8 is symmetric with a scale for each output: a row w of a matrix is kept as round(w / s) with s = max |w| / 127. So no
+weight moves by more than s / 2, 1/254 of the largest of its row. Convolutions, whose errors add up through the CNN (in int8
+they changed a third of the captions; matrices, a fortieth), and small tensors, of which int8 would save nothing, are float16.
 """
 
 import torch
@@ -21,11 +21,11 @@ def stored(tensors: dict[str, Tensor], dtype: str) -> dict[str, Tensor]:
     for name, value in tensors.items():
         if not value.is_floating_point():
             found[name] = value
-        elif dtype == "int8" and value.dim() > 1 and value.numel() >= LARGE:
-            rows = value.float().flatten(1)
+        elif dtype == "int8" and value.dim() == 2 and value.numel() >= LARGE:
+            rows = value.float()
             scale = rows.abs().amax(1, keepdim=True) / 127  # (rows, 1)
             whole = (rows / scale.where(scale > 0, 1)).round().to(torch.int8)
-            found[name], found[_SCALE + name] = whole.view(value.shape), scale.squeeze(1)
+            found[name], found[_SCALE + name] = whole, scale.squeeze(1)
         else:
             found[name] = value.half()
     return found

@@ -168,7 +168,9 @@ def test_the_average_is_of_every_weight(saved, tmp_path, capsys):
 
 def test_models_that_attend_in_other_forms_share_what_both_have(tmp_path):
     for name, form in (("both", "S-C"), ("spatial", "S")):
-        model = tiny_captioner(config=dataclasses.replace(TINY, attention=form, feature_dropout=len(name) / 10))
+        model = tiny_captioner(
+            config=dataclasses.replace(TINY, attention=form, feature_dropout=len(name) / 10)
+        )
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.fill_(len(name))

@@ -70,6 +70,20 @@ def test_nothing_tuned_shares_all_that_is_read_unattended(network):
 
 
 @torch.inference_mode()
+def test_images_of_another_size_are_seen_whole_and_at_imagenets(network):
+    model = tuned(network, 0)  # no block is common
+    objects = original(network.state_dict(), model.backbone, size=288)
+    assert objects.first == 0
+    pixels = torch.rand(2, 3, 9, 9).mul(255)
+    pixels = torch.nn.functional.interpolate(pixels, (288, 288), mode="bilinear").to(torch.uint8)
+    images = (pixels / 255 - model.mean) / model.std
+    small = torch.nn.functional.interpolate(images, (224, 224), mode="bilinear", antialias=True)
+    wanted = network(small).softmax(1)
+    torch.testing.assert_close(probabilities(model, objects, pixels), wanted, rtol=1e-3, atol=1e-6)
+    assert (network(images).softmax(1) - wanted).abs().max() > 1e-3  # it would not be the same
+
+
+@torch.inference_mode()
 def test_watching_changes_nothing_and_ends(network):
     model = tuned(network)
     objects = original(network.state_dict(), model.backbone)
