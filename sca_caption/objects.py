@@ -1,9 +1,9 @@
 """What ImageNet's classifier sees in a photograph, read from the map that the captioner's own CNN computes.
 
 Fine-tuned for captions, the upper blocks of a MobileNetV2 forget most of the thousand classes that they knew. The lower
-ones are left as they were, so a second, original copy of the upper blocks and of the classifier stands on their map. A
-captioner that sees images at another size than ImageNet's has the whole network beside it, and the image goes in at that size:
-at 288 pixels the network named a quarter fewer of Caltech-101's objects.
+ones are left as they were, so a second, original copy of the upper blocks and of the classifier stands on their map.
+Beside a captioner that sees images at another size than ImageNet's stands the whole network, which sees them at
+ImageNet's: on the map of 288 pixels a quarter fewer of Caltech-101's objects were named.
 """
 
 from collections import OrderedDict

@@ -1,8 +1,8 @@
 """Weights in fewer bytes: float16, or int8 for large matrices, which are float32 again once they are loaded.
 
 int8 is symmetric with a scale for each output: a row w of a matrix is kept as round(w / s) with s = max |w| / 127. So no
-weight moves by more than s / 2, 1/254 of the largest of its row. Convolutions, whose errors add up through the CNN (in int8
-they changed a third of the captions; matrices, a fortieth), and small tensors, of which int8 would save nothing, are float16.
+weight moves by more than s / 2, 1/254 of the largest of its row. Convolutions, whose errors add up through the CNN (as
+int8 they changed a third of the captions; matrices, a fortieth), and small tensors, where it saves nothing, are float16.
 """
 
 import torch
