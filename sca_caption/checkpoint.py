@@ -158,9 +158,8 @@ def load(path: str | Path | None = None, task: str = "caption") -> Checkpoint:
 def _objects_of(text: dict, tensors: dict[str, Tensor]) -> Objects | None:
     if not text.get("objects"):
         return None
-    objects = Objects(
-        text["objects"]["first"]
-    )  # not on torch.device("meta"), which imports all of torch._dynamo
+    # Not on torch.device("meta"), which imports all of torch._dynamo.
+    objects = Objects(text["objects"]["first"])
     weights = {k.removeprefix(_OBJECTS): v.float() for k, v in tensors.items() if k.startswith(_OBJECTS)}
     objects.load_state_dict(weights, assign=True)
     return objects.requires_grad_(False).to(memory_format=torch.channels_last).eval()

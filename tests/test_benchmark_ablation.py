@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from made_photos import dataset, write
+from made_photos import change, dataset, write
 
 from sca_caption import checkpoint, training
 from sca_caption.benchmarks import ablation
@@ -55,9 +55,14 @@ def test_the_table():
     )
 
 
-def test_a_wrong_flag_of_training_is_said_in_one_line(tmp_path, capsys):
-    data = ["--data", str(tmp_path / "none.h5"), "--output", str(tmp_path)]
-    assert main([*data, "--", "--attention-width", "0"]) == 2
-    assert capsys.readouterr().err == "error: --attention-width 0: must be at least 1\n"
-    assert main(data) == 2
-    assert "none.h5" in capsys.readouterr().err and not list(tmp_path.iterdir())
+def test_mistakes_are_said_in_one_line_before_any_work(call, tmp_path, capsys):
+    assert call("--seeds", "0", "--output", str(tmp_path / "x"), "--data", str(tmp_path / "none.h5")) == 2
+    assert main(["--data", str(tmp_path / "dogs1.h5"), "--", "--attention-width", "0"]) == 2
+    given = dataset(8)
+    change(given, 7, split="train")
+    write(given, tmp_path / "untested.h5", encoding="raw")
+    assert main(["--data", str(tmp_path / "untested.h5"), "--output", str(tmp_path / "y")]) == 2
+    missing, width, untested = capsys.readouterr().err.splitlines()
+    assert "none.h5" in missing and width == "error: --attention-width 0: must be at least 1"
+    assert untested.endswith("untested.h5 has no images in split test, which the table needs")
+    assert not (tmp_path / "x").exists() and not (tmp_path / "y").exists()

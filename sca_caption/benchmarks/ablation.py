@@ -48,27 +48,26 @@ def main(argv: list[str] | None = None) -> int:
             data = Path(arguments.data.replace("{layers}", str(layers)))
             for form in arguments.attention:
                 run = arguments.output / f"{form}-{layers}-{seed}"
-                flags = [
-                    "--attention",
-                    form,
-                    "--layers",
-                    str(layers),
-                    "--seed",
-                    str(seed),
-                    *arguments.training,
-                ]
-                found.setdefault((layers, form), []).append(result(run, data, flags))
+                flags = f"--attention {form} --layers {layers} --seed {seed}".split()
+                found.setdefault((layers, form), []).append(result(run, data, [*flags, *arguments.training]))
     print(table(found))
     return 0
 
 
 def result(run: Path, data: Path, flags: Sequence[str]) -> Scores:
-    """What the model that train.py makes with these flags scores; from the run's scores.json if it is there."""
+    """What the model that train.py makes with these flags scores; from the run's scores.json if it is there.
+
+    Raises UserError for data without images to score on, before it trains.
+    """
     file = run / "scores.json"
     if not file.exists():
         from sca_caption.cli import train
         from sca_caption.distributed import ALONE
+        from sca_caption.store import CaptionData
 
+        lacking = [split for split in ("val", "test") if not len(CaptionData(data).indices(split))]
+        if lacking:
+            raise UserError(f"{data} has no images in split {lacking[0]}, which the table needs")
         going_on = ["--resume"] if (run / "last.pt").exists() else flags
         train.run(["--dataset", "ablation", "--data", str(data), "--output", str(run), *going_on], ALONE)
         scores = {split: measured(run / "best.pt", data, split) for split in ("val", "test")}
@@ -78,7 +77,7 @@ def result(run: Path, data: Path, flags: Sequence[str]) -> Scores:
 
 
 def measured(checkpoint: Path, path: Path, split: str) -> dict[str, float]:
-    """CIDEr and BLEU-4 of the captions of a split, found as caption.py finds them. Raises UserError without images."""
+    """CIDEr and BLEU-4 of the captions of a split, found as caption.py finds them."""
     from sca_caption.cli.evaluate import reader
     from sca_caption.inference import Describer
     from sca_caption.metrics import cider, measure_bleu, ngrams_of, ptb_tokenize
@@ -86,8 +85,6 @@ def measured(checkpoint: Path, path: Path, split: str) -> dict[str, float]:
 
     data, describer = CaptionData(path), Describer(checkpoint)
     rows = data.indices(split).tolist()
-    if not rows:
-        raise UserError(f"{path} has no images in split {split}, which the table needs")
     captions = [found.captions[0].text for found in describer.stream(rows, reader(data, describer))]
     candidates = [ngrams_of(ptb_tokenize(caption)) for caption in captions]
     references = [[ngrams_of(ptb_tokenize(text)) for text in data.references(row)] for row in rows]
