@@ -28,7 +28,7 @@ class ModelConfig:
     embedding_size: int = setting(256, "size of word embeddings")
     lstm_size: int = setting(512, "size of the LSTM's state")
     dropout: float = setting(0.3, "dropout on embeddings and before the word logits")
-    feature_dropout: float = setting(0.0, "share of the lowest attended layer's channels hidden in training")
+    feature_dropout: float = setting(0.0, "share of the image's channels hidden in training")
     tie_embeddings: bool = setting(False, "one matrix for the words going in and coming out")
     pool_norm: float = setting(30.0, "length that the pooled top feature is normalised to (the paper: 1)")
 
@@ -120,7 +120,7 @@ class TrainConfig(RunConfig):
     doubly_stochastic: float = setting(0.0, "weight of the penalty (1 - sum over words of alpha)^2")
     augment: bool = setting(True, "crop, lighting, and mirroring of images whose captions name no side")
     smallest_view: float = setting(0.7, "least share of the area that --augment keeps")
-    lighting: float = setting(0.15, "by how much --augment changes brightness and contrast at most")
+    lighting: float = setting(0.15, "most by which it changes brightness and contrast")
     validation_beam: int = setting(1, "beam size of the captions that validation scores")
     validation_length_penalty: float = setting(0.8, "of that beam search, see caption.py")
 
