@@ -71,8 +71,9 @@ def original(weights: dict[str, Tensor], backbone: Backbone, size: int = SIZE) -
             f"these weights have no classifier of {CLASSES} classes (classifier.1); give ImageNet's"
         )
     whole = Backbone("mobilenet_v2", ["features.18"], weights).network.state_dict()
-    first = common_blocks(whole, backbone.network.state_dict(), blocks[0]) if size == SIZE else 0
-    if not first and size == SIZE:
+    shared = size == SIZE
+    first = common_blocks(whole, backbone.network.state_dict(), blocks[0]) if shared else 0
+    if shared and not first:
         raise UserError(
             "block features.0 of the captioner's CNN differs from these weights: it was trained from others, or "
             "fine-tuned all through; give the weights that it started from, or train with --finetune-from features.14"

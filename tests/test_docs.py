@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import os
+import pkgutil
 import re
 import shlex
 from collections.abc import Iterator
@@ -11,19 +12,7 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import get_args_parser
 
-from sca_caption import calibrate, checkpoint, classify, curves
-from sca_caption.benchmarks import (
-    ablation,
-    attention,
-    captioning,
-    channel,
-    evaluation,
-    growth,
-    naming,
-    preprocessing,
-    start,
-    training,
-)
+from sca_caption import benchmarks, calibrate, checkpoint, classify, curves
 from sca_caption.cli import evaluate_classifier, train_classifier
 
 ROOT = Path(__file__).parent.parent
@@ -34,25 +23,18 @@ PROGRAMS = ("preprocess", "train", "caption", "evaluate")
 SET_UP, TEST = "pip install -e '.[test]'", "pytest"
 
 
-BENCHMARKS = (
-    ablation,
-    attention,
-    captioning,
-    channel,
-    evaluation,
-    growth,
-    naming,
-    preprocessing,
-    start,
-    training,
-)
+BENCHMARKS = [
+    module
+    for found in pkgutil.iter_modules(benchmarks.__path__, "sca_caption.benchmarks.")
+    if hasattr(module := importlib.import_module(found.name), "parser")
+]
 CLASSIFY = "--task classify"
 MODULES = {
     "sca_caption.classify": classify,
     "sca_caption.checkpoint": checkpoint,
     "sca_caption.calibrate": calibrate,
     "sca_caption.curves": curves,
-} | {f"sca_caption.benchmarks.{benchmark.__name__.rpartition('.')[2]}": benchmark for benchmark in BENCHMARKS}
+} | {benchmark.__name__: benchmark for benchmark in BENCHMARKS}
 
 
 def modules() -> dict[str, object]:
