@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from sca_caption import decode, teacher_forcing, training
 from sca_caption.caption_quality import Quality, quality
-from sca_caption.captioner import Batch, Captioner, collate
+from sca_caption.captioner import SCACNN, Batch, collate
 from sca_caption.checkpoint import Checkpoint
 from sca_caption.config import TrainConfig
 from sca_caption.distillation import load_teachers
@@ -72,7 +72,7 @@ class CaptionTask:
     score = "CIDEr"
 
     def __init__(
-        self, model: Captioner, data: CaptionData, config: TrainConfig, processes: Processes = ALONE
+        self, model: SCACNN, data: CaptionData, config: TrainConfig, processes: Processes = ALONE
     ):
         self.model, self.data, self.config, self.processes = model, data, config, processes
         self.device = model.mean.device
@@ -193,7 +193,7 @@ class Validation:
 
     @torch.inference_mode()
     def __call__(
-        self, model: Captioner, config: TrainConfig, device: torch.device
+        self, model: SCACNN, config: TrainConfig, device: torch.device
     ) -> tuple[float, Quality, list[tuple[str, str]]]:
         """(CIDEr in the 0-100 form, the captions' quality, a few (file name, caption) to look at)."""
         model.eval()
@@ -220,7 +220,7 @@ class Validation:
         return score, quality(words), [(self.data.file_name(self.indices[i]), captions[i]) for i in shown]
 
 
-def initialise_from(model: Captioner, other: Checkpoint, words: tuple[str, ...]) -> list[str]:
+def initialise_from(model: SCACNN, other: Checkpoint, words: tuple[str, ...]) -> list[str]:
     """Copy every tensor of `other` whose name and shape fit; of the words, the vectors of those that both know.
 
     Returns the names that were left as they are.

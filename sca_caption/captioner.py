@@ -91,7 +91,7 @@ class Batch:
         return Batch(images, self.captions.to(device), self.image_index.to(device))
 
 
-class Captioner(nn.Module):
+class SCACNN(nn.Module):
     """The whole model. `config.layers` must hold layer names (see `backbones.attended_layers`).
 
     backbone_weights: ImageNet weights in torchvision's layout, or None to start at random.

@@ -23,7 +23,7 @@ from sca_caption import config as configs
 from sca_caption import storage
 from sca_caption.atomic import replacing
 from sca_caption.backbones import read_state_dict
-from sca_caption.captioner import Captioner
+from sca_caption.captioner import SCACNN
 from sca_caption.config import ClassifierConfig, ModelConfig, Parser
 from sca_caption.errors import UserError, program
 from sca_caption.images import Transform
@@ -44,7 +44,7 @@ _OTHER_TASK = {
 class Checkpoint:
     """A model with all it needs to be used: `vocabulary`, `transform`, and how well it did (`metrics`)."""
 
-    model: "Captioner | Classifier"  # noqa: F821 (imported where one is loaded: captioning does not need it)
+    model: "SCACNN | Classifier"  # noqa: F821 (imported where one is loaded: captioning does not need it)
     vocabulary: Vocabulary | None  # None for a classifier, whose config holds its classes
     transform: Transform
     metrics: dict = field(default_factory=dict)
@@ -58,7 +58,7 @@ class Checkpoint:
 
     @property
     def task(self) -> str:
-        return "caption" if isinstance(self.model, Captioner) else "classify"
+        return "caption" if isinstance(self.model, SCACNN) else "classify"
 
 
 def save(path: str | Path, checkpoint: Checkpoint, dtype: str = "float32") -> None:
@@ -134,7 +134,7 @@ def load(path: str | Path | None = None, task: str = "caption") -> Checkpoint:
     vocabulary = None
     if task == "caption":
         vocabulary = Vocabulary(text["words"])
-        model = Captioner(configs.from_dict(ModelConfig, text["config"]), len(vocabulary))
+        model = SCACNN(configs.from_dict(ModelConfig, text["config"]), len(vocabulary))
     else:
         from sca_caption.classifier import Classifier
 

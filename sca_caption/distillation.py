@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sca_caption import checkpoint, teacher_forcing
-from sca_caption.captioner import Batch, Captioner
+from sca_caption.captioner import SCACNN, Batch
 from sca_caption.ensemble import mean_log_probability
 from sca_caption.errors import UserError
 from sca_caption.vocab import Vocabulary
@@ -19,7 +19,7 @@ from sca_caption.vocab import Vocabulary
 class Teachers:
     """Captioners that have learnt already."""
 
-    def __init__(self, models: Sequence[Captioner]):
+    def __init__(self, models: Sequence[SCACNN]):
         self.models = [model.eval().requires_grad_(False) for model in models]
 
     @torch.no_grad()

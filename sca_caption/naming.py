@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sca_caption import decode
-from sca_caption.captioner import Captioner, State
+from sca_caption.captioner import SCACNN, State
 from sca_caption.constraints import MOST_GROUPS
 from sca_caption.endings import CONJUNCTIONS, PREPOSITIONS, VERBS
 from sca_caption.nouns import Noun, read_nouns
@@ -42,7 +42,7 @@ class Namer:
 
     def __init__(
         self,
-        model: Captioner,
+        model: SCACNN,
         vocabulary: Vocabulary,
         objects: Objects,
         nouns: Sequence[Noun] | None = None,
@@ -161,7 +161,7 @@ class Namer:
 class Speaker:
     """A captioner in whose captions of an image some words never come, and some not after some others."""
 
-    model: Captioner
+    model: SCACNN
     closed: Tensor  # bool (B, W)
     wanted: Tensor  # bool (B, W)
     agreement: dict[int, Tensor]  # after this word (W,) of the wanted ones are closed
@@ -176,7 +176,7 @@ class Speaker:
         return logits.masked_fill_(closed, -torch.inf), state
 
 
-def with_words(model: Captioner, shares: Tensor) -> Captioner:
+def with_words(model: SCACNN, shares: Tensor) -> SCACNN:
     """The captioner with words more, each the mean of known ones by `shares` (new, known); all else is shared."""
     other = copy.copy(model)
     other._modules = dict(model._modules)

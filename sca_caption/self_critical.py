@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sca_caption import decode, teacher_forcing
-from sca_caption.captioner import Batch, Captioner, padded
+from sca_caption.captioner import SCACNN, Batch, padded
 from sca_caption.rewards import Critics
 from sca_caption.vocab import EOS, PAD
 
@@ -29,7 +29,7 @@ class SelfCritical:
         self.critics, self.samples, self.cross_entropy = critics, samples, cross_entropy
 
     def loss(
-        self, model: Captioner, batch: Batch, rows: list[int], mean: Callable[[int], float] = float
+        self, model: SCACNN, batch: Batch, rows: list[int], mean: Callable[[int], float] = float
     ) -> tuple[Tensor, float]:
         """The loss a word, and the mean reward.
 
@@ -60,7 +60,7 @@ class SelfCritical:
 
 
 def log_probabilities(
-    model: Captioner, encoded: tuple[Tensor, ...], image: Tensor, sampled: decode.Sampled
+    model: SCACNN, encoded: tuple[Tensor, ...], image: Tensor, sampled: decode.Sampled
 ) -> tuple[Tensor, int]:
     """Of captions that `decode.sample` drew, with gradients, (rows,); and the number of their words, ends included."""
     captions = padded(

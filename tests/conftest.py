@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from sca_caption import checkpoint
-from sca_caption.captioner import Captioner
+from sca_caption.captioner import SCACNN
 from sca_caption.config import ModelConfig
 from sca_caption.images import Transform
 from sca_caption.vocab import Vocabulary
@@ -28,11 +28,11 @@ TINY_WORDS = ["a", "the", "dog", "cat", "man", "woman", "runs", "sits"]
 TINY_WORDS += ["on", "in", "grass", "water", "red", "blue", "ball", "two"]
 
 
-def tiny_captioner(vocabulary_size: int = len(TINY_WORDS) + 4, config: ModelConfig = TINY) -> Captioner:
+def tiny_captioner(vocabulary_size: int = len(TINY_WORDS) + 4, config: ModelConfig = TINY) -> SCACNN:
     """A captioner of random weights, the same at every call, spread so that colours change its captions."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = Captioner(config, vocabulary_size).eval()
+        model = SCACNN(config, vocabulary_size).eval()
         with torch.no_grad():
             model.hidden_to_word.weight *= 10
             model.embedding.weight *= 5

@@ -14,7 +14,7 @@ from torch import nn
 from sca_caption import checkpoint
 from sca_caption.attention import BLOCKS
 from sca_caption.backbones import Backbone
-from sca_caption.captioner import Batch, Captioner, collate
+from sca_caption.captioner import SCACNN, Batch, collate
 from sca_caption.decode import greedy
 from sca_caption.images import Transform
 from sca_caption.networks import blocks, build_network
@@ -115,12 +115,12 @@ def captions() -> Batch:
     return collate([(image, [caption]) for image, caption in zip(images, words, strict=True)])
 
 
-def tiny(block: str, layers: tuple[str, ...] = TINY.layers) -> Captioner:
+def tiny(block: str, layers: tuple[str, ...] = TINY.layers) -> SCACNN:
     sizes = {"lstm_size": 128, "embedding_size": 64, "dropout": 0.0}
     config = dataclasses.replace(TINY, backbone_attention=block, layers=layers, **sizes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return Captioner(config, len(TINY_WORDS) + 4)
+        return SCACNN(config, len(TINY_WORDS) + 4)
 
 
 @pytest.mark.parametrize("block", ["se", "cbam"])

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from toy_backbone import toy  # noqa: F401
 
-from sca_caption.captioner import Batch, Captioner, collate
+from sca_caption.captioner import SCACNN, Batch, collate
 from sca_caption.config import ModelConfig
 from sca_caption.decode import greedy
 from sca_caption.torchvision_compat import torchvision
@@ -26,13 +26,13 @@ pytestmark = pytest.mark.usefixtures("toy")
 
 def captioner(
     mode: str = "C-S", layers: int = 2, words: int = WORDS, spread: bool = True, **changes
-) -> Captioner:
+) -> SCACNN:
     """A small captioner; `spread`: with attention far from uniform and words far from equally likely."""
     settings = {"attention_width": 8, "embedding_size": 12, "lstm_size": 16, "dropout": 0.0, **changes}
     config = ModelConfig(backbone="toy", layers=LAYERS[layers], attention=mode, **settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = Captioner(config, words)
+        model = SCACNN(config, words)
         if spread:
             with torch.no_grad():
                 for parameter in model.attention.parameters():
@@ -73,7 +73,7 @@ def test_hidden_features_are_whole_channels_and_hidden_in_training_only():
     assert not stored.equal(model.encode((whole.half(), *carried))[0])
 
 
-def alone(model: Captioner, batch: Batch, row: int):
+def alone(model: SCACNN, batch: Batch, row: int):
     """Log-probabilities (T, W), attention weights and target ids of one caption by `step`, without batch or padding."""
     targets = batch.captions[row][batch.captions[row] != PAD]
     image = batch.image_index[row]
@@ -242,7 +242,7 @@ def test_an_image_of_noise_changes_nothing_for_the_others():
 # ---- states ----------------------------------------------------------------------------------------------------------
 
 
-def walk(model: Captioner, state, words: list[list[int]]):
+def walk(model: SCACNN, state, words: list[list[int]]):
     """Step through columns of words; (logits of every step, the states after them)."""
     logits, states = [], []
     for column in words:
@@ -380,7 +380,7 @@ def test_the_attended_map_is_what_torchvisions_next_layer_sees():
             module.running_var.uniform_(0.5, 2)
     layers = ("features.17", "features.18")
     config = ModelConfig(layers=layers, attention_width=8, embedding_size=12, lstm_size=16, pool_norm=3.0)
-    model = Captioner(config, WORDS, network.state_dict()).eval()
+    model = SCACNN(config, WORDS, network.state_dict()).eval()
     for attention in model.attention.values():
         attention.channel.score.normal_()
         attention.spatial.score.normal_()

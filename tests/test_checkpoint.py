@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from toy_backbone import toy  # noqa: F401
 
 from sca_caption import checkpoint
-from sca_caption.captioner import Captioner
+from sca_caption.captioner import SCACNN
 from sca_caption.checkpoint import Checkpoint
 from sca_caption.config import ModelConfig
 from sca_caption.errors import UserError
@@ -33,7 +33,7 @@ def made(config: ModelConfig = TOY) -> Checkpoint:
     torch.manual_seed(0)
     vocabulary = Vocabulary(WORDS)
     return Checkpoint(
-        Captioner(config, len(vocabulary)),
+        SCACNN(config, len(vocabulary)),
         vocabulary,
         Transform(size=48, mode="crop"),
         metrics={"val": {"CIDEr": 54.321, "epoch": 3}},

@@ -3,7 +3,7 @@
 import torch
 
 from sca_caption.caption_task import initialise_from
-from sca_caption.captioner import Captioner
+from sca_caption.captioner import SCACNN
 from sca_caption.checkpoint import Checkpoint
 from sca_caption.config import ModelConfig
 from sca_caption.images import Transform
@@ -12,10 +12,10 @@ from sca_caption.vocab import Vocabulary
 SIZES = {"attention_width": 4, "embedding_size": 5, "lstm_size": 6, "dropout": 0.0}
 
 
-def captioner(words: str, **config) -> tuple[Captioner, Vocabulary]:
+def captioner(words: str, **config) -> tuple[SCACNN, Vocabulary]:
     vocabulary = Vocabulary(words.split())
     torch.manual_seed(len(vocabulary))
-    return Captioner(ModelConfig(layers=("features.2",), **(SIZES | config)), len(vocabulary)), vocabulary
+    return SCACNN(ModelConfig(layers=("features.2",), **(SIZES | config)), len(vocabulary)), vocabulary
 
 
 def test_words_that_both_know_keep_their_vectors_and_others_start_anew():

@@ -8,7 +8,7 @@ import torch
 
 from sca_caption import checkpoint
 from sca_caption.backbones import Backbone, attended_layers
-from sca_caption.captioner import Captioner
+from sca_caption.captioner import SCACNN
 from sca_caption.config import ModelConfig
 from sca_caption.mobilenet import blocks_of
 from sca_caption.torchvision_compat import torchvision
@@ -100,7 +100,7 @@ def test_a_checkpoint_of_a_traced_model_loads(tmp_path):
     config = ModelConfig(
         layers=("features.17", "features.18"), attention_width=8, embedding_size=8, lstm_size=16
     )
-    model = Captioner(config, 6, torchvision.models.mobilenet_v2().state_dict()).eval()
+    model = SCACNN(config, 6, torchvision.models.mobilenet_v2().state_dict()).eval()
     path = tmp_path / "best.pt"
     checkpoint.save(path, checkpoint.Checkpoint(model, Vocabulary(["a", "dog"]), Transform()))
     loaded = checkpoint.load(path).model

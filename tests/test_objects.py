@@ -7,7 +7,7 @@ from made_photos import message
 
 from sca_caption import checkpoint, naming
 from sca_caption.backbones import Backbone
-from sca_caption.captioner import Captioner
+from sca_caption.captioner import SCACNN
 from sca_caption.checkpoint import Checkpoint
 from sca_caption.config import ModelConfig
 from sca_caption.images import Transform
@@ -34,14 +34,14 @@ def network():
     return network.eval()
 
 
-def tuned(network, first: int = TUNED, layers=LAYERS) -> Captioner:
+def tuned(network, first: int = TUNED, layers=LAYERS) -> SCACNN:
     """A captioner, as a checkpoint holds it, whose blocks from `first` on have learnt since."""
     weights = Backbone("mobilenet_v2", layers, network.state_dict()).state_dict()
     for name, value in weights.items():
         if int(name.split(".")[2]) >= first:
             value += 0.1 * value.abs().mean() * torch.randn_like(value)
     torch.manual_seed(1)
-    model = Captioner(CONFIG, 7).eval()
+    model = SCACNN(CONFIG, 7).eval()
     model.backbone.load_state_dict(weights)
     return model
 

@@ -14,7 +14,7 @@ import torch
 from made_photos import encoded, photo
 from PIL import Image
 
-from sca_caption.captioner import Captioner
+from sca_caption.captioner import SCACNN
 from sca_caption.checkpoint import load
 from sca_caption.cli.preprocess import main, parser
 from sca_caption.config import ModelConfig
@@ -202,7 +202,7 @@ def test_features_are_those_of_the_captioner_s_trunk(photographs, capsys):
     data = CaptionData("data/csv.h5")
     assert data.features_of == {"backbone": "resnet18", "layers": ["layer3.0", "layer4"], "weights": "none"}
     torch.manual_seed(0)
-    model = Captioner(ModelConfig(backbone="resnet18", layers=("layer3.0", "layer4")), 4).eval()
+    model = SCACNN(ModelConfig(backbone="resnet18", layers=("layer3.0", "layer4")), 4).eval()
     images = torch.from_numpy(np.stack([fit(photo(i), Transform(64)) for i in range(12)])).permute(0, 3, 1, 2)
     with torch.inference_mode():
         wanted = model.encode(images)

@@ -14,7 +14,7 @@ from sca_caption import checkpoint, training
 from sca_caption.backbones import Backbone
 from sca_caption.caption_quality import Quality
 from sca_caption.caption_task import Validation
-from sca_caption.captioner import Captioner
+from sca_caption.captioner import SCACNN
 from sca_caption.checkpoint import Checkpoint
 from sca_caption.cli.train import main, parser
 from sca_caption.errors import UserError
@@ -324,7 +324,7 @@ def test_a_captioner_with_blocks_in_its_cnn_trains(block, here, capsys):
     found = checkpoint.load("runs/dogs/best.pt")
     assert (found.config.backbone_attention, found.config.backbone_at) == (block, ("layer1",))
     torch.manual_seed(0)
-    fresh = Captioner(found.config, len(found.vocabulary)).backbone
+    fresh = SCACNN(found.config, len(found.vocabulary)).backbone
     trained = found.model.backbone
     assert set(trained.blocks()) == {"layer1.0.attention", "layer1.1.attention"}
     for path, wanted in fresh.blocks().items():

@@ -350,14 +350,14 @@ from toy_backbone import Toy  # and torchvision, fit for any build
 from sca_caption import backbones, checkpoint, training
 from sca_caption.caption_quality import Quality
 from sca_caption.caption_task import CaptionTask
-from sca_caption.captioner import Captioner
+from sca_caption.captioner import SCACNN
 from sca_caption.cli import train
 from sca_caption.config import ModelConfig, TrainConfig
 from sca_caption.store import CaptionData
 backbones._build = lambda name: Toy()
 data = CaptionData(sys.argv[1])
 config = ModelConfig(backbone="toy", layers=("block",), attention_width=6, embedding_size=16, lstm_size=24)
-model = Captioner(config, len(data.vocabulary))
+model = SCACNN(config, len(data.vocabulary))
 output = Path(sys.argv[2])
 config = TrainConfig(epochs=1, workers=0)
 history = training.train(CaptionTask(model, data, config), config, output)

@@ -14,7 +14,7 @@ from training_runs import QUICK, captioner, run, source
 
 from sca_caption import training
 from sca_caption.caption_task import LONGEST, CaptionedImages
-from sca_caption.captioner import Captioner, collate
+from sca_caption.captioner import SCACNN, collate
 from sca_caption.config import TrainConfig
 from sca_caption.store import CaptionData
 
@@ -55,13 +55,13 @@ def test_each_image_is_read_once_an_epoch(data, tmp_path, monkeypatch):
 
 
 def test_an_image_is_encoded_once_for_all_of_its_captions(data, tmp_path, monkeypatch):
-    seen, encode = [], Captioner.encode
+    seen, encode = [], SCACNN.encode
 
     def counting(self, images):
         seen.append(len(images))
         return encode(self, images)
 
-    monkeypatch.setattr(Captioner, "encode", counting)
+    monkeypatch.setattr(SCACNN, "encode", counting)
     run(data, tmp_path, dataclasses.replace(QUICK, epochs=1))
     assert seen == [3, 3, 1, 3]  # batches of three of seven images, and the validation's
 

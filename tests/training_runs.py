@@ -9,7 +9,7 @@ from PIL import Image
 
 from sca_caption import checkpoint
 from sca_caption.caption_task import CaptionTask
-from sca_caption.captioner import Captioner
+from sca_caption.captioner import SCACNN
 from sca_caption.config import ModelConfig, TrainConfig
 from sca_caption.distributed import ALONE
 from sca_caption.sources import Source
@@ -46,9 +46,9 @@ def source(sided: bool = False) -> Source:
     return Source("squares", "made for a test", records)
 
 
-def captioner(data: CaptionData, **changes) -> Captioner:
+def captioner(data: CaptionData, **changes) -> SCACNN:
     torch.manual_seed(0)
-    return Captioner(dataclasses.replace(MODEL, **changes), len(data.vocabulary))
+    return SCACNN(dataclasses.replace(MODEL, **changes), len(data.vocabulary))
 
 
 def run(

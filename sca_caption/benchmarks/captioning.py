@@ -26,7 +26,7 @@ from torch import Tensor
 from sca_caption import images
 from sca_caption.attention.sca import ConditionedAttention
 from sca_caption.benchmarks.start import CAPTION
-from sca_caption.captioner import Captioner
+from sca_caption.captioner import SCACNN
 from sca_caption.config import Parser, require
 from sca_caption.decode import Rules
 from sca_caption.errors import UserError, program
@@ -160,7 +160,7 @@ def repeating(tokens: list[int], n: int) -> list[int]:
     return [tokens[i + n - 1] for i in range(len(tokens) - n + 1) if tokens[i : i + n - 1] == start[: n - 1]]
 
 
-def step(model: Captioner, maps: tuple[Tensor, ...], last: Tensor, hidden: Tensor, cell: Tensor):
+def step(model: SCACNN, maps: tuple[Tensor, ...], last: Tensor, hidden: Tensor, cell: Tensor):
     """Logits (N, W) and the new state of the N beams of one image."""
     maps = tuple(x.expand(len(last), *x.shape[1:]) for x in maps)
     for i, layer in enumerate(model.attention.values()):
@@ -192,7 +192,7 @@ def attend(layer: ConditionedAttention, maps: Tensor, hidden: Tensor) -> Tensor:
     return maps
 
 
-def normalised(model: Captioner, pooled: Tensor) -> Tensor:
+def normalised(model: SCACNN, pooled: Tensor) -> Tensor:
     return F.normalize(pooled, dim=1) * model.config.pool_norm
 
 

@@ -16,7 +16,7 @@ import torch
 
 from sca_caption.backbones import attended_layers
 from sca_caption.benchmarks.memory import peak_growth
-from sca_caption.captioner import Captioner
+from sca_caption.captioner import SCACNN
 from sca_caption.checkpoint import Checkpoint
 from sca_caption.config import ModelConfig, Parser
 from sca_caption.errors import choice, program
@@ -95,7 +95,7 @@ def prepare(sizes: dict[str, int], toy: bool) -> tuple[Describer, np.ndarray, in
     small = {"attention_width": 8, "embedding_size": 8, "lstm_size": 8} if toy else {}
     config = ModelConfig(layers=attended_layers("mobilenet_v2", ["1" if toy else "2"]), **small)
     vocabulary = Vocabulary([f"w{number}" for number in range(sizes["vocabulary"] - len(SPECIALS))])
-    model = Captioner(config, len(vocabulary))
+    model = SCACNN(config, len(vocabulary))
     with torch.no_grad():
         model.word.bias[EOS] = -1e9
     search = SearchConfig(beam_size=sizes["beams"], max_length=sizes["words"])

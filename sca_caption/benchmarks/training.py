@@ -23,7 +23,7 @@ from sca_caption import captioner
 from sca_caption.attention import sca
 from sca_caption.backbones import attended_layers
 from sca_caption.benchmarks.memory import peak_growth
-from sca_caption.captioner import Batch, Captioner
+from sca_caption.captioner import SCACNN, Batch
 from sca_caption.config import PAPER, ModelConfig, Parser
 from sca_caption.errors import program
 from sca_caption.images import MEAN, STD
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def made(backbone: str, layers: str, images: int, words: int, vocabulary: int) -> tuple[Captioner, Batch]:
+def made(backbone: str, layers: str, images: int, words: int, vocabulary: int) -> tuple[SCACNN, Batch]:
     """The paper's sizes; weights and data at random. The CNN is frozen, as in the paper's preset."""
     torch.manual_seed(0)
     pixels = torch.randint(0, 256, (images, 3, 224, 224), dtype=torch.uint8)
@@ -94,7 +94,7 @@ def made(backbone: str, layers: str, images: int, words: int, vocabulary: int) -
     config = ModelConfig(
         **(paper | {"backbone": backbone, "layers": attended_layers(backbone, [layers]), "dropout": 0.0})
     )
-    model = Captioner(config, vocabulary, calibrated_weights(backbone, pixels)).train()
+    model = SCACNN(config, vocabulary, calibrated_weights(backbone, pixels)).train()
     model.backbone.set_trainable(False)
     captions = torch.randint(4, vocabulary, (images * CAPTIONS, words))
     return model, Batch(pixels, captions, torch.arange(images).repeat_interleave(CAPTIONS))
@@ -128,7 +128,7 @@ def plain_formulas() -> Iterator[None]:
         yield
 
 
-def step(model: Captioner, batch: Batch, way: str) -> float:
+def step(model: SCACNN, batch: Batch, way: str) -> float:
     """Forward and backward of one batch; the loss."""
     if way == "plain":
         batch = Batch(batch.images[batch.image_index], batch.captions, torch.arange(len(batch.captions)))
@@ -139,14 +139,14 @@ def step(model: Captioner, batch: Batch, way: str) -> float:
     return loss.item()
 
 
-def multiply_adds(model: Captioner, batch: Batch, way: str) -> int:
+def multiply_adds(model: SCACNN, batch: Batch, way: str) -> int:
     """Of convolutions and matrix products in a step, as torch counts them."""
     with FlopCounterMode(display=False) as counter:
         step(model, batch, way)
     return counter.get_total_flops() // 2
 
 
-def trunk_share(model: Captioner, batch: Batch, seconds: float) -> float:
+def trunk_share(model: SCACNN, batch: Batch, seconds: float) -> float:
     began = time.perf_counter()
     with torch.no_grad():
         model.encode(batch.images)

@@ -171,7 +171,7 @@ def make_encoder(arguments: argparse.Namespace) -> dict:
     import torch
 
     from sca_caption.backbones import attended_layers, pretrained_weights
-    from sca_caption.captioner import Captioner
+    from sca_caption.captioner import SCACNN
     from sca_caption.devices import find_device
     from sca_caption.vocab import SPECIALS
 
@@ -180,7 +180,7 @@ def make_encoder(arguments: argparse.Namespace) -> dict:
     layers = attended_layers(backbone, arguments.layers or ModelConfig.layers)
     torch.manual_seed(0)  # of random weights
     weights = None if file == "none" else pretrained_weights(backbone, file)
-    model = Captioner(ModelConfig(backbone=backbone, layers=layers), len(SPECIALS), weights).to(device).eval()
+    model = SCACNN(ModelConfig(backbone=backbone, layers=layers), len(SPECIALS), weights).to(device).eval()
 
     @torch.inference_mode()
     def encode(pixels):  # uint8 (B, S, S, 3) -> arrays (B, C, H, W)

@@ -189,7 +189,7 @@ def new_model(model_config: config.ModelConfig, data, arguments: argparse.Namesp
     from sca_caption import checkpoint
     from sca_caption.backbones import pretrained_weights
     from sca_caption.caption_task import initialise_from
-    from sca_caption.captioner import Captioner
+    from sca_caption.captioner import SCACNN
 
     torch.manual_seed(getattr(arguments, "seed", config.TrainConfig.seed))
     init, weights_file = arguments.init, arguments.backbone_weights
@@ -199,7 +199,7 @@ def new_model(model_config: config.ModelConfig, data, arguments: argparse.Namesp
     weights = None
     if weights_file != "none" and not (init and weights_file is None):
         weights = pretrained_weights(model_config.backbone, weights_file)
-    model = Captioner(model_config, len(data.vocabulary), weights)
+    model = SCACNN(model_config, len(data.vocabulary), weights)
     if init:
         other = checkpoint.load(None if init == "shipped" else init)
         if other.config.backbone != model_config.backbone:
