@@ -1,5 +1,6 @@
 """Many images in, captions or classes out: a checkpoint at work in batches, with images decoded while the model runs."""
 
+import copy
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
@@ -15,7 +16,9 @@ from torch import Tensor
 
 from sca_caption import checkpoint as checkpoints
 from sca_caption import decode, images
+from sca_caption.attention_trace import Trace, trace
 from sca_caption.calibration import Calibration
+from sca_caption.captioner import State
 from sca_caption.checkpoint import Checkpoint
 from sca_caption.constraints import word_groups
 from sca_caption.devices import find_device
@@ -44,15 +47,20 @@ class Caption:
     finished: bool
     mean_log_prob: float
     confidence: float | None = None
+    tokens: tuple[int, ...] = ()  # ids of the words, in `Describer.words`
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one item: its captions, best first, or the reason why there are none."""
+    """What became of one item: its captions, best first, or the reason why there are none.
+
+    trace: what was attended at every word of the best caption, where it was asked for.
+    """
 
     item: Any
     captions: tuple[Caption, ...] = ()
     error: UserError | None = None
+    trace: Trace | None = None
 
 
 class Describer:
@@ -94,9 +102,8 @@ class Describer:
         self.models = [each.model.to(self.device).eval() for each in loaded]
         checkpoint, self.model = loaded[0], self.models[0] if len(loaded) == 1 else Ensemble(self.models)
         self.vocabulary, self.transform = checkpoint.vocabulary, checkpoint.transform
-        self.search, self.batch_size = search or SearchConfig(), batch_size
-        self.mentions = word_groups(mentions, self.vocabulary)
-        self.settings = settings_of(self.search, self.vocabulary)
+        self.batch_size = batch_size
+        self._set(search or SearchConfig(), mentions)
         self.calibration = Calibration.of(checkpoint.metrics) if len(loaded) == 1 else None
         self.drawing = None
         if sampling:
@@ -108,7 +115,17 @@ class Describer:
             self.namer = Namer(self.model, self.vocabulary, checkpoint.objects.to(self.device))
             self.words = self.namer.vocabulary
 
-    @torch.inference_mode()
+    def searching(self, search: SearchConfig, mentions: Sequence[str] = ()) -> "Describer":
+        """The same models, which search so."""
+        other = copy.copy(self)
+        other.drawing = None
+        other._set(search, mentions)
+        return other
+
+    def _set(self, search: SearchConfig, mentions: Sequence[str]) -> None:
+        self.search, self.mentions = search, word_groups(mentions, self.vocabulary)
+        self.settings = settings_of(search, self.vocabulary)
+
     def caption_batch(
         self,
         batch: Tensor | tuple[Tensor, ...],
@@ -118,6 +135,26 @@ class Describer:
 
         mentions: for each image groups of ids of words, see `decode.beam_search` (default: those of all images).
         """
+        return self._search(batch, mentions)[0]
+
+    def trace_batch(self, batch: Tensor | tuple[Tensor, ...]) -> list[tuple[tuple[Caption, ...], Trace]]:
+        """The same, with what was attended at every word of the best caption of each image.
+
+        Raises UserError for several models that speak as one: each attends for itself.
+        """
+        if len(self.models) > 1:
+            raise UserError(
+                f"the attention of {len(self.models)} models cannot be shown at once; give one --checkpoint"
+            )
+        captions, state = self._search(batch)
+        speaking = self.namer.model if self.namer else self.model
+        return [*zip(captions, trace(speaking, state, [best.tokens for best, *_ in captions]), strict=True)]
+
+    @torch.inference_mode()
+    def _search(
+        self, batch: Tensor | tuple[Tensor, ...], mentions: Sequence[Sequence[Collection[int]]] | None = None
+    ) -> tuple[list[tuple[Caption, ...]], State]:
+        """The captions, and where the captioner stood before their first words."""
         batch = (
             batch.to(self.device) if isinstance(batch, Tensor) else tuple(x.to(self.device) for x in batch)
         )
@@ -130,28 +167,37 @@ class Describer:
             found = decode.beam_search(self.model, state, mentions=mentions, **self.settings)
         if maps and not self.drawing:
             found = self.namer.improve(found, state, maps, mentions, **self.settings)
-        return [tuple(self._caption(hypothesis) for hypothesis in hypotheses) for hypotheses in found]
+        captions = [tuple(self._caption(hypothesis) for hypothesis in hypotheses) for hypotheses in found]
+        return captions, state
 
     def _caption(self, found: decode.Hypothesis) -> Caption:
         mean = found.log_prob / (len(found.tokens) + found.finished)
         confidence = self.calibration.probability(mean) if self.calibration else None
         text = self.words.decode(found.tokens)
-        return Caption(text, found.log_prob, found.score, found.finished, mean, confidence)
+        tokens = tuple(found.tokens)
+        return Caption(text, found.log_prob, found.score, found.finished, mean, confidence, tokens)
 
-    def stream(self, items: Iterable, read: Callable[[Any], Any] | None = None) -> Iterator[Result]:
-        """Caption `items` one batch after another and yield a Result for each, in order.
+    def stream(
+        self, items: Iterable, read: Callable[[Any], Any] | None = None, *, traced: bool = False
+    ) -> Iterator[Result]:
+        """Caption `items` one batch after another and yield a Result for each, in order; `traced`, with their traces.
 
         `read(item)` gives an image at model size, uint8 (S, S, 3), or a tuple of features. It runs in other
         threads, ahead of the model by one batch; by default it opens the item as an image file. An item that
         it raises UserError for yields a Result with that error, and the others go on.
         """
         read = read or partial(images.load, transform=self.transform)
-        for item, found in in_batches(
-            items, read, lambda contents: self.caption_batch(stack(contents)), self.batch_size
-        ):
-            yield (
-                Result(item, error=found) if isinstance(found, UserError) else Result(item, captions=found)
-            )
+
+        def answer(contents: list) -> list[tuple[tuple[Caption, ...], Trace | None]]:
+            batch = stack(contents)
+            return self.trace_batch(batch) if traced else [(each, None) for each in self.caption_batch(batch)]
+
+        for item, found in in_batches(items, read, answer, self.batch_size):
+            if isinstance(found, UserError):
+                yield Result(item, error=found)
+            else:
+                captions, attention = found
+                yield Result(item, captions, trace=attention)
 
 
 class Recogniser:

@@ -17,7 +17,7 @@ LAYERS = {
     1: "class_folders classification_data confusion sources shapes store store_captions store_images store_writer "
     "backbones networks places small_networks mobilenet",
     2: "captioner classifier objects",
-    3: "checkpoint naming rewards self_critical",
+    3: "attention_trace checkpoint naming rewards self_critical",
     4: "caption_task classify_task distillation explain inference training",
     5: "benchmarks calibrate classify cli curves",
 }
