@@ -1,4 +1,4 @@
-"""A page in headless Chromium, for tests of what a person sees; they are skipped, with the reason, where there is none."""
+"""A page in headless Chromium, for tests of what a person sees; skipped, with the reason, where there is none."""
 
 import functools
 import http.server
