@@ -18,8 +18,8 @@ LAYERS = {
     "backbones networks places small_networks mobilenet",
     2: "captioner classifier objects",
     3: "attention_trace checkpoint naming rewards self_critical",
-    4: "caption_task classify_task distillation explain inference training",
-    5: "benchmarks calibrate classify cli curves",
+    4: "caption_task classify_task distillation explain inference onnx_captioner onnx_graphs training",
+    5: "benchmarks calibrate classify cli curves export",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 PROGRAMS = ("preprocess", "train", "caption", "evaluate")
