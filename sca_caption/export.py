@@ -6,7 +6,7 @@ The folder is complete or it is not there. It holds
     step.onnx     once a word:    tokens, image, hidden, cell, map_0, ..., keys -> logits, hidden_after, cell_after,
                                   alpha_0, beta_0, alpha_1, ...
     objects.onnx  once an image:  images -> probabilities (of models that name what ImageNet's classifier sees)
-    int8/         the same graphs with the weights of matrices in int8, if asked for
+    int8/         the same graphs with large weights in int8, if asked for
     model.json    the words, and how they are searched for
 
 B images, N captions in the making, S pixels a side, W words, d LSTM size, k attention width; attended layer i has C channels
@@ -48,7 +48,6 @@ model.json, UTF-8:
 
 import json
 import sys
-import tempfile
 from pathlib import Path
 
 from sca_caption import __version__, checkpoint
@@ -61,6 +60,7 @@ from sca_caption.inference import settings_of
 from sca_caption.naming import Namer
 from sca_caption.onnx_captioner import DESCRIPTION, DTYPES, FORMAT_VERSION, graph_path, naming_of
 from sca_caption.onnx_graphs import graphs_of, layers_of
+from sca_caption.onnx_int8 import quantize
 from sca_caption.search import SearchConfig
 from sca_caption.vocab import BOS, EOS, PAD, UNK
 
@@ -115,7 +115,9 @@ def export(
             graph_path(folder, name, "float32").write_bytes(graph)
         if "int8" in dtypes:
             for name in graphs:
-                quantized(graph_path(folder, name, "float32"), graph_path(folder, name, "int8"))
+                target = graph_path(folder, name, "int8")
+                target.parent.mkdir(exist_ok=True)
+                quantize(graph_path(folder, name, "float32"), target)
         description = {
             "format_version": FORMAT_VERSION,
             "words": list(namer.vocabulary if namer else given.vocabulary),
@@ -143,25 +145,6 @@ def is_export(folder: Path) -> bool:
     """Whether nothing but an exported model is in a folder."""
     known = {DESCRIPTION, "trunk.onnx", "step.onnx", "objects.onnx", "int8"}
     return (folder / "trunk.onnx").is_file() and {path.name for path in folder.iterdir()} <= known
-
-
-def quantized(source: Path, target: Path) -> None:
-    """Write the graph with matrices in int8, a scale for each column; what they multiply is quantised as it comes."""
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    target.parent.mkdir(exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        prepared = Path(scratch, "prepared.onnx")
-        quant_pre_process(source, prepared, skip_symbolic_shape=True)
-        graph = onnx.load(prepared).graph
-        vectors = {value.name for value in graph.initializer if len(value.dims) == 1}
-        by_vectors = [node.name for node in graph.node if node.op_type == "MatMul" and node.input[1] in vectors]
-        quantize_dynamic(
-            prepared, target, op_types_to_quantize=["MatMul", "Gather"], nodes_to_exclude=by_vectors, per_channel=True,
-            weight_type=QuantType.QInt8,
-        )  # fmt: skip
 
 
 if __name__ == "__main__":
