@@ -40,6 +40,7 @@ function heard(data) {
         : "Starting the model";
   } else if (data.kind === "ready") find("model").hidden = true;
   else if (data.kind === "failed") fail(data.reason);
+  else if (data.kind === "begun") card?.begun();
   else if (data.kind === "captioned") card?.captioned(data);
   else if (data.kind === "refused") card?.refused(data.reason);
   arrange();

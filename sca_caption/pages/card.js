@@ -2,7 +2,8 @@
 
 import { Heat, mostOf, whereabouts } from "./attention.js";
 
-const percent = (share) => `${Math.round(100 * share)}%`;
+const TRUST = [[0.6, "Probably good"], [0.4, "Could be right or wrong"], [0, "Doubtful"]];
+const percent = (share) => (share < 0.005 ? "under 1 %" : `${Math.round(100 * share)} %`);
 
 export class Card {
   /** remove: called when the user takes the card away. */
@@ -17,6 +18,20 @@ export class Card {
       remove();
     };
     for (const name of [".others", ".copy", "canvas"]) this.find(name).hidden = true;
+    const image = this.find("img");
+    image.onerror = () => (image.hidden = true); // the worker says why
+    this.show(file);
+  }
+
+  /** Show a file or blob as the photograph. */
+  show(blob) {
+    this.forget();
+    this.address = this.find("img").src = URL.createObjectURL(blob);
+  }
+
+  /** The worker has come to this photograph. */
+  begun() {
+    this.find(".waiting").textContent = "Looking…";
   }
 
   find(selector) {
@@ -40,16 +55,17 @@ export class Card {
     this.isWaiting = false;
     const [best, ...others] = result.captions;
     const image = this.find("img");
-    this.address = image.src = URL.createObjectURL(result.preview);
-    image.alt = best.text;
+    this.show(result.preview);
+    [image.hidden, image.alt] = [false, best.text];
     [image.width, image.height] = [result.width, result.height];
     this.find(".waiting").remove();
     this.find(".trust").textContent = trustOf(best);
     this.find(".copy").hidden = false;
     this.find(".copy").onclick = () => this.copy(best.text);
     this.find(".others").hidden = !others.length;
-    for (const { text } of others) {
-      this.find(".others ol").append(Object.assign(document.createElement("li"), { textContent: text }));
+    for (const { text, score, confidence } of others) {
+      const trust = confidence === null ? `score ${score.toFixed(2)}` : percent(confidence);
+      this.find(".others ol").append(Object.assign(document.createElement("li"), { textContent: `${text} (${trust})` }));
     }
     this.words(result);
   }
@@ -71,7 +87,7 @@ export class Card {
     const buttons = words.map(({ text }, index) => {
       const button = Object.assign(document.createElement("button"), { type: "button", textContent: text });
       button.tabIndex = index ? -1 : 0;
-      button.onfocus = button.onmouseenter = () => this.look(index, buttons);
+      button.onclick = button.onfocus = button.onmouseenter = () => this.look(index, buttons);
       return button;
     });
     line.append(...buttons.flatMap((button) => [button, " "]));
@@ -86,6 +102,9 @@ export class Card {
       if (!line.contains(document.activeElement) || !line.matches(":focus-within")) this.look(null, buttons);
     };
     if (layers.length) this.heat = new Heat(this.find("canvas"));
+    ["left", "top", "width", "height"].forEach((side, k) => {
+      this.find("canvas").style[side] = `${100 * this.result.region[k]}%`;
+    });
     this.most = mostOf(layers);
   }
 
@@ -103,7 +122,7 @@ export class Card {
     }
     const word = this.result.words[index];
     const where = map ? `, looked most at the ${whereabouts(map, ...layer.grid)}` : "";
-    this.find(".word").textContent = word ? `“${word.text}”: probability ${percent(word.probability)}${where}` : "";
+    this.find(".word").textContent = word ? `${word.text}: probability ${percent(word.probability)}${where}` : "";
   }
 
   async copy(text) {
@@ -118,7 +137,7 @@ export class Card {
 }
 
 function trustOf({ confidence, score }) {
-  if (confidence === null) return `score ${score.toFixed(2)}`;
-  const words = confidence < 0.35 ? "doubtful" : confidence < 0.65 ? "may be right" : "likely right";
-  return `${words}: better than the median caption with ${percent(confidence)} probability`;
+  if (confidence === null) return `Score ${score.toFixed(2)}`;
+  const [, said] = TRUST.find(([least]) => confidence >= least);
+  return `${said}: better than the model's median caption with a chance of ${percent(confidence)}`;
 }

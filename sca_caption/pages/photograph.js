@@ -1,6 +1,6 @@
 // From a dropped file to a picture at model size, as sca_caption/images.py makes it, and a small one to show.
 
-import { draftFactor, fitted, reduced } from "./resize.js";
+import { boxOf, draftFactor, fitted, reduced } from "./resize.js";
 
 const MOST_PIXELS = 179e6; // as Pillow's own limit
 const PREVIEW = 720; // pixels of its longer side
@@ -8,7 +8,11 @@ const PREVIEW = 720; // pixels of its longer side
 /** What is wrong with a file: a message for the user. */
 export class PhotographError extends Error {}
 
-/** {pixels: Uint8Array (3, S, S), preview: Blob, width, height} of a file. Throws PhotographError. */
+/**
+ * {pixels: Uint8Array (3, S, S), preview: Blob, width, height, region} of a file. Throws PhotographError.
+ *
+ * region: left, top, width and height of what the model sees, as shares of the whole.
+ */
 export async function opened(file, transform) {
   if (!file.size) throw new PhotographError("empty file (0 bytes); get the file again");
   const head = new Uint8Array(await file.slice(0, 12).arrayBuffer());
@@ -33,7 +37,9 @@ export async function opened(file, transform) {
     const whole = { rows: rowsOf(picture), width, height };
     const { rows, ...small } = factor > 1 ? reduced(whole.rows, width, height, factor) : whole;
     const pixels = fitted(rows, small.width, small.height, transform);
-    return { pixels, preview: await previewOf(picture), width, height };
+    const [left, top, right, bottom] = boxOf(width, height, transform.mode);
+    const region = [left / width, top / height, (right - left) / width, (bottom - top) / height];
+    return { pixels, preview: await previewOf(picture), width, height, region };
   } finally {
     picture.close();
   }

@@ -1,8 +1,8 @@
 // Captions photographs beside the page, so that the page stays lively meanwhile.
 //
 // In:  {kind: "load", base, files: [{path, bytes}], dtype}, then {kind: "caption", id, file} as often as wanted.
-// Out: {kind: "progress", loaded, total}, {kind: "ready", described}, {kind: "captioned", id, ...},
-//      {kind: "refused", id, reason} for a file that is no picture, and {kind: "failed", reason}: nothing works.
+// Out: {kind: "progress", loaded, total}, {kind: "ready"} or {kind: "failed", reason}: nothing works; for each file
+//      {kind: "begun", id} and {kind: "captioned", id, ...}, or {kind: "refused", id, reason}: it is no picture.
 
 import * as ort from "./runtime/ort.wasm.bundle.min.mjs";
 import { Captioner } from "./captioner.js";
@@ -63,6 +63,7 @@ async function fetched(address, expected, count) {
 
 async function caption({ id, file }) {
   if (!captioner) return;
+  postMessage({ kind: "begun", id });
   try {
     const began = performance.now();
     const { pixels, ...shown } = await opened(file, captioner.described.transform);
