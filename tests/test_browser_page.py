@@ -22,16 +22,16 @@ from test_objects import network, tuned  # noqa: F401 (a fixture)
 pytest.importorskip("onnxscript", reason="writing ONNX needs onnx and onnxscript")
 expect = pytest.importorskip("playwright.sync_api", reason="needs playwright to drive a browser").expect
 
-from sca_caption import images, static_page
-from sca_caption.calibration import Calibration
-from sca_caption.checkpoint import Checkpoint
-from sca_caption.export import export
-from sca_caption.images import Transform
-from sca_caption.inference import Describer, stack
-from sca_caption.naming import Limits
-from sca_caption.objects import original
-from sca_caption.search import SearchConfig
-from sca_caption.vocab import Vocabulary
+from sca_caption import images, static_page  # noqa: E402
+from sca_caption.calibration import Calibration  # noqa: E402
+from sca_caption.checkpoint import Checkpoint  # noqa: E402
+from sca_caption.export import export  # noqa: E402
+from sca_caption.images import Transform  # noqa: E402
+from sca_caption.inference import Describer, stack  # noqa: E402
+from sca_caption.naming import Limits  # noqa: E402
+from sca_caption.objects import original  # noqa: E402
+from sca_caption.search import SearchConfig  # noqa: E402
+from sca_caption.vocab import Vocabulary  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 RUNTIME = Path(os.environ.get("ONNXRUNTIME_WEB", ROOT / "node_modules" / "onnxruntime-web"))
@@ -166,8 +166,9 @@ TO_PIXELS = """async ([content, transform]) => {
 }"""
 
 
-def differences(page, content: bytes, transform=Transform(32)) -> np.ndarray:
+def differences(page, content: bytes, size: int = 32, mode: str = "resize") -> np.ndarray:
     """How far the browser's pixels are from Python's, in levels."""
+    transform = Transform(size, mode)
     found = page.evaluate(TO_PIXELS, [base64.b64encode(content).decode(), transform.to_dict()])
     found = np.array(found).reshape(3, transform.size, transform.size).transpose(1, 2, 0)
     return np.abs(found - images.load(content, transform).astype(int))
@@ -199,7 +200,7 @@ def lossless() -> dict[str, bytes]:
 def test_lossless_pictures_have_the_pixels_that_python_sees(page):
     wrong = {name: differences(page, content).max() for name, content in lossless().items()}
     assert wrong == dict.fromkeys(wrong, 0)
-    assert differences(page, lossless()["colour"], Transform(24, "crop")).max() == 0
+    assert differences(page, lossless()["colour"], 24, "crop").max() == 0
 
 
 def test_photographs_stand_upright_and_differ_by_rounding(page):
