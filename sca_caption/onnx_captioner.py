@@ -128,7 +128,9 @@ class OnnxCaptioner:
 
     def probabilities(self, images: Tensor) -> Tensor:
         """Images uint8 (B, 3, S, S) -> the probability of each noun (B, nouns)."""
-        return torch.from_numpy(self._run("objects", {"images": images.contiguous().numpy()})["probabilities"])
+        return torch.from_numpy(
+            self._run("objects", {"images": images.contiguous().numpy()})["probabilities"]
+        )
 
     def _run(self, graph: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         names = self.outputs[graph]
