@@ -34,6 +34,7 @@ model.json, UTF-8:
     dtypes          "float32", and "int8" where int8/ is there
     search          default settings, see `search.SearchConfig`; how it goes on is in `decode.beam_search`
     never_last      ids of words that no caption ends in where search.sound_endings is true
+    joining         ids of words that never stand between a word and itself where search.block_ngrams is not 0
     calibration     null, or slope and intercept: a caption is better than the median with probability
                     1 / (1 + exp(-(slope x + intercept))), x the mean log-probability of its words, the end word included
     naming          null, or what `naming.Lexicon.mention` needs:
@@ -108,6 +109,7 @@ def export(
     Raises UserError where the folder holds anything else than such a model, or cannot be written.
     """
     given.model.eval()
+    settings = settings_of(SearchConfig(), given.vocabulary)
     with replacing_folder(output, is_export) as folder:
         namer = Namer(given.model, given.vocabulary, given.objects) if given.objects else None
         graphs = graphs_of(given.model, namer, given.transform.size)
@@ -134,7 +136,8 @@ def export(
             "outputs": {name: outputs for name, (_, outputs) in names.items()},
             "dtypes": list(dtypes),
             "search": vars(SearchConfig()),
-            "never_last": list(settings_of(SearchConfig(), given.vocabulary)["never_last"]),
+            "never_last": list(settings["never_last"]),
+            "joining": list(settings.get("joining", ())),
             "calibration": vars(found) if (found := Calibration.of(given.metrics)) else None,
             "naming": naming_of(namer) if namer else None,
             "source": {"sca_caption": __version__, "checkpoint": (file or checkpoint.SHIPPED).name},
