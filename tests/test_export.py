@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -337,3 +338,30 @@ def test_a_failure_leaves_what_was_there(given, exported, error, tmp_path, monke
             export(folder, given, dtypes=["float32"])
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("package", "said"),
+    [
+        (
+            "onnxscript",
+            "writing ONNX needs onnxscript, which is not installed; pip install 'sca-caption[export]'",
+        ),
+        ("onnxruntime", "running ONNX graphs needs onnxruntime, which is not installed; pip install"),
+        (
+            "onnxruntime.quantization",
+            "int8 needs onnxruntime.quantization, which is not installed; pip install",
+        ),
+    ],
+)
+def test_a_package_that_is_missing_is_named(given, exported, package, said, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    calls = {
+        "onnxscript": lambda: export(tmp_path / "model", given, dtypes=["float32"]),
+        "onnxruntime": lambda: OnnxCaptioner.load(exported),
+        "onnxruntime.quantization": lambda: onnx_int8.quantize(
+            exported / "step.onnx", tmp_path / "step.onnx"
+        ),
+    }
+    assert said in message(calls[package])
+    assert not list(tmp_path.iterdir())
