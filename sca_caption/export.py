@@ -9,8 +9,8 @@ The folder is complete or it is not there. It holds
     int8/         the same graphs with large weights in int8, if asked for
     model.json    the words, and how they are searched for
 
-B images, N captions in the making, S pixels a side, W words, d LSTM size, k attention width; attended layer i has C channels
-and m = H W positions. B and N differ from call to call.
+B images, N captions in the making, S pixels a side, W words, d LSTM size, k attention width; attended layer i has C
+channels and m = H W positions. B and N may differ from call to call.
 
     images         uint8 (B, 3, S, S), RGB, as `transform` says; normalised inside
     map_0, ...     float32 (B, C, H, W), what is attended, and what travels along with it, if anything does
@@ -29,11 +29,12 @@ model.json, UTF-8:
     known           how many of them are the captioner's own
     bos, eos, pad, unk   ids of the special words; pad, bos and unk never come in a caption
     transform       size S, and mode: "resize" squashes an image to S x S (bicubic), "crop" takes the square in its centre
-    layers          attended ones, lowest first: name, height, width, channels, spatial and channel (true where attended so)
+    layers          attended ones, lowest first: name, height, width, channels, spatial and channel (whether so attended)
     inputs, outputs  of each graph the names of its inputs and outputs, in order
     dtypes          "float32", and "int8" where int8/ is there
     search          default settings, see `search.SearchConfig`; how it goes on is in `decode.beam_search`
     never_last      ids of words that no caption ends in where search.sound_endings is true
+    joining         ids of words that never stand between a word and itself where search.block_ngrams is not 0
     calibration     null, or slope and intercept: a caption is better than the median with probability
                     1 / (1 + exp(-(slope x + intercept))), x the mean log-probability of its words, the end word included
     naming          null, or what `naming.Lexicon.mention` needs:
@@ -79,7 +80,9 @@ def parser() -> Parser:
         description="Write a captioner as ONNX graphs with its vocabulary and settings, to run without PyTorch.",
         epilog=EPILOG,
     )
-    p.add_argument("--output", type=Path, required=True, metavar="DIR", help="the folder to make, or to replace")
+    p.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="the folder to make, or to replace"
+    )
     p.add_argument("--checkpoint", type=Path, metavar="FILE", help="(default: the model that ships)")
     p.add_argument(
         "--dtype", nargs="+", choices=DTYPES, default=["float32"], metavar="NAME",
@@ -118,6 +121,7 @@ def export(
     Raises UserError where the folder holds anything else than such a model, or cannot be written.
     """
     given.model.eval()
+    settings = settings_of(SearchConfig(), given.vocabulary)
     if runtime:
         check_runtime(runtime)
     with replacing_folder(output, is_site if runtime else is_export) as whole:
@@ -148,7 +152,8 @@ def export(
             "outputs": {name: outputs for name, (_, outputs) in names.items()},
             "dtypes": list(dtypes),
             "search": vars(SearchConfig()),
-            "never_last": list(settings_of(SearchConfig(), given.vocabulary)["never_last"]),
+            "never_last": list(settings["never_last"]),
+            "joining": list(settings.get("joining", ())),
             "calibration": vars(found) if (found := Calibration.of(given.metrics)) else None,
             "naming": naming_of(namer) if namer else None,
             "source": {"sca_caption": __version__, "checkpoint": (file or checkpoint.SHIPPED).name},

@@ -128,7 +128,9 @@ class OnnxCaptioner:
 
     def probabilities(self, images: Tensor) -> Tensor:
         """Images uint8 (B, 3, S, S) -> the probability of each noun (B, nouns)."""
-        return torch.from_numpy(self._run("objects", {"images": images.contiguous().numpy()})["probabilities"])
+        return torch.from_numpy(
+            self._run("objects", {"images": images.contiguous().numpy()})["probabilities"]
+        )
 
     def _run(self, graph: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         names = self.outputs[graph]
@@ -155,23 +157,35 @@ class OnnxDescriber(Describer):
         if batch_size < 1:
             raise UserError(f"--batch-size {batch_size}: must be at least 1")
         self.model = OnnxCaptioner.load(folder, dtype, threads)
+        self.models, self.namer, self.drawing = [self.model], None, None
         about = self.model.description
         self.device, self.batch_size = torch.device("cpu"), batch_size
         self.words = Vocabulary(about["words"][len(SPECIALS) :])
         self.vocabulary = Vocabulary(about["words"][len(SPECIALS) : about["known"]])
         self.transform = Transform.from_dict(about["transform"])
-        self.search = search or SearchConfig(**about["search"])
-        self.settings = dict(vars(self.search))
-        self.settings["never_last"] = about["never_last"] if self.settings.pop("sound_endings") else ()
-        self.mentions = word_groups(mentions, self.vocabulary)
+        self._set(search or SearchConfig(**about["search"]), mentions)
         self.calibration = Calibration(**about["calibration"]) if about["calibration"] else None
         self.lexicon = lexicon_of(about, self.words) if objects and about["naming"] else None
 
-    @torch.inference_mode()
+    def _set(self, search: SearchConfig, mentions: Sequence[str]) -> None:
+        about, self.search = self.model.description, search
+        self.settings = dict(vars(search))
+        self.settings["never_last"] = about["never_last"] if self.settings.pop("sound_endings") else ()
+        if search.block_ngrams and about["joining"]:
+            self.settings["joining"] = about["joining"]
+        self.mentions = word_groups(mentions, self.vocabulary)
+
     def caption_batch(
         self, batch: Tensor, mentions: Sequence[Sequence[Collection[int]]] | None = None
     ) -> list[tuple[Caption, ...]]:
         """Images uint8 (B, 3, S, S) -> captions of each, best first; mentions: as `Describer` takes them."""
+        return self._search(batch, mentions)[0]
+
+    @torch.inference_mode()
+    def _search(
+        self, batch: Tensor, mentions: Sequence[Sequence[Collection[int]]] | None = None
+    ) -> tuple[list[tuple[Caption, ...]], OnnxState]:
+        """The captions, and where the captioner stood before their first words."""
         state = self.model.start(batch)
         mentions = [self.mentions] * len(state) if mentions is None else mentions
         known = Steps(self.model, len(self.vocabulary))
@@ -181,7 +195,8 @@ class OnnxDescriber(Describer):
             found = self.lexicon.mention(
                 Steps(self.model, None), found, state, seen, mentions, **self.settings
             )
-        return [tuple(self._caption(hypothesis) for hypothesis in hypotheses) for hypotheses in found]
+        captions = [tuple(self._caption(hypothesis) for hypothesis in hypotheses) for hypotheses in found]
+        return captions, state
 
 
 def graph_path(folder: Path, name: str, dtype: str) -> Path:

@@ -49,9 +49,9 @@ class Step(nn.Module):
         self.model = model
         size = model.config.embedding_size
         # In two matrices, as `start` makes them: an exporter leaves the splitting to every step.
-        for name, part in zip(("of_word", "of_image"), model.lstm.weight_ih.split(
-                (size, model.lstm.input_size - size), 1), strict=True):  # fmt: skip
-            self.register_buffer(name, part.detach().contiguous())
+        of_word, of_image = model.lstm.weight_ih.detach().split((size, model.lstm.input_size - size), 1)
+        self.register_buffer("of_word", of_word.contiguous())
+        self.register_buffer("of_image", of_image.contiguous())
 
     def forward(
         self,
@@ -152,10 +152,11 @@ def traced(module: nn.Module, inputs: tuple, dynamic: tuple, names: list[str], o
         raise UserError(
             f"writing ONNX needs {error.name}, which is not installed; pip install 'sca-caption[export]'"
         ) from error
-    with warnings.catch_warnings(), torch.enable_grad():  # while gradients are on, the plain formulas are taken
+    # While gradients are on, the plain formulas are taken.
+    with warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")  # of the exporter, on its own dependencies
         model = torch.onnx.export(
-            module.eval().requires_grad_(False),
+            module.eval(),
             inputs,
             dynamic_shapes=dynamic,
             input_names=names,
@@ -165,7 +166,15 @@ def traced(module: nn.Module, inputs: tuple, dynamic: tuple, names: list[str], o
             external_data=False,
         ).model_proto
     graph = model.graph
-    for part in (model, graph, *graph.node, *graph.input, *graph.output, *graph.initializer, *model.functions):
+    for part in (
+        model,
+        graph,
+        *graph.node,
+        *graph.input,
+        *graph.output,
+        *graph.initializer,
+        *model.functions,
+    ):
         if hasattr(part, "metadata_props"):  # stack traces
             del part.metadata_props[:]
     del graph.value_info[:]

@@ -11,14 +11,21 @@ from pathlib import Path
 
 import numpy as np
 
+from sca_caption.errors import UserError
+
 LARGE = 4096  # elements from which on a weight is stored as int8
 
 
 def quantize(source: Path, target: Path) -> None:
-    """Write the graph in `source` to `target`, with int8 in it."""
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-    from onnxruntime.quantization.shape_inference import quant_pre_process
+    """Write the graph in `source` to `target`, with int8 in it. Raises UserError where a package is missing."""
+    try:
+        import onnx
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+    except ImportError as error:
+        raise UserError(
+            f"int8 needs {error.name}, which is not installed; pip install 'sca-caption[export]'"
+        ) from error
 
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         prepared, multiplied = Path(scratch, "prepared.onnx"), Path(scratch, "multiplied.onnx")

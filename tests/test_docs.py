@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import get_args_parser
 
-from sca_caption import benchmarks, calibrate, checkpoint, classify, curves
+from sca_caption import benchmarks, calibrate, checkpoint, classify, curves, export
 from sca_caption.cli import evaluate_classifier, train_classifier
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 DOCUMENTS = (README, *(ROOT / path for path in ("sca_caption/weights/README.md", "data/README.md", "docs/attention.md",
-                                                "docs/performance.md", "docs/scale.md", "docs/decoding.md")))  # fmt: skip
+                                                "docs/performance.md", "docs/scale.md", "docs/decoding.md",
+                                                "docs/export.md")))  # fmt: skip
 PROGRAMS = ("preprocess", "train", "caption", "evaluate")
 SET_UP, TEST = "pip install -e '.[test]'", "pytest"
 
@@ -34,6 +35,7 @@ MODULES = {
     "sca_caption.checkpoint": checkpoint,
     "sca_caption.calibrate": calibrate,
     "sca_caption.curves": curves,
+    "sca_caption.export": export,
 } | {benchmark.__name__: benchmark for benchmark in BENCHMARKS}
 
 

@@ -1,7 +1,7 @@
 """An exported captioner beside the one it was made from: captions, size, time and, with --data, CIDEr.
 
-All ways take the same images, already at model size, through everything from pixels to captions, and as many threads. Their
-turns alternate in one run; a ratio is the median over rounds. Captions are compared over all photographs.
+All ways take the same images, already at model size, through everything from pixels to captions, with as many threads.
+Their turns alternate in one run; a ratio is the median over rounds. Captions are compared over all photographs.
 """
 
 import statistics
@@ -34,7 +34,9 @@ def parser() -> Parser:
     p = Parser(prog="python -m sca_caption.benchmarks.export", description=__doc__, epilog=EPILOG)
     p.add_argument("photographs", nargs="+", metavar="PHOTO", help="files, or folders of them")
     p.add_argument("--checkpoint", type=Path, metavar="FILE", help="(default: the model that ships)")
-    p.add_argument("--rounds", type=int, default=7, metavar="N", help="timings of each (default: %(default)s)")
+    p.add_argument(
+        "--rounds", type=int, default=7, metavar="N", help="timings of each (default: %(default)s)"
+    )
     p.add_argument("--data", type=Path, metavar="FILE.h5", help="score captions of its split val too")
     p.add_argument("--limit", type=int, metavar="N", help="images of it (default: all)")
     return p
@@ -48,7 +50,9 @@ def main(argv: list[str] | None = None) -> int:
     data = CaptionData(arguments.data) if arguments.data else None
     given = checkpoint.load(arguments.checkpoint)
     if data and data.transform != given.transform:
-        raise UserError(f"{data.path} holds {data.transform}, the model takes {given.transform}; preprocess for it")
+        raise UserError(
+            f"{data.path} holds {data.transform}, the model takes {given.transform}; preprocess for it"
+        )
     threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "model")
@@ -57,7 +61,9 @@ def main(argv: list[str] | None = None) -> int:
         for dtype in DTYPES:
             ways[f"ONNX, {dtype}"] = OnnxDescriber(folder, dtype=dtype, threads=threads)
         graphs = list(ways["ONNX, float32"].model.sessions)
-        sizes = [[graph_path(folder, name, dtype).stat().st_size / 1e6 for name in graphs] for dtype in DTYPES]
+        sizes = [
+            [graph_path(folder, name, dtype).stat().st_size / 1e6 for name in graphs] for dtype in DTYPES
+        ]
     print(f"| MB | {' | '.join(graphs)} | together |\n| --- |{' ---: |' * (len(graphs) + 1)}")
     for dtype, size in zip(DTYPES, sizes, strict=True):
         print(f"| {dtype} | {' | '.join(f'{each:.1f}' for each in (*size, sum(size)))} |")
