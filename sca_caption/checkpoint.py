@@ -8,6 +8,7 @@ The format holds tensors and text, never code, so loading one from a stranger ex
 """
 
 import dataclasses
+import hashlib
 import json
 import sys
 from collections.abc import Sequence
@@ -175,6 +176,12 @@ def add_metrics(path: Path, metrics: dict) -> None:
     with replacing(path) as temporary:
         save_file(tensors, temporary, {"sca_caption": json.dumps(text, ensure_ascii=False)})
         temporary.chmod(path.stat().st_mode)
+
+
+def fingerprint(path: str | Path | None = None) -> str:
+    """Sixteen hex digits that tell one checkpoint's file from another; None means the captioner that ships."""
+    with open(path if path is not None else SHIPPED, "rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()[:16]
 
 
 def average(paths: Sequence[str | Path], shares: Sequence[float]) -> Checkpoint:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, TextIO
 
 from sca_caption import __version__
 from sca_caption.atomic import check_writable, replacing
-from sca_caption.cli.caption import one_line, progress, read_list, report_all, show
+from sca_caption.cli.given import read_list
+from sca_caption.cli.terminal import one_line, progress, report_all, show
 from sca_caption.config import Parser
 from sca_caption.errors import UserError, choice, program
 from sca_caption.figures import check_figure

@@ -8,6 +8,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from sca_caption.errors import UserError
@@ -49,9 +50,21 @@ class Processes:
             items[rank :: self.size] = found
         return items
 
-    def in_order(self, items: Sequence, answer: Callable[[Sequence], Iterable]) -> Iterable:
-        """`answer(items)`, an answer for each, where several processes each answer for a share and then have all."""
-        return answer(items) if self.size == 1 else self.gather(list(answer(self.share(items))))
+    def in_order(
+        self, items: Sequence, answer: Callable[[Sequence], Iterable], at_once: int = 1 << 30
+    ) -> Iterable:
+        """`answer(items)`, an answer for each, where several processes each answer for a share and then have all.
+
+        at_once: answers that a process gives before all of them exchange theirs, and that can be lost with it.
+        """
+        return answer(items) if self.size == 1 else self._in_rounds(items, answer, at_once)
+
+    def _in_rounds(
+        self, items: Sequence, answer: Callable[[Sequence], Iterable], at_once: int
+    ) -> Iterator:
+        mine = iter(answer(self.share(items)))
+        for _ in range(0, len(items), self.size * at_once):
+            yield from self.gather(list(islice(mine, at_once)))
 
     def mean(self, *values: float) -> Sequence[float]:
         """The mean over processes of each value, exact for whole numbers."""

@@ -41,6 +41,7 @@ CASES = {
     "no word twice": {"block_ngrams": 1},
     "no three in a row": {"block_ngrams": 3, "max_length": 8},
     "sound endings": {"never_last": [5, 6]},
+    "no word and itself": {"joining": [5, 4], "block_ngrams": 0},
     "one word": {"max_length": 1},
     "everything": {"beam_size": EVERYTHING, "num_captions": EVERYTHING, "max_length": 4},
     "a mention": {"mentions": [[5]]},
@@ -195,7 +196,7 @@ def test_nouns_that_a_caption_leaves_out(tmp_path):
     namer = Namer(model, VOCABULARY, Seen().requires_grad_(False), NOUNS)
     speaking = namer.model
     described = {"words": list(namer.vocabulary), "known": len(VOCABULARY), "naming": naming_of(namer)}
-    settings = NAMING_SEARCH | {"num_captions": 2, "min_length": 1, "never_last": [4, 5]}
+    settings = NAMING_SEARCH | {"num_captions": 2, "min_length": 1, "never_last": [4, 5], "joining": [12, 13]}
     made = torch.Generator().manual_seed(5)
     seen = [sure_of(*classes) for classes in [(0,), (1,), (2,), (3,), (4,), (3, 4), (5,), (6,), (2, 3)]]
     seen += [[0.05] * 7, [0.5, 0.0, 0.45, 0.01, 0.01, 0.01, 0.02], [0.0, 0.0, 0.0, 0.3, 0.6, 0.1, 0.0]]

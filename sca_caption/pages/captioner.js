@@ -32,9 +32,13 @@ export class Captioner {
   }
 
   constructor(ort, described, sessions) {
-    const { search, never_last: neverLast } = described;
+    const { search, never_last: neverLast, joining } = described;
     Object.assign(this, { ort, described, sessions });
-    this.settings = { ...search, never_last: search.sound_endings ? neverLast : [] };
+    this.settings = {
+      ...search,
+      never_last: search.sound_endings ? neverLast : [],
+      joining: search.block_ngrams ? joining : [],
+    };
   }
 
   /**

@@ -18,7 +18,8 @@ const NEVER = [PAD, BOS, UNK];
  * The best captions, best first: {tokens, logProb, score, finished}. Captions that mention more groups come before all
  * others, finished ones before those that max_length cut off.
  *
- * settings: as `search` of model.json names them, and never_last: ids of words that no caption ends in.
+ * settings: as `search` of model.json names them; never_last: ids of words that no caption ends in; joining: ids of words
+ * that never stand between a word and itself.
  * mentions: groups of ids; a caption shall have a word of each (see constraints.py: a set of beams for each subset).
  */
 export async function beamSearch(model, state, settings, mentions = []) {
@@ -101,6 +102,7 @@ function forbid({ tokens, next }, length, settings) {
   if (length <= settings.min_length || never.includes(tokens.at(-1))) next[EOS] = -Infinity;
   if (length === settings.max_length) for (const word of never) next[word] = -Infinity;
   for (const word of repeats(tokens, settings.block_ngrams)) next[word] = -Infinity;
+  if (tokens.length > 1 && (settings.joining ?? []).includes(tokens.at(-1))) next[tokens.at(-2)] = -Infinity;
 }
 
 /** The words that would complete n words in a row that the caption has already. */

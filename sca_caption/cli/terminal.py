@@ -1,0 +1,87 @@
+"""What the programs write on the terminal: lines that cannot disturb it, captions, a bar of progress."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from sca_caption.errors import UserError
+from sca_caption.search import BATCH_SIZE
+
+
+class Printer:
+    """Prints captions: `path<TAB>caption`, and the caption alone for a single image.
+
+    scores: put before each how far to trust it. doubtful_first: keep all until `finish`, which prints the least
+    trusted first.
+    """
+
+    def __init__(self, single: bool, scores: bool, doubtful_first: bool):
+        self.single, self.scores = single, scores
+        self.waiting: list[tuple[float, int, str]] | None = [] if doubtful_first else None
+
+    def write(self, index: int, result: "Result") -> None:  # noqa: F821
+        if result.error:
+            return
+        start = "" if self.single else f"{one_line(result.item)}\t"
+        scores = [f"{trust(caption):.2f}\t" if self.scores else "" for caption in result.captions]
+        lines = zip(scores, result.captions, strict=True)
+        text = "\n".join(start + score + caption.text for score, caption in lines)
+        if self.waiting is None:
+            show(text)
+        else:
+            self.waiting.append((trust(result.captions[0]), index, text))
+
+    def finish(self) -> None:
+        for _, _, text in sorted(self.waiting or ()):
+            show(text)
+
+
+def trust(caption: "Caption") -> float:  # noqa: F821
+    return caption.mean_log_prob if caption.confidence is None else caption.confidence
+
+
+def one_line(text: object) -> str:
+    """Text for the terminal: control characters and what the terminal cannot write as escapes."""
+    text = "".join(
+        c if c.isprintable() or c == " " else c.encode("unicode_escape").decode() for c in str(text)
+    )
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def show(text: str) -> None:
+    """Print at once, for whoever reads along. Raises UserError where stdout goes to a full disk."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python fails again as it exits
+        raise UserError(f"cannot write to standard output ({error.strerror}); free space") from error
+
+
+def progress(total: int, quiet: bool) -> tuple["tqdm", Callable[[str], None]]:  # noqa: F821
+    """A bar if stderr is a terminal and there are many images, and how to write lines on stderr beside it."""
+    from tqdm import tqdm
+
+    off = quiet or total <= BATCH_SIZE or not sys.stderr.isatty()
+    bar = tqdm(total=total, unit="image", disable=off, dynamic_ncols=True)
+    return bar, partial(print, file=sys.stderr) if off else partial(tqdm.write, file=sys.stderr)
+
+
+def report_all(paths: Sequence[Path]) -> int:
+    """Say of each path why it cannot be opened."""
+    from sca_caption.images import ImageError, open_image
+
+    for path in paths:
+        try:
+            open_image(path)
+        except ImageError as error:
+            print(f"error: {one_line(error)}", file=sys.stderr)
+    return 2
+
+
+def command(prog: str) -> str:
+    return f"python {prog}" if prog.endswith(".py") else prog
