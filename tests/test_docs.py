@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 DOCUMENTS = (README, *(ROOT / path for path in ("sca_caption/weights/README.md", "data/README.md", "docs/attention.md",
                                                 "docs/performance.md", "docs/scale.md", "docs/decoding.md",
-                                                "docs/export.md")))  # fmt: skip
+                                                "docs/export.md", "docs/browser.md")))  # fmt: skip
 PROGRAMS = ("preprocess", "train", "caption", "evaluate")
 SET_UP, TEST = "pip install -e '.[test]'", "pytest"
 
