@@ -229,10 +229,13 @@ def test_photographs_stand_upright_and_differ_by_rounding(page):
 
 
 def test_words_show_what_was_looked_at(page, given):
-    content = pictures(1)[0]
-    give(page, [file("a.png", content)])
-    batch = stack([images.load(content, given.transform)])
-    ((best, *_), traced), *_ = Describer(given).trace_batch(batch)
+    contents = pictures(10)
+    batch = stack([images.load(content, given.transform) for content in contents])
+    found = [(best, traced) for (best, *_), traced in Describer(given).trace_batch(batch)]
+    longest = max(range(10), key=lambda row: len(found[row][0].tokens))
+    best, traced = found[longest]
+    assert len(best.tokens) >= 3
+    give(page, [file("a.png", contents[longest])])
     words = page.locator(".caption button")
     assert words.all_text_contents() == best.text.split()
     drawn = page.locator(".card canvas")
@@ -245,7 +248,7 @@ def test_words_show_what_was_looked_at(page, given):
         assert abs(int(said[1]) - 100 * probability) <= 1
         seen.add(drawn.evaluate("canvas => canvas.toDataURL()"))
         page.keyboard.press("ArrowRight")
-    assert len(seen) > len(traced.probabilities) // 2  # maps of words differ, though two may be alike
+    assert len(seen) >= 3  # maps of words differ
     page.keyboard.press("Home")
     assert words.first.evaluate("word => word === document.activeElement")
     assert page.locator(".caption [tabindex='0']").count() == 1  # one stop of the tab key for all words

@@ -98,8 +98,12 @@ export class Card {
       const place = buttons.indexOf(document.activeElement) + places[event.key];
       buttons[Math.min(words.length - 1, Math.max(0, place))].focus();
     };
-    line.onmouseleave = line.onfocusout = () => {
-      if (!line.contains(document.activeElement) || !line.matches(":focus-within")) this.look(null, buttons);
+    line.addEventListener("focusout", ({ relatedTarget }) => {
+      if (!line.contains(relatedTarget)) this.look(null, buttons);
+    });
+    line.onmouseleave = () => {
+      const place = buttons.indexOf(document.activeElement); // the pointer was a guest
+      this.look(place < 0 ? null : place, buttons);
     };
     if (layers.length) this.heat = new Heat(this.find("canvas"));
     ["left", "top", "width", "height"].forEach((side, k) => {
