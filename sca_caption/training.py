@@ -90,10 +90,13 @@ def train(
     output: Path,
     resume: Checkpoint | None = None,
     say: Callable[[str], None] = print,
+    quiet: bool = False,
 ) -> list[dict]:
     """Train `task.model`, writing last.pt every epoch and best.pt when `task.score` improves.
 
-    resume: the loaded last.pt to go on from; `task.model` is then its model. Returns the history: one dict an epoch.
+    resume: the loaded last.pt to go on from; `task.model` is then its model. quiet: without a progress bar, which only
+    terminals get. Returns the history: one dict an epoch.
+
     Raises UserError when the loss stops being a number, a checkpoint cannot be written, or a batch has fewer images than
     there are processes.
     """
@@ -148,9 +151,8 @@ def train(
         task.start_epoch(epoch)
         step = processes.parallel(Step(task))  # anew: other parameters may learn than in the epoch before
         total = weight = 0.0
-        progress = tqdm(
-            task.batches(epoch), f"epoch {epoch + 1}/{config.epochs}", task.steps, disable=None, leave=False
-        )
+        name = f"epoch {epoch + 1}/{config.epochs}"
+        progress = tqdm(task.batches(epoch), name, task.steps, disable=quiet or None, leave=False)
         for i, batch in enumerate(progress):
             factor = rate_factor(epoch * task.steps + i, total_steps, config)
             for group in optimizer.param_groups:

@@ -11,9 +11,9 @@ ROOT = Path(__file__).parent.parent
 
 # A module may import lower layers, and its own where that makes no circle. A folder is one module.
 LAYERS = {
-    0: "__init__ atomic attention beams calibration caption_quality classification_metrics config constraints decode "
-    "devices distributed diverse endings ensemble errors figures images java_metrics journal metrics nouns paraphrases "
-    "ptb sampling search storage teacher_forcing torchvision_compat vocab",
+    0: "__init__ atomic attention beams calibration caption_quality classification_metrics command_line config "
+    "constraints decode devices distributed diverse endings ensemble errors figures images java_metrics journal "
+    "metrics nouns paraphrases ptb sampling search storage teacher_forcing terminal torchvision_compat vocab",
     1: "class_folders classification_data confusion sources shapes store store_captions store_images store_writer "
     "backbones networks places small_networks mobilenet",
     2: "captioner classifier objects",

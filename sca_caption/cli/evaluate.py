@@ -7,18 +7,18 @@ results file that exists. With --task classify, scores a classifier instead (see
 import argparse
 import hashlib
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from sca_caption import __version__
 from sca_caption.atomic import check_writable, replacing
 from sca_caption.cli.coco_results import ReferenceImage, match, read_predictions, read_references
-from sca_caption.config import add_flags, make, task_of
+from sca_caption.config import Parser, add_flags, make, task_of
 from sca_caption.distributed import Processes, joined
 from sca_caption.errors import UserError, program
 from sca_caption.metrics import CONFIDENCE, Scores, evaluate
 from sca_caption.search import BATCH_SIZE, SearchConfig
+from sca_caption.terminal import warn
 
 EPILOG = """\
 examples:
@@ -36,12 +36,9 @@ there may be one for an image; images of the references without a prediction are
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="evaluate.py",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def parser() -> Parser:
+    p = Parser(
+        prog="evaluate.py", also=other, description=__doc__, epilog=EPILOG
     )
     p.add_argument(
         "--task", choices=("caption", "classify"), default="caption", help="(default: %(default)s)"
@@ -57,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--output", type=Path, metavar="FILE.json", help="write scores, captions and references "
                    "there")  # fmt: skip
     p.add_argument("--markdown", action="store_true", help="print a row for a README instead of the table")
+    p.add_argument("--quiet", action="store_true", help="no progress bar")
     p.add_argument("--spice", action="store_true", help="SPICE too (needs Java and a download; slow)")
 
     model = p.add_argument_group("the model")
@@ -72,6 +70,13 @@ def parser() -> argparse.ArgumentParser:
                        "it")  # fmt: skip
     add_flags(p, SearchConfig)
     return p
+
+
+def other() -> list[Parser]:
+    """The flags with --task classify, for the shell to complete."""
+    from sca_caption.cli import evaluate_classifier
+
+    return [evaluate_classifier.parser()]
 
 
 @program
@@ -151,7 +156,7 @@ def predicted(arguments: argparse.Namespace) -> tuple[list[tuple[ReferenceImage,
     scored = match(predictions, images, arguments.predictions)
     if len(scored) < len(images):
         count = provenance["images_without_prediction"] = len(images) - len(scored)
-        print(f"note: {count} of {len(images)} images have no prediction and are not scored", file=sys.stderr)
+        warn(f"{count} of {len(images)} images have no prediction and are not scored")
     scored = scored[: arguments.limit]
     return scored, provenance | {"images": len(scored)}
 
@@ -175,7 +180,7 @@ def captioned(
     describer = Describer(paths, search=search, **options)
     mine, captions = processes.share(rows), []
     stream = describer.stream(mine, read=reader(data, describer))
-    for result in tqdm(stream, total=len(mine), unit="image", disable=None, dynamic_ncols=True):
+    for result in tqdm(stream, total=len(mine), unit="image", disable=arguments.quiet or None, dynamic_ncols=True):
         if result.error:
             raise result.error
         captions.append(result.captions[0].text)
@@ -231,7 +236,7 @@ def reader(data, describer):
 
     from sca_caption.images import fit
 
-    print(f"note: {data.path} holds {data.transform}, the model takes {describer.transform}", file=sys.stderr)
+    warn(f"{data.path} holds {data.transform}, the model takes {describer.transform}")
     return lambda row: fit(PIL.Image.fromarray(data.image(row)), describer.transform)
 
 
