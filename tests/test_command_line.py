@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from made_photos import message
 
-from sca_caption import __version__, calibrate, checkpoint, classify, curves
+from sca_caption import __version__, calibrate, checkpoint, classify, curves, training
 from sca_caption.benchmarks import attention
 from sca_caption.cli import evaluate_classifier, train_classifier
 from sca_caption.command_line import Parser, completion, installed_name
@@ -218,3 +218,32 @@ def test_on_a_real_terminal(no_color, tmp_path):
     os.close(ours)
     assert done.returncode == 2
     assert said.startswith("error: --output a.gif" if no_color else "\x1b[1;31merror:\x1b[0m --output a.gif")
+
+
+# ---- --quiet ---------------------------------------------------------------------------------------------------------
+
+SMALL = "--backbone resnet18 --layers layer1.0 layer1.1 --attention-width 8 --embedding-size 8 --lstm-size 16"
+WORK = {
+    "preprocess": "--dataset shapes --count 40 --image-size 32 --workers 1",
+    "train": f"--dataset shapes {SMALL} --epochs 1 --workers 0 --backbone-weights none --device cpu",
+    "evaluate": "--dataset shapes --checkpoint runs/shapes/best.pt --device cpu",
+}
+
+
+def test_quiet_programs_print_results_alone(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("pycocoevalcap")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(training, "summary_writer", lambda output: None)  # takes longer than these tests
+    for name, flags in WORK.items():
+        said = {}
+        for more in ([], ["--quiet"]):
+            stderr = Terminal()
+            with monkeypatch.context() as patch:
+                patch.setattr(sys, "stderr", stderr)
+                assert importlib.import_module(f"sca_caption.cli.{name}").main([*flags.split(), *more]) == 0
+            said["--quiet" in more] = (capsys.readouterr().out, stderr.getvalue())
+            if name == "train" and not more:
+                shutil.rmtree("runs")
+        results, bars = zip(said[False], said[True], strict=True)
+        assert bars[0] and not bars[1], name
+        assert results[1] and results[1].count("\n") == results[0].count("\n")
