@@ -1,22 +1,29 @@
 """What every program's command line has: help that fits the terminal, --version, --completion, mistakes in one line."""
 
 import argparse
+import shutil
 import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from sca_caption import __version__, terminal
+from sca_caption import __version__
 from sca_caption.errors import UserError
 
+NARROWEST, WIDEST = 40, 120  # columns
 SHELLS = ("bash", "zsh", "tcsh")
 FILES = ("FILE", "IMAGE")  # how metavars of files begin
+
+
+def width() -> int:
+    """Columns that help may fill: COLUMNS, else the terminal's width, else 80; within bounds that read well."""
+    return min(WIDEST, max(NARROWEST, shutil.get_terminal_size().columns))
 
 
 class _HelpFormatter(argparse.HelpFormatter):
     """Keeps the line breaks of descriptions and epilogs where they fit; short lists of flags on narrow terminals."""
 
     def __init__(self, prog: str):
-        columns = terminal.width()
+        columns = width()
         position = 32 if columns >= 80 else columns // 3  # on wide ones most flags and their help share a line
         super().__init__(prog, max_help_position=position, width=columns - 2)
 

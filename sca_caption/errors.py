@@ -4,7 +4,7 @@ import functools
 import sys
 from collections.abc import Callable, Iterable
 
-from sca_caption.terminal import marked
+from sca_caption.messages import marked
 
 
 class UserError(Exception):

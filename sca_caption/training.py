@@ -27,7 +27,7 @@ from sca_caption.checkpoint import Checkpoint
 from sca_caption.config import RunConfig
 from sca_caption.distributed import ALONE, Processes
 from sca_caption.errors import UserError
-from sca_caption.terminal import warn
+from sca_caption.messages import warn
 from sca_caption.weight_average import AVERAGE, WeightAverage
 
 POINTS = 500  # at which the curve of learning rates is drawn

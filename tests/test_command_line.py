@@ -16,7 +16,7 @@ from sca_caption.benchmarks import attention
 from sca_caption.cli import evaluate_classifier, train_classifier
 from sca_caption.command_line import Parser, completion, installed_name
 from sca_caption.errors import UserError, program
-from sca_caption.terminal import marked, warn
+from sca_caption.messages import marked, warn
 
 PROGRAMS = ("preprocess", "train", "caption", "evaluate")
 PARSERS = {name: importlib.import_module(f"sca_caption.cli.{name}").parser for name in PROGRAMS} | {

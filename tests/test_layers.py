@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = {
     0: "__init__ atomic attention beams calibration caption_quality classification_metrics command_line config "
     "constraints decode devices distributed diverse endings ensemble errors figures images java_metrics journal "
-    "metrics nouns paraphrases ptb sampling search storage teacher_forcing terminal torchvision_compat vocab "
+    "messages metrics nouns paraphrases ptb sampling search storage teacher_forcing torchvision_compat vocab "
     "weight_average",
     1: "class_folders classification_data confusion sources shapes store store_captions store_images store_writer "
     "backbones networks places small_networks mobilenet progress",

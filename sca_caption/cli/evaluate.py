@@ -16,9 +16,9 @@ from sca_caption.cli.coco_results import ReferenceImage, match, read_predictions
 from sca_caption.config import Parser, add_flags, make, task_of
 from sca_caption.distributed import Processes, joined
 from sca_caption.errors import UserError, program
+from sca_caption.messages import warn
 from sca_caption.metrics import CONFIDENCE, Scores, evaluate
 from sca_caption.search import BATCH_SIZE, SearchConfig
-from sca_caption.terminal import warn
 
 EPILOG = """\
 examples:

@@ -1,17 +1,10 @@
-"""What depends on the terminal: how wide help is, and colours, which only a terminal gets."""
+"""Mistakes and warnings of all programs, on stderr, in colours where it is a terminal."""
 
 import os
-import shutil
 import sys
 from typing import TextIO
 
-NARROWEST, WIDEST = 40, 120  # columns of text; longer lines are hard to read
 COLOURS = {"error": "1;31", "warning": "1;33"}  # of SGR sequences (ECMA-48, section 8.3.117): bold red, bold yellow
-
-
-def width() -> int:
-    """Columns to fill: COLUMNS, else the terminal's width, else 80; within bounds that read well."""
-    return min(WIDEST, max(NARROWEST, shutil.get_terminal_size().columns))
 
 
 def coloured(stream: TextIO) -> bool:
