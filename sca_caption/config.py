@@ -229,12 +229,15 @@ def task_of(argv: Sequence[str] | None) -> str:
     return choice(p.parse_known_args(argv)[0].task, ("caption", "classify"), "task")
 
 
-def add_flags(parser: argparse.ArgumentParser, *configs: type) -> None:
-    """Add one flag for each field of the config classes. A flag that is not given leaves no trace in the namespace."""
+def add_flags(parser: argparse.ArgumentParser, *configs: type, without: Sequence[str] = ()) -> None:
+    """Add one flag for each field of the config classes, but for those named in `without`.
+
+    A flag that is not given leaves no trace in the namespace.
+    """
     for config in configs:
         group = parser.add_argument_group(config.__doc__.split(".")[0].lower())
         for f in dataclasses.fields(config):
-            if not f.metadata:
+            if not f.metadata or f.name in without:
                 continue
             flag = "--" + f.name.replace("_", "-")
             default = " ".join(f.default) if isinstance(f.default, tuple) else f.default

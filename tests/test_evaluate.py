@@ -230,7 +230,7 @@ def test_bad_references_are_one_line(references, message, save, capsys):
         (["--predictions", "x.json", "--references", "y.json"], "cannot read x.json: No such file"),
         (["--dataset", "nowhere"], "make it with: python preprocess.py --dataset nowhere"),
         (["--dataset", "x", "--limit", "0"], "--limit 0: must be at least 1"),
-        (["--dataset", "x", "--num-captions", "2"], "only the best caption is scored"),
+        (["--dataset", "x", "--num-captions", "2"], "unrecognized arguments: --num-captions 2"),
         (["--dataset", "x", "--output", "no/such/folder.json"], "no folder no/such, make it"),
         (["--dataset", "x", "--output", "."], "it is a folder"),
     ],

@@ -68,7 +68,7 @@ def parser() -> Parser:
     model.add_argument("--no-objects", dest="objects", action="store_false", default=argparse.SUPPRESS,
                        help="do not put in nouns that ImageNet's classifier is sure of, of a model that has "
                        "it")  # fmt: skip
-    add_flags(p, SearchConfig)
+    add_flags(p, SearchConfig, without=("num_captions",))  # only the best caption is scored
     return p
 
 
@@ -132,10 +132,6 @@ def check(arguments: argparse.Namespace) -> None:
     if useless:
         flag = "no-objects" if useless[0] == "objects" else useless[0].replace("_", "-")
         raise UserError(f"--{flag} has no effect on captions that exist; leave it or --predictions out")
-    if getattr(arguments, "num_captions", 1) != 1:
-        raise UserError(
-            f"--num-captions {arguments.num_captions}: only the best caption is scored; leave it out"
-        )
     if arguments.limit is not None and arguments.limit < 1:
         raise UserError(f"--limit {arguments.limit}: must be at least 1")
     if arguments.output:
