@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 CHANNELS = 12  # of each layer that are shown: those with the largest weight at any word
 CELL = 1.4  # inches a word
 DPI = 72
+EVEN = 0.05  # channels' weights that differ less from even ones look alike, or their noise would look like choice
 
 
 def strip(image: np.ndarray, words: Sequence[str], trace: "Trace", title: str = "") -> np.ndarray:
@@ -59,11 +60,13 @@ def draw(image: np.ndarray, words: Sequence[str], trace: "Trace", title: str = "
         C = layer.channel.shape[1]
         strongest = np.argsort(-layer.channel.max(0), kind="stable")[:CHANNELS]
         axes = figure.add_subplot(grid[row, :])
-        shown = axes.imshow(layer.channel[:, strongest].T * C, cmap="magma", aspect="auto")
+        times = layer.channel[:, strongest].T * C
+        scale = {"vmin": min(times.min(), 1 - EVEN), "vmax": max(times.max(), 1 + EVEN)}
+        shown = axes.imshow(times, cmap="magma", aspect="auto", **scale)
         axes.set(xticks=[], yticks=range(len(strongest)))
         axes.set_yticklabels(strongest.tolist(), fontsize=6)
         axes.set_ylabel(f"{layer.name}\nchannels", fontsize=8)
-        figure.colorbar(shown, ax=axes, fraction=0.02, pad=0.01, format="%.1f×").ax.tick_params(labelsize=7)
+        figure.colorbar(shown, ax=axes, fraction=0.02, pad=0.01, format="%.2f×").ax.tick_params(labelsize=7)
     return figure
 
 

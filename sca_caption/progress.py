@@ -51,6 +51,10 @@ def draw(
         axes.plot(*best, color=BEST, marker="o", markersize=9, fillstyle="none", linestyle="none")
         note(axes, best, f"best {best[1]:.1f}", BEST)
         axes.set_ylabel(f"validation {score}")
+        if (
+            min(scored, key=lambda point: point[1])[1] == best[1]
+        ):  # else the axis would show differences of nothing
+            axes.set_ylim(max(0, best[1] - 1), best[1] + 1)
 
     now = history[-1]["epoch"]
     bottom.plot(*zip(*rates, strict=True), color=AHEAD)
