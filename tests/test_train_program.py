@@ -181,7 +181,7 @@ def first_model(monkeypatch) -> list:
     """The model that training would begin with; it then stops."""
     seen = []
 
-    def look(task, *_):
+    def look(task, *_, **__):
         seen.append(task.model)
         raise UserError("seen")
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from sca_caption import __version__
 from sca_caption.cli.given import paths_of, take_back_images
 from sca_caption.cli.terminal import Printer, command, one_line, progress, report_all
 from sca_caption.config import Parser, add_flags, make
@@ -44,7 +43,6 @@ def parser() -> Parser:
         "images", nargs="*", metavar="IMAGE", help="image file, folder, or - for paths on standard input"
     )
     p.add_argument("--demo", action="store_true", help="caption photographs of installed packages")
-    p.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     g = p.add_argument_group("results")
     g.add_argument("--output", type=Path, metavar="FILE",
                    help="write results there instead: .json, .jsonl or .csv")  # fmt: skip

@@ -22,7 +22,11 @@ examples:
 
 def parser() -> config.Parser:
     p = config.Parser(
-        prog="train.py", usage="train.py --dataset NAME [flags]", description=__doc__, epilog=EPILOG
+        prog="train.py",
+        also=other,
+        usage="train.py --dataset NAME [flags]",
+        description=__doc__,
+        epilog=EPILOG,
     )
     p.add_argument(
         "--task", choices=("caption", "classify"), default="caption", help="(default: %(default)s)"
@@ -49,8 +53,16 @@ def parser() -> config.Parser:
     p.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)"
     )
+    p.add_argument("--quiet", action="store_true", help="no progress bar")
     config.add_flags(p, config.ModelConfig, config.TrainConfig)
     return p
+
+
+def other() -> list[config.Parser]:
+    """The flags with --task classify, for the shell to complete."""
+    from sca_caption.cli import train_classifier
+
+    return [train_classifier.parser()]
 
 
 @program
@@ -105,7 +117,8 @@ def run(argv: list[str] | None, processes: Processes) -> int:
         check_features(data, model_config, train_config)
         with processes.one_first():
             model = new_model(model_config, data, arguments)
-    train(CaptionTask(model.to(device), data, train_config, processes), train_config, output, resumed)
+    task = CaptionTask(model.to(device), data, train_config, processes)
+    train(task, train_config, output, resumed, quiet=arguments.quiet)
     print(f"best model: {output / 'best.pt'}")
     return 0
 
