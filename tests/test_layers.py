@@ -13,14 +13,15 @@ ROOT = Path(__file__).parent.parent
 LAYERS = {
     0: "__init__ atomic attention beams calibration caption_quality classification_metrics command_line config "
     "constraints decode devices distributed diverse endings ensemble errors figures images java_metrics journal "
-    "messages metrics nouns paraphrases ptb sampling search storage teacher_forcing torchvision_compat vocab "
-    "weight_average",
+    "messages metrics nouns onnx_int8 paraphrases ptb sampling search storage teacher_forcing torchvision_compat "
+    "vocab weight_average",
     1: "class_folders classification_data confusion sources shapes store store_captions store_images store_writer "
     "backbones networks places small_networks mobilenet progress",
     2: "captioner classifier objects",
     3: "attention_trace checkpoint naming rewards self_critical attention_strip",
-    4: "caption_task classify_task distillation explain inference results sidecars training",
-    5: "api benchmarks calibrate classify cli curves",
+    4: "caption_task classify_task distillation explain inference onnx_captioner onnx_graphs results sidecars "
+    "training",
+    5: "api benchmarks calibrate classify cli curves export",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 PROGRAMS = ("preprocess", "train", "caption", "evaluate")
