@@ -2,7 +2,7 @@
 // many times the even share 1 / (H W) a place has, on one logarithmic scale for all words, from 1 (nothing) to `most`.
 
 const SIDE = 144; // pixels of the smooth map, which the browser stretches over the photograph
-const COLOURS = [[64, 10, 103], [147, 38, 103], [221, 81, 58], [252, 165, 10], [252, 255, 164]]; // dark to bright
+const COLOURS = [[126, 3, 168], [184, 50, 137], [229, 107, 93], [252, 172, 50], [245, 250, 120]]; // as plasma's
 const LEAST_MOST = 4; // a caption that looks nowhere in particular should not look as if it did
 
 /** Weights and places of the four neighbours of each of `count` positions along `cells` cells (Catmull-Rom). */
@@ -54,7 +54,7 @@ export function colour(value) {
   const place = value * (COLOURS.length - 1);
   const below = Math.min(COLOURS.length - 2, Math.floor(place));
   const mixed = COLOURS[below].map((from, k) => from + (place - below) * (COLOURS[below + 1][k] - from));
-  return [...mixed, 225 * Math.min(1, value * 1.6)];
+  return [...mixed, 225 * Math.min(1, value * 2)];
 }
 
 /** The colours from 1 to `most` as a CSS gradient, over the grey of a photograph. */

@@ -4,8 +4,9 @@ import { Heat, gradient, mostOf, whereabouts } from "./attention.js";
 
 const find = (id) => document.getElementById(id);
 const PACE = 1000; // ms a word when they play
+const PATCH = 0.3, PATCH_PIXELS = 36; // share of the photograph's shorter side, and size on the page
 const TRUST = [[0.6, "Probably a good caption"], [0.4, "Could be right or wrong"], [0, "Doubtful"]];
-const HINT = "Point at a word, or step through them with the arrow keys, to see where the model looked when it chose it.";
+const HINT = "Choose a word, or step through them with the arrow keys, to see where the model looked when it chose it.";
 
 let heat; // the canvas over the photograph
 let answer = null; // what the server said
@@ -19,23 +20,20 @@ export function element(name, text = "", className = "") {
   return made;
 }
 
-const percent = (share) => `${Math.round(100 * share)} %`;
+const percent = (share) => (share < 0.005 ? "under 1 %" : `${Math.round(100 * share)} %`);
+const number = (value, digits) => value.toFixed(digits).replace("-", "−");
 const multiple = (times) => `${times < 9.95 ? times.toFixed(1) : Math.round(times)}×`;
 
-/** Show an answer of /api/caption, or none. */
+/** Show an answer of /api/caption; its photograph is on the stage. */
 export function showAnswer(found) {
+  const layers = found.attention?.layers ?? [];
   stop();
   answer = found;
   pinned = current = -1;
-  find("result").hidden = !found;
-  find("legend").hidden = !found?.attention?.layers.some((each) => each.spatial);
-  if (!found) {
-    choose(-1);
-    return;
-  }
+  find("result").hidden = false;
+  find("legend").hidden = !layers.some((each) => each.spatial);
   showCaption();
   showAlternatives();
-  const layers = found.attention?.layers ?? [];
   layer = layers.length - 1;
   most = mostOf(layers);
   find("most").textContent = multiple(most);
@@ -72,7 +70,7 @@ function showCaption() {
   const { confidence, log_prob: logProb } = answer.captions[0];
   find("meter").hidden = confidence === null;
   if (confidence === null) {
-    find("trust-text").textContent = `log-probability ${logProb.toFixed(1)}`;
+    find("trust-text").textContent = `log-probability ${number(logProb, 1)}`;
   } else {
     find("meter").value = confidence;
     const said = TRUST.find(([least]) => confidence >= least)[1];
@@ -85,8 +83,8 @@ function showAlternatives() {
   find("others").hidden = !others.length;
   find("alternatives").replaceChildren(...others.map((each) => {
     const item = element("li", `${each.text} `);
-    const trust = each.confidence === null ? "" : `${percent(each.confidence)}, `;
-    item.append(element("small", `${trust}score ${each.score.toFixed(2)}, log-probability ${each.log_prob.toFixed(1)}`));
+    const trust = each.confidence === null ? "" : `${percent(each.confidence)} · `;
+    item.append(element("small", `${trust}score ${number(each.score, 2)} · log-probability ${number(each.log_prob, 1)}`));
     return item;
   }));
 }
@@ -94,19 +92,19 @@ function showAlternatives() {
 /** Show what was attended at a word, -1: the photograph as it is. */
 function choose(index) {
   current = index;
-  const found = index < 0 ? null : answer?.attention?.layers[layer];
+  const found = index < 0 ? null : answer.attention?.layers[layer];
   words.forEach((button, each) => button.setAttribute("aria-pressed", each === index));
   [...find("layers").children].forEach((button, each) => button.setAttribute("aria-pressed", each === layer));
   find("picture").classList.toggle("attending", Boolean(found?.spatial));
   heat.show(found?.spatial?.[index] ?? null, ...(found?.grid ?? [1, 1]), most);
   find("word").replaceChildren(...described(index, found));
-  find("channels").hidden = !answer?.attention?.layers[layer]?.channel;
+  find("channels").hidden = !answer.attention?.layers[layer]?.channel;
   find("channels").classList.toggle("idle", !found);
   if (found?.channel) showChannels(found, index);
 }
 
 function described(index, found) {
-  if (index < 0 || !answer) return [answer?.attention ? HINT : "Several models speak as one here; what each attends is not shown."];
+  if (index < 0) return [answer.attention ? HINT : "Several models speak as one here; what each attends is not shown."];
   const told = ` (word ${index + 1} of ${words.length})`;
   const sure = answer.probabilities ? `${told}: probability ${percent(answer.probabilities[index])}` : told;
   const parts = [element("b", answer.words[index]), sure];
@@ -119,17 +117,36 @@ function described(index, found) {
 }
 
 function showChannels(found, index) {
-  const top = Math.max(...found.channel.flat().map((each) => each.times));
-  const before = new Set(found.channel[index - 1]?.map((each) => each.index));
-  find("channels-of").textContent = `of the ${found.channels.toLocaleString("en")} of ${found.layer}; bright: not among them at the word before`;
-  find("bars").style.setProperty("--even", `${100 / top}%`);
-  find("bars").replaceChildren(...found.channel[index].map((each) => {
-    const item = element("li", "", index && !before.has(each.index) ? "new" : "");
-    const bar = element("span", "", "bar");
-    bar.style.setProperty("--length", `${(100 * each.times) / top}%`);
-    item.append(element("span", each.index, "number"), bar, element("span", `${each.times.toFixed(2)}×`, "times"));
+  const shown = found.channel[index];
+  const courses = found.channel.flat().flatMap((each) => each.course);
+  const [least, most] = [Math.min(1, ...courses), Math.max(1.1, ...courses)];
+  find("bars").style.setProperty("--line", (most - 1) / (most - least)); // where the even share is, from the top
+  find("channels-of").textContent = `of the ${found.channels.toLocaleString("en")} of ${found.layer}`;
+  find("bars").replaceChildren(...shown.map((each) => {
+    const item = element("li"), course = element("span", "", "course");
+    course.append(...each.course.map((times, word) => {
+      const column = element("i", "", word === index ? "now" : "");
+      column.style.setProperty("--above", Math.max(0, times - 1) / (most - least));
+      column.style.setProperty("--below", Math.max(0, 1 - times) / (most - least));
+      return column;
+    }));
+    item.append(patch(each.peak), element("span", each.index, "number"), course, element("span", `${each.times.toFixed(2)}×`, "times"));
     return item;
   }));
+}
+
+/** A part of the photograph around a place of what the model saw. */
+function patch([x, y]) {
+  const photo = find("photo"), made = element("canvas", "", "patch");
+  const [left, top, width, height] = answer.attention.region;
+  const side = PATCH * Math.min(width * photo.naturalWidth, height * photo.naturalHeight);
+  const corner = (at, full) => Math.min(Math.max(0, full - side), Math.max(0, at * full - side / 2));
+  made.width = made.height = 2 * PATCH_PIXELS;
+  made.getContext("2d").drawImage(
+    photo, corner(left + x * width, photo.naturalWidth), corner(top + y * height, photo.naturalHeight), side, side,
+    0, 0, made.width, made.height,
+  );
+  return made;
 }
 
 function step(by) {

@@ -91,17 +91,21 @@ function busy(text) {
   find("busy").hidden = !text;
   find("busy-text").textContent = text;
   find("result").classList.toggle("stale", Boolean(text));
+  find("result").inert = Boolean(text); // its words are those of the photograph before
 }
 
 /** Put a photograph on the stage. Returns whether the browser can. */
 async function show(url) {
-  const photo = find("photo");
+  const photo = find("photo"), trial = new Image();
+  trial.src = url;
+  const readable = await trial.decode().then(() => true, () => false);
+  if (photo.src !== url) find("heat").hidden = true; // that of the one before
   find("picture").classList.remove("attending");
-  if (photo.src !== url) {
-    find("heat").hidden = true; // that of the one before
+  if (readable) {
     photo.src = url;
+    await photo.decode();
+    find("picture").style.setProperty("--ratio", photo.naturalWidth / photo.naturalHeight);
   }
-  const readable = await photo.decode().then(() => true, () => false);
   find("picture").hidden = !readable;
   find("invitation").hidden = readable;
   find("frame").classList.toggle("empty", !readable);

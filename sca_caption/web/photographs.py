@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from sca_caption import images
-from sca_caption.attention_trace import LayerTrace
+from sca_caption.attention_trace import LayerTrace, attended_maps
 from sca_caption.images import ImageError, Transform
 from sca_caption.inference import Describer, stack
 from sca_caption.web.limits import Limits, Refusal
@@ -41,6 +41,7 @@ def answer(describer: Describer, data: bytes, name: str, options: Options, limit
     batch = stack([pixels])
     if len(describer.models) == 1:
         ((captions, trace),) = describer.trace_batch(batch)
+        maps = [each[0] for each in attended_maps(describer.models[0], batch)]
     else:  # that speak as one: each attends for itself
         (captions,), trace = describer.caption_batch(batch), None
     best = captions[0]
@@ -55,7 +56,7 @@ def answer(describer: Describer, data: bytes, name: str, options: Options, limit
         attention=trace
         and Attention(
             region=region(describer.transform, width, height),
-            layers=[layer_of(layer) for layer in trace.layers],
+            layers=[layer_of(*each) for each in zip(trace.layers, maps, strict=True)],
         ),
         width=width,
         height=height,
@@ -99,22 +100,28 @@ def region(transform: Transform, width: int, height: int) -> tuple[float, float,
     return ((1 - across) / 2, (1 - down) / 2, across, down)
 
 
-def layer_of(layer: LayerTrace) -> Layer:
+def layer_of(layer: LayerTrace, maps: np.ndarray) -> Layer:
+    """maps: (C, H, W), what the layer holds before it is attended."""
     spatial, channel = layer.spatial, layer.channel
     return Layer(
         layer=layer.name,
         grid=None if spatial is None else spatial.shape[1:],
         spatial=None if spatial is None else [rounded(word.ravel()) for word in spatial],
         channels=None if channel is None else channel.shape[1],
-        channel=None if channel is None else [strongest(word) for word in channel],
+        channel=None if channel is None else [strongest(channel, word, maps) for word in range(len(channel))],
     )
 
 
-def strongest(weights: np.ndarray) -> list[Channel]:
-    """The channels of the greatest weights (C,), the greatest first."""
-    indices = np.argsort(-weights, kind="stable")[:STRONGEST]
-    times = rounded(weights[indices] * len(weights))
-    return [Channel(index=int(index), times=value) for index, value in zip(indices, times, strict=True)]
+def strongest(weights: np.ndarray, word: int, maps: np.ndarray) -> list[Channel]:
+    """The channels of the greatest weights (T, C) at a word, the greatest first."""
+    channels, height, width = maps.shape
+    found = []
+    for index in np.argsort(-weights[word], kind="stable")[:STRONGEST]:
+        row, column = divmod(int(maps[index].argmax()), width)
+        course = rounded(weights[:, index] * channels)
+        peak = (round((column + 0.5) / width, DIGITS), round((row + 0.5) / height, DIGITS))
+        found.append(Channel(index=int(index), times=course[word], course=course, peak=peak))
+    return found
 
 
 def rounded(values: np.ndarray) -> list[float]:

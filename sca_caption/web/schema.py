@@ -34,6 +34,11 @@ class Channel(BaseModel):
 
     index: int = Field(description="from 0")
     times: float = Field(description="its weight as a multiple of the even share 1 / C")
+    course: list[float] = Field(description="the same at each of the T words")
+    peak: tuple[float, float] = Field(
+        description="where in the photograph it is most active: x and y of the place's centre, as shares of the "
+        "region's sides"
+    )
 
 
 class Layer(BaseModel):
