@@ -84,7 +84,9 @@ def create_app(
             500, "a fault of the program; the server's terminal says more"
         ),
     }
-    return Starlette(routes=routes, exception_handlers=failures, middleware=[Middleware(Guard, host=host)])
+    app = Starlette(routes=routes, exception_handlers=failures, middleware=[Middleware(Guard, host=host)])
+    app.state.desk = desk
+    return app
 
 
 def failed(status: int, reason: str) -> JSONResponse:

@@ -6,7 +6,7 @@ T words, C channels and H x W positions of an attended layer.
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, create_model
 from pydantic.json_schema import models_json_schema
 
 from sca_caption import __version__
@@ -78,20 +78,13 @@ class Answer(BaseModel):
     preview: str | None = Field(description="data: URL of a JPEG, where it was asked for")
 
 
-class Defaults(BaseModel):
-    """Settings of a request that gives none."""
-
-    beam_size: int
-    num_captions: int
-    min_length: int
-    max_length: int
-    length_penalty: float
-    block_ngrams: int
-    sound_endings: bool
-    diverse_groups: int
-    diversity: float
-    mention: list[str]
-    objects: bool
+Defaults = create_model(
+    "Defaults",
+    __doc__="Settings of a request that gives none.",
+    **{name: (field.type, Field(description=field.metadata["help"])) for name, field in SEARCH.items()},
+    mention=(list[str], Field(description=OTHERS["mention"])),
+    objects=(bool, Field(description=OTHERS["objects"])),
+)
 
 
 class Most(BaseModel):
