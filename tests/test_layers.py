@@ -19,7 +19,7 @@ LAYERS = {
     2: "captioner classifier objects",
     3: "attention_trace checkpoint naming rewards self_critical",
     4: "caption_task classify_task distillation explain inference results sidecars training",
-    5: "api benchmarks calibrate classify cli curves",
+    5: "api benchmarks calibrate classify cli curves web",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 PROGRAMS = ("preprocess", "train", "caption", "evaluate")

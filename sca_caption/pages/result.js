@@ -61,7 +61,12 @@ function showCaption() {
     button.type = "button";
     button.onpointerenter = (event) => { if (event.pointerType === "mouse") { stop(); choose(index); } };
     button.onfocus = () => choose(index);
-    button.onclick = () => { stop(); pinned = pinned === index ? -1 : index; choose(pinned); };
+    button.onclick = (event) => {
+      stop();
+      pinned = pinned === index ? -1 : index;
+      if (pinned < 0 && event.detail) button.blur(); // by a pointer, not by a key
+      choose(pinned);
+    };
     parts.push(button);
     return button;
   });
@@ -199,12 +204,17 @@ export function prepare() {
   find("scale").style.backgroundImage = gradient();
   find("play").onclick = play;
   find("copy").onclick = copy;
-  const caption = find("caption");
-  caption.onpointerleave = () => { if (!timer) choose(words.indexOf(document.activeElement) >= 0 && pinned < 0 ? words.indexOf(document.activeElement) : pinned); };
-  caption.addEventListener("focusout", (event) => { if (!caption.contains(event.relatedTarget) && !timer) choose(pinned); });
+  const caption = find("caption"), result = find("result");
+  caption.onpointerleave = () => {
+    const focused = words.indexOf(document.activeElement);
+    if (!timer) choose(pinned < 0 ? focused : pinned);
+  };
+  result.addEventListener("focusout", (event) => { // the buttons of layers keep the word
+    if (!result.contains(event.relatedTarget) && !timer) choose(pinned);
+  });
   document.addEventListener("keydown", (event) => {
     const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    const elsewhere = document.activeElement !== document.body && !caption.contains(document.activeElement);
+    const elsewhere = document.activeElement !== document.body && !result.contains(document.activeElement);
     if (!answer || elsewhere || event.altKey || event.ctrlKey || event.metaKey) return;
     if (by) {
       stop();
