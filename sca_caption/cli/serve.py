@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from sca_caption.search import SearchConfig
 
 HOST, PORT = "127.0.0.1", 7860
 OF_PAGE = ("host", "port", "browser")
-OF_MODEL = ("checkpoint", "device", "objects", "mention")
+OTHERS = ("checkpoint", "device", "objects", "mention", "quiet")
 CAPTIONS = 5  # that a page shows of a photograph, unless told
 
 
@@ -33,7 +34,7 @@ def check_page_flags(parser: Parser, arguments: argparse.Namespace) -> None:
         if useless:
             raise UserError(f"{flag_of(parser, useless)} has no effect without --serve")
         return
-    taken = {"serve", *OF_PAGE, *OF_MODEL, *(field.name for field in dataclasses.fields(SearchConfig))}
+    taken = {"serve", *OF_PAGE, *OTHERS, *(field.name for field in dataclasses.fields(SearchConfig))}
     for name, value in vars(arguments).items():
         if name not in taken and (value or None) != (parser.get_default(name) or None):  # none: [] or None
             found = f"{value[0]!r}" if name == "images" else flag_of(parser, name)
@@ -49,7 +50,7 @@ def flag_of(parser: Parser, name: str) -> str:
 def serve(arguments: argparse.Namespace) -> int:
     """Serve the page until Ctrl-C."""
     try:
-        from sca_caption.web import app, options, server
+        from sca_caption.web import app, guard, options, server
     except ImportError as error:
         if error.name and error.name.startswith("sca_caption"):
             raise
@@ -66,7 +67,12 @@ def serve(arguments: argparse.Namespace) -> int:
             arguments.checkpoint, search=search, device=arguments.device, mentions=arguments.mention
         )
         page = app.create_app(describer, name=name_of(arguments.checkpoint), defaults=defaults, host=host)
-        server.run(page, listening, host, getattr(arguments, "browser", True))
+        if not guard.is_loopback(host) and not getattr(arguments, "quiet", False):
+            print(
+                f"warning: --host {host}: whoever can reach this machine can use the page, without a password",
+                file=sys.stderr,
+            )
+        server.run(page, listening, getattr(arguments, "browser", True))
     return 0
 
 

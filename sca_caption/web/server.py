@@ -11,9 +11,6 @@ import uvicorn
 from starlette.applications import Starlette
 
 from sca_caption.errors import UserError
-from sca_caption.web.guard import is_loopback
-
-ANYWHERE = ("0.0.0.0", "::", "")
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -42,13 +39,8 @@ def address(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def run(app: Starlette, listening: socket.socket, host: str, open_browser: bool) -> None:
+def run(app: Starlette, listening: socket.socket, open_browser: bool) -> None:
     """Serve until Ctrl-C."""
-    if not is_loopback(host):
-        print(
-            f"warning: --host {host}: whoever can reach this machine can use the page, without a password",
-            file=sys.stderr,
-        )
     print(f"serving on {address(listening)} (Ctrl-C ends it)", flush=True)
     if open_browser and has_display():
         threading.Thread(target=webbrowser.open, args=[address(listening)], daemon=True).start()
