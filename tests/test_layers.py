@@ -21,7 +21,7 @@ LAYERS = {
     3: "attention_trace checkpoint naming rewards self_critical attention_strip",
     4: "caption_task classify_task distillation explain inference onnx_captioner onnx_graphs results sidecars "
     "training",
-    5: "api benchmarks calibrate classify cli curves export",
+    5: "api benchmarks calibrate classify cli curves export web",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 PROGRAMS = ("preprocess", "train", "caption", "evaluate")
