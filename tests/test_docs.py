@@ -25,7 +25,7 @@ from torch.distributed.run import get_args_parser
 
 SET_UP, TEST = "pip install -e '.[test]'", "pytest"
 # Commands in documents that are not the project's, besides pip and python, which are looked at.
-OTHERS = {"[", "awk", "cd", "done", "find", "for", "ls", "pytest", "split", "tensorboard"}
+OTHERS = {"[", "awk", "cd", "curl", "done", "find", "for", "ls", "pytest", "split", "tensorboard"}
 STANDARD_MODULES = {"http.server", "venv"}  # that `python -m` may start
 
 
