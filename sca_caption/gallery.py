@@ -102,7 +102,7 @@ class Gallery(Kind):
 
     def read(self) -> Iterator[dict]:
         with open(self.path, encoding="utf-8") as file:
-            about = next(line for line in file if line.startswith(ABOUT))
+            about = next((line for line in file if line.startswith(ABOUT)), "")
             about = json.loads(about.removeprefix(ABOUT).removesuffix(END))
             require_same(self.path, about["settings"], self.settings)
             file.seek(0)
@@ -110,7 +110,7 @@ class Gallery(Kind):
                 if line == ENTRIES:
                     break
             for line in file:
-                if line == END or line.startswith(END.strip()):
+                if line.startswith(END.strip()):
                     return
                 yield json.loads(line)
 

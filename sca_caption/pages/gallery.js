@@ -7,12 +7,13 @@ const entries = byId("entries").textContent.split("\n").filter(Boolean).map((lin
 byId("entries").remove(); // its text is held twice otherwise
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 const WORD = 650, FADE = 220; // milliseconds that a word is shown, and of these to pass over from the one before
+const GROUP = 48; // cards of a group, about
 const GRID = 64; // side of the canvas on which attention is drawn, which the page then enlarges
 
 entries.forEach((entry, index) => {
   entry.index = index;
-  entry.said = (entry.captions || [entry]).map((each) => each.caption);
-  entry.text = [...entry.said, entry.file_name].join("\n").toLowerCase();
+  entry.words = ` ${entry.caption.toLowerCase()}`;
+  entry.name = entry.file_name.toLowerCase();
   entry.trust = entry.confidence ?? entry.score;
 });
 
@@ -54,7 +55,7 @@ class Overlay {
       lines.forEach((line, y) => across.forEach((share, x) => {
         map[y * canvas.width + x] = share.reduce((sum, s, i) => sum + s * line[i], 0);
       }));
-      const most = Math.max(2.5, ...map); // attention that is nearly even stays so
+      const most = Math.max(2, ...map); // attention that is nearly even stays so
       return map.map((x) => x / most);
     });
     const even = new Float32Array(canvas.width * canvas.height);
@@ -67,7 +68,7 @@ class Overlay {
     for (let i = 0; i < after.length; i++) {
       const x = before ? before[i] + (after[i] - before[i]) * share : after[i];
       const visible = before ? 1 : share;
-      const dark = 0.74 * (1 - x) ** 1.5 * visible, light = 0.34 * x * x * visible;
+      const dark = 0.76 * (1 - x) ** 1.3 * visible, light = 0.34 * x * x * visible;
       const alpha = light + dark * (1 - light);
       const warm = alpha ? light / alpha : 0;
       image.data.set([255 * warm, 176 * warm, 64 * warm, 255 * alpha], 4 * i);
@@ -159,20 +160,43 @@ function cardOf(entry) {
   const caption = element("p", { className: "caption", textContent: entry.caption, ariaHidden: "true" });
   const trust = element("span", { className: "trust", title: TRUST }, ...trustOf(entry));
   const name = element("span", { className: "name", textContent: baseName(entry), title: entry.file_name });
-  const card = element("li", { className: "card" }, button, caption, element("div", { className: "foot" }, name, trust));
+  const card = element("div", { className: "card", role: "listitem" }, button, caption, element("div", { className: "foot" }, name, trust));
   card.classList.toggle("doubted", entry.confidence < 0.4);
   Object.assign(card, { entry, image, button, caption });
   entry.card = card;
   return card;
 }
 
-// Only cards near the window hold their pictures.
+// Cards lie in groups of whole rows, for the browser to pass over those out of sight; only near ones hold pictures.
 const near = new IntersectionObserver((changes) => {
   for (const { target, isIntersecting } of changes) {
-    if (isIntersecting) target.image.src = target.entry.thumbnail;
-    else target.image.removeAttribute("src");
+    for (const { image, entry } of target.children) {
+      if (isIntersecting) image.src = entry.thumbnail;
+      else image.removeAttribute("src");
+    }
   }
 }, { rootMargin: "600px 0px" });
+let columns = 0;
+
+function columnsNow() {
+  const gap = 16, width = list.clientWidth;
+  return innerWidth <= 520 ? 2 : Math.max(1, Math.floor((width + gap) / (220 + gap)));
+}
+
+function arrange() {
+  columns = columnsNow();
+  const size = columns * Math.ceil(GROUP / columns), groups = [];
+  for (let start = 0; start < shown.length; start += size) {
+    const cards = shown.slice(start, start + size).map((entry) => entry.card);
+    const group = element("div", { className: "group", role: "none" }, ...cards);
+    group.style.setProperty("--rows", Math.ceil(cards.length / columns));
+    groups.push(group);
+  }
+  near.disconnect();
+  list.style.setProperty("--columns", columns);
+  list.replaceChildren(...groups);
+  groups.forEach((group) => near.observe(group));
+}
 
 let playing = null; // the card whose words are being shown
 
@@ -214,7 +238,6 @@ list.addEventListener("click", (event) => {
   if (cardAt(event.target) && !getSelection().toString()) open(cardAt(event.target).entry);
 });
 list.addEventListener("keydown", (event) => {
-  const columns = getComputedStyle(list).gridTemplateColumns.split(" ").length;
   const by = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns }[event.key];
   const target = by && shown[shown.indexOf(cardAt(event.target).entry) + by];
   if (!target) return;
@@ -235,18 +258,17 @@ const counted = (count) => `${count.toLocaleString("en")} photograph${count === 
 let shown = [];
 
 function sort() {
-  const sorted = [...entries].sort(ORDERS[byId("order").value]);
-  list.replaceChildren(...sorted.map((entry) => entry.card));
-  entries.sorted = sorted;
+  entries.sorted = [...entries].sort(ORDERS[byId("order").value]);
   filter();
 }
 
 function filter() {
   stop();
   const words = byId("search").value.toLowerCase().split(/\s+/).filter(Boolean);
-  shown = entries.sorted.filter((entry) => words.every((word) => entry.text.includes(word)));
-  const found = new Set(shown);
-  for (const entry of entries) entry.card.hidden = !found.has(entry);
+  // A word of a caption by its beginning, or men would be found in women; of a name any part.
+  const has = (entry) => (word) => entry.words.includes(` ${word}`) || entry.name.includes(word);
+  shown = entries.sorted.filter((entry) => words.every(has(entry)));
+  arrange();
   byId("none").hidden = shown.length > 0 || !entries.length;
   byId("count").textContent = words.length ? `${shown.length.toLocaleString("en")} of ${counted(entries.length)}`
     : counted(entries.length);
@@ -344,13 +366,13 @@ large.addEventListener("close", () => {
 
 // ---- the page ----
 
-const title = `Captions of ${counted(entries.length)}`;
-document.title = document.querySelector("h1").textContent = title;
+document.title = `Captions of ${counted(entries.length)}`;
 if (about.failed.length) {
   byId("failed").hidden = false;
   byId("failed").querySelector("h2").textContent = `${counted(about.failed.length)} that could not be read`;
   byId("failed").querySelector("ul").append(...about.failed.map((reason) => element("li", { textContent: reason })));
 }
 if (about.doubtful_first) byId("order").value = "doubtful";
-for (const entry of entries) near.observe(cardOf(entry));
+entries.forEach(cardOf);
 sort();
+new ResizeObserver(() => columns !== columnsNow() && arrange()).observe(list);
