@@ -5,6 +5,7 @@ killed, and memory does not grow with the number of images.
 """
 
 import csv
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,6 @@ from sca_caption.result_kinds import JsonArray, JsonLines, Kind, Table
 
 COCO_NAME = re.compile(r"(?:COCO_(?:train|val|test)\d{4}_)?(\d+)")
 
-
 KINDS: dict[str, type[Kind]] = {".json": JsonArray, ".jsonl": JsonLines, ".csv": Table, ".html": Gallery}
 
 
@@ -34,6 +34,8 @@ def check_results_file(path: Path, resume: bool = False) -> None:
         raise UserError(f"--output {path}: unknown kind {path.suffix!r}; one of: {', '.join(KINDS)}")
     if not path.parent.is_dir():
         raise UserError(f"--output {path}: no folder {path.parent}; make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"--output {path}: no permission to write in {path.parent}; choose another folder")
     if path.is_dir():
         raise UserError(f"--output {path} is a folder; name a file")
     if journal_of(path).exists() and not resume and not restarted():
@@ -90,9 +92,7 @@ class Results:
 
 
 @contextmanager
-def results_file(
-    path: Path, ids: Sequence[int], *, resume: bool = False, **of_kind
-) -> Iterator[Results]:
+def results_file(path: Path, ids: Sequence[int], *, resume: bool = False, **of_kind) -> Iterator[Results]:
     """A results file that is written when the block ends well. of_kind: what `Kind` takes.
 
     When the block raises, its journal stays for `resume`, which keeps what that, or a complete file, has. Raises

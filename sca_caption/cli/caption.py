@@ -51,11 +51,12 @@ def parser() -> Parser:
     g.add_argument("--output", type=Path, metavar="FILE",
                    help="write results there instead: .json, .jsonl, .csv, or .html, a page to look at")  # fmt: skip
     g.add_argument("--sidecar", action="store_true", help="write a .txt beside each image instead")
-    g.add_argument("--overwrite", action="store_true", help="also where one with other text is there")
+    g.add_argument("--overwrite", action="store_true", help="replace a .txt that says something else")
     g.add_argument("--resume", action="store_true",
                    help="caption only images that --output or --sidecar has not")  # fmt: skip
     g.add_argument("--scores", action="store_true", help="before each caption, how far to trust it")
-    g.add_argument("--doubtful-first", action="store_true", help="in this order")
+    g.add_argument("--doubtful-first", action="store_true",
+                   help="in this order; prints when all are done")  # fmt: skip
     g.add_argument("--quiet", action="store_true", help="only errors on standard error")
     g = p.add_argument_group("model")
     g.add_argument("--checkpoint", nargs="+", type=Path, metavar="FILE", help="a model of train.py, or several that "
