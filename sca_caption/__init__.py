@@ -1,3 +1,19 @@
-"""Image captioning with SCA-CNN: spatial and channel-wise attention in the layers of a CNN (arXiv 1611.05594)."""
+"""Image captioning with SCA-CNN: spatial and channel-wise attention in the layers of a CNN (arXiv 1611.05594).
+
+`Captioner` captions from Python (see `api`); it is loaded when it is first asked for, because PyTorch takes its time.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sca_caption.api import Caption, Captioner, ImageError, Result, UserError
 
 __version__ = "0.1.0"
+__all__ = ["Caption", "Captioner", "ImageError", "Result", "UserError"]
+
+
+def __getattr__(name: str):
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("sca_caption.api"), name)

@@ -2,7 +2,8 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sca_caption.errors import UserError
@@ -41,3 +42,34 @@ def check_writable(path: Path, flag: str = "--output") -> None:
         raise UserError(f"cannot write {flag} {path}: it is a folder, name a file")
     if not path.parent.is_dir():
         raise UserError(f"cannot write {flag} {path}: no folder {path.parent}, make it")
+
+
+@contextlib.contextmanager
+def replacing_folder(
+    path: str | os.PathLike, is_ours: Callable[[Path], bool], flag: str = "--output"
+) -> Iterator[Path]:
+    """The same for a folder: yield a new, empty one beside `path`, which takes its name when the block ends well.
+
+    A folder that `is_ours` says yes to, or an empty one, is replaced. Raises UserError for any other and for a file
+    before the block runs, and for any OSError in the block.
+    """
+    path = Path(path).absolute()
+    if path.exists() and not path.is_dir():
+        raise UserError(f"cannot write {flag} {path}: it is a file, name a folder")
+    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{ending}") for ending in ("tmp", "old"))
+    try:
+        if path.exists() and any(path.iterdir()) and not is_ours(path):
+            raise UserError(f"{flag} {path} holds other files; name a new folder, or an empty one")
+        temporary.mkdir(parents=True)
+        yield temporary
+        if path.exists():
+            path.rename(old)
+        temporary.rename(path)
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split())
+        raise UserError(f"cannot write {path} ({reason}); free space or choose another {flag}") from error
+    finally:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        for folder in (temporary, old):
+            shutil.rmtree(folder, ignore_errors=True)

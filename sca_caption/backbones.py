@@ -203,7 +203,7 @@ class Backbone(nn.Module):
 
 def in_parts(piece: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
     """piece(images), on a CPU some at a time: the early maps of more images do not fit in its caches."""
-    if images.device.type != "cpu" or len(images) <= IMAGES_AT_ONCE or torch.compiler.is_compiling():
+    if images.device.type != "cpu" or torch.compiler.is_compiling() or len(images) <= IMAGES_AT_ONCE:
         return piece(images)
     parts = [piece(part) for part in images.split(IMAGES_AT_ONCE)]
     return tuple(torch.cat(maps) for maps in zip(*parts, strict=True))

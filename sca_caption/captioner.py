@@ -148,7 +148,7 @@ class SCACNN(nn.Module):
         for i in range(len(self.attention) - 1):
             maps = self.backbone.segment(i, maps[0], maps[1:])
         top = self._normalise(mean_over_positions(maps[0]))  # (B, C)
-        rows = torch.arange(len(top), device=top.device)
+        rows = torch.arange(top.shape[0], device=top.device)
         first = next(iter(self.attention.values()))
         of_word, of_image = self.lstm.weight_ih.split((self.config.embedding_size, top.shape[1]), 1)
         return State(

@@ -174,6 +174,7 @@ def beam_search(
     beam_size: int = SearchConfig.beam_size,
     length_penalty: float = SearchConfig.length_penalty,
     block_ngrams: int = 0,
+    joining: Collection[int] = (),
     num_captions: int = SearchConfig.num_captions,
     mentions: Sequence[Sequence[Collection[int]]] | None = None,
     diverse_groups: int = 1,
@@ -189,9 +190,10 @@ def beam_search(
     still enter the `num_captions` best (`early_exit`: the same result, sooner; see `out_of_reach`), and then
     leaves the batch. With one beam this is greedy search.
 
-    Captions obey `rules` (see `Rules`), and with block_ngrams = n > 0 have no n words in a row twice. Finished captions
-    come first; where fewer than `num_captions` finished within max_length, the best unfinished ones follow. There is
-    always at least one; there are fewer than `num_captions` only where the vocabulary has no more.
+    Captions obey `rules` (see `Rules`), and with block_ngrams = n > 0 have no n words in a row twice; a word of `joining`
+    ("and") never stands between a word and itself ("white and white"). Finished captions come first; where fewer than
+    `num_captions` finished within max_length, the best unfinished ones follow. There is always at least one; there are
+    fewer than `num_captions` only where the vocabulary has no more.
 
     mentions: for each image at most three groups of word ids; its captions shall have a word of each group.
     An image with G > 0 groups has K beams in each of 2^G sets (see `constraints`), each of which goes on as above,
@@ -215,6 +217,7 @@ def beam_search(
         rules=Rules(**rules),
         length_penalty=length_penalty,
         block_ngrams=block_ngrams,
+        joining=torch.tensor(sorted(joining), device=state.device),
         num_captions=num_captions,
         early_exit=early_exit,
     )
@@ -238,6 +241,7 @@ def search_in_sets(
     beam_size: int,
     length_penalty: float,
     block_ngrams: int,
+    joining: Tensor,
     num_captions: int,
     early_exit: bool,
 ) -> list[list[Hypothesis]]:
@@ -262,6 +266,8 @@ def search_in_sets(
         log_prob = log_prob.view(*live.log_prob.shape, -1)  # (n, B, V)
         if block_ngrams:
             log_prob = log_prob.masked_fill(repeats(live.tokens, block_ngrams, log_prob.shape[2]), -torch.inf)
+        if len(joining):
+            log_prob = log_prob.masked_fill(echoes(live.tokens, joining, log_prob.shape[2]), -torch.inf)
         total = live.log_prob[:, :, None] + log_prob
 
         # Of a set's 2K best at most K end a caption, one for each of its beams: K that go on are always among them.
@@ -341,6 +347,15 @@ def repeats(tokens: Tensor, n: int, vocabulary_size: int) -> Tensor:
         seen = (windows[..., :-1] == tokens[:, :, None, words - n + 1 :]).all(-1)
         # The windows that do not match mark a word past the vocabulary, which is cut off.
         mask.scatter_(2, torch.where(seen, windows[..., -1], vocabulary_size), True)
+    return mask[..., :vocabulary_size]
+
+
+def echoes(tokens: Tensor, joining: Tensor, vocabulary_size: int) -> Tensor:
+    """True for the word before the last where the last is one of `joining` (ids): (n, B, t) -> bool (n, B, V)."""
+    mask = torch.zeros(*tokens.shape[:2], vocabulary_size + 1, dtype=torch.bool, device=tokens.device)
+    if tokens.shape[2] >= 2:
+        joined = torch.isin(tokens[..., -1:], joining)
+        mask.scatter_(2, torch.where(joined, tokens[..., -2:-1], vocabulary_size), True)
     return mask[..., :vocabulary_size]
 
 

@@ -1,4 +1,6 @@
-"""Words that no caption ends in: what they begin is missing, as in "a man with a"."""
+"""Words that no caption ends in, as what they begin would be missing: "a man with a"; and words that join two others."""
+
+from collections.abc import Collection
 
 from sca_caption.vocab import UNK, Vocabulary
 
@@ -12,7 +14,18 @@ CONJUNCTIONS = "and as because but if or than when where which while who whose"
 VERBS = "am are be been being can had has have having is was were carrying holding wearing"
 DANGLING = frozenset(f"{DETERMINERS} {PREPOSITIONS} {CONJUNCTIONS} {VERBS}".split())
 
+JOINING = frozenset(("and", "or"))
+
 
 def dangling(vocabulary: Vocabulary) -> tuple[int, ...]:
-    """The ids of such words."""
-    return tuple(sorted(set(vocabulary.encode(DANGLING)) - {UNK}))
+    """The ids of words that no caption ends in."""
+    return _ids(DANGLING, vocabulary)
+
+
+def joining(vocabulary: Vocabulary) -> tuple[int, ...]:
+    """The ids of words that stand between two different ones."""
+    return _ids(JOINING, vocabulary)
+
+
+def _ids(words: Collection[str], vocabulary: Vocabulary) -> tuple[int, ...]:
+    return tuple(sorted(set(vocabulary.encode(words)) - {UNK}))

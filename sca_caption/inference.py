@@ -22,7 +22,7 @@ from sca_caption.captioner import State
 from sca_caption.checkpoint import Checkpoint
 from sca_caption.constraints import word_groups
 from sca_caption.devices import find_device
-from sca_caption.endings import dangling
+from sca_caption.endings import dangling, joining
 from sca_caption.ensemble import Ensemble
 from sca_caption.errors import UserError
 from sca_caption.naming import Namer
@@ -115,11 +115,15 @@ class Describer:
             self.namer = Namer(self.model, self.vocabulary, checkpoint.objects.to(self.device))
             self.words = self.namer.vocabulary
 
-    def searching(self, search: SearchConfig, mentions: Sequence[str] = ()) -> "Describer":
-        """The same models, which search so."""
+    def searching(
+        self, search: SearchConfig, mentions: Sequence[str] = (), *, objects: bool = True
+    ) -> "Describer":
+        """The same models, which search so, and without nouns of `objects` where that is False."""
         other = copy.copy(self)
         other.drawing = None
         other._set(search, mentions)
+        if not objects:
+            other.namer, other.words = None, other.vocabulary
         return other
 
     def _set(self, search: SearchConfig, mentions: Sequence[str]) -> None:
@@ -281,11 +285,14 @@ def require_alike(names: Sequence, loaded: Sequence[Checkpoint]) -> None:
 def settings_of(search: SearchConfig, vocabulary: Vocabulary) -> dict[str, Any]:
     """What `decode.beam_search` takes to search so."""
     settings = dict(vars(search))
-    return settings | {"never_last": dangling(vocabulary) if settings.pop("sound_endings") else ()}
+    return settings | {
+        "never_last": dangling(vocabulary) if settings.pop("sound_endings") else (),
+        "joining": joining(vocabulary) if search.block_ngrams else (),
+    }
 
 
 def drawing_of(sampling: SamplingConfig, settings: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """What `sampling.draw` takes to draw so, from what `decode.beam_search` takes."""
-    of_beams = ("beam_size", "diverse_groups", "diversity")
+    of_beams = ("beam_size", "joining", "diverse_groups", "diversity")
     drawing = {name: value for name, value in (settings | vars(sampling)).items() if name not in of_beams}
     return drawing | {"generator": torch.Generator(device).manual_seed(drawing.pop("seed"))}

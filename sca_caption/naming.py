@@ -9,7 +9,7 @@ arXiv 1612.00576). The new words are open only to images that must mention them.
 import copy
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -23,22 +23,107 @@ from sca_caption.nouns import Noun, read_nouns
 from sca_caption.objects import Objects
 from sca_caption.vocab import EOS, SPECIALS, Vocabulary
 
-# Chosen on Flickr8k's validation images and the even half of Caltech-101's classes (see benchmarks/naming.py).
-THRESHOLD = 0.2  # probability from which on a noun is tried
-ROOM, ROOM_IF_SURE = 0.5, 1.3  # it may lower the caption's score by ROOM + ROOM_IF_SURE * probability
 SIMILAR = 3  # nouns whose vectors make those of a new word
-SHARE = 0.5  # of a general noun's probability that a special one needs to be said in its place
 NO_NOUN_AFTER = ("is", "are", "to", "of", "people")  # in the singular, bare: "is boat", "a group of tray"
 AFTER_NOUN = frozenset(f"{PREPOSITIONS} {CONJUNCTIONS} {VERBS}".split())  # and -ing; not "a laptop bench"
 VOWEL = re.compile(r"[aeio]|u(?!ni)|hour")  # has "an" before it
-ABSENT = 0.1  # probability below which other nouns of the kind are not said
 
 
-class Namer:
-    """A captioner that knows more words, and the nouns that it can be made to mention.
+@dataclass(frozen=True)
+class Limits:
+    """From which probability on a noun is said, and at what price.
 
-    `vocabulary` is the captioner's and the new words after it; `groups` are the ids of each noun's words.
+    Chosen on Flickr8k's validation images and the even half of Caltech-101's classes (see benchmarks/naming.py).
     """
+
+    threshold: float = 0.2  # probability from which on a noun is tried
+    room: float = 0.5  # it may lower the caption's score by room + room_if_sure * probability
+    room_if_sure: float = 1.3
+    share: float = 0.5  # of a general noun's probability that a special one needs to be said in its place
+    absent: float = 0.1  # probability below which other nouns of the kind are not said
+
+
+@dataclass
+class Lexicon:
+    """The nouns that a captioner can be made to mention, and the second search that does it.
+
+    It knows of the captioner only a step whose logits are those of all words of `vocabulary`, the new ones too, and
+    states whose `image` says which image a row is about.
+    """
+
+    nouns: tuple[Noun, ...]
+    vocabulary: Vocabulary  # the captioner's and the new words after it
+    known: int  # how many of them the captioner itself has
+    groups: list[list[int]]  # the ids of each noun's words
+    agreement: dict[int, Tensor]  # after this word, which words (W,) do not follow, of those that must be mentioned
+    no_compound: Tensor  # (W,) which words do not follow one that must be mentioned
+    limits: Limits = field(default_factory=Limits)
+
+    def noun_of(self, probabilities: Tensor) -> int:
+        """The likeliest noun of one image, (nouns,); or a special one (rooster for bird) with most of its probability."""
+        best = int(probabilities.argmax())
+        inside = [
+            column
+            for column, noun in enumerate(self.nouns)
+            if set(noun.classes) < set(self.nouns[best].classes)
+            and probabilities[column] >= self.limits.share * probabilities[best]
+        ]
+        return min(inside, key=lambda column: len(self.nouns[column].classes), default=best)
+
+    def mention(
+        self,
+        model: decode.Stepper,
+        found: list[list[decode.Hypothesis]],
+        state: decode.State,
+        probabilities: Tensor,
+        mentions: Sequence[Sequence[Collection[int]]],
+        **search,
+    ) -> list[list[decode.Hypothesis]]:
+        """What a search from `state` has found, with captions in place that mention a noun where one was left out.
+
+        model: says all words; probabilities: (B, nouns); mentions, search: what `decode.beam_search` was given.
+        """
+        surest = probabilities.amax(1).tolist()
+        nouns = {}
+        for row, hypotheses in enumerate(found):
+            if surest[row] >= self.limits.threshold and len(mentions[row]) < MOST_GROUPS:
+                noun = self.noun_of(probabilities[row])
+                if not self.nouns[noun].is_in(self.vocabulary.decode(hypotheses[0].tokens)):
+                    nouns[row] = noun
+        if not nouns:
+            return found
+        closed = torch.zeros(len(found), len(self.vocabulary), dtype=torch.bool)
+        closed[:, self.known :] = True
+        wanted, groups = torch.zeros_like(closed), []
+        for row, noun in nouns.items():
+            groups.append([*mentions[row], self.groups[noun]])
+            closed[row, self._others(noun, probabilities[row])] = True
+            closed[row, [word for group in groups[-1] for word in group]] = False
+            wanted[row, self.groups[noun]] = True
+        closed, wanted = closed.to(state.device), wanted.to(state.device)
+        speaker = Speaker(model, closed, wanted, self.agreement, self.no_compound)
+        rows = torch.tensor(list(nouns), device=state.device)
+        better = decode.beam_search(speaker, state.select(rows), mentions=groups, **search)
+        found = list(found)
+        for (row, noun), hypotheses in zip(nouns.items(), better, strict=True):
+            best, room = hypotheses[0], self.limits.room + self.limits.room_if_sure * surest[row]
+            least = found[row][0].score - room
+            if best.score >= least and not set(self.groups[noun]).isdisjoint(best.tokens):
+                found[row] = hypotheses
+        return found
+
+    def _others(self, noun: int, probabilities: Tensor) -> list[int]:
+        """Known words for other things of the noun's kind that are not in the image."""
+        said, words = self.nouns[noun], []
+        for other, probability in zip(self.nouns, probabilities.tolist(), strict=True):
+            alike = said.kind and other.kind == said.kind and set(said.classes).isdisjoint(other.classes)
+            if alike and probability < self.limits.absent:
+                words += [form for form in other.forms if form in self.vocabulary]
+        return self.vocabulary.encode(word for word in words if word not in said.forms)
+
+
+class Namer(Lexicon):
+    """A captioner that knows more words, and the nouns that it can be made to mention."""
 
     def __init__(
         self,
@@ -54,16 +139,16 @@ class Namer:
         for column, noun in enumerate(self.nouns):
             self.members[list(noun.classes), column] = 1
         new = [noun.name for noun in self.nouns if noun.name not in vocabulary]
-        self.vocabulary = Vocabulary([*vocabulary.words[len(SPECIALS) :], *new])
         self.model = with_words(model, self._donors(vocabulary, new))
-        self.groups = [
-            self.vocabulary.encode(form for form in (noun.name, noun.plural) if form in self.vocabulary)
-            for noun in self.nouns
+        words = Vocabulary([*vocabulary.words[len(SPECIALS) :], *new])
+        groups = [
+            words.encode(form for form in (noun.name, noun.plural) if form in words) for noun in self.nouns
         ]
-        self.agreement = self._agreement()
-        ends = [word in AFTER_NOUN or word.endswith("ing") for word in self.vocabulary.words]
+        agreement = {after: mask.to(device) for after, mask in agreement_of(self.nouns, words).items()}
+        ends = [word in AFTER_NOUN or word.endswith("ing") for word in words]
         ends[EOS] = True
-        self.no_compound = ~torch.tensor(ends, device=device)
+        no_compound = ~torch.tensor(ends, device=device)
+        super().__init__(self.nouns, words, self.known, groups, agreement, no_compound)
 
     def _donors(self, vocabulary: Vocabulary, new: Sequence[str]) -> Tensor:
         """Which known words make the vectors of each new one: shares (new, known), rows of sum 1, or 0 without any."""
@@ -78,33 +163,9 @@ class Namer:
             shares[row, ids[nearest]] = 1 / max(1, len(nearest))
         return shares
 
-    def _agreement(self) -> dict[int, Tensor]:
-        """After "a", "an", "is" and others: which words (W,) do not follow, of those that must be mentioned."""
-        words = self.vocabulary.words
-        vowel = torch.tensor([VOWEL.match(word) is not None for word in words])
-        counted = {noun.name for noun in self.nouns if noun.plural}  # "a cat", but "bread"
-        single = torch.tensor([word in counted for word in words])
-        wrong = {"a": vowel | ~single, "an": ~vowel | ~single} | dict.fromkeys(NO_NOUN_AFTER, single)
-        return {
-            self.vocabulary.encode([word])[0]: mask.to(self.members.device)
-            for word, mask in wrong.items()
-            if word in self.vocabulary
-        }
-
     def probabilities(self, maps: Sequence[Tensor]) -> Tensor:
         """Maps that `objects.watching` collected -> probability of each noun, (B, nouns)."""
         return self.objects(torch.cat(list(maps))) @ self.members
-
-    def noun_of(self, probabilities: Tensor) -> int:
-        """The likeliest noun of one image, (nouns,); or a special one (rooster for bird) with most of its probability."""
-        best = int(probabilities.argmax())
-        inside = [
-            column
-            for column, noun in enumerate(self.nouns)
-            if set(noun.classes) < set(self.nouns[best].classes)
-            and probabilities[column] >= SHARE * probabilities[best]
-        ]
-        return min(inside, key=lambda column: len(self.nouns[column].classes), default=best)
 
     def improve(
         self,
@@ -114,66 +175,36 @@ class Namer:
         mentions: Sequence[Sequence[Collection[int]]],
         **search,
     ) -> list[list[decode.Hypothesis]]:
-        """What a search from `state` has found, with captions in place that mention a noun where one was left out.
-
-        maps: what `objects.watching` collected; mentions, search: what `decode.beam_search` was given.
-        """
-        probabilities = self.probabilities(maps)
-        surest = probabilities.amax(1).tolist()
-        nouns = {}
-        for row, hypotheses in enumerate(found):
-            if surest[row] >= THRESHOLD and len(mentions[row]) < MOST_GROUPS:
-                noun = self.noun_of(probabilities[row])
-                if not self.nouns[noun].is_in(self.vocabulary.decode(hypotheses[0].tokens)):
-                    nouns[row] = noun
-        if not nouns:
-            return found
-        closed = torch.zeros(len(found), len(self.vocabulary), dtype=torch.bool)
-        closed[:, self.known :] = True
-        wanted, groups = torch.zeros_like(closed), []
-        for row, noun in nouns.items():
-            groups.append([*mentions[row], self.groups[noun]])
-            closed[row, self._others(noun, probabilities[row])] = True
-            closed[row, [word for group in groups[-1] for word in group]] = False
-            wanted[row, self.groups[noun]] = True
-        closed, wanted = closed.to(state.device), wanted.to(state.device)
-        speaker = Speaker(self.model, closed, wanted, self.agreement, self.no_compound)
-        rows = torch.tensor(list(nouns), device=state.device)
-        better = decode.beam_search(speaker, state.select(rows), mentions=groups, **search)
-        found = list(found)
-        for (row, noun), hypotheses in zip(nouns.items(), better, strict=True):
-            best, least = hypotheses[0], found[row][0].score - ROOM - ROOM_IF_SURE * surest[row]
-            if best.score >= least and not set(self.groups[noun]).isdisjoint(best.tokens):
-                found[row] = hypotheses
-        return found
-
-    def _others(self, noun: int, probabilities: Tensor) -> list[int]:
-        """Known words for other things of the noun's kind that are not in the image."""
-        said, words = self.nouns[noun], []
-        for other, probability in zip(self.nouns, probabilities.tolist(), strict=True):
-            alike = said.kind and other.kind == said.kind and set(said.classes).isdisjoint(other.classes)
-            if alike and probability < ABSENT:
-                words += [form for form in other.forms if form in self.vocabulary]
-        return self.vocabulary.encode(word for word in words if word not in said.forms)
+        """`mention` what is in the maps that `objects.watching` collected."""
+        return self.mention(self.model, found, state, self.probabilities(maps), mentions, **search)
 
 
 @dataclass(frozen=True)
 class Speaker:
     """A captioner in whose captions of an image some words never come, and some not after some others."""
 
-    model: SCACNN
+    model: decode.Stepper
     closed: Tensor  # bool (B, W)
     wanted: Tensor  # bool (B, W)
     agreement: dict[int, Tensor]  # after this word (W,) of the wanted ones are closed
     no_compound: Tensor  # (W,) are closed after a wanted one
 
-    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, tokens: Tensor, state: decode.State) -> tuple[Tensor, decode.State]:
         logits, state = self.model.step(tokens, state)
         closed, wanted = self.closed[state.image], self.wanted[state.image]
         for word, wrong in self.agreement.items():
             closed = closed | ((tokens == word)[:, None] & wanted & wrong)
         closed = closed | (wanted.gather(1, tokens[:, None]) & self.no_compound)
         return logits.masked_fill_(closed, -torch.inf), state
+
+
+def agreement_of(nouns: Sequence[Noun], vocabulary: Vocabulary) -> dict[int, Tensor]:
+    """After "a", "an", "is" and others: which words (W,) do not follow, of those that must be mentioned."""
+    vowel = torch.tensor([VOWEL.match(word) is not None for word in vocabulary])
+    counted = {noun.name for noun in nouns if noun.plural}  # "a cat", but "bread"
+    single = torch.tensor([word in counted for word in vocabulary])
+    wrong = {"a": vowel | ~single, "an": ~vowel | ~single} | dict.fromkeys(NO_NOUN_AFTER, single)
+    return {vocabulary.encode([word])[0]: mask for word, mask in wrong.items() if word in vocabulary}
 
 
 def with_words(model: SCACNN, shares: Tensor) -> SCACNN:

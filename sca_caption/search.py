@@ -18,7 +18,7 @@ class SearchConfig:
     length_penalty: float = setting(
         0.8, "rank by log-probability / length^X; 0: as it is; more favours longer captions"
     )
-    block_ngrams: int = setting(2, "never say the same N words in a row twice; 0: off")
+    block_ngrams: int = setting(2, "never say the same N words in a row twice, nor 'W and W'; 0: off")
     sound_endings: bool = setting(True, "never end in 'a', 'with', 'and', ...")
     diverse_groups: int = setting(1, "groups of beams that differ")
     diversity: float = setting(0.5, "nats off a word for each beam of groups before that says it")

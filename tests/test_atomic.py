@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from sca_caption.atomic import check_writable, replacing
+from sca_caption.atomic import check_writable, replacing, replacing_folder
 from sca_caption.errors import UserError
 
 
@@ -64,3 +64,46 @@ def test_check_writable(tmp_path):
         check_writable(tmp_path, "--explain")
     with pytest.raises(UserError, match=r"cannot write --output .*x\.json: no folder .*no, make it"):
         check_writable(tmp_path / "no" / "x.json")
+
+
+def is_ours(folder) -> bool:
+    return (folder / "ours").exists()
+
+
+def test_a_folder_appears_whole_and_replaces_its_like(tmp_path):
+    path = tmp_path / "deep" / "model"
+    for content in ("first", "second"):
+        with replacing_folder(path, is_ours) as temporary:
+            assert not list(temporary.iterdir())
+            (temporary / "ours").write_text(content)
+            (temporary / content).mkdir()
+            assert not path.exists() or (path / "first").is_dir()
+        assert (path / "ours").read_text() == content and os.listdir(path.parent) == ["model"]
+    assert sorted(os.listdir(path)) == ["ours", "second"]
+
+
+@pytest.mark.parametrize("error", [ValueError("no"), UserError("no"), KeyboardInterrupt()])
+def test_a_folder_that_fails_leaves_the_old_one(tmp_path, error):
+    path = tmp_path / "model"
+    path.mkdir()
+    (path / "ours").write_text("old")
+    with pytest.raises(type(error)) as caught, replacing_folder(path, is_ours) as temporary:
+        (temporary / "half").write_text("half")
+        raise error
+    assert caught.value is error
+    assert (path / "ours").read_text() == "old" and os.listdir(tmp_path) == ["model"]
+
+
+def test_what_is_not_ours_is_not_replaced(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_text("")
+    for path, said in (("photos", "holds other files"), ("photos/a.jpg", "it is a file, name a folder")):
+        with pytest.raises(UserError, match=said), replacing_folder(tmp_path / path, is_ours):
+            pytest.fail("the block must not run")
+    with pytest.raises(UserError, match="Not a directory"), replacing_folder(tmp_path / "photos/a.jpg/x", is_ours):
+        pytest.fail("the block must not run")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.jpg", "photos"]
+    (tmp_path / "empty").mkdir()
+    with replacing_folder(tmp_path / "empty", is_ours) as temporary:
+        (temporary / "ours").write_text("new")
+    assert os.listdir(tmp_path / "empty") == ["ours"]

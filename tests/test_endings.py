@@ -7,7 +7,7 @@ import torch
 from toy_decoder import EVERYTHING, ToyRNN, log_prob_of, made_images
 
 from sca_caption.decode import Rules, beam_search, greedy, sample
-from sca_caption.endings import DANGLING, dangling
+from sca_caption.endings import DANGLING, dangling, joining
 from sca_caption.vocab import EOS, Vocabulary
 
 RULES = [
@@ -18,13 +18,20 @@ RULES = [
 ]
 
 
+def echoes(tokens) -> bool:
+    """Whether word 5 joins a word with itself."""
+    return any(tokens[i] == 5 and tokens[i - 1] == tokens[i + 1] for i in range(1, len(tokens) - 1))
+
+
 def test_the_ids_are_those_of_the_words_that_the_vocabulary_has():
     vocabulary = Vocabulary(["dog", "with", "a", "on", "looks", "the"])
     assert [vocabulary.words[i] for i in dangling(vocabulary)] == ["with", "a", "the"]
+    vocabulary = Vocabulary(["and", "dog"])
+    assert [vocabulary.words[i] for i in joining(vocabulary)] == ["and"]
     assert not DANGLING & {"on", "by", "up", "down", "off", "out", "around", "behind", "outside", "her", "it"}
 
 
-@pytest.mark.parametrize("rules", RULES, ids=str)
+@pytest.mark.parametrize("rules", [*RULES, {"joining": (5,)}, {"joining": (5,), "never_last": (4,)}], ids=str)
 def test_a_wide_beam_finds_the_best_of_the_captions_that_may_be(rules):
     model, images = ToyRNN(1), made_images(2)
     found = beam_search(
@@ -41,7 +48,7 @@ def test_a_wide_beam_finds_the_best_of_the_captions_that_may_be(rules):
             (log_prob_of(model, image, tokens, ended=True) / (len(tokens) + 1) ** 0.7, list(tokens))
             for count in range(rules.get("min_length", 1), 5)
             for tokens in itertools.product((4, 5, 6), repeat=count)
-            if tokens[-1] not in rules.get("never_last", ())
+            if tokens[-1] not in rules.get("never_last", ()) and not ("joining" in rules and echoes(tokens))
         ]
         best.sort(reverse=True)
         assert [hypothesis.tokens for hypothesis in hypotheses] == [tokens for _, tokens in best[:5]]

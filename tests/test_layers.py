@@ -11,15 +11,17 @@ ROOT = Path(__file__).parent.parent
 
 # A module may import lower layers, and its own where that makes no circle. A folder is one module.
 LAYERS = {
-    0: "__init__ atomic attention beams calibration caption_quality classification_metrics config constraints decode "
-    "devices distributed diverse endings ensemble errors figures images java_metrics journal metrics nouns paraphrases "
-    "ptb sampling search storage teacher_forcing torchvision_compat vocab",
+    0: "__init__ atomic attention beams calibration caption_quality classification_metrics command_line config "
+    "constraints decode devices distributed diverse endings ensemble errors figures images java_metrics journal "
+    "messages metrics nouns onnx_int8 paraphrases ptb sampling search storage teacher_forcing torchvision_compat "
+    "vocab weight_average",
     1: "class_folders classification_data confusion sources shapes store store_captions store_images store_writer "
-    "backbones networks places small_networks mobilenet",
+    "backbones networks places small_networks mobilenet progress",
     2: "captioner classifier objects",
-    3: "attention_trace checkpoint naming rewards self_critical",
-    4: "caption_task classify_task distillation explain gallery inference result_kinds results sidecars training",
-    5: "benchmarks calibrate classify cli curves",
+    3: "attention_trace checkpoint naming rewards self_critical attention_strip",
+    4: "caption_task classify_task distillation explain gallery inference onnx_captioner onnx_graphs "
+    "result_kinds results sidecars training",
+    5: "api benchmarks calibrate classify cli curves export web",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 PROGRAMS = ("preprocess", "train", "caption", "evaluate")
@@ -42,7 +44,10 @@ def module_of(path: Path, root: Path) -> str:
 
 
 def edges(root: Path) -> dict[str, set[str]]:
-    """What each module directly in the package imports of the others."""
+    """What each module directly in the package imports of the others.
+
+    But for the package's own, which names, without importing it, the top layer that Python programs import from it.
+    """
     files = sorted((root / PACKAGE).rglob("*.py"))
     known = {module_of(path, root) for path in files}
     found = {name: set() for name in known}
@@ -52,6 +57,7 @@ def edges(root: Path) -> dict[str, set[str]]:
             if first == PACKAGE:
                 target = rest.split(".")[0]
                 found[module_of(path, root)].add(target if target in known else "__init__")
+    found["__init__"] = set()
     return {name: targets - {name} for name, targets in found.items()}
 
 

@@ -5,13 +5,14 @@ import torch
 from conftest import tiny_captioner
 from made_photos import message
 
-from sca_caption import checkpoint, naming
+from sca_caption import checkpoint
 from sca_caption.backbones import Backbone
 from sca_caption.captioner import SCACNN
 from sca_caption.checkpoint import Checkpoint
 from sca_caption.config import ModelConfig
 from sca_caption.images import Transform
 from sca_caption.inference import Describer
+from sca_caption.naming import Limits
 from sca_caption.objects import original
 from sca_caption.torchvision_compat import torchvision
 from sca_caption.vocab import Vocabulary
@@ -160,7 +161,7 @@ def test_what_it_cannot_share_with(network):
 
 
 @torch.inference_mode()
-def test_a_describer_names_what_it_sees(network, monkeypatch):
+def test_a_describer_names_what_it_sees(network):
     model, words = tuned(network), Vocabulary(["a", "dog", "cat", "on"])
     model.embedding, model.word = torch.nn.Embedding(len(words), 8), torch.nn.Linear(8, len(words))
     objects = original(network.state_dict(), model.backbone)
@@ -169,8 +170,8 @@ def test_a_describer_names_what_it_sees(network, monkeypatch):
         Checkpoint(model, words, Transform(64), objects=objects),
     )
     pixels = torch.randint(256, (6, 3, 64, 64), dtype=torch.uint8)
-    monkeypatch.setattr(naming, "ROOM", 1e9)
     describers = Describer(plain), Describer(named, objects=False), Describer(named)
+    describers[2].namer.limits = Limits(room=1e9)
     without, switched_off, found = ([c[0].text for c in each.caption_batch(pixels)] for each in describers)
     assert without == switched_off
     namer = describers[2].namer
@@ -178,12 +179,12 @@ def test_a_describer_names_what_it_sees(network, monkeypatch):
     changed = 0
     for row, before, after in zip(seen, without, found, strict=True):
         noun = namer.nouns[namer.noun_of(row)]
-        if row.max() >= naming.THRESHOLD:
+        if row.max() >= Limits.threshold:
             assert noun.is_in(after)
         changed += before != after
-        assert (before == after) == (row.max() < naming.THRESHOLD or noun.is_in(before))
+        assert (before == after) == (row.max() < Limits.threshold or noun.is_in(before))
     assert changed
-    monkeypatch.setattr(naming, "ROOM", -1e9)  # nothing is likely enough
+    describers[2].namer.limits = Limits(room=-1e9)  # nothing is likely enough
     assert [c[0].text for c in describers[2].caption_batch(pixels)] == without
     stored = model.encode(pixels)  # features, in which nothing can be seen
     assert [c[0].text for c in describers[2].caption_batch(stored)] == without

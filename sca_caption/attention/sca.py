@@ -174,6 +174,9 @@ def pool_shared(features: Tensor, alpha: Tensor, image: Tensor) -> Tensor:
     features (B, C, H, W), alpha (N, m), image (N,) indices into features. A product for each image, of the weights of all
     its rows (padded to the most that an image has) with its positions, instead of a copy of the map for every row.
     """
+    if torch.compiler.is_compiling():  # also while exporting: the most that an image has depends on the values
+        every = alpha @ features.flatten(2).transpose(1, 2)  # (B, N, C), of each image by the weights of all rows
+        return every[image, torch.arange(alpha.shape[0], device=image.device)]
     order, counts = image.argsort(stable=True), torch.bincount(image, minlength=len(features))
     slot = torch.empty_like(image)  # of a row among those of its image
     slot[order] = torch.arange(len(image), device=image.device) - (counts.cumsum(0) - counts)[image[order]]

@@ -11,8 +11,8 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from sca_caption import __version__
 from sca_caption.cli.given import paths_of, take_back_images
+from sca_caption.cli.serve import add_page_flags, check_page_flags, serve
 from sca_caption.cli.terminal import Printer, command, one_line, progress, report_all
 from sca_caption.config import Parser, add_flags, make
 from sca_caption.distributed import Processes, joined
@@ -30,6 +30,7 @@ examples:
   python caption.py photos/ --sidecar                  # photo.txt beside each photo.jpg
   python caption.py photo.jpg --num-captions 3         # three captions, a line each, best first
   python caption.py photo.jpg --mention dog ball       # a caption with these words
+  python caption.py --serve                            # a page in the browser: drop, paste or take photographs
 
 Results files hold image_id, file_name, caption and score (log-probability / length^X). image_id is the number
 that is the file's name where all have one (COCO's), else the position in the input, from 1. With
@@ -46,7 +47,6 @@ def parser() -> Parser:
         "images", nargs="*", metavar="IMAGE", help="image file, folder, or - for paths on standard input"
     )
     p.add_argument("--demo", action="store_true", help="caption photographs of installed packages")
-    p.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     g = p.add_argument_group("results")
     g.add_argument("--output", type=Path, metavar="FILE",
                    help="write results there instead: .json, .jsonl, .csv, or .html, a page to look at")  # fmt: skip
@@ -72,6 +72,7 @@ def parser() -> Parser:
     g.add_argument("--no-objects", dest="objects", action="store_false",
                    help="do not put in nouns that ImageNet's classifier is sure of, of a model that has it")  # fmt: skip
     g.add_argument("--sample", action="store_true", help="draw captions at random in place of the search")
+    add_page_flags(p)
     add_flags(p, SearchConfig, SamplingConfig)
     return p
 
@@ -87,6 +88,9 @@ def run(argv: list[str] | None, processes: Processes) -> int:
     p = parser()
     arguments = p.parse_args(argv)
     take_back_images(arguments)
+    check_page_flags(p, arguments)
+    if arguments.serve:
+        return serve(arguments)
     search, sampling = settings_of(arguments)
     # Of several processes only one can read standard input.
     paths = processes.broadcast(paths_of(arguments, p.prog) if processes.first else None)

@@ -1,0 +1,148 @@
+"""Captioning from Python: `from sca_caption import Captioner`.
+
+>>> from sca_caption import Captioner
+>>> captioner = Captioner.load()
+>>> captioner.caption("docs/grace_hopper.jpg")
+'a man in a black shirt is wearing a white shirt'
+
+An image is a path, a file's bytes, a PIL image, an array or a tensor; several are captioned together, which is faster:
+
+>>> from PIL import Image
+>>> with Image.open("docs/grace_hopper.jpg") as photograph:
+...     captioner.caption([photograph, photograph.convert("L")])
+['a man in a black shirt is wearing a white shirt', 'a man in a black shirt is standing in front of a crowd']
+
+The keywords are the command line's flags of the search:
+
+>>> for caption in captioner.captions("docs/grace_hopper.jpg", num_captions=2, mention=["hat"]):
+...     print(f"{caption.confidence:.2f} {caption.text}")
+0.35 a man in a black shirt is wearing a white hat
+0.34 a man in a black shirt is wearing a red hat
+
+What a user can get wrong raises `UserError`, in the words of the command line:
+
+>>> captioner.caption("no such photograph.jpg")
+Traceback (most recent call last):
+    ...
+sca_caption.images.ImageError: no such photograph.jpg: no such file; check the path
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Self, overload
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from sca_caption import images
+from sca_caption.errors import UserError
+from sca_caption.images import ImageError
+from sca_caption.inference import Caption, Describer, Result
+from sca_caption.search import BATCH_SIZE, SearchConfig
+
+Picture = str | os.PathLike | bytes | Image.Image | np.ndarray | Tensor
+
+
+class Captioner:
+    """A captioner ready for photographs. Made by `Captioner.load`.
+
+    A picture is a path, the bytes of an image file, a PIL image, an array (H, W) or (H, W, 1, 3 or 4), a tensor with its
+    channels first, (H, W) or (1, 3 or 4, H, W), of uint8 from 0 to 255 or floats from 0 to 1, RGB. Keywords beyond those
+    named are `SearchConfig`'s: beam_size, num_captions, min_length, max_length, length_penalty, block_ngrams, ... All
+    methods raise `UserError` for what a user can get wrong.
+    """
+
+    def __init__(self, describer: Describer):
+        self.describer = describer
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: str | os.PathLike | Sequence[str | os.PathLike] | None = None,
+        *,
+        device: str = "auto",
+        batch_size: int = BATCH_SIZE,
+        objects: bool = True,
+    ) -> Self:
+        """The model that ships, or one of train.py, or several, which then speak as one.
+
+        device: "cpu", "cuda", "cuda:1", ... or "auto", the first GPU if there is one. batch_size: images at once.
+        objects: whether a model that can puts nouns that ImageNet's classifier is sure of into its captions.
+        """
+        several = [Path(checkpoint)] if isinstance(checkpoint, str | os.PathLike) else checkpoint
+        return cls(Describer(several, device=device, batch_size=batch_size, objects=objects))
+
+    @overload
+    def caption(self, pictures: Picture, *, mention: Sequence[str] = (), **search: float) -> str: ...
+    @overload
+    def caption(
+        self, pictures: Iterable[Picture], *, mention: Sequence[str] = (), **search: float
+    ) -> list[str]: ...
+    def caption(self, pictures, *, mention=(), **search):
+        """The best caption of a picture, or those of several, as a list.
+
+        Several are a list or another iterable of pictures, or an array or a tensor with one dimension more. mention:
+        words that captions must have, at most three; "dog/puppy": one of them.
+        """
+        if isinstance(pictures, np.ndarray | Tensor) and pictures.ndim == 4:
+            pictures = list(pictures)
+        several = not isinstance(pictures, Picture)
+        found = self.stream(pictures if several else [pictures], mention=mention, **search)
+        texts = [captions_of(result)[0].text for result in found]
+        return texts if several else texts[0]
+
+    def captions(
+        self, picture: Picture, *, mention: Sequence[str] = (), **search: float
+    ) -> tuple[Caption, ...]:
+        """The best captions of a picture, best first, with their scores: `num_captions` of them."""
+        (result,) = self.stream([picture], mention=mention, **search)
+        return captions_of(result)
+
+    def stream(
+        self, pictures: Iterable[Picture], *, mention: Sequence[str] = (), **search: float
+    ) -> Iterator[Result]:
+        """Caption any number of pictures, one batch after another: a `Result` for each, in order.
+
+        One that cannot be read has an `error` in its result in place of `captions`, and the others go on.
+        """
+        describer = self.describer
+        if mention or search:
+            describer = describer.searching(SearchConfig(**search), mention)
+        return describer.stream(pictures, self._read)
+
+    def _read(self, picture: Picture) -> np.ndarray:
+        source = from_array(picture) if isinstance(picture, np.ndarray | Tensor) else picture
+        return images.load(source, self.describer.transform)
+
+
+def captions_of(result: Result) -> tuple[Caption, ...]:
+    if result.error:
+        raise result.error
+    return result.captions
+
+
+def from_array(values: np.ndarray | Tensor) -> Image.Image:
+    """An array (H, W) or (H, W, 1, 3 or 4), or a tensor (H, W) or (1, 3 or 4, H, W), as a Pillow image.
+
+    uint8 from 0 to 255, or floats from 0 to 1. Raises ImageError for others.
+    """
+    kind = "array" if isinstance(values, np.ndarray) else "tensor"
+    array = values if isinstance(values, np.ndarray) else values.detach().cpu().numpy()
+    if kind == "tensor" and array.ndim == 3:
+        array = array.transpose(1, 2, 0)
+    found = f"the {kind} of shape {tuple(values.shape)} and {values.dtype}"
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or not array.size:
+        shapes = "(H, W), (H, W, 3) or (H, W, 4)" if kind == "array" else "(H, W), (3, H, W) or (4, H, W)"
+        raise ImageError(found, f"not an image; give one of shape {shapes}")
+    if array.dtype != np.uint8:
+        if array.dtype.kind != "f" or not (array.min() >= 0 and array.max() <= 1):
+            raise ImageError(found, "not levels of an image; give uint8 from 0 to 255, or floats from 0 to 1")
+        array = np.round(array * 255).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+__all__ = ["Caption", "Captioner", "ImageError", "Result", "UserError"]

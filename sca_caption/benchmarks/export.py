@@ -1,0 +1,141 @@
+"""An exported captioner beside the one it was made from: captions, size, time and, with --data, CIDEr.
+
+All ways take the same images, already at model size, through everything from pixels to captions, with as many threads.
+Their turns alternate in one run; a ratio is the median over rounds. Captions are compared over all photographs.
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from sca_caption import checkpoint, images
+from sca_caption.config import Parser, require
+from sca_caption.errors import UserError, program
+from sca_caption.export import export
+from sca_caption.inference import Caption, Describer, stack
+from sca_caption.metrics import Cider, ptb_tokenize
+from sca_caption.onnx_captioner import DTYPES, OnnxDescriber, graph_path
+from sca_caption.store import CaptionData
+
+BATCH = 8
+EPILOG = """\
+examples:
+  python -m sca_caption.benchmarks.export photos/
+  python -m sca_caption.benchmarks.export photos/ --data data/flickr8k.h5 --limit 500
+"""
+
+
+def parser() -> Parser:
+    p = Parser(prog="python -m sca_caption.benchmarks.export", description=__doc__, epilog=EPILOG)
+    p.add_argument("photographs", nargs="+", metavar="PHOTO", help="files, or folders of them")
+    p.add_argument("--checkpoint", type=Path, metavar="FILE", help="(default: the model that ships)")
+    p.add_argument(
+        "--rounds", type=int, default=7, metavar="N", help="timings of each (default: %(default)s)"
+    )
+    p.add_argument("--data", type=Path, metavar="FILE.h5", help="score captions of its split val too")
+    p.add_argument("--limit", type=int, metavar="N", help="images of it (default: all)")
+    return p
+
+
+@program
+def main(argv: list[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    require(arguments, "rounds", arguments.rounds >= 1, "at least 1")
+    paths = images.find_images(arguments.photographs)
+    data = CaptionData(arguments.data) if arguments.data else None
+    given = checkpoint.load(arguments.checkpoint)
+    if data and data.transform != given.transform:
+        raise UserError(
+            f"{data.path} holds {data.transform}, the model takes {given.transform}; preprocess for it"
+        )
+    threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch, "model")
+        export(folder, given, arguments.checkpoint)
+        ways: dict[str, Describer] = {"PyTorch": Describer(given, device="cpu")}
+        for dtype in DTYPES:
+            ways[f"ONNX, {dtype}"] = OnnxDescriber(folder, dtype=dtype, threads=threads)
+        graphs = list(ways["ONNX, float32"].model.sessions)
+        sizes = [
+            [graph_path(folder, name, dtype).stat().st_size / 1e6 for name in graphs] for dtype in DTYPES
+        ]
+    print(f"| MB | {' | '.join(graphs)} | together |\n| --- |{' ---: |' * (len(graphs) + 1)}")
+    for dtype, size in zip(DTYPES, sizes, strict=True):
+        print(f"| {dtype} | {' | '.join(f'{each:.1f}' for each in (*size, sum(size)))} |")
+    print(f"\nbeam {ways['PyTorch'].search.beam_size}, {threads} threads, {arguments.rounds} rounds\n")
+    timed(ways, paths, arguments.rounds)
+    compared(ways, paths)
+    if data:
+        scored(ways, data, arguments.limit)
+    return 0
+
+
+def timed(ways: dict[str, Describer], paths: Sequence[Path], rounds: int) -> None:
+    """Print the table of times."""
+    transform = ways["PyTorch"].transform
+    pixels = stack([images.load(path, transform) for path in paths[:BATCH]])
+    batches = {"one image": pixels.split(1), f"batch of {len(pixels)}": [pixels]}
+    seconds = {name: {batch: [] for batch in batches} for name in ways}
+    for round in range(rounds + 1):
+        for batch, parts in batches.items():
+            for name, describer in ways.items():
+                began = time.perf_counter()
+                for part in parts:
+                    describer.caption_batch(part)
+                if round:  # the first warms up
+                    seconds[name][batch].append((time.perf_counter() - began) / len(pixels))
+    heads = " | ".join(f"{batch}, ms an image | times PyTorch's" for batch in batches)
+    print(f"| | {heads} |\n| --- |{' ---: | ---: |' * len(batches)}")
+    for name, found in seconds.items():
+        cells = []
+        for batch, times in found.items():
+            pairs = zip(times, seconds["PyTorch"][batch], strict=True)
+            ratio = statistics.median(ours / theirs for ours, theirs in pairs)
+            cells += [f"{1000 * statistics.median(times):.1f}", f"{ratio:.2f}"]
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
+def compared(ways: dict[str, Describer], paths: Sequence[Path]) -> None:
+    """Print how many captions are PyTorch's, and of float32 those that are not."""
+    found: dict[str, list[Caption]] = {}
+    for name, describer in ways.items():
+        results = list(describer.stream(paths))
+        for result in results:
+            if result.error:
+                raise result.error
+        found[name] = [result.captions[0] for result in results]
+    theirs = found.pop("PyTorch")
+    print()
+    for name, ours in found.items():
+        same = [a.text == b.text for a, b in zip(ours, theirs, strict=True)]
+        apart = [abs(a.score - b.score) for a, b, alike in zip(ours, theirs, same, strict=True) if alike]
+        most = f", scores at most {max(apart):.0e} apart" if apart else ""
+        print(f"{name}: {sum(same)} of {len(same)} captions are PyTorch's{most}")
+        if name.endswith("float32"):
+            for path, a, b in zip(paths, ours, theirs, strict=True):
+                if a.text != b.text:
+                    print(f"  {path}: {a.text!r} {a.score:.5f}, PyTorch {b.text!r} {b.score:.5f}")
+
+
+def scored(ways: dict[str, Describer], data: CaptionData, limit: int | None) -> None:
+    """Print the CIDEr of each way on split val."""
+    rows = data.indices("val").tolist()[:limit]
+    if len(rows) < 2:
+        raise UserError(f"{data.path} has {len(rows)} images in split val; CIDEr needs two")
+    cider = Cider([[ptb_tokenize(text) for text in data.references(row)] for row in rows])
+    print(f"\n| {len(rows)} images of {data.path.name}, val | CIDEr | difference |\n| --- | ---: | ---: |")
+    first = None
+    for name, describer in ways.items():
+        captions = [result.captions[0].text for result in describer.stream(rows, read=data.image)]
+        score = cider.score([ptb_tokenize(caption) for caption in captions])[0]
+        first = score if first is None else first
+        print(f"| {name} | {score:.2f} | {score - first:+.2f} |", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""Write a captioner as ONNX graphs, with all that captioning needs beside them, to run without PyTorch.
+
+The folder is complete or it is not there. It holds
+
+    trunk.onnx    once an image:  images -> map_0, ..., keys, hidden, cell
+    step.onnx     once a word:    tokens, image, hidden, cell, map_0, ..., keys -> logits, hidden_after, cell_after,
+                                  alpha_0, beta_0, alpha_1, ...
+    objects.onnx  once an image:  images -> probabilities (of models that name what ImageNet's classifier sees)
+    int8/         the same graphs with large weights in int8, if asked for
+    model.json    the words, and how they are searched for
+
+B images, N captions in the making, S pixels a side, W words, d LSTM size, k attention width; attended layer i has C
+channels and m = H W positions. B and N may differ from call to call.
+
+    images         uint8 (B, 3, S, S), RGB, as `transform` says; normalised inside
+    map_0, ...     float32 (B, C, H, W), what is attended, and what travels along with it, if anything does
+    keys           float32 (B, m, k), only where attention prepares them once an image
+    hidden, cell   float32 (B, d) after the trunk, (N, d) in steps
+    tokens, image  int64 (N,): the words before (bos at first), and the row of the maps that each caption reads
+    logits         float32 (N, W), of all words, the new ones of naming too; a search without them reads the first `known`
+    alpha_i        float32 (N, m), where layer i was looked at, row by row of the map; if it has spatial attention
+    beta_i         float32 (N, C), what was selected in it; if it has channel attention
+    probabilities  float32 (B, nouns), in the order of `naming.nouns`
+
+model.json, UTF-8:
+
+    format_version  1
+    words           every word by id: the special ones, the captioner's, the new ones of naming
+    known           how many of them are the captioner's own
+    bos, eos, pad, unk   ids of the special words; pad, bos and unk never come in a caption
+    transform       size S, and mode: "resize" squashes an image to S x S (bicubic), "crop" takes the square in its centre
+    layers          attended ones, lowest first: name, height, width, channels, spatial and channel (whether so attended)
+    inputs, outputs  of each graph the names of its inputs and outputs, in order
+    dtypes          "float32", and "int8" where int8/ is there
+    search          default settings, see `search.SearchConfig`; how it goes on is in `decode.beam_search`
+    never_last      ids of words that no caption ends in where search.sound_endings is true
+    joining         ids of words that never stand between a word and itself where search.block_ngrams is not 0
+    calibration     null, or slope and intercept: a caption is better than the median with probability
+                    1 / (1 + exp(-(slope x + intercept))), x the mean log-probability of its words, the end word included
+    naming          null, or what `naming.Lexicon.mention` needs:
+        threshold, room, room_if_sure, share, absent   see `naming.Limits`
+        most_groups  groups of words that one caption can be made to mention
+        nouns        of each kind, name, plural or null, forms (words that mention it), classes (ImageNet's numbers), and
+                     group: ids of the words to say
+        agreement    pairs: after the word with this id do not come these words of nouns that must be mentioned
+        no_compound  ids of words that do not come after one that must be mentioned
+    source          version of sca_caption and name of the checkpoint
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from sca_caption import __version__, checkpoint
+from sca_caption.atomic import replacing_folder
+from sca_caption.calibration import Calibration
+from sca_caption.checkpoint import Checkpoint
+from sca_caption.config import Parser
+from sca_caption.errors import program
+from sca_caption.inference import settings_of
+from sca_caption.naming import Namer
+from sca_caption.onnx_captioner import DESCRIPTION, DTYPES, FORMAT_VERSION, graph_path, naming_of
+from sca_caption.onnx_graphs import graphs_of, layers_of
+from sca_caption.onnx_int8 import quantize
+from sca_caption.search import SearchConfig
+from sca_caption.vocab import BOS, EOS, PAD, UNK
+
+EPILOG = """\
+examples:
+  python -m sca_caption.export --output model/
+  python -m sca_caption.export --output model/ --checkpoint runs/flickr8k/best.pt --dtype float32 int8
+"""
+
+
+def parser() -> Parser:
+    p = Parser(
+        prog="python -m sca_caption.export",
+        description="Write a captioner as ONNX graphs with its vocabulary and settings, to run without PyTorch.",
+        epilog=EPILOG,
+    )
+    p.add_argument(
+        "--output", type=Path, required=True, metavar="DIR", help="the folder to make, or to replace"
+    )
+    p.add_argument("--checkpoint", type=Path, metavar="FILE", help="(default: the model that ships)")
+    p.add_argument(
+        "--dtype", nargs="+", choices=DTYPES, default=["float32"], metavar="NAME",
+        help="of the weights: float32, which is always written, and int8 (default: float32)",
+    )  # fmt: skip
+    return p
+
+
+@program
+def main(argv: list[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    dtypes = [dtype for dtype in DTYPES if dtype == "float32" or dtype in arguments.dtype]
+    export(arguments.output, checkpoint.load(arguments.checkpoint), arguments.checkpoint, dtypes)
+    for path in sorted(arguments.output.rglob("*")):
+        if path.is_file():
+            size = path.stat().st_size / 1e6
+            print(f"{path.relative_to(arguments.output)}\t{size:.1f} MB", file=sys.stderr)
+    return 0
+
+
+def export(
+    output: Path, given: Checkpoint, file: Path | None = None, dtypes: list[str] | tuple[str, ...] = DTYPES
+) -> None:
+    """Write the folder `output` from a checkpoint, which was read from `file` (None: the one that ships).
+
+    Raises UserError where the folder holds anything else than such a model, or cannot be written.
+    """
+    given.model.eval()
+    settings = settings_of(SearchConfig(), given.vocabulary)
+    with replacing_folder(output, is_export) as folder:
+        namer = Namer(given.model, given.vocabulary, given.objects) if given.objects else None
+        graphs = graphs_of(given.model, namer, given.transform.size)
+        names = {}
+        for name, (graph, inputs, outputs) in graphs.items():
+            names[name] = inputs, outputs
+            graph_path(folder, name, "float32").write_bytes(graph)
+        if "int8" in dtypes:
+            for name in graphs:
+                target = graph_path(folder, name, "int8")
+                target.parent.mkdir(exist_ok=True)
+                quantize(graph_path(folder, name, "float32"), target)
+        description = {
+            "format_version": FORMAT_VERSION,
+            "words": list(namer.vocabulary if namer else given.vocabulary),
+            "known": len(given.vocabulary),
+            "bos": BOS,
+            "eos": EOS,
+            "pad": PAD,
+            "unk": UNK,
+            "transform": given.transform.to_dict(),
+            "layers": layers_of(given.model, given.transform.size),
+            "inputs": {name: inputs for name, (inputs, _) in names.items()},
+            "outputs": {name: outputs for name, (_, outputs) in names.items()},
+            "dtypes": list(dtypes),
+            "search": vars(SearchConfig()),
+            "never_last": list(settings["never_last"]),
+            "joining": list(settings.get("joining", ())),
+            "calibration": vars(found) if (found := Calibration.of(given.metrics)) else None,
+            "naming": naming_of(namer) if namer else None,
+            "source": {"sca_caption": __version__, "checkpoint": (file or checkpoint.SHIPPED).name},
+        }
+        text = json.dumps(description, ensure_ascii=False, indent=None)
+        (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+
+
+def is_export(folder: Path) -> bool:
+    """Whether nothing but an exported model is in a folder."""
+    known = {DESCRIPTION, "trunk.onnx", "step.onnx", "objects.onnx", "int8"}
+    return (folder / "trunk.onnx").is_file() and {path.name for path in folder.iterdir()} <= known
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

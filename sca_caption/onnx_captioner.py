@@ -1,0 +1,269 @@
+"""A captioner that was exported (see `export`), at work under onnxruntime.
+
+The search is `decode.beam_search` and the naming of objects `naming.Lexicon`, as in PyTorch: only the graphs are run by
+another library. Shapes as in `onnx_graphs`.
+"""
+
+import dataclasses
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sca_caption import decode
+from sca_caption.calibration import Calibration
+from sca_caption.constraints import MOST_GROUPS, word_groups
+from sca_caption.errors import UserError
+from sca_caption.images import Transform
+from sca_caption.inference import Caption, Describer
+from sca_caption.naming import Lexicon, Limits
+from sca_caption.nouns import Noun
+from sca_caption.search import BATCH_SIZE, SearchConfig
+from sca_caption.vocab import SPECIALS, Vocabulary
+
+FORMAT_VERSION = 1
+DTYPES = ("float32", "int8")
+DESCRIPTION = "model.json"
+
+
+@dataclass
+class OnnxState:
+    """Where N partial captions stand: `maps` are what the trunk made of each image, `image` says which a row reads."""
+
+    maps: dict[str, np.ndarray]  # by name of the graphs' inputs, a row an image
+    image: Tensor  # (N,)
+    hidden: Tensor  # (N, d)
+    cell: Tensor  # (N, d)
+    # Of the last step, one pair an attended layer: beta (N, C) or None, alpha (N, m) or None.
+    attention: tuple[tuple[Tensor | None, Tensor | None], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.hidden)
+
+    @property
+    def device(self) -> torch.device:
+        return self.hidden.device
+
+    def select(self, rows: Tensor) -> "OnnxState":
+        return OnnxState(self.maps, self.image[rows], self.hidden[rows], self.cell[rows])
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The step with the logits of the first `words` words only, or of all."""
+
+    captioner: "OnnxCaptioner"
+    words: int | None
+
+    def step(self, tokens: Tensor, state: OnnxState) -> tuple[Tensor, OnnxState]:
+        logits, after = self.captioner.step(tokens, state)
+        return logits[:, : self.words], after
+
+
+class OnnxCaptioner:
+    """The graphs of an exported folder: `start` and `step`, as `decode` needs them, and the nouns' probabilities.
+
+    `step` gives the logits of all words, also those that only naming may say.
+    """
+
+    def __init__(self, description: dict, sessions: dict):
+        self.description, self.sessions = description, sessions
+        self.outputs = description["outputs"]
+        self.layers = len(description["layers"])
+
+    @classmethod
+    def load(cls, folder: str | Path, dtype: str = "float32", threads: int = 0) -> "OnnxCaptioner":
+        """dtype: "float32" or "int8"; threads: of each operator, 0: as many as there are cores.
+
+        Raises UserError for a folder that is no export or lacks a part, and where onnxruntime is not installed.
+        """
+        folder = Path(folder)
+        description = described(folder)
+        names = list(description["inputs"])
+        if dtype not in description["dtypes"]:
+            raise UserError(
+                f"{folder} has no {dtype} graphs; write them with python -m sca_caption.export --dtype {dtype}"
+            )
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise UserError(
+                "running ONNX graphs needs onnxruntime, which is not installed; pip install 'sca-caption[export]'"
+            ) from error
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.log_severity_level = 3  # what goes wrong is raised as well
+        sessions = {}
+        for name in names:
+            path = graph_path(folder, name, dtype)
+            if not path.is_file():
+                raise UserError(
+                    f"{folder} lacks {path.relative_to(folder)}; copy it whole, or export it again"
+                )
+            try:
+                sessions[name] = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+            except Exception as error:  # onnxruntime raises types of its own
+                reason = " ".join(str(error).split())[:200]
+                raise UserError(f"{path} cannot be read ({reason}); copy it or export it again") from error
+        return cls(description, sessions)
+
+    def start(self, images: Tensor) -> OnnxState:
+        """Images uint8 (B, 3, S, S) -> the state before the first word, a row an image."""
+        found = self._run("trunk", {"images": images.contiguous().numpy()})
+        hidden, cell = (torch.from_numpy(found.pop(name)) for name in ("hidden", "cell"))
+        return OnnxState(found, torch.arange(len(hidden)), hidden, cell)
+
+    def step(self, tokens: Tensor, state: OnnxState) -> tuple[Tensor, OnnxState]:
+        """One word further: tokens (N,) are the words before -> logits (N, W), and the state after."""
+        rows = {"tokens": tokens, "image": state.image, "hidden": state.hidden, "cell": state.cell}
+        found = self._run("step", state.maps | {name: value.numpy() for name, value in rows.items()})
+        found = {name: torch.from_numpy(value) for name, value in found.items()}
+        attention = tuple((found.get(f"beta_{i}"), found.get(f"alpha_{i}")) for i in range(self.layers))
+        after = replace(state, hidden=found["hidden_after"], cell=found["cell_after"], attention=attention)
+        return found["logits"], after
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Images uint8 (B, 3, S, S) -> the probability of each noun (B, nouns)."""
+        return torch.from_numpy(
+            self._run("objects", {"images": images.contiguous().numpy()})["probabilities"]
+        )
+
+    def _run(self, graph: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        names = self.outputs[graph]
+        return dict(zip(names, self.sessions[graph].run(names, inputs), strict=True))
+
+
+class OnnxDescriber(Describer):
+    """An exported folder in the place of a checkpoint: `caption_batch` and `stream` as Describer's, on the CPU.
+
+    Args: as `OnnxCaptioner.load` and `Describer` take them; search: by default that of the folder.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        dtype: str = "float32",
+        threads: int = 0,
+        search: SearchConfig | None = None,
+        batch_size: int = BATCH_SIZE,
+        mentions: Sequence[str] = (),
+        objects: bool = True,
+    ):
+        if batch_size < 1:
+            raise UserError(f"--batch-size {batch_size}: must be at least 1")
+        self.model = OnnxCaptioner.load(folder, dtype, threads)
+        self.models, self.namer, self.drawing = [self.model], None, None
+        about = self.model.description
+        self.device, self.batch_size = torch.device("cpu"), batch_size
+        self.words = Vocabulary(about["words"][len(SPECIALS) :])
+        self.vocabulary = Vocabulary(about["words"][len(SPECIALS) : about["known"]])
+        self.transform = Transform.from_dict(about["transform"])
+        self._set(search or SearchConfig(**about["search"]), mentions)
+        self.calibration = Calibration(**about["calibration"]) if about["calibration"] else None
+        self.lexicon = lexicon_of(about, self.words) if objects and about["naming"] else None
+
+    def _set(self, search: SearchConfig, mentions: Sequence[str]) -> None:
+        about, self.search = self.model.description, search
+        self.settings = dict(vars(search))
+        self.settings["never_last"] = about["never_last"] if self.settings.pop("sound_endings") else ()
+        if search.block_ngrams and about["joining"]:
+            self.settings["joining"] = about["joining"]
+        self.mentions = word_groups(mentions, self.vocabulary)
+
+    def caption_batch(
+        self, batch: Tensor, mentions: Sequence[Sequence[Collection[int]]] | None = None
+    ) -> list[tuple[Caption, ...]]:
+        """Images uint8 (B, 3, S, S) -> captions of each, best first; mentions: as `Describer` takes them."""
+        return self._search(batch, mentions)[0]
+
+    def trace_batch(self, batch: Tensor) -> NoReturn:
+        """Raises UserError: what was attended stands in the states of `OnnxCaptioner.step` instead."""
+        raise UserError(
+            "attention is not drawn of an exported model; give the checkpoint that it was made from"
+        )
+
+    @torch.inference_mode()
+    def _search(
+        self, batch: Tensor, mentions: Sequence[Sequence[Collection[int]]] | None = None
+    ) -> tuple[list[tuple[Caption, ...]], OnnxState]:
+        """The captions, and where the captioner stood before their first words."""
+        state = self.model.start(batch)
+        mentions = [self.mentions] * len(state) if mentions is None else mentions
+        known = Steps(self.model, len(self.vocabulary))
+        found = decode.beam_search(known, state, mentions=mentions, **self.settings)
+        if self.lexicon:
+            seen = self.model.probabilities(batch)
+            found = self.lexicon.mention(
+                Steps(self.model, None), found, state, seen, mentions, **self.settings
+            )
+        captions = [tuple(self._caption(hypothesis) for hypothesis in hypotheses) for hypotheses in found]
+        return captions, state
+
+
+def graph_path(folder: Path, name: str, dtype: str) -> Path:
+    return (folder if dtype == "float32" else folder / dtype) / f"{name}.onnx"
+
+
+def described(folder: Path) -> dict:
+    """What model.json says. Raises UserError where there is none, or one of another format."""
+    path = folder / DESCRIPTION
+    again = f"python -m sca_caption.export --output {folder} writes one"
+    if not path.is_file():
+        what = f"{folder} lacks {DESCRIPTION}" if folder.is_dir() else f"no folder {folder}"
+        raise UserError(f"{what}, so it is no exported model; {again}")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        version = found["format_version"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged or no description of a model; {again}") from error
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{path} has format {version}, this program reads {FORMAT_VERSION}; use the version of sca_caption that "
+            f"wrote it, or export again"
+        )
+    return found
+
+
+def naming_of(lexicon: Lexicon) -> dict:
+    """All that naming needs, for JSON; see `export`."""
+    said = {word for group in lexicon.groups for word in group}
+    agreement = [
+        [after, [word for word in mask.nonzero().flatten().tolist() if word in said]]
+        for after, mask in lexicon.agreement.items()
+    ]
+    nouns = [
+        dataclasses.asdict(noun) | {"group": group}
+        for noun, group in zip(lexicon.nouns, lexicon.groups, strict=True)
+    ]
+    no_compound = lexicon.no_compound.nonzero().flatten().tolist()
+    from_constraints = {"most_groups": MOST_GROUPS}
+    return vars(lexicon.limits) | from_constraints | {
+        "nouns": nouns, "agreement": agreement, "no_compound": no_compound,
+    }  # fmt: skip
+
+
+def lexicon_of(description: dict, words: Vocabulary) -> Lexicon:
+    """What `naming_of` wrote."""
+    found = description["naming"]
+    limits = Limits(**{f.name: found[f.name] for f in dataclasses.fields(Limits)})
+    nouns = tuple(
+        Noun(each["kind"], each["name"], each["plural"], tuple(each["forms"]), tuple(each["classes"]))
+        for each in found["nouns"]
+    )
+    groups = [each["group"] for each in found["nouns"]]
+    agreement = {after: mask_of(wrong, len(words)) for after, wrong in found["agreement"]}
+    no_compound = mask_of(found["no_compound"], len(words))
+    return Lexicon(nouns, words, description["known"], groups, agreement, no_compound, limits)
+
+
+def mask_of(ids: Sequence[int], size: int) -> Tensor:
+    """True at `ids`: (size,)."""
+    mask = torch.zeros(size, dtype=torch.bool)
+    mask[list(ids)] = True
+    return mask

@@ -1,0 +1,129 @@
+"""Captioning from Python: the documented examples, every kind of picture, and errors in the command line's words."""
+
+import doctest
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import sca_caption
+from sca_caption import Captioner, ImageError, UserError, api
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def captioner(tiny_checkpoint):
+    return Captioner.load(tiny_checkpoint, device="cpu")
+
+
+@pytest.fixture
+def photograph(photos) -> Path:
+    noise = np.random.default_rng(3).integers(0, 256, (50, 60, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(photos[1])
+    return photos[1]  # a PNG: its pixels come back as they are
+
+
+def test_the_documented_examples_say_what_they_print(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    failed, tried = doctest.testmod(api, optionflags=doctest.ELLIPSIS)
+    assert tried > 5 and not failed
+
+
+def test_every_kind_of_picture_has_the_same_caption(captioner, photograph):
+    image = Image.open(photograph).convert("RGB")
+    array = np.asarray(image)
+    tensor = torch.from_numpy(array.copy()).permute(2, 0, 1)
+    kinds = {
+        "text": str(photograph),
+        "bytes": photograph.read_bytes(),
+        "PIL": image,
+        "array": array,
+        "floats": array / 255,
+        "with opacity": np.dstack([array, np.full_like(array[..., :1], 255)]),
+        "tensor": tensor,
+        "tensor of floats": tensor / 255,
+    }
+    expected = captioner.caption(photograph)
+    assert expected
+    assert {name: captioner.caption(picture) for name, picture in kinds.items()} == dict.fromkeys(
+        kinds, expected
+    )
+    assert captioner.caption(kinds.values()) == [expected] * len(kinds)
+    assert captioner.caption(torch.stack([tensor, tensor])) == [expected] * 2
+    assert captioner.caption(np.stack([array, array])) == [expected] * 2
+    grey = np.asarray(image.convert("L"))
+    assert (
+        captioner.caption(grey)
+        == captioner.caption(grey[:, :, None])
+        == captioner.caption(image.convert("L"))
+    )
+    assert captioner.caption(torch.from_numpy(grey.copy())[None]) == captioner.caption(grey)
+
+
+def test_captions_are_the_command_lines(captioner, photos, tiny_checkpoint, capsys):
+    from sca_caption.cli import caption
+
+    assert caption.main([*map(str, photos), "--checkpoint", str(tiny_checkpoint), "--beam-size", "3"]) == 0
+    printed = [line.split("\t")[1] for line in capsys.readouterr().out.splitlines()]
+    assert captioner.caption(photos, beam_size=3) == printed
+
+
+def test_settings_of_a_call_are_for_that_call(captioner, photograph):
+    before = captioner.captions(photograph)
+    assert len(before) == 1
+    several = captioner.captions(photograph, num_captions=4, beam_size=6, max_length=5)
+    assert len(several) == 4 and all(len(each.tokens) <= 5 for each in several)
+    assert [each.score for each in several] == sorted((each.score for each in several), reverse=True)
+    assert "ball" in captioner.caption(photograph, mention=["ball"]).split()
+    assert captioner.captions(photograph) == before
+
+
+def test_a_stream_reports_what_cannot_be_read_and_goes_on(captioner, photos, tmp_path):
+    broken = tmp_path / "broken.jpg"
+    broken.write_text("no image")
+    first, second, third = captioner.stream([photos[0], broken, photos[1]])
+    assert first.captions and third.captions and not second.captions
+    assert "not an image" in str(second.error)
+    with pytest.raises(ImageError, match=r"broken\.jpg: not an image"):
+        captioner.caption([photos[0], broken])
+
+
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        (np.zeros((3, 8, 8), np.uint8), r"the array of shape \(3, 8, 8\) and uint8: .* \(H, W, 3\)"),
+        (torch.zeros(8, 8, 3), r"the tensor of shape \(8, 8, 3\) and torch.float32: .* \(3, H, W\)"),
+        (np.zeros((0, 8, 3), np.uint8), "not an image"),
+        (
+            np.full((8, 8, 3), 200.0),
+            "not levels of an image; give uint8 from 0 to 255, or floats from 0 to 1",
+        ),
+        (np.full((8, 8, 3), np.nan), "not levels of an image"),
+        (np.zeros((8, 8, 3), np.int64), "not levels of an image"),
+    ],
+)
+def test_arrays_that_are_no_images_are_refused(captioner, values, found):
+    with pytest.raises(ImageError, match=found):
+        captioner.caption(values)
+
+
+def test_mistakes_are_said_as_on_the_command_line(captioner, photograph, tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        Captioner.load(tmp_path / "none.pt")
+    with pytest.raises(UserError, match="at most --beam-size 5"):
+        captioner.captions(photograph, num_captions=6)
+    with pytest.raises(TypeError, match="beam"):
+        captioner.caption(photograph, beam=6)
+
+
+def test_the_package_loads_torch_only_for_a_captioner():
+    code = "import sca_caption, sys; assert 'torch' not in sys.modules; sca_caption.UserError; sca_caption.Captioner"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    with pytest.raises(AttributeError, match="no attribute 'Caption0r'"):
+        _ = sca_caption.Caption0r
+    assert set(api.__all__) == set(sca_caption.__all__)
