@@ -19,8 +19,8 @@ LAYERS = {
     "backbones networks places small_networks mobilenet progress",
     2: "captioner classifier objects",
     3: "attention_trace checkpoint naming rewards self_critical attention_strip",
-    4: "caption_task classify_task distillation explain inference onnx_captioner onnx_graphs results sidecars "
-    "training",
+    4: "caption_task classify_task distillation explain gallery inference onnx_captioner onnx_graphs "
+    "result_kinds results sidecars training",
     5: "api benchmarks calibrate classify cli curves export web",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}

@@ -8,6 +8,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from sca_caption.cli.given import paths_of, take_back_images
@@ -24,6 +25,7 @@ examples:
   python caption.py a.jpg b.png photos/                # path<TAB>caption, a line an image
   find . -name '*.jpg' | python caption.py -           # paths from standard input
   python caption.py photos/ --output captions.json     # COCO results; .jsonl and .csv likewise
+  python caption.py photos/ --output gallery.html      # a page with all photographs, to search and look at
   python caption.py photos/ --output captions.json --resume   # adds new photographs; goes on after a break
   python caption.py photos/ --sidecar                  # photo.txt beside each photo.jpg
   python caption.py photo.jpg --num-captions 3         # three captions, a line each, best first
@@ -47,13 +49,14 @@ def parser() -> Parser:
     p.add_argument("--demo", action="store_true", help="caption photographs of installed packages")
     g = p.add_argument_group("results")
     g.add_argument("--output", type=Path, metavar="FILE",
-                   help="write results there instead: .json, .jsonl or .csv")  # fmt: skip
+                   help="write results there instead: .json, .jsonl, .csv, or .html, a page to look at")  # fmt: skip
     g.add_argument("--sidecar", action="store_true", help="write a .txt beside each image instead")
-    g.add_argument("--overwrite", action="store_true", help="also where one with other text is there")
+    g.add_argument("--overwrite", action="store_true", help="replace a .txt that says something else")
     g.add_argument("--resume", action="store_true",
                    help="caption only images that --output or --sidecar has not")  # fmt: skip
     g.add_argument("--scores", action="store_true", help="before each caption, how far to trust it")
-    g.add_argument("--doubtful-first", action="store_true", help="in this order")
+    g.add_argument("--doubtful-first", action="store_true",
+                   help="in this order; prints when all are done")  # fmt: skip
     g.add_argument("--quiet", action="store_true", help="only errors on standard error")
     g = p.add_argument_group("model")
     g.add_argument("--checkpoint", nargs="+", type=Path, metavar="FILE", help="a model of train.py, or several that "
@@ -214,7 +217,11 @@ class Outputs:
 
     def answer(self, describer: "Describer") -> Callable[[Sequence[Path]], Iterable["Result"]]:  # noqa: F821
         """What gives the results of paths, with all that the outputs need of them."""
-        return describer.stream
+        if not self.arguments.output:
+            return describer.stream
+        from sca_caption.results import kind_of
+
+        return partial(kind_of(self.arguments.output).stream, describer)
 
     def write(self, index: int, result: "Result") -> None:  # noqa: F821
         """Write what became of the image at `index`. An output passes over errors that are none of its business."""
