@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from sca_caption import decode, teacher_forcing, training
+from sca_caption.attention_strip import strip
+from sca_caption.attention_trace import trace
 from sca_caption.caption_quality import Quality, quality
 from sca_caption.captioner import SCACNN, Batch, collate
 from sca_caption.checkpoint import Checkpoint
@@ -158,6 +160,27 @@ class CaptionTask:
     def improves(self) -> bool:
         return self.critic is not None
 
+    @torch.inference_mode()
+    def pictures(self) -> dict[str, np.ndarray]:
+        """What the model attends in the images whose captions `validate` shows, as it captions them greedily."""
+        if self.validation is None or self.data.encoding == "features":
+            return {}
+        self.model.eval()
+        pixels = np.stack([self.data.image(row) for row in self.validation.shown])  # (B, S, S, 3)
+        state = self.model.start(
+            self.model.encode(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device))
+        )
+        captions = [hypothesis.tokens for hypothesis in decode.greedy(self.model, state)]
+        found = {}
+        for row, image, caption, attended in zip(
+            self.validation.shown, pixels, captions, trace(self.model, state, captions), strict=True
+        ):
+            words = [self.data.vocabulary.decode([word]) for word in caption]
+            if words:
+                name = self.data.file_name(row)
+                found[f"attention/{name}"] = strip(image, words, attended, f"{name}: {' '.join(words)}")
+        return found
+
     def degraded(self, history: list[dict]) -> str:
         """Why a self-critical run should end: its captions are worse than those it started from."""
         if self.critic is None or not history or self.score not in history[0]:
@@ -185,6 +208,7 @@ class Validation:
 
     def __init__(self, data: CaptionData, indices: np.ndarray, processes: Processes = ALONE):
         self.data, self.indices, self.processes = data, [int(i) for i in indices], processes
+        self.shown = self.indices[:: max(1, len(self.indices) // SAMPLES)][:SAMPLES]
         references = [[ptb_tokenize(text) for text in data.references(i)] for i in self.indices]
         self.cider, self.people = (
             Cider(references),
@@ -216,8 +240,8 @@ class Validation:
         captions = self.processes.gather(captions)
         words = [ptb_tokenize(caption) for caption in captions]
         score, _ = self.cider.score(words)
-        shown = range(0, len(captions), max(1, len(captions) // SAMPLES))[:SAMPLES]
-        return score, quality(words), [(self.data.file_name(self.indices[i]), captions[i]) for i in shown]
+        by_row = dict(zip(self.indices, captions, strict=True))
+        return score, quality(words), [(self.data.file_name(row), by_row[row]) for row in self.shown]
 
 
 def initialise_from(model: SCACNN, other: Checkpoint, words: tuple[str, ...]) -> list[str]:

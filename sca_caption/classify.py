@@ -12,7 +12,6 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from sca_caption import __version__
 from sca_caption.atomic import check_writable, replacing
 from sca_caption.cli.given import read_list
 from sca_caption.cli.terminal import one_line, progress, report_all, show
@@ -62,7 +61,6 @@ def parser() -> Parser:
         metavar="N",
         help="images at once (default: %(default)s)",
     )
-    p.add_argument("--version", action="version", version=f"sca_caption {__version__}")
     return p
 
 

@@ -127,6 +127,9 @@ class ClassifyTask:
         scores = classification_metrics.score(logits, self.data.labels[rows], self.data.classes)
         return {"top-1": scores.top1, "top-5": scores.top5}, []
 
+    def pictures(self) -> dict[str, np.ndarray]:
+        return {}
+
     def degraded(self, history: list[dict]) -> str:
         return ""
 

@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from sca_caption.command_line import Parser
 from sca_caption.errors import UserError, choice
 
 
@@ -17,11 +18,11 @@ def setting(default, help: str, choices: Sequence[str] | None = None):
 class ModelConfig:
     """The captioner's architecture. `layers` holds resolved layer names by the time a model is built."""
 
-    backbone: str = setting("mobilenet_v2", "CNN, any classification model of torchvision")
+    backbone: str = setting("mobilenet_v2", "CNN, any classifier of torchvision")
     backbone_attention: str = setting("", "attention block inside the CNN, e.g. se, cbam (default: none)")
     backbone_at: tuple[str, ...] = setting((), "stages that have it (default: where its authors put it)")
     layers: tuple[str, ...] = setting(
-        ("2",), "attended layers: how many of the last ones, or names, lowest first"
+        ("2",), "attended layers: the last so many, or names, lowest first"
     )
     attention: str = setting("C-S", "spatial, channel-wise, or both in this order", ("S", "C", "S-C", "C-S"))
     attention_width: int = setting(128, "k, width of the attention's hidden layer")
@@ -30,7 +31,7 @@ class ModelConfig:
     dropout: float = setting(0.3, "dropout on embeddings and before the word logits")
     feature_dropout: float = setting(0.0, "share of the image's channels hidden in training")
     tie_embeddings: bool = setting(False, "one matrix for the words going in and coming out")
-    pool_norm: float = setting(30.0, "length that the pooled top feature is normalised to (the paper: 1)")
+    pool_norm: float = setting(30.0, "length of the pooled top feature (the paper's: 1)")
 
     def __post_init__(self):
         for name in ("attention_width", "embedding_size", "lstm_size"):
@@ -76,13 +77,13 @@ class RunConfig:
     warmup: float = setting(0.05, "share of the steps in which the rate rises from 0")
     weight_decay: float = setting(0.01, "decoupled decay (adamw) or L2 penalty (the others)")
     clip: float = setting(1.0, "largest norm of the gradient; 0: not clipped")
-    label_smoothing: float = setting(0.1, "share of the target spread over all words or classes")
+    label_smoothing: float = setting(0.1, "share of the target spread over all words/classes")
     ema: float = setting(
         0.0, "decay a step of a moving average of the weights, which is scored and kept; 0: none"
     )
     amp: bool = setting(True, "bfloat16 arithmetic on a GPU")
     cpu_amp: bool = setting(False, "the same on a CPU: faster where it has AVX512-BF16 or AMX")
-    patience: int = setting(5, "epochs without a better score before stopping early; 0: never stop")
+    patience: int = setting(5, "epochs with no better score before it stops; 0: never")
     workers: int = setting(1, "processes that decode images")
     seed: int = setting(0, "seed of everything random")
 
@@ -107,8 +108,8 @@ class TrainConfig(RunConfig):
     )
     samples: int = setting(5, "captions drawn an image with --objective cider")
     bleu_weight: float = setting(0.0, "with --objective cider: what BLEU-4 counts beside CIDEr's 1")
-    cross_entropy_weight: float = setting(0.0, "with --objective cider: of cross-entropy, against drift")
-    word_dropout: float = setting(0.0, "share of the words read that are hidden from the model")
+    cross_entropy_weight: float = setting(0.0, "of cross-entropy in --objective cider, against drift")
+    word_dropout: float = setting(0.0, "share of the words read that are hidden")
     scheduled_sampling: float = setting(
         0.0, "share of the words read that are the model's own, in the last epoch; rises from 0"
     )
@@ -117,7 +118,7 @@ class TrainConfig(RunConfig):
     backbone_lr: float = setting(1e-4, "peak learning rate of the CNN")
     finetune_backbone_at: int = setting(2, "epoch (from 0) at which the CNN starts to learn; -1: never")
     finetune_from: str = setting("", "first layer of the CNN that learns then (default: all of it does)")
-    doubly_stochastic: float = setting(0.0, "weight of the penalty (1 - sum over words of alpha)^2")
+    doubly_stochastic: float = setting(0.0, "weight of a loss (1 - sum of alpha over words)^2")
     augment: bool = setting(True, "crop, lighting, and mirroring of images whose captions name no side")
     smallest_view: float = setting(0.7, "least share of the area that --augment keeps")
     lighting: float = setting(0.15, "most by which it changes brightness and contrast")
@@ -153,7 +154,7 @@ class ClassifierTrainConfig(RunConfig):
     weight_decay: float = setting(1e-4, "decoupled decay (adamw) or L2 penalty (the others)")
     clip: float = setting(0.0, "largest norm of the gradient; 0: not clipped")
     label_smoothing: float = setting(0.0, "share of the target spread over all classes")
-    patience: int = setting(0, "epochs without a better score before stopping early; 0: never stop")
+    patience: int = setting(0, "epochs with no better score before it stops; 0: never")
     views: str = setting(
         "resized", "of training images; pad: 4 pixels, then a random crop; resized: a random part; both mirrored",
         VIEWS,
@@ -221,21 +222,6 @@ CLASSIFIER_PRESETS: dict[str, dict] = {
 }  # fmt: skip
 
 
-class _HelpFormatter(argparse.RawDescriptionHelpFormatter):
-    def __init__(self, prog: str):
-        super().__init__(prog, max_help_position=32)  # most flags and their help share a line
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong with the flags in one line, and keeps the description's and the epilog's line breaks."""
-
-    def __init__(self, **options):
-        super().__init__(formatter_class=_HelpFormatter, **options)
-
-    def error(self, message: str):
-        raise UserError(f"{message}; see {self.prog} --help")
-
-
 def task_of(argv: Sequence[str] | None) -> str:
     """Which of "caption" and "classify" `--task` names, before the flags of that task are known."""
     p = Parser(add_help=False, allow_abbrev=False)
@@ -243,12 +229,15 @@ def task_of(argv: Sequence[str] | None) -> str:
     return choice(p.parse_known_args(argv)[0].task, ("caption", "classify"), "task")
 
 
-def add_flags(parser: argparse.ArgumentParser, *configs: type) -> None:
-    """Add one flag for each field of the config classes. A flag that is not given leaves no trace in the namespace."""
+def add_flags(parser: argparse.ArgumentParser, *configs: type, without: Sequence[str] = ()) -> None:
+    """Add one flag for each field of the config classes, but for those named in `without`.
+
+    A flag that is not given leaves no trace in the namespace.
+    """
     for config in configs:
         group = parser.add_argument_group(config.__doc__.split(".")[0].lower())
         for f in dataclasses.fields(config):
-            if not f.metadata:
+            if not f.metadata or f.name in without:
                 continue
             flag = "--" + f.name.replace("_", "-")
             default = " ".join(f.default) if isinstance(f.default, tuple) else f.default

@@ -24,7 +24,7 @@ def save_confusion(path: Path, scores: Scores, title: str) -> None:
     totals = scores.confusion.sum(1, keepdims=True)
     shares = np.where(totals, 100 * scores.confusion / np.maximum(totals, 1), np.nan)
     side = 2 + min(12.0, max(2.5, 0.5 * K if K <= COUNTED else 4 + 0.1 * K))  # inches
-    figure = Figure((side + 1, side), layout="constrained")
+    figure = Figure((side + 1, side), layout="compressed")
     axes = figure.add_subplot()
     axes.set_facecolor("0.85")  # shows through for a class of which there is no image
     norm = PowerNorm(1.0 if K <= COUNTED else 0.5, 0, 100)

@@ -4,6 +4,8 @@ import functools
 import sys
 from collections.abc import Callable, Iterable
 
+from sca_caption.messages import marked
+
 
 class UserError(Exception):
     """A mistake the user can mend. The message is one line: what was wrong, what was found, what to do."""
@@ -25,7 +27,7 @@ def program(main: Callable[..., int]) -> Callable[..., int]:
         try:
             return main(argv)
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(marked("error", error, sys.stderr), file=sys.stderr)
             return 2
         except BrokenPipeError:  # the reader of our stdout (head, less) went away: nothing is wrong
             sys.stderr.close()

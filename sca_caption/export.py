@@ -153,7 +153,7 @@ def export(
             "dtypes": list(dtypes),
             "search": vars(SearchConfig()),
             "never_last": list(settings["never_last"]),
-            "joining": list(settings.get("joining", ())),
+            "joining": list(settings["joining"]),
             "calibration": vars(found) if (found := Calibration.of(given.metrics)) else None,
             "naming": naming_of(namer) if namer else None,
             "source": {"sca_caption": __version__, "checkpoint": (file or checkpoint.SHIPPED).name},

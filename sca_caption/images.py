@@ -91,6 +91,18 @@ def load(source: Source, transform: Transform) -> np.ndarray:
         return np.array(decode(image, transform))
 
 
+def load_with_thumbnail(
+    source: str | os.PathLike, transform: Transform, side: int
+) -> tuple[np.ndarray, Image.Image]:
+    """What `load` gives, and the whole image upright, no side longer than `side`, from one decoding."""
+    with opened(source) as image:
+        image.draft(None, (2 * transform.size, 2 * transform.size))  # as `decode` does
+        upright = _upright_rgb(image)
+        small = upright.copy()
+        small.thumbnail((side, side))
+        return fit(upright, transform), small
+
+
 def decode(image: Image.Image, transform: Transform) -> Image.Image:
     """What `opened` yields for a file, as RGB at model size, before it is an array. Decodes it as small as will do."""
     image.draft(

@@ -115,11 +115,15 @@ class Describer:
             self.namer = Namer(self.model, self.vocabulary, checkpoint.objects.to(self.device))
             self.words = self.namer.vocabulary
 
-    def searching(self, search: SearchConfig, mentions: Sequence[str] = ()) -> "Describer":
-        """The same models, which search so."""
+    def searching(
+        self, search: SearchConfig, mentions: Sequence[str] = (), *, objects: bool = True
+    ) -> "Describer":
+        """The same models, which search so, and without nouns of `objects` where that is False."""
         other = copy.copy(self)
         other.drawing = None
         other._set(search, mentions)
+        if not objects:
+            other.namer, other.words = None, other.vocabulary
         return other
 
     def _set(self, search: SearchConfig, mentions: Sequence[str]) -> None:

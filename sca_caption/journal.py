@@ -44,22 +44,26 @@ class Journal:
     def reopen(cls, path: Path, settings: dict) -> "Journal":
         """Go on with a journal that a run with the same settings left.
 
-        Raises UserError for other settings and for what is no journal.
+        Raises UserError for other settings, for what is no journal, and while another run writes it.
         """
         names, ids, end = Counter(), set(), 0
         try:
-            with open(path, "rb") as file:
+            file = open(path, "r+b")  # noqa: SIM115 (stays open)
+            try:
+                _lock(file, path)
                 for value, end in _whole_lines(file):  # noqa: B007 (where the last whole line ends)
                     if "settings" in value:
                         require_same(path, value["settings"], settings)
                     else:
                         names[value["file_name"]] += 1
                         ids.add(value["image_id"])
-            if not end:
-                raise KeyError("settings")
-            file = open(path, "r+b")  # noqa: SIM115 (stays open)
-            file.truncate(end)
-            file.seek(end)
+                if not end:
+                    raise KeyError("settings")
+                file.truncate(end)
+                file.seek(end)
+            except BaseException:
+                file.close()
+                raise
         except (KeyError, TypeError) as error:
             raise UserError(f"{path} is not what an interrupted run leaves; delete it") from error
         except OSError as error:
@@ -108,6 +112,20 @@ class Journal:
     def remove(self) -> None:
         self.close()
         self.path.unlink(missing_ok=True)
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    """Keep other runs from writing the journal until it is closed or the process ends, in whatever way."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(f"another run is writing {path}; wait until it ends") from error
+    except OSError:  # file systems without locks
+        return
 
 
 def require_same(path: Path, old: dict, new: dict) -> None:

@@ -9,6 +9,7 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -180,6 +181,12 @@ class OnnxDescriber(Describer):
     ) -> list[tuple[Caption, ...]]:
         """Images uint8 (B, 3, S, S) -> captions of each, best first; mentions: as `Describer` takes them."""
         return self._search(batch, mentions)[0]
+
+    def trace_batch(self, batch: Tensor) -> NoReturn:
+        """Raises UserError: what was attended stands in the states of `OnnxCaptioner.step` instead."""
+        raise UserError(
+            "attention is not drawn of an exported model; give the checkpoint that it was made from"
+        )
 
     @torch.inference_mode()
     def _search(

@@ -5,135 +5,27 @@ killed, and memory does not grow with the number of images.
 """
 
 import csv
-import json
+import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
 
 from sca_caption.atomic import replacing
 from sca_caption.distributed import restarted
 from sca_caption.errors import UserError
-from sca_caption.journal import Journal, journal_of, require_same
+from sca_caption.gallery import Gallery
+from sca_caption.journal import Journal, journal_of
+from sca_caption.result_kinds import JsonArray, JsonLines, Kind, Table
 
 COCO_NAME = re.compile(r"(?:COCO_(?:train|val|test)\d{4}_)?(\d+)")
-ESCAPED_BYTE = re.compile(
-    r"\\u(dc[89a-f][0-9a-f])"
-)  # as "backslashreplace" writes a name's byte that is no UTF-8
+
+KINDS: dict[str, type[Kind]] = {".json": JsonArray, ".jsonl": JsonLines, ".csv": Table, ".html": Gallery}
 
 
-class Kind:
-    """How entries are made of results, written to a file of one kind and read back from it.
-
-    An entry is {"image_id", "file_name", "caption", numbers...} and, with several captions, "captions", their list.
-
-    Args:
-        numbers: fields of a Caption that it has, "score" and perhaps "confidence". settings: what the captions were
-        made with, JSON-able. words: the vocabulary of their tokens. path: of the file.
-    """
-
-    pictured = False  # whether entries need the image small and what was attended in it
-
-    def __init__(self, path: Path, numbers: Sequence[str], settings: dict, words: "Vocabulary"):  # noqa: F821
-        self.path, self.numbers, self.settings, self.words = path, numbers, settings, words
-
-    def entry(self, image_id: int, result: "Result") -> dict:  # noqa: F821
-        captions = [
-            {"caption": caption.text} | {name: round(getattr(caption, name), 4) for name in self.numbers}
-            for caption in result.captions
-        ]
-        entry = {"image_id": image_id, "file_name": str(result.item)} | captions[0]
-        if len(captions) > 1:
-            logs = ({"log_prob": round(caption.log_prob, 4)} for caption in result.captions)
-            entry["captions"] = [each | log for each, log in zip(captions, logs, strict=True)]
-        return entry
-
-    def write(self, file: TextIO, entries: Iterable[dict], failed: Sequence[str]) -> None:
-        """Write all entries. failed: why other images have none."""
-        raise NotImplementedError
-
-    def read(self) -> Iterator[dict]:
-        """The entries of the file. Raises ValueError, KeyError or TypeError where it is none of this kind."""
-        raise NotImplementedError
-
-    def require_alike(self, entry: dict) -> None:
-        """Raise UserError where an entry that was read cannot be of the same model and settings."""
-        numbers = [name for name in ("score", "confidence") if name in entry]
-        if numbers != list(self.numbers):
-            require_same(self.path, {"checkpoint": numbers}, {"checkpoint": self.numbers})
-        count, expected = len(entry.get("captions", [entry])), self.settings["num_captions"]
-        if count > expected or (count == 1) != (expected == 1):
-            require_same(self.path, {"num_captions": count}, {"num_captions": expected})
-
-
-class JsonArray(Kind):
-    """COCO's results format: a list, an entry a line."""
-
-    def write(self, file: TextIO, entries: Iterable[dict], failed: Sequence[str]) -> None:
-        start = "[\n"
-        for entry in entries:
-            file.write(start + json.dumps(entry, ensure_ascii=False))
-            start = ",\n"
-        file.write("\n]\n")
-
-    def read(self) -> Iterator[dict]:
-        yield from json.loads(self.path.read_bytes())
-
-
-class JsonLines(Kind):
-    def write(self, file: TextIO, entries: Iterable[dict], failed: Sequence[str]) -> None:
-        for entry in entries:
-            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
-
-    def read(self) -> Iterator[dict]:
-        with open(self.path, encoding="utf-8") as file:
-            yield from (json.loads(line) for line in file if line.strip())
-
-
-class Table(Kind):
-    """CSV: a row a caption."""
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        return ("image_id", "file_name", "caption", *self.numbers)
-
-    def write(self, file: TextIO, entries: Iterable[dict], failed: Sequence[str]) -> None:
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(self.columns)
-        for entry in entries:
-            for caption in entry.get("captions", [entry]):
-                rows.writerow((entry | caption)[name] for name in self.columns)
-
-    def read(self) -> Iterator[dict]:
-        entry: dict = {}
-        with open(self.path, encoding="utf-8", newline="") as file:
-            rows = csv.DictReader(file)
-            if tuple(rows.fieldnames or self.columns)[:4] != self.columns[:4]:
-                raise ValueError(f"columns {rows.fieldnames}")
-            for row in rows:
-                image_id, name = int(row.pop("image_id")), row.pop("file_name")
-                name = ESCAPED_BYTE.sub(lambda byte: chr(int(byte[1], 16)), name)
-                caption = {
-                    key: float(value) if key in ("score", "confidence") else value
-                    for key, value in row.items()
-                }
-                if entry and (entry["image_id"], entry["file_name"]) == (image_id, name):
-                    entry.setdefault("captions", [entry["first"]]).append(caption)
-                    continue
-                if entry:
-                    yield without_first(entry)
-                entry = {"image_id": image_id, "file_name": name, **caption, "first": caption}
-        if entry:
-            yield without_first(entry)
-
-
-def without_first(entry: dict) -> dict:
-    return {key: value for key, value in entry.items() if key != "first"}
-
-
-KINDS: dict[str, type[Kind]] = {".json": JsonArray, ".jsonl": JsonLines, ".csv": Table}
+def kind_of(path: Path) -> type[Kind]:
+    return KINDS[path.suffix.lower()]
 
 
 def check_results_file(path: Path, resume: bool = False) -> None:
@@ -142,6 +34,8 @@ def check_results_file(path: Path, resume: bool = False) -> None:
         raise UserError(f"--output {path}: unknown kind {path.suffix!r}; one of: {', '.join(KINDS)}")
     if not path.parent.is_dir():
         raise UserError(f"--output {path}: no folder {path.parent}; make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"--output {path}: no permission to write in {path.parent}; choose another folder")
     if path.is_dir():
         raise UserError(f"--output {path} is a folder; name a file")
     if journal_of(path).exists() and not resume and not restarted():
@@ -185,7 +79,7 @@ class Results:
         """What there is so far."""
         return self.journal.entries()
 
-    def finish(self, doubtful_first: bool) -> None:
+    def finish(self) -> None:
         """Write the file and drop the journal; no file where there are no captions."""
         if len(self.journal):
             with (
@@ -193,21 +87,18 @@ class Results:
                 # A file name's bytes that are no UTF-8 come out as \\udcXX, which JSON reads back.
                 open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file,
             ):
-                entries = self.journal.entries(trust if doubtful_first else None)
-                self.kind.write(file, entries, self.failed)
+                self.kind.write(file, self.journal.entries(self.kind.sort_key), self.failed)
         self.journal.remove()
 
 
 @contextmanager
-def results_file(
-    path: Path, ids: Sequence[int], *, resume: bool = False, doubtful_first: bool = False, **of_kind
-) -> Iterator[Results]:
+def results_file(path: Path, ids: Sequence[int], *, resume: bool = False, **of_kind) -> Iterator[Results]:
     """A results file that is written when the block ends well. of_kind: what `Kind` takes.
 
     When the block raises, its journal stays for `resume`, which keeps what that, or a complete file, has. Raises
     UserError where the file cannot be written, and where what is there was made with other settings.
     """
-    kind = KINDS[path.suffix.lower()](path, **of_kind)
+    kind = kind_of(path)(path, **of_kind)
     going_on = (resume or restarted()) and journal_of(path).exists()
     if going_on:
         journal = Journal.reopen(journal_of(path), kind.settings)
@@ -217,7 +108,7 @@ def results_file(
     results = Results(kind, journal, ids)
     try:
         yield results
-        results.finish(doubtful_first)
+        results.finish()
     finally:
         if going_on or journal.added:
             journal.close()
@@ -238,10 +129,6 @@ def finished(kind: Kind) -> Iterator[dict]:
         raise UserError(
             f"--resume: {kind.path} is not what caption.py writes; move it away or name another --output"
         ) from error
-
-
-def trust(entry: dict) -> float:
-    return entry.get("confidence", entry["score"])
 
 
 def image_ids(paths: Sequence[Path]) -> list[int]:

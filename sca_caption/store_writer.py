@@ -89,6 +89,7 @@ def write(
     encode: Encode | None = None,
     features_of: dict | None = None,
     on_skip: Callable[[str, str], None] | None = None,
+    quiet: bool = False,
 ) -> Report:
     """Make the data file `path` of a dataset, or replace it; on any failure `path` stays as it was.
 
@@ -103,6 +104,7 @@ def write(
         encode: for "features": uint8 (B, S, S, 3) to arrays (B, ...); called in this process.
         features_of: describes what `encode` computes; stored as JSON.
         on_skip: called at once with the name and the reason of every image that is left out.
+        quiet: without a progress bar, which only terminals get.
 
     Raises UserError: too many unusable images, nothing to train on, a file that cannot be written.
     """
@@ -136,7 +138,7 @@ def write(
         job = functools.partial(prepare, transform=transform, encoding=encoding, quality=quality)
         with contextlib.closing(in_order(job, (record.read for record in wanted), workers)) as results:
             for record, result in tqdm(
-                zip(wanted, results, strict=True), "images", len(wanted), unit="img", disable=None
+                zip(wanted, results, strict=True), "images", len(wanted), unit="img", disable=quiet or None
             ):
                 if not isinstance(result, tuple):
                     images.add(result)

@@ -11,7 +11,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,8 +27,10 @@ from sca_caption.checkpoint import Checkpoint
 from sca_caption.config import RunConfig
 from sca_caption.distributed import ALONE, Processes
 from sca_caption.errors import UserError
+from sca_caption.messages import warn
+from sca_caption.weight_average import AVERAGE, WeightAverage
 
-AVERAGE = "average."  # prefix of the averaged weights among a checkpoint's extra tensors
+POINTS = 500  # at which the curve of learning rates is drawn
 
 
 class Task(Protocol):
@@ -63,6 +65,9 @@ class Task(Protocol):
     def validate(self) -> tuple[dict[str, float], list[str]] | None:
         """Figures, `score` among them, and lines to look at; None without validation data."""
 
+    def pictures(self) -> dict[str, np.ndarray]:
+        """Pictures for TensorBoard of what the model does now, uint8 (height, width, 3) by name."""
+
     def degraded(self, history: list[dict]) -> str:
         """Why the model is so much worse for the last epoch of the history that training should end, or ""."""
 
@@ -90,10 +95,13 @@ def train(
     output: Path,
     resume: Checkpoint | None = None,
     say: Callable[[str], None] = print,
+    quiet: bool = False,
 ) -> list[dict]:
-    """Train `task.model`, writing last.pt every epoch and best.pt when `task.score` improves.
+    """Train `task.model`, writing last.pt and progress.svg every epoch and best.pt when `task.score` improves.
 
-    resume: the loaded last.pt to go on from; `task.model` is then its model. Returns the history: one dict an epoch.
+    resume: the loaded last.pt to go on from; `task.model` is then its model. quiet: without a progress bar, which only
+    terminals get. Returns the history: one dict an epoch.
+
     Raises UserError when the loss stops being a number, a checkpoint cannot be written, or a batch has fewer images than
     there are processes.
     """
@@ -148,9 +156,8 @@ def train(
         task.start_epoch(epoch)
         step = processes.parallel(Step(task))  # anew: other parameters may learn than in the epoch before
         total = weight = 0.0
-        progress = tqdm(
-            task.batches(epoch), f"epoch {epoch + 1}/{config.epochs}", task.steps, disable=None, leave=False
-        )
+        name = f"epoch {epoch + 1}/{config.epochs}"
+        progress = tqdm(task.batches(epoch), name, task.steps, disable=quiet or None, leave=False)
         for i, batch in enumerate(progress):
             factor = rate_factor(epoch * task.steps + i, total_steps, config)
             for group in optimizer.param_groups:
@@ -181,6 +188,7 @@ def train(
             processes.align(model)
             figures, samples = task.validate() or ({}, [])
             record |= figures
+            pictures = task.pictures() if writer is not None else {}
             record["seconds"] = time.perf_counter() - began
             record = processes.broadcast(record)  # clocks differ
             history.append(record)
@@ -197,6 +205,7 @@ def train(
             }
             snapshot.extra = optimizer_tensors(optimizer) | (average.tensors() if average is not None else {})
             checkpoint.save(output / "last.pt", snapshot)
+            draw_progress(history, task, config, output)
         processes.wait()
         say(log_line(record, task, config, factor))
         for line in samples:
@@ -207,47 +216,10 @@ def train(
             writer.add_scalar("lr", config.lr * factor, epoch + 1)
             if samples:
                 writer.add_text("captions", "\n".join(f"- {line}" for line in samples), epoch + 1)
+            for name, picture in pictures.items():
+                writer.add_image(name, picture, epoch + 1, dataformats="HWC")
             writer.flush()
     return history
-
-
-class WeightAverage:
-    """Exponential moving average of all of a model's weights and buffers, from its weights at this moment on.
-
-    The decay rises to `decay` in the first steps as (1 + step) / (10 + step), so that the start is soon forgotten.
-    """
-
-    def __init__(self, model: nn.Module, decay: float):
-        self.decay, self.step = decay, 0
-        self.values = {name: value.detach().clone() for name, value in model.state_dict().items()}
-
-    @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
-        decay = min(self.decay, (1 + self.step) / (10 + self.step))
-        self.step += 1
-        for name, value in model.state_dict().items():
-            if value.is_floating_point():
-                self.values[name].lerp_(value, 1 - decay)
-            else:
-                self.values[name].copy_(value)
-
-    @contextmanager
-    def applied(self, model: nn.Module) -> Iterator[None]:
-        """The model has the averaged weights inside the `with`, and its own again after it."""
-        own = {name: value.clone() for name, value in model.state_dict().items()}
-        model.load_state_dict(self.values)
-        try:
-            yield
-        finally:
-            model.load_state_dict(own)
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {AVERAGE + name: value for name, value in self.values.items()}
-
-    def restore(self, tensors: dict[str, Tensor], step: int) -> None:
-        self.step = step
-        for name, value in self.values.items():
-            value.copy_(tensors[AVERAGE + name])
 
 
 class Reported(Dataset):
@@ -353,6 +325,20 @@ def log_line(record: dict, task: Task, config: RunConfig, factor: float) -> str:
         f"epoch {record['epoch']:2}/{config.epochs}  {measure}  {score}lr {config.lr * factor:.1e}  "
         f"{record['images_a_second']:.0f} images/s  {minutes}:{seconds:02}"
     )
+
+
+def draw_progress(history: list[dict], task: Task, config: RunConfig, output: Path) -> None:
+    """Write progress.svg in the run's folder. That a picture cannot be written does not end a run."""
+    from sca_caption.progress import save_progress
+
+    total = task.steps * config.epochs
+    drawn = [*range(0, total, max(1, total // POINTS)), total]
+    rates = [(step / task.steps, config.lr * rate_factor(step, total, config)) for step in drawn]
+    title = f"{output}: epoch {history[-1]['epoch']} of {config.epochs}"
+    try:
+        save_progress(output / "progress.svg", history, task.measured, task.score, rates, title)
+    except UserError as error:
+        warn(error)
 
 
 def summary_writer(output: Path):

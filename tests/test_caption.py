@@ -311,12 +311,13 @@ def python(*arguments, stdout=subprocess.PIPE):
     )
 
 
-def test_help_is_instant_and_short():
+def test_help_is_instant_and_short(monkeypatch):
     code = (
         "import sys; from sca_caption.cli.caption import main\n"
         "try: main(['--help'])\n"
         "finally: print(sorted(sys.modules))"
     )
+    monkeypatch.setenv("COLUMNS", "100")
     done = python("-c", code)
     assert done.returncode == 0, done.stderr
     page, _, modules = done.stdout.rpartition("\n[")

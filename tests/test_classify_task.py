@@ -16,7 +16,8 @@ from sca_caption.classifier import Classifier
 from sca_caption.classify_task import ClassifyTask, Views, view
 from sca_caption.config import ClassifierConfig, ClassifierTrainConfig
 from sca_caption.images import Transform
-from sca_caption.training import WeightAverage, train
+from sca_caption.training import train
+from sca_caption.weight_average import WeightAverage
 
 QUICK = ClassifierTrainConfig(epochs=2, batch_size=8, workers=0, lr=0.01, views="none")
 SMALL = Transform(32, "crop")
@@ -35,6 +36,7 @@ def data(root) -> LabelledImages:
 @pytest.fixture(autouse=True)
 def no_tensorboard(monkeypatch):
     monkeypatch.setattr(training, "summary_writer", lambda output: None)
+    monkeypatch.setattr(training, "draw_progress", lambda *_: None)
 
 
 def classifier(data: LabelledImages, **changes) -> Classifier:

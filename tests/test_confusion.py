@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sca_caption import confusion
 from sca_caption.classification_metrics import score
 from sca_caption.confusion import NAMED, save_confusion
 from sca_caption.errors import UserError
@@ -81,3 +82,19 @@ def test_what_is_refused(tmp_path):
 def test_shortened():
     assert shortened("short") == "short" and shortened("x" * 24) == "x" * 24
     assert shortened("a long name", 7) == "a long…"
+
+
+@pytest.mark.parametrize("count", [3, 20, 101])
+def test_all_that_is_written_lies_within_the_picture(count, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(confusion, "save_figure", lambda figure, *_: drawn.append(figure))
+    labels = np.arange(count)
+    names = tuple(f"class_long_name_{k}" for k in range(count))
+    save_confusion(tmp_path / "c.png", score(np.eye(count), labels, names), "a title")
+    figure = drawn[0]
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        for label in (axes.xaxis.label, axes.yaxis.label, axes.title):
+            if label.get_text():
+                box = label.get_window_extent()
+                assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1

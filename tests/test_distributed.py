@@ -44,6 +44,7 @@ def data(folder) -> CaptionData:
 @pytest.fixture(autouse=True)
 def no_tensorboard(monkeypatch):
     monkeypatch.setattr(training, "summary_writer", lambda output: None)
+    monkeypatch.setattr(training, "draw_progress", lambda *_: None)
 
 
 # ---- sharing ---------------------------------------------------------------------------------------------------------
@@ -123,7 +124,7 @@ def test_a_run_is_that_of_one_process(parity, data, tmp_path):
     for found, one in zip(last.training["history"], history, strict=True):
         assert found["loss"] == pytest.approx(one["loss"], rel=1e-5)
         assert found["CIDEr"] == pytest.approx(one["CIDEr"], rel=1e-6)
-    assert sorted(p.name for p in parity.iterdir()) == ["best.pt", "gradients.safetensors", "last.pt"]
+    assert sorted(p.name for p in parity.iterdir()) == ["best.pt", "gradients.safetensors", "last.pt", "progress.svg"]
 
 
 TRAIN = ["train", "--dataset", "squares", "--backbone", "toy", "--layers", "block.relu", "block"]
@@ -143,7 +144,7 @@ def test_a_run_goes_on_after_a_process_was_killed(folder):
     epochs = [re.findall(r"^epoch +(\d)/3", done.stdout, re.MULTILINE) for done in (whole, parts)]
     assert epochs == [["1", "2", "3"]] * 2  # each printed once, by one process
     assert parts.stdout.count("best model: parts/best.pt") == 1
-    assert sorted(p.name for p in (folder / "parts").iterdir()) == ["best.pt", "last.pt"]
+    assert sorted(p.name for p in (folder / "parts").iterdir()) == ["best.pt", "last.pt", "progress.svg"]
 
 
 @needs_distributed

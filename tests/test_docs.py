@@ -1,79 +1,32 @@
 """The documents keep their word: links lead somewhere, commands exist, the file tree is the repository's."""
 
 import argparse
-import importlib
 import os
-import pkgutil
 import re
 import shlex
-from collections.abc import Iterator
+import tomllib
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+from documents import (
+    DOCUMENTS,
+    PROGRAMS,
+    README,
+    ROOT,
+    calls,
+    commands,
+    modules,
+    program_of,
+    shell_lines,
+    texts,
+)
 from torch.distributed.run import get_args_parser
 
-from sca_caption import benchmarks, calibrate, checkpoint, classify, curves, export
-from sca_caption.cli import evaluate_classifier, train_classifier
-
-ROOT = Path(__file__).parent.parent
-README = ROOT / "README.md"
-DOCUMENTS = (README, *(ROOT / path for path in ("sca_caption/weights/README.md", "data/README.md", "docs/attention.md",
-                                                "docs/performance.md", "docs/scale.md", "docs/decoding.md",
-                                                "docs/export.md", "docs/browser.md")))  # fmt: skip
-PROGRAMS = ("preprocess", "train", "caption", "evaluate")
 SET_UP, TEST = "pip install -e '.[test]'", "pytest"
-
-
-BENCHMARKS = [
-    module
-    for found in pkgutil.iter_modules(benchmarks.__path__, "sca_caption.benchmarks.")
-    if hasattr(module := importlib.import_module(found.name), "parser")
-]
-CLASSIFY = "--task classify"
-MODULES = {
-    "sca_caption.classify": classify,
-    "sca_caption.checkpoint": checkpoint,
-    "sca_caption.calibrate": calibrate,
-    "sca_caption.curves": curves,
-    "sca_caption.export": export,
-} | {benchmark.__name__: benchmark for benchmark in BENCHMARKS}
-
-
-def modules() -> dict[str, object]:
-    """Everything with a command line, by what follows `python` (without .py, and -m)."""
-    programs = {name: importlib.import_module(f"sca_caption.cli.{name}") for name in PROGRAMS}
-    of_classifiers = {f"train {CLASSIFY}": train_classifier, f"evaluate {CLASSIFY}": evaluate_classifier}
-    return programs | of_classifiers | MODULES
-
-
-def texts() -> dict[str, str]:
-    """What users read: the documents, and the examples that end the programs' help."""
-    documents = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in DOCUMENTS}
-    return documents | {f"{name} --help": getattr(m, "EPILOG", "") for name, m in modules().items()}
-
-
-def launched(call: str) -> str:
-    """What torchrun starts, if the call is one of torchrun, as a call of python."""
-    found = re.match(r"\s*(?:\w+=\S+ )?torchrun (.*)", call)
-    if not found:
-        return call
-    known = get_args_parser().parse_args(shlex.split(found[1], comments=True))
-    return shlex.join(["python", known.training_script, *known.training_script_args])
-
-
-def commands(text: str) -> Iterator[list[str]]:
-    """Every call of a program in a text, as the program's name and its arguments."""
-    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
-    inline = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
-    for line in [*text.replace("\\\n", " ").splitlines(), *inline]:
-        for call in re.split(r"&&|\|", line):
-            names = [rf"{name}(?=\.py)" for name in PROGRAMS] + [re.escape(name) for name in MODULES]
-            line_of_python = rf"\s*(?:\$ )?python (?:-m )?({'|'.join(names)})(?:\.py)?(?: (.*)|$)"
-            found = re.match(line_of_python, launched(call))
-            if found:
-                arguments = re.sub(r"[][]", " ", found[2] or "")  # [--root DIR]
-                task = f" {CLASSIFY}" if CLASSIFY in arguments else ""
-                yield [found[1] + task, *shlex.split(arguments, comments=True)]
+# Commands in documents that are not the project's, besides pip and python, which are looked at.
+OTHERS = {"[", "awk", "cd", "curl", "done", "find", "for", "ls", "npm", "pytest", "split", "tensorboard"}
+STANDARD_MODULES = {"http.server", "venv"}  # that `python -m` may start
 
 
 def fenced(text: str, heading: str) -> list[str]:
@@ -91,8 +44,10 @@ def broken_links(path: Path, root: Path = ROOT) -> list[str]:
     text = path.read_text(encoding="utf-8")
     targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|href)="([^"]+)"', text)
     broken = []
-    for target in targets:
-        if re.match(r"https?://", target):
+    for target in [*targets, *re.findall(r"<(https?:[^>]*)>", text)]:
+        if re.match(r"\w+:", target):
+            if not well_formed(target):
+                broken.append(target)
             continue
         name, _, anchor = target.partition("#")
         file = (path.parent / name).resolve() if name else path
@@ -100,6 +55,13 @@ def broken_links(path: Path, root: Path = ROOT) -> list[str]:
         if not inside or (anchor and anchor not in anchors(file)):
             broken.append(target)
     return broken
+
+
+def well_formed(address: str) -> bool:
+    """Whether it could be a page's: http or https, a host with a dot in it, no user name, nothing to be escaped."""
+    parts = urlsplit(address)
+    host = re.fullmatch(r"([a-z0-9-]+\.)+[a-z]{2,}", parts.netloc.lower())
+    return parts.scheme in ("http", "https") and host is not None and re.search(r"[\s<>\"{}|\\^`]", address) is None
 
 
 def listed(lines: list[str]) -> set[str]:
@@ -122,14 +84,16 @@ def test_a_broken_link_is_found(tmp_path):
     other = tmp_path / "other.md"
     other.write_text("## It's (1) there\n")
     text = "# A title\n[a](#a-title) [b](#no-title) [c](other.md#its-1-there) [d](missing.md) [e](https://example.org)"
+    text += " [g](https://example) [h](htps://example.org/a) <https://example.org/{name}>"
     page.write_text(text + f' <img src="gone.jpg"> [f]({README})')
-    assert broken_links(page, tmp_path) == ["#no-title", "missing.md", str(README), "gone.jpg"]
+    wanted = ["#no-title", "missing.md", "https://example", "htps://example.org/a", str(README), "gone.jpg"]
+    assert broken_links(page, tmp_path) == [*wanted, "https://example.org/{name}"]
 
 
 def test_commands_are_the_programs_own(capsys):
     parsers, tried = {name: module.parser() for name, module in modules().items()}, set()
     for where, text in texts().items():
-        for name, *arguments in commands(text):
+        for name, arguments in commands(text):
             try:
                 parsers[name].parse_args(arguments)
             except (SystemExit, Exception) as error:
@@ -139,8 +103,60 @@ def test_commands_are_the_programs_own(capsys):
     assert tried == set(parsers)
 
 
+def unknown(call: list[str]) -> bool:
+    """Whether a command of a document is neither the project's, nor a pip that finds its extras, nor a common one."""
+    if call[:2] == ["pip", "install"]:
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        named = re.findall(r"\[([\w,-]+)\]", " ".join(call))
+        return not {extra for names in named for extra in names.split(",")} <= set(extras["optional-dependencies"])
+    if found := program_of(call):
+        return found[0] not in modules()
+    return call[2] not in STANDARD_MODULES if call[:2] == ["python", "-m"] else call[0] not in OTHERS
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=str)
+def test_code_blocks_hold_commands_that_are_checked(path):
+    """All of the project's are parsed in the next test; a block of anything but commands says so: ```text."""
+    for line in shell_lines(path.read_text(encoding="utf-8")):
+        assert [call for call in calls(line) if unknown(call)] == [], f"{line}: no command? then write ```text above it"
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("python train.py --dataset coco   # it's long", [["python", "train.py", "--dataset", "coco"]]),
+        ("$ A=1 B=2 python caption.py - < list > out && ls", [["python", "caption.py", "-"], ["ls"]]),
+        ("[ -e a ] || OMP_NUM_THREADS=1 pytest", [["[", "-e", "a", "]"], ["pytest"]]),
+        ("find . -name '*.jpg' | split -l 5 -", [["find", ".", "-name", "*.jpg"], ["split", "-l", "5", "-"]]),
+    ],
+)
+def test_the_commands_of_a_line(line, found):
+    assert list(calls(line)) == found
+
+
+@pytest.mark.parametrize(
+    ("call", "found"),
+    [
+        ("sca-caption-train --dataset coco", ("train", ["--dataset", "coco"])),
+        ("sca-caption a.jpg", ("caption", ["a.jpg"])),
+        ("torchrun --nproc-per-node 8 evaluate.py --task classify", ("evaluate --task classify", ["--task", "classify"])),
+        ("python -m sca_caption.curves a", ("sca_caption.curves", ["a"])),
+        ("python -m venv a", None),
+    ],
+)
+def test_the_program_of_a_command(call, found):
+    assert program_of(shlex.split(call)) == found
+
+
+@pytest.mark.parametrize(
+    "line", ["python caption.py.py", "pip install -e '.[tests]'", "python -m sca_caption.curve a", "seven photographs"]
+)
+def test_a_block_with_a_command_that_does_not_exist_is_found(line):
+    assert any(map(unknown, calls(line)))
+
+
 def test_flags_named_in_passing_exist():
-    known = set()
+    known = {"--no-save"}  # npm's
     parsers: list[argparse.ArgumentParser] = [module.parser() for module in modules().values()]
     for parser in [*parsers, get_args_parser()]:
         known |= {flag for action in parser._actions for flag in action.option_strings}

@@ -65,7 +65,7 @@ def error_of(capsys, *arguments):
     assert main(list(arguments)) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    lines = [line for line in err.splitlines() if not line.startswith("note:")]
+    lines = [line for line in err.splitlines() if not line.startswith("warning:")]
     assert len(lines) == 1 and lines[0].startswith("error: ")
     return lines[0]
 
@@ -159,7 +159,7 @@ def test_images_without_a_prediction_are_counted(save, tmp_path, capsys):
     predictions = save("out.json", [{"image_id": 11, "caption": "two cats"}])
     references = save("captions.json", coco(REFERENCES))
     assert main(["--predictions", predictions, "--references", references, "--output", str(output)]) == 0
-    assert "note: 2 of 3 images have no prediction and are not scored" in capsys.readouterr().err
+    assert "warning: 2 of 3 images have no prediction and are not scored" in capsys.readouterr().err
     assert json.loads(output.read_text())["provenance"]["images_without_prediction"] == 2
 
 
@@ -230,7 +230,7 @@ def test_bad_references_are_one_line(references, message, save, capsys):
         (["--predictions", "x.json", "--references", "y.json"], "cannot read x.json: No such file"),
         (["--dataset", "nowhere"], "make it with: python preprocess.py --dataset nowhere"),
         (["--dataset", "x", "--limit", "0"], "--limit 0: must be at least 1"),
-        (["--dataset", "x", "--num-captions", "2"], "only the best caption is scored"),
+        (["--dataset", "x", "--num-captions", "2"], "unrecognized arguments: --num-captions 2"),
         (["--dataset", "x", "--output", "no/such/folder.json"], "no folder no/such, make it"),
         (["--dataset", "x", "--output", "."], "it is a folder"),
     ],

@@ -11,15 +11,17 @@ ROOT = Path(__file__).parent.parent
 
 # A module may import lower layers, and its own where that makes no circle. A folder is one module.
 LAYERS = {
-    0: "__init__ atomic attention beams calibration caption_quality classification_metrics config constraints decode "
-    "devices distributed diverse endings ensemble errors figures images java_metrics journal metrics nouns onnx_int8 "
-    "paraphrases ptb sampling search static_page storage teacher_forcing torchvision_compat vocab",
+    0: "__init__ atomic attention beams calibration caption_quality classification_metrics command_line config "
+    "constraints decode devices distributed diverse endings ensemble errors figures images java_metrics journal "
+    "messages metrics nouns onnx_int8 paraphrases ptb sampling search static_page storage teacher_forcing "
+    "torchvision_compat vocab weight_average",
     1: "class_folders classification_data confusion sources shapes store store_captions store_images store_writer "
-    "backbones networks places small_networks mobilenet",
+    "backbones networks places small_networks mobilenet progress",
     2: "captioner classifier objects",
-    3: "attention_trace checkpoint naming rewards self_critical",
-    4: "caption_task classify_task distillation explain inference onnx_captioner onnx_graphs results sidecars training",
-    5: "api benchmarks calibrate classify cli curves export",
+    3: "attention_trace checkpoint naming rewards self_critical attention_strip",
+    4: "caption_task classify_task distillation explain gallery inference onnx_captioner onnx_graphs "
+    "result_kinds results sidecars training",
+    5: "api benchmarks calibrate classify cli curves export web",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 PROGRAMS = ("preprocess", "train", "caption", "evaluate")

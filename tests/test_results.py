@@ -161,6 +161,15 @@ def test_a_journal_of_other_settings_is_refused(tmp_path):
         assert path.read_bytes() == text
 
 
+def test_two_runs_do_not_write_one_journal(tmp_path):
+    path = tmp_path / "x.json.partial"
+    first = Journal.begin(path, SETTINGS)
+    with pytest.raises(UserError, match=f"^another run is writing {path}; wait until it ends$"):
+        Journal.reopen(path, SETTINGS)
+    first.close()
+    Journal.reopen(path, SETTINGS).close()
+
+
 def test_an_interrupted_run_leaves_results_as_they_were_and_can_go_on(run, photos, tmp_path, monkeypatch):
     output = tmp_path / "out.csv"
     output.write_text("of an earlier run")

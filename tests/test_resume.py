@@ -203,3 +203,7 @@ def test_a_folder_that_cannot_be_written_to(run, photos, monkeypatch):
     assert (status, out) == (2, "")
     folder = photos[0].parent / "more"
     assert err == f"error: --sidecar: no permission to write in {folder}; change it or use --output\n"
+    output = folder / "x.json"
+    status, out, err = run(photos[0], "--output", output)
+    assert (status, out) == (2, "")
+    assert err == f"error: --output {output}: no permission to write in {folder}; choose another folder\n"

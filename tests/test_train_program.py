@@ -181,7 +181,7 @@ def first_model(monkeypatch) -> list:
     """The model that training would begin with; it then stops."""
     seen = []
 
-    def look(task, *_):
+    def look(task, *_, **__):
         seen.append(task.model)
         raise UserError("seen")
 
@@ -214,6 +214,16 @@ def test_init_copies_everything_that_fits(here, capsys, first_model):
     )
     found = first_model[0].state_dict()
     assert all(torch.equal(value, found[name]) for name, value in initial.items())
+
+
+def test_init_brings_its_architecture_where_no_flag_says_otherwise(here, capsys, first_model):
+    sizes = {"attention": "S", "layers": ("layer1.1",), "lstm_size": 24, "embedding_size": 12}
+    saved = save_initial(here / "initial.pt", WORDS, **sizes)
+    status, _, err = run(capsys, "--dataset", "dogs", "--init", "initial.pt", "--attention", "S-C")
+    assert (status, err) == (2, "error: seen\n")
+    found = first_model[0]
+    assert vars(found.config) == vars(dataclasses.replace(TINY, **sizes | {"attention": "S-C"}))
+    assert all(torch.equal(found.state_dict()[name], value) for name, value in saved.items())
 
 
 def test_init_with_words_in_another_order_keeps_their_vectors(here, capsys, first_model):
@@ -249,7 +259,7 @@ def test_init_from_other_layers_keeps_the_network(here, capsys, first_model):
 
 def test_init_from_another_backbone_is_refused(here, capsys):
     save_initial(here / "initial.pt", WORDS)
-    text = mistake(capsys, "--init", "initial.pt")
+    text = mistake(capsys, "--init", "initial.pt", "--backbone", "mobilenet_v2")
     assert (
         text == "--init initial.pt has backbone resnet18, this run mobilenet_v2; choose the same --backbone"
     )

@@ -35,6 +35,7 @@ def data(path) -> CaptionData:
 
 @pytest.fixture
 def no_tensorboard(monkeypatch):
+    monkeypatch.setattr(training, "draw_progress", lambda *_: None)
     monkeypatch.setattr(
         training, "summary_writer", lambda output: None
     )  # its import takes longer than the tests

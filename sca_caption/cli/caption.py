@@ -8,10 +8,11 @@ import argparse
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
-from sca_caption import __version__
 from sca_caption.cli.given import paths_of, take_back_images
+from sca_caption.cli.serve import add_page_flags, check_page_flags, serve
 from sca_caption.cli.terminal import Printer, command, one_line, progress, report_all
 from sca_caption.config import Parser, add_flags, make
 from sca_caption.distributed import Processes, joined
@@ -24,10 +25,12 @@ examples:
   python caption.py a.jpg b.png photos/                # path<TAB>caption, a line an image
   find . -name '*.jpg' | python caption.py -           # paths from standard input
   python caption.py photos/ --output captions.json     # COCO results; .jsonl and .csv likewise
+  python caption.py photos/ --output gallery.html      # a page with all photographs, to search and look at
   python caption.py photos/ --output captions.json --resume   # adds new photographs; goes on after a break
   python caption.py photos/ --sidecar                  # photo.txt beside each photo.jpg
   python caption.py photo.jpg --num-captions 3         # three captions, a line each, best first
   python caption.py photo.jpg --mention dog ball       # a caption with these words
+  python caption.py --serve                            # a page in the browser: drop, paste or take photographs
 
 Results files hold image_id, file_name, caption and score (log-probability / length^X). image_id is the number
 that is the file's name where all have one (COCO's), else the position in the input, from 1. With
@@ -44,16 +47,16 @@ def parser() -> Parser:
         "images", nargs="*", metavar="IMAGE", help="image file, folder, or - for paths on standard input"
     )
     p.add_argument("--demo", action="store_true", help="caption photographs of installed packages")
-    p.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     g = p.add_argument_group("results")
     g.add_argument("--output", type=Path, metavar="FILE",
-                   help="write results there instead: .json, .jsonl or .csv")  # fmt: skip
+                   help="write results there instead: .json, .jsonl, .csv, or .html, a page to look at")  # fmt: skip
     g.add_argument("--sidecar", action="store_true", help="write a .txt beside each image instead")
-    g.add_argument("--overwrite", action="store_true", help="also where one with other text is there")
+    g.add_argument("--overwrite", action="store_true", help="replace a .txt that says something else")
     g.add_argument("--resume", action="store_true",
                    help="caption only images that --output or --sidecar has not")  # fmt: skip
     g.add_argument("--scores", action="store_true", help="before each caption, how far to trust it")
-    g.add_argument("--doubtful-first", action="store_true", help="in this order")
+    g.add_argument("--doubtful-first", action="store_true",
+                   help="in this order; prints when all are done")  # fmt: skip
     g.add_argument("--quiet", action="store_true", help="only errors on standard error")
     g = p.add_argument_group("model")
     g.add_argument("--checkpoint", nargs="+", type=Path, metavar="FILE", help="a model of train.py, or several that "
@@ -69,6 +72,7 @@ def parser() -> Parser:
     g.add_argument("--no-objects", dest="objects", action="store_false",
                    help="do not put in nouns that ImageNet's classifier is sure of, of a model that has it")  # fmt: skip
     g.add_argument("--sample", action="store_true", help="draw captions at random in place of the search")
+    add_page_flags(p)
     add_flags(p, SearchConfig, SamplingConfig)
     return p
 
@@ -84,6 +88,9 @@ def run(argv: list[str] | None, processes: Processes) -> int:
     p = parser()
     arguments = p.parse_args(argv)
     take_back_images(arguments)
+    check_page_flags(p, arguments)
+    if arguments.serve:
+        return serve(arguments)
     search, sampling = settings_of(arguments)
     # Of several processes only one can read standard input.
     paths = processes.broadcast(paths_of(arguments, p.prog) if processes.first else None)
@@ -210,7 +217,11 @@ class Outputs:
 
     def answer(self, describer: "Describer") -> Callable[[Sequence[Path]], Iterable["Result"]]:  # noqa: F821
         """What gives the results of paths, with all that the outputs need of them."""
-        return describer.stream
+        if not self.arguments.output:
+            return describer.stream
+        from sca_caption.results import kind_of
+
+        return partial(kind_of(self.arguments.output).stream, describer)
 
     def write(self, index: int, result: "Result") -> None:  # noqa: F821
         """Write what became of the image at `index`. An output passes over errors that are none of its business."""

@@ -7,16 +7,16 @@ results file that exists. With --task classify, scores a classifier instead (see
 import argparse
 import hashlib
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from sca_caption import __version__
 from sca_caption.atomic import check_writable, replacing
 from sca_caption.cli.coco_results import ReferenceImage, match, read_predictions, read_references
-from sca_caption.config import add_flags, make, task_of
+from sca_caption.config import Parser, add_flags, make, task_of
 from sca_caption.distributed import Processes, joined
 from sca_caption.errors import UserError, program
+from sca_caption.messages import warn
 from sca_caption.metrics import CONFIDENCE, Scores, evaluate
 from sca_caption.search import BATCH_SIZE, SearchConfig
 
@@ -36,12 +36,9 @@ there may be one for an image; images of the references without a prediction are
 """
 
 
-def parser() -> argparse.ArgumentParser:
-    p = argparse.ArgumentParser(
-        prog="evaluate.py",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def parser() -> Parser:
+    p = Parser(
+        prog="evaluate.py", also=other, description=__doc__, epilog=EPILOG
     )
     p.add_argument(
         "--task", choices=("caption", "classify"), default="caption", help="(default: %(default)s)"
@@ -57,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--output", type=Path, metavar="FILE.json", help="write scores, captions and references "
                    "there")  # fmt: skip
     p.add_argument("--markdown", action="store_true", help="print a row for a README instead of the table")
+    p.add_argument("--quiet", action="store_true", help="no progress bar")
     p.add_argument("--spice", action="store_true", help="SPICE too (needs Java and a download; slow)")
 
     model = p.add_argument_group("the model")
@@ -70,8 +68,15 @@ def parser() -> argparse.ArgumentParser:
     model.add_argument("--no-objects", dest="objects", action="store_false", default=argparse.SUPPRESS,
                        help="do not put in nouns that ImageNet's classifier is sure of, of a model that has "
                        "it")  # fmt: skip
-    add_flags(p, SearchConfig)
+    add_flags(p, SearchConfig, without=("num_captions",))  # only the best caption is scored
     return p
+
+
+def other() -> list[Parser]:
+    """The flags with --task classify, for the shell to complete."""
+    from sca_caption.cli import evaluate_classifier
+
+    return [evaluate_classifier.parser()]
 
 
 @program
@@ -127,10 +132,6 @@ def check(arguments: argparse.Namespace) -> None:
     if useless:
         flag = "no-objects" if useless[0] == "objects" else useless[0].replace("_", "-")
         raise UserError(f"--{flag} has no effect on captions that exist; leave it or --predictions out")
-    if getattr(arguments, "num_captions", 1) != 1:
-        raise UserError(
-            f"--num-captions {arguments.num_captions}: only the best caption is scored; leave it out"
-        )
     if arguments.limit is not None and arguments.limit < 1:
         raise UserError(f"--limit {arguments.limit}: must be at least 1")
     if arguments.output:
@@ -151,7 +152,7 @@ def predicted(arguments: argparse.Namespace) -> tuple[list[tuple[ReferenceImage,
     scored = match(predictions, images, arguments.predictions)
     if len(scored) < len(images):
         count = provenance["images_without_prediction"] = len(images) - len(scored)
-        print(f"note: {count} of {len(images)} images have no prediction and are not scored", file=sys.stderr)
+        warn(f"{count} of {len(images)} images have no prediction and are not scored")
     scored = scored[: arguments.limit]
     return scored, provenance | {"images": len(scored)}
 
@@ -175,7 +176,7 @@ def captioned(
     describer = Describer(paths, search=search, **options)
     mine, captions = processes.share(rows), []
     stream = describer.stream(mine, read=reader(data, describer))
-    for result in tqdm(stream, total=len(mine), unit="image", disable=None, dynamic_ncols=True):
+    for result in tqdm(stream, total=len(mine), unit="image", disable=arguments.quiet or None, dynamic_ncols=True):
         if result.error:
             raise result.error
         captions.append(result.captions[0].text)
@@ -231,7 +232,7 @@ def reader(data, describer):
 
     from sca_caption.images import fit
 
-    print(f"note: {data.path} holds {data.transform}, the model takes {describer.transform}", file=sys.stderr)
+    warn(f"{data.path} holds {data.transform}, the model takes {describer.transform}")
     return lambda row: fit(PIL.Image.fromarray(data.image(row)), describer.transform)
 
 

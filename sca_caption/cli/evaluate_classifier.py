@@ -44,6 +44,7 @@ def parser() -> Parser:
     p.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)"
     )
+    p.add_argument("--quiet", action="store_true", help="no progress bar")
     p.add_argument(
         "--batch-size",
         type=int,
@@ -71,7 +72,7 @@ def run(argv: list[str] | None, processes: Processes) -> int:
     data, source = open_data(arguments, checkpoint)
     model = Recogniser(checkpoint, device=arguments.device, batch_size=arguments.batch_size)
     rows = data.indices(arguments.split)
-    logits = np.stack(processes.gather(predict(model, data, processes.share(rows))))
+    logits = np.stack(processes.gather(predict(model, data, processes.share(rows), arguments.quiet)))
     if not processes.first:
         return 0
     scores = score(logits, data.labels[rows], data.classes)
@@ -125,8 +126,11 @@ def listed(classes) -> str:
     return f"{len(classes)}: {some(list(classes))}"
 
 
-def predict(model, data, rows) -> list:
-    """Logits (K,) of each image in `rows`. Raises UserError with the path of an image that cannot be read."""
+def predict(model, data, rows, quiet: bool = False) -> list:
+    """Logits (K,) of each image in `rows`; quiet: without a progress bar.
+
+    Raises UserError with the path of an image that cannot be read.
+    """
     from PIL import Image
     from tqdm import tqdm
 
@@ -137,7 +141,7 @@ def predict(model, data, rows) -> list:
 
     found = []
     for _, logits in tqdm(
-        model.stream(rows, read), total=len(rows), unit="image", disable=None, dynamic_ncols=True
+        model.stream(rows, read), total=len(rows), unit="image", disable=quiet or None, dynamic_ncols=True
     ):
         if isinstance(logits, UserError):
             raise logits

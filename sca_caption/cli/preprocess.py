@@ -62,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     add("--max-skipped", type=int, default=100, metavar="N", help="missing or damaged images to do without; "
         "with more, nothing is written (default: 100)")  # fmt: skip
     add("--workers", type=int, metavar="N", help="processes that read and resize (default: one a core)")
+    add("--quiet", action="store_true", help="no progress bar, and no notes on captions")
 
     add = p.add_argument_group("words").add_argument
     add("--min-count", type=int, default=5, metavar="N", help="the vocabulary is the words that the captions "
@@ -119,14 +120,16 @@ def main(argv: list[str] | None = None) -> int:
             workers=arguments.workers,
             max_skipped=arguments.max_skipped,
             on_skip=tell,
+            quiet=arguments.quiet,
             **given(arguments, ("quality",)),
             **encoder,
         )
     finally:
         signal.signal(signal.SIGTERM, handler)
-    for item, reason in report.problems[:SHOWN]:
+    notes = [] if arguments.quiet else report.problems
+    for item, reason in notes[:SHOWN]:
         print(f"note: {item}: {reason}", file=sys.stderr)
-    if max(told, len(report.problems)) > SHOWN:
+    if max(told, len(notes)) > SHOWN:
         print(f"and more; the whole list is the attribute 'skipped' of {output}", file=sys.stderr)
     print(report)
     return 0

@@ -22,7 +22,11 @@ examples:
 
 def parser() -> config.Parser:
     p = config.Parser(
-        prog="train.py", usage="train.py --dataset NAME [flags]", description=__doc__, epilog=EPILOG
+        prog="train.py",
+        also=other,
+        usage="train.py --dataset NAME [flags]",
+        description=__doc__,
+        epilog=EPILOG,
     )
     p.add_argument(
         "--task", choices=("caption", "classify"), default="caption", help="(default: %(default)s)"
@@ -41,16 +45,24 @@ def parser() -> config.Parser:
                    "for the data set shapes, else 'default'; 'paper': the authors' sizes and training)")  # fmt: skip
     p.add_argument("--backbone-weights", metavar="FILE", help="ImageNet weights as a torchvision state dict, or 'none' "
                    "to start at random (default: torchvision's download)")  # fmt: skip
-    p.add_argument("--init", metavar="FILE", help="start from a checkpoint's tensors wherever they fit; 'shipped': "
-                   "from the model that comes with the package")  # fmt: skip
+    p.add_argument("--init", metavar="FILE", help="start from a checkpoint, with its architecture where no flag "
+                   "says otherwise; 'shipped': the model that comes along")  # fmt: skip
     p.add_argument(
         "--resume", action="store_true", help="go on with the run in --output, with its own settings"
     )
     p.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)"
     )
+    p.add_argument("--quiet", action="store_true", help="no progress bar")
     config.add_flags(p, config.ModelConfig, config.TrainConfig)
     return p
+
+
+def other() -> list[config.Parser]:
+    """The flags with --task classify, for the shell to complete."""
+    from sca_caption.cli import train_classifier
+
+    return [train_classifier.parser()]
 
 
 @program
@@ -97,13 +109,16 @@ def run(argv: list[str] | None, processes: Processes) -> int:
         resumed = None
         model_config, train_config = settings
         if critical:
-            model_config = config_to_improve(arguments, data)
+            check_improvable(arguments, data)
+        if arguments.init:
+            model_config = continued(arguments, initial(arguments.init).config)
         layers = attended_layers(model_config.backbone, model_config.layers)
         model_config = dataclasses.replace(model_config, layers=layers)
         check_features(data, model_config, train_config)
         with processes.one_first():
             model = new_model(model_config, data, arguments)
-    train(CaptionTask(model.to(device), data, train_config, processes), train_config, output, resumed)
+    task = CaptionTask(model.to(device), data, train_config, processes)
+    train(task, train_config, output, resumed, quiet=arguments.quiet)
     print(f"best model: {output / 'best.pt'}")
     return 0
 
@@ -154,21 +169,36 @@ def settings_of(arguments: argparse.Namespace) -> tuple[config.ModelConfig, conf
     )
 
 
-def config_to_improve(arguments: argparse.Namespace, data) -> config.ModelConfig:
-    """The architecture of --init, as self-critical training takes a captioner further. Raises UserError without one."""
+def initial(init: str):
+    """The checkpoint that --init names."""
     from sca_caption import checkpoint
 
+    return checkpoint.load(None if init == "shipped" else init)
+
+
+def continued(arguments: argparse.Namespace, start: config.ModelConfig) -> config.ModelConfig:
+    """The architecture of --init with what flags and preset say otherwise. Raises UserError for another CNN."""
+    values = vars(start) | (config.PRESETS[arguments.preset] if arguments.preset else {})
+    found = config.make(config.ModelConfig, arguments, values)
+    if found.backbone != start.backbone:
+        raise UserError(
+            f"--init {arguments.init} has backbone {start.backbone}, this run {found.backbone}; "
+            f"choose the same --backbone"
+        )
+    return found
+
+
+def check_improvable(arguments: argparse.Namespace, data) -> None:
+    """Raise UserError where --init has nothing that self-critical training could take further."""
     if not arguments.init:
         raise UserError(
             "--objective cider improves a model that can caption already; add --init runs/NAME/best.pt, or --init shipped"
         )
-    other = checkpoint.load(None if arguments.init == "shipped" else arguments.init)
-    if other.vocabulary != data.vocabulary:
+    if initial(arguments.init).vocabulary != data.vocabulary:
         raise UserError(
             f"--objective cider goes on with the words of --init {arguments.init}, of which {data.path} has others; "
             f"train with cross-entropy first"
         )
-    return config.make(config.ModelConfig, arguments, vars(other.config))
 
 
 def check_features(data, model_config: config.ModelConfig, train_config: config.TrainConfig) -> None:
@@ -186,7 +216,6 @@ def new_model(model_config: config.ModelConfig, data, arguments: argparse.Namesp
     """The model to train: at random but for the backbone, and for what --init brings."""
     import torch
 
-    from sca_caption import checkpoint
     from sca_caption.backbones import pretrained_weights
     from sca_caption.caption_task import initialise_from
     from sca_caption.captioner import SCACNN
@@ -201,13 +230,7 @@ def new_model(model_config: config.ModelConfig, data, arguments: argparse.Namesp
         weights = pretrained_weights(model_config.backbone, weights_file)
     model = SCACNN(model_config, len(data.vocabulary), weights)
     if init:
-        other = checkpoint.load(None if init == "shipped" else init)
-        if other.config.backbone != model_config.backbone:
-            raise UserError(
-                f"--init {init} has backbone {other.config.backbone}, this run {model_config.backbone}; "
-                f"choose the same --backbone"
-            )
-        fresh = initialise_from(model, other, data.vocabulary.words)
+        fresh = initialise_from(model, initial(init), data.vocabulary.words)
         parts = sorted({name.split(".")[0] for name in fresh})
         print(f"starting from {init}; new, wholly or in part: {', '.join(parts) or 'nothing'}")
     return model

@@ -59,6 +59,7 @@ def parser() -> config.Parser:
     p.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)"
     )
+    p.add_argument("--quiet", action="store_true", help="no progress bar")
     config.add_flags(p, ClassifierConfig, ClassifierTrainConfig)
     return p
 
@@ -100,7 +101,7 @@ def run(argv: list[str] | None, processes: Processes) -> int:
                 dataclasses.replace(model_config, classes=data.classes), train_config.seed, weights
             )
     task = ClassifyTask(model.to(device), data, train_config, source, processes)
-    history = train(task, train_config, output, resumed)
+    history = train(task, train_config, output, resumed, quiet=arguments.quiet)
     report(history)
     print(f"best model: {output / 'best.pt'}")
     return 0

@@ -54,7 +54,8 @@ function fail(reason) {
 
 function about(site, dtype) {
   const other = site.dtypes.map(({ name }) => name).filter((name) => name !== dtype);
-  const says = dtype === "float32" ? "Captions are those of the Python program." : "Smaller weights: captions can differ from Python's.";
+  const isWhole = dtype === "float32";
+  const says = `Captions ${isWhole ? "are those of the Python program" : "can differ from Python's, for smaller weights"}.`;
   find("about").textContent = `${site.checkpoint}, ${dtype}, sca_caption ${site.version}. ${says} `;
   for (const name of other) {
     const link = Object.assign(document.createElement("a"), { href: `?dtype=${name}`, textContent: `Use ${name}` });

@@ -85,7 +85,8 @@ export class Captioner {
   /** Have the model say a caption, and note what it attends. */
   async trace(start, tokens) {
     const { layers, words } = this.described;
-    const looking = layers.map((layer, index) => ({ ...layer, output: `alpha_${index}` })).filter(({ spatial }) => spatial);
+    const numbered = layers.map((layer, index) => ({ ...layer, output: `alpha_${index}` }));
+    const looking = numbered.filter(({ spatial }) => spatial);
     const outputs = looking.map(({ output }) => output);
     const maps = looking.map(() => []);
     const probabilities = [];
