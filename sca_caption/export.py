@@ -104,6 +104,8 @@ def main(argv: list[str] | None = None) -> int:
         if path.is_file():
             size = path.stat().st_size / 1e6
             print(f"{path.relative_to(arguments.output)}\t{size:.1f} MB", file=sys.stderr)
+    if arguments.browser:
+        print(f"to open it: python -m http.server -d {arguments.output}", file=sys.stderr)
     return 0
 
 

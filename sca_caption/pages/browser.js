@@ -21,9 +21,9 @@ async function start() {
   const dtype = dtypes.includes(wanted) ? wanted : dtypes.at(-1);
   const files = [...site.files, ...site.dtypes.find(({ name }) => name === dtype).files];
   about(site, dtype);
-  // A worker made from text is bound by this page's policy, one from a file of its own by none: no outside requests.
-  const source = `import ${JSON.stringify(new URL("worker.js", import.meta.url))};`;
-  worker = new Worker(URL.createObjectURL(new Blob([source], { type: "text/javascript" })), { type: "module" });
+  // A worker made from text is bound by this page's policy, one from a file of its own by none.
+  const source = new Blob([`import ${JSON.stringify(new URL("worker.js", import.meta.url))};`], { type: "text/javascript" });
+  worker = new Worker(URL.createObjectURL(source), { type: "module" });
   worker.onmessage = ({ data }) => heard(data);
   worker.onerror = (error) => fail(error.message || "the worker could not be started");
   worker.postMessage({ kind: "load", base: new URL(".", location.href).href, files, dtype });

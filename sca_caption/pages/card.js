@@ -3,7 +3,7 @@
 import { Heat, mostOf, whereabouts } from "./attention.js";
 
 const TRUST = [[0.6, "Probably good"], [0.4, "Could be right or wrong"], [0, "Doubtful"]];
-const percent = (share) => (share < 0.005 ? "under 1 %" : `${Math.round(100 * share)} %`);
+const percent = (share) => (share < 0.005 ? "under 1\u00a0%" : `${Math.round(100 * share)}\u00a0%`);
 
 export class Card {
   /** remove: called when the user takes the card away. */

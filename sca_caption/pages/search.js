@@ -49,7 +49,9 @@ export async function beamSearch(model, state, settings, mentions = []) {
       const ended = best.slice(0, beamSize).filter(({ word }) => word === EOS);
       keepBest(finished[set], ended.map(({ beam, total }) => caption(beam.tokens, total, true, penalty)), beamSize);
       const onward = best.filter(({ word }) => word !== EOS).slice(0, slots);
-      return onward.map(({ beam, word, total: logProb }) => ({ tokens: [...beam.tokens, word], logProb, parent: beam.row }));
+      return onward.map(({ beam, word, total }) => {
+        return { tokens: [...beam.tokens, word], logProb: total, parent: beam.row };
+      });
     });
 
     const likeliest = Math.max(...live.map((set) => set[0]?.logProb ?? -Infinity));
