@@ -12,15 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from chromium import browser_page, needs_browser, served
 from conftest import TINY_WORDS, tiny_captioner
 from made_photos import encoded, photo
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
-from test_objects import network, tuned  # noqa: F401 (a fixture)
 
 pytest.importorskip("onnxscript", reason="writing ONNX needs onnx and onnxscript")
+pytest.importorskip("onnxruntime", reason="the page is compared with onnxruntime under Python")
 expect = pytest.importorskip("playwright.sync_api", reason="needs playwright to drive a browser").expect
 
 from sca_caption import images, static_page  # noqa: E402
@@ -30,7 +29,7 @@ from sca_caption.export import export  # noqa: E402
 from sca_caption.images import Transform  # noqa: E402
 from sca_caption.inference import Describer, stack  # noqa: E402
 from sca_caption.naming import Limits  # noqa: E402
-from sca_caption.objects import original  # noqa: E402
+from sca_caption.onnx_captioner import OnnxDescriber  # noqa: E402
 from sca_caption.search import SearchConfig  # noqa: E402
 from sca_caption.vocab import Vocabulary  # noqa: E402
 
@@ -142,25 +141,57 @@ def test_captions_are_pythons(page, given):
     assert [{name: str(value) for name, value in entry.items()} for entry in found] == rows
 
 
-def test_objects_are_named_as_in_python(opened, network, tmp_path):  # noqa: F811
-    model, words = tuned(network), Vocabulary(["a", "dog", "cat", "on", "is", "in"])
-    torch.manual_seed(2)
-    model.embedding, model.word = torch.nn.Embedding(len(words), 8), torch.nn.Linear(8, len(words))
-    objects = original(network.state_dict(), model.backbone)
-    given = Checkpoint(model, words, Transform(64, "crop"), objects=objects)
-    export(tmp_path / "site", given, dtypes=["float32"], runtime=RUNTIME)
-    path = tmp_path / "site" / "model" / "model.json"
-    about = path.read_text(encoding="utf-8")
-    dear = about.replace(f'"room": {Limits.room}', '"room": 999')  # any caption with the noun will do
-    assert len(dear) == len(about)  # site.json says how long it is
-    path.write_text(dear, encoding="utf-8")
-    contents = pictures(5)
-    describer = Describer(given)
-    describer.namer.limits = Limits(room=999)
-    wanted = [captions[0].text for captions in captions_of(describer, contents)]
-    plain = captions_of(Describer(given, objects=False), contents)
-    assert wanted != [captions[0].text for captions in plain]
-    with served(tmp_path / "site") as address, another(opened) as page:
+def coloured_objects(path: Path, nouns: int) -> None:
+    """A graph that sees as many objects as there are nouns in an image's mean colour."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    weights = np.random.default_rng(0).normal(0, 0.1, (3, nouns)).astype(np.float32)
+    nodes = [
+        helper.make_node("Cast", ["images"], ["levels"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["levels", "places"], ["colour"], keepdims=0),
+        helper.make_node("MatMul", ["colour", "weights"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "objects",
+        [helper.make_tensor_value_info("images", onnx.TensorProto.UINT8, ["B", 3, 32, 32])],
+        [helper.make_tensor_value_info("probabilities", onnx.TensorProto.FLOAT, ["B", nouns])],
+        [numpy_helper.from_array(weights, "weights"), numpy_helper.from_array(np.array([2, 3]), "places")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+
+
+def test_objects_are_named_as_in_python(opened, site, tmp_path):
+    """Against the same graphs under onnxruntime; the nouns stand beside a captioner that was exported without any."""
+    names = ["dog", "cat", "ball", "grass", "water"]
+    folder = tmp_path / "site"
+    shutil.copytree(site / "model", folder / "model")
+    about = json.loads((folder / "model" / "model.json").read_text(encoding="utf-8"))
+    ids = {word: index for index, word in enumerate(about["words"])}
+    kinds = {"dog": "animals", "cat": "animals"}
+    nouns = [
+        {"kind": kinds.get(name, ""), "name": name, "plural": None, "forms": [name], "classes": [number]}
+        | {"group": [ids[name]]}
+        for number, name in enumerate(names)
+    ]
+    naming = vars(Limits(room=99.0)) | {"most_groups": 3, "nouns": nouns}  # any caption with the noun will do
+    naming |= {
+        "agreement": [[ids["a"], [ids["grass"], ids["water"]]]],
+        "no_compound": [ids["on"], ids["red"]],
+    }
+    about |= {"naming": naming, "inputs": about["inputs"] | {"objects": ["images"]}}
+    about |= {"outputs": about["outputs"] | {"objects": ["probabilities"]}}
+    (folder / "model" / "model.json").write_text(json.dumps(about), encoding="utf-8")
+    coloured_objects(folder / "model" / "objects.onnx", len(names))
+    static_page.write_page(folder, RUNTIME)
+    contents = pictures(12)
+    wanted = [captions[0].text for captions in captions_of(OnnxDescriber(folder / "model"), contents)]
+    plain = captions_of(OnnxDescriber(folder / "model", objects=False), contents)
+    changed = [text for text, captions in zip(wanted, plain, strict=True) if text != captions[0].text]
+    assert len(set(changed)) >= 3
+    with served(folder) as address, another(opened) as page:
         page.goto(address)
         give(page, [file(f"{i}.png", content) for i, content in enumerate(contents)])
         assert [entry["caption"] for entry in json.loads(saved(page, "#json"))] == wanted
