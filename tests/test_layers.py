@@ -18,7 +18,7 @@ LAYERS = {
     "backbones networks places small_networks mobilenet",
     2: "captioner classifier objects",
     3: "attention_trace checkpoint naming rewards self_critical",
-    4: "caption_task classify_task distillation explain inference results sidecars training",
+    4: "caption_task classify_task distillation grad_cam inference results sidecars training",
     5: "api benchmarks calibrate classify cli curves",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}

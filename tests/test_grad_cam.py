@@ -14,7 +14,7 @@ from PIL import Image
 from sca_caption.classifier import Classifier
 from sca_caption.config import ClassifierConfig
 from sca_caption.errors import UserError
-from sca_caption.explain import heat, save_explanation
+from sca_caption.grad_cam import heat, save_explanation
 from sca_caption.networks import gradcam_layer
 
 
