@@ -27,6 +27,11 @@ class LayerTrace:
     spatial: np.ndarray | None
     channel: np.ndarray | None
 
+    def first(self, words: int) -> "LayerTrace":
+        """That of the first words alone."""
+        kinds = (self.spatial, self.channel)
+        return LayerTrace(self.name, *(None if each is None else each[:words] for each in kinds))
+
 
 @dataclass(frozen=True)
 class Trace:
@@ -34,6 +39,10 @@ class Trace:
 
     probabilities: np.ndarray
     layers: tuple[LayerTrace, ...]
+
+    def first(self, words: int) -> "Trace":
+        """That of the first words alone."""
+        return Trace(self.probabilities[:words], tuple(layer.first(words) for layer in self.layers))
 
 
 @torch.inference_mode()
