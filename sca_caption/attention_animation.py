@@ -16,7 +16,7 @@ MARGIN, LINE, NOTE_LINE = 12, 30, 22
 TEXT, NOTE = 20, 13  # pixels
 SAID, CURRENT, TO_COME, FAINT = (40, 40, 40), (255, 255, 255), (165, 165, 165), (105, 105, 105)
 MARK = (186, 54, 85)  # behind the current word; of the colours of the weights
-GREYS, STRENGTHS = 46, 24  # in the palette
+GREYS, STRENGTHS = 40, 24  # in the palette
 
 
 def save_animation(explanation: "Explanation", path: Path, flag: str = "--explain") -> None:  # noqa: F821
@@ -105,9 +105,8 @@ def palette() -> Image.Image:
     white = 1.0
     colours = [blended(np.linspace(GREY[0], white, GREYS)[None], np.zeros((1, GREYS)))]
     for amount in np.linspace(0, 1, STRENGTHS + 1)[1:]:
-        count = 3 + round(
-            14 * (1 - float(opacity_of(np.array(amount))))
-        )  # the less of the photograph shows through
+        shows = 1 - float(opacity_of(np.array(amount)))  # how much of the photograph
+        count = 3 + round(12 * shows)
         greys = np.linspace(*GREY, count)[None]
         colours.append(blended(greys, np.full(greys.shape, amount)))
     mark = np.linspace(np.array(MARK) / 255, white, 6)[None]

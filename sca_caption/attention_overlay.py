@@ -25,12 +25,17 @@ def multiples(weights: np.ndarray, size: tuple[int, int], transform: Transform) 
     Bicubic between the positions' centres. The mean is 1 over what the model sees of the photograph; elsewhere 0.
     """
     found = np.zeros(size[::-1], np.float32)
-    left, top, right, bottom = (round(edge) for edge in seen_box(size, transform))
-    seen = (max(right - left, 1), max(bottom - top, 1))
-    smooth = Image.fromarray(weights.astype(np.float32)).resize(seen, Image.Resampling.BICUBIC)
-    values = np.asarray(smooth).clip(0)
-    found[top : top + seen[1], left : left + seen[0]] = values / values.mean()
+    left, top, right, bottom = _seen(size, transform)
+    grid = Image.fromarray(weights.astype(np.float32))
+    values = np.asarray(grid.resize((right - left, bottom - top), Image.Resampling.BICUBIC)).clip(0)
+    found[top:bottom, left:right] = values / values.mean()
     return found
+
+
+def _seen(size: tuple[int, int], transform: Transform) -> tuple[int, int, int, int]:
+    """What the model sees of a photograph, in whole pixels."""
+    left, top, right, bottom = seen_box(size, transform)
+    return int(left), int(top), int(left) + round(right - left), int(top) + round(bottom - top)
 
 
 def scale_top(*weights: np.ndarray | None) -> float:
@@ -47,7 +52,7 @@ def strength(values: np.ndarray, top: float) -> np.ndarray:
 def painted(photograph: Image.Image, values: np.ndarray, top: float, transform: Transform) -> np.ndarray:
     """A photograph (h, w) under multiples of an even share (h, w), on a scale that ends at `top`: uint8 (h, w, 3)."""
     mixed = blended(_grey(photograph), strength(values, top))
-    left, upper, right, lower = (round(edge) for edge in seen_box(photograph.size, transform))
+    left, upper, right, lower = _seen(photograph.size, transform)
     unseen = np.ones((*mixed.shape[:2], 1), np.float32)
     unseen[upper:lower, left:right] = 0
     mixed += (1 - mixed) * UNSEEN * unseen

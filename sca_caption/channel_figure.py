@@ -50,7 +50,8 @@ class Channels:
         name, grid = explanation.trace.layers[layer].name, explanation.maps[layer].shape[1:]
         self.grid = grid
         low, high = self.shares.min(), self.shares.max()
-        self.subtitle = f"layer {name}, {C:,} channels: all weights are {share(low)} to {share(high)} even shares of 1/{C}"
+        between = f"{share(low)} to {share(high)}"
+        self.subtitle = f"layer {name}, {C:,} channels: all weights are {between} even shares of 1/{C}"
 
     def _kept(self) -> int:
         return len(self.explanation.examples.patches(self.layer, self.strong[0]))

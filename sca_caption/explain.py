@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from sca_caption import images
-from sca_caption.attention_trace import Trace, attended_maps, trace
+from sca_caption.attention_trace import Trace, attended_maps, numbers, trace
 from sca_caption.channel_examples import Examples
 from sca_caption.errors import UserError
 from sca_caption.figures import check_figure, save_figure
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_PIXELS = 1000  # of the longer side of the photograph that is drawn
-DIGITS = 4  # of the weights as numbers
 ANIMATED = ".gif"
 DPI = 200  # pixels an inch: 1,440 across
 
@@ -75,7 +74,7 @@ class Explanation:
             save_figure(self.figure(), path, flag, dpi=DPI, outlines=False)
 
     def numbers(self) -> dict:
-        """The weights, for JSON; see `numbers`."""
+        """The weights, for JSON; see `attention_trace.numbers`."""
         return numbers(self.trace, self.words)
 
 
@@ -87,18 +86,24 @@ def explain(
     examples: see `channel_examples.find_examples`. Raises UserError for an image that cannot be read, a caption with
     words that the model does not know, and several models that speak as one.
     """
-    speaker = describer.speaker
+    describer.speaker  # noqa: B018  refuses several models before there is work
     pixels = stack([images.load(source, describer.transform)])  # (1, 3, S, S)
     if caption is None:
         ((captions, found),) = describer.trace_batch(pixels)
-        best = captions[0]
-    else:
-        best, found = _said(describer, pixels, caption)
+        return explained(describer, source, captions[0], found, examples)
+    return explained(describer, source, *_said(describer, pixels, caption), examples)
+
+
+def explained(
+    describer: Describer, source: Source, caption: Caption, found: Trace, examples: Examples | None = None
+) -> Explanation:
+    """The explanation of a caption of a photograph whose trace is found already."""
+    pixels = stack([images.load(source, describer.transform)])
     photograph = images.open_image(source)
     photograph.thumbnail((MOST_PIXELS, MOST_PIXELS), Image.Resampling.LANCZOS)
-    words = tuple(describer.words.words[token] for token in best.tokens)
-    maps = tuple(each[0] for each in attended_maps(speaker, pixels))
-    return Explanation(photograph, describer.transform, best, words, found, maps, examples)
+    words = describer.words.spelled(caption.tokens)
+    maps = tuple(each[0] for each in attended_maps(describer.speaker, pixels))
+    return Explanation(photograph, describer.transform, caption, words, found, maps, examples)
 
 
 @torch.inference_mode()
@@ -125,31 +130,3 @@ def _said(describer: Describer, pixels: torch.Tensor, text: str) -> tuple[Captio
         tokens=tuple(tokens),
     )
     return caption, found.first(len(tokens))
-
-
-def numbers(trace: Trace, words: tuple[str, ...]) -> dict:
-    """A trace for JSON, to four digits.
-
-    {"words": [T], "probabilities": [T], "layers": [{"layer": name, "grid": [H, W], "spatial": [T lists of H W weights,
-    row by row, of sum 1] or null, "channel": [T lists of C weights of sum 1] or null}]}. "grid" is null without spatial
-    attention.
-    """
-    return {
-        "words": list(words),
-        "probabilities": _rounded(trace.probabilities),
-        "layers": [
-            {
-                "layer": layer.name,
-                "grid": None if layer.spatial is None else list(layer.spatial.shape[1:]),
-                "spatial": None
-                if layer.spatial is None
-                else [_rounded(each.ravel()) for each in layer.spatial],
-                "channel": None if layer.channel is None else [_rounded(each) for each in layer.channel],
-            }
-            for layer in trace.layers
-        ],
-    }
-
-
-def _rounded(values: np.ndarray) -> list[float]:
-    return [float(f"{value:.{DIGITS}g}") for value in values.tolist()]

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TextIO
 
 from sca_caption.atomic import replacing
+from sca_caption.attention_trace import numbers
 from sca_caption.distributed import restarted
 from sca_caption.errors import UserError
 from sca_caption.journal import Journal, journal_of, require_same
@@ -27,7 +28,8 @@ ESCAPED_BYTE = re.compile(
 class Kind:
     """How entries are made of results, written to a file of one kind and read back from it.
 
-    An entry is {"image_id", "file_name", "caption", numbers...} and, with several captions, "captions", their list.
+    An entry is {"image_id", "file_name", "caption", numbers...} and, with several captions, "captions", their list; and
+    where the settings say "with_attention", "attention": see `attention_trace.numbers`.
 
     Args:
         numbers: fields of a Caption that it has, "score" and perhaps "confidence". settings: what the captions were
@@ -48,6 +50,9 @@ class Kind:
         if len(captions) > 1:
             logs = ({"log_prob": round(caption.log_prob, 4)} for caption in result.captions)
             entry["captions"] = [each | log for each, log in zip(captions, logs, strict=True)]
+        if self.settings.get("with_attention"):
+            words = self.words.spelled(result.captions[0].tokens)
+            entry["attention"] = numbers(result.trace, words)
         return entry
 
     def write(self, file: TextIO, entries: Iterable[dict], failed: Sequence[str]) -> None:
