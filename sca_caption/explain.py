@@ -1,8 +1,7 @@
 """Why a caption has its words: where in the photograph the model looked at each, and what it selected there.
 
->>> from sca_caption.explain import explain
->>> from sca_caption.inference import Describer
->>> explanation = explain(Describer(), "docs/grace_hopper.jpg")
+>>> from sca_caption import Captioner
+>>> explanation = Captioner.load().explain("docs/grace_hopper.jpg")
 >>> explanation.words[:3], explanation.trace.layers[0].spatial.shape
 (('a', 'man', 'in'), (11, 9, 9))
 >>> figure = explanation.figure()     # matplotlib's
@@ -21,9 +20,8 @@ from PIL import Image
 
 from sca_caption import images
 from sca_caption.attention_trace import Trace, attended_maps, numbers, trace
-from sca_caption.channel_examples import Examples
 from sca_caption.errors import UserError
-from sca_caption.figures import check_figure, save_figure
+from sca_caption.figures import ANIMATED, DPI, check_figure, save_figure
 from sca_caption.images import Source, Transform
 from sca_caption.inference import Caption, Describer, stack
 from sca_caption.vocab import EOS, tokenize
@@ -31,9 +29,9 @@ from sca_caption.vocab import EOS, tokenize
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from sca_caption.channel_examples import Examples
+
 MOST_PIXELS = 1000  # of the longer side of the photograph that is drawn
-ANIMATED = ".gif"
-DPI = 200  # pixels an inch: 1,440 across
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class Explanation:
     words: tuple[str, ...]
     trace: Trace
     maps: tuple[np.ndarray, ...]
-    examples: Examples | None = None
+    examples: "Examples | None" = None
 
     def figure(self) -> "Figure":
         """All of it on one page, 7.2 inches wide."""
@@ -79,7 +77,7 @@ class Explanation:
 
 
 def explain(
-    describer: Describer, source: Source, caption: str | None = None, *, examples: Examples | None = None
+    describer: Describer, source: Source, caption: str | None = None, *, examples: "Examples | None" = None
 ) -> Explanation:
     """Caption a photograph and say what was attended at every word; or what would be, were `caption` the caption.
 
@@ -95,7 +93,7 @@ def explain(
 
 
 def explained(
-    describer: Describer, source: Source, caption: Caption, found: Trace, examples: Examples | None = None
+    describer: Describer, source: Source, caption: Caption, found: Trace, examples: "Examples | None" = None
 ) -> Explanation:
     """The explanation of a caption of a photograph whose trace is found already."""
     pixels = stack([images.load(source, describer.transform)])

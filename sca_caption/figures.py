@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 KINDS = (".pdf", ".png", ".svg")
+ANIMATED = ".gif"  # of what moves
 POINTS = 72  # an inch
-HINTED = 1.03  # letters on pixels may be so much wider than drawn to scale
+DPI = 200  # of a page
+HINTED = 1.04  # letters on pixels may be so much wider than drawn to scale
 UNDATED = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}  # the same figure is the same file
 WRITTEN = {"svg.hashsalt": "sca_caption", "pdf.fonttype": 42}  # TrueType, which other programs can edit
 
@@ -28,7 +30,7 @@ class Page:
         from matplotlib.figure import Figure
 
         self.width, self.height = width, height
-        self.figure = Figure((width, height))
+        self.figure = Figure((width, height), dpi=DPI)
 
     def axes(self, left: float, top: float, width: float, height: float) -> "Axes":
         bottom = self.height - top - height

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TextIO
 
 from sca_caption.atomic import replacing
-from sca_caption.attention_trace import numbers
 from sca_caption.distributed import restarted
 from sca_caption.errors import UserError
 from sca_caption.journal import Journal, journal_of, require_same
@@ -51,6 +50,8 @@ class Kind:
             logs = ({"log_prob": round(caption.log_prob, 4)} for caption in result.captions)
             entry["captions"] = [each | log for each, log in zip(captions, logs, strict=True)]
         if self.settings.get("with_attention"):
+            from sca_caption.attention_trace import numbers  # PyTorch takes its time, and a mistake is told sooner
+
             words = self.words.spelled(result.captions[0].tokens)
             entry["attention"] = numbers(result.trace, words)
         return entry

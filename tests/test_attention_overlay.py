@@ -96,7 +96,8 @@ def test_what_the_model_does_not_see_is_faded():
 def test_dark_and_light_photographs_use_the_same_greys():
     levels = np.random.default_rng(0).integers(0, 40, (30, 40, 3), np.uint8)
     dark, light = (
-        painted(Image.fromarray(each), np.ones((30, 40)), LEAST_TOP, RESIZE) for each in (levels, levels + 200)
+        painted(Image.fromarray(each), np.ones((30, 40)), LEAST_TOP, RESIZE)
+        for each in (levels, levels + 200)
     )
     assert np.abs(dark.astype(int) - light).max() < 12
     flat = painted(Image.new("RGB", (5, 5), "black"), np.ones((5, 5)), LEAST_TOP, RESIZE)

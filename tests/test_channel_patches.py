@@ -26,7 +26,9 @@ def by_rank(values: np.ndarray, count: int, other_than=()) -> set[int]:
     return set(chosen[:count])
 
 
-@pytest.mark.parametrize(("words", "channels", "count"), [(1, 30, 6), (4, 30, 6), (12, 30, 6), (3, 4, 6), (9, 200, 12)])
+@pytest.mark.parametrize(
+    ("words", "channels", "count"), [(1, 30, 6), (4, 30, 6), (12, 30, 6), (3, 4, 6), (9, 200, 12)]
+)
 def test_the_strongest_channels(words, channels, count):
     weights = made_weights(words, channels)
     found = strongest(weights, count)

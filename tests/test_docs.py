@@ -18,7 +18,8 @@ from sca_caption.cli import evaluate_classifier, train_classifier
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 DOCUMENTS = (README, *(ROOT / path for path in ("sca_caption/weights/README.md", "data/README.md", "docs/attention.md",
-                                                "docs/performance.md", "docs/scale.md", "docs/decoding.md")))  # fmt: skip
+                                                "docs/performance.md", "docs/scale.md", "docs/decoding.md",
+                                                "docs/explain.md")))  # fmt: skip
 PROGRAMS = ("preprocess", "train", "caption", "evaluate")
 SET_UP, TEST = "pip install -e '.[test]'", "pytest"
 

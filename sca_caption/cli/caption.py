@@ -234,7 +234,9 @@ class Outputs:
 
     def answer(self, describer: "Describer") -> Callable[[Sequence[Path]], Iterable["Result"]]:  # noqa: F821
         """What gives the results of paths, with all that the outputs need of them."""
-        return partial(describer.stream, traced=bool(self.arguments.explain or self.arguments.with_attention))
+        if self.arguments.explain or self.arguments.with_attention:
+            return partial(describer.stream, traced=True)
+        return describer.stream
 
     def write(self, index: int, result: "Result") -> None:  # noqa: F821
         """Write what became of the image at `index`. An output passes over errors that are none of its business."""

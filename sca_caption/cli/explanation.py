@@ -5,12 +5,8 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
 from sca_caption.errors import UserError
-from sca_caption.explain import ANIMATED, explained
-from sca_caption.figures import check_figure
-from sca_caption.inference import Describer, Result
+from sca_caption.figures import ANIMATED, check_figure
 
 FLAG, DATA_FLAG = "--explain", "--explain-data"
 
@@ -31,14 +27,18 @@ def check_explanation(path: Path, data: Path | None, images: Sequence[Path]) -> 
 class Drawing:
     """Draws the explanation of the image that it is given. Raises UserError where the file cannot be written."""
 
-    def __init__(self, path: Path, describer: Describer, data: Path | None):
+    def __init__(self, path: Path, describer: "Describer", data: Path | None):  # noqa: F821
         self.path, self.describer, self.data = path, describer, data
 
-    def write(self, index: int, result: Result) -> None:
+    def write(self, index: int, result: "Result") -> None:  # noqa: F821
         if result.error:
             return
+        from sca_caption.explain import explained
+
         examples = None
         if self.data:
+            from tqdm import tqdm
+
             from sca_caption.channel_examples import find_examples
             from sca_caption.store import CaptionData
 
