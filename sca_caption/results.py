@@ -50,7 +50,7 @@ class Kind:
             logs = ({"log_prob": round(caption.log_prob, 4)} for caption in result.captions)
             entry["captions"] = [each | log for each, log in zip(captions, logs, strict=True)]
         if self.settings.get("with_attention"):
-            from sca_caption.attention_trace import numbers  # PyTorch takes its time, and a mistake is told sooner
+            from sca_caption.attention_trace import numbers  # here, as PyTorch takes its time
 
             words = self.words.spelled(result.captions[0].tokens)
             entry["attention"] = numbers(result.trace, words)
