@@ -34,7 +34,7 @@ BETWEEN = 0.09
 HEADING_LINE = 0.26
 SMALL_LINE = 0.135
 ABOVE, BELOW = 0.17, 0.19  # the word, and its numbers
-PIXELS = 600_000  # of all images together in .svg and .pdf, which bounds their size
+PIXELS = 500_000  # of all images together in .svg and .pdf, which bounds their size
 
 
 @dataclass
