@@ -14,7 +14,7 @@ from PIL import Image
 from sca_caption.attention_overlay import multiples, painted, scale_strip, scale_ticks, scale_top
 from sca_caption.attention_trace import LayerTrace
 from sca_caption.channel_figure import Channels
-from sca_caption.figures import Page, fitted, text_width, wrapped
+from sca_caption.figures import DPI, Page, fitted, text_width, wrapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,8 +34,7 @@ BETWEEN = 0.09
 HEADING_LINE = 0.26
 SMALL_LINE = 0.135
 ABOVE, BELOW = 0.17, 0.19  # the word, and its numbers
-PIXELS = 450_000  # of all panels together, which bounds the size of .svg and .pdf
-SHARPEST = 210  # pixels an inch
+PIXELS = 500_000  # of all images together in .svg and .pdf, which bounds their size
 
 
 @dataclass
@@ -63,10 +62,9 @@ def blocks_of(explanation: "Explanation") -> Iterator[Block]:  # noqa: F821
     top = scale_top(*(layer.spatial for layer in layers))
     yield header(explanation, top if any(layer.spatial is not None for layer in layers) else None)
     letters = iter("abcdefghijklmnopqrstuvwxyz")
-    shown = sum(layer.spatial is not None for layer in layers) * len(explanation.words)
     for index, layer in enumerate(layers):
         if layer.spatial is not None:
-            yield where(explanation, layer, top, next(letters), shown)
+            yield where(explanation, layer, top, next(letters))
         if layer.channel is not None:
             channels = Channels(explanation, index)
             letter = next(letters)
@@ -120,7 +118,7 @@ def header(explanation: "Explanation", top: float | None) -> Block:  # noqa: F82
 
     def draw(page: Page, y: float) -> None:
         block = max(height, text_height)
-        shown = at_size(photograph, width, height, SHARPEST)
+        shown = at_size(photograph, width, height)
         page.image(MARGIN, y + (block - height) / 2, width, height, np.asarray(shown))
         y += (block - text_height) / 2 + 0.17
         for line in lines:
@@ -152,15 +150,14 @@ def colour_bar(page: Page, left: float, y: float, width: float, top: float) -> N
         side.set_linewidth(0.5)
 
 
-def where(explanation: "Explanation", layer: LayerTrace, top: float, letter: str, shown: int) -> Block:  # noqa: F821
-    """The photograph under the spatial weights of a layer, once a word; `shown` panels stand on the page in all."""
+def where(explanation: "Explanation", layer: LayerTrace, top: float, letter: str) -> Block:  # noqa: F821
+    """The photograph under the spatial weights of a layer, once a word."""
     T, H, W = layer.spatial.shape
     photograph, words = explanation.photograph, explanation.words
     shape = min(max(photograph.width / photograph.height, SHAPES[0]), SHAPES[1])
     columns, width = panel_columns(T, shape)
     height = width / shape
     rows = -(-T // columns)
-    sharp = min(SHARPEST, (PIXELS / (shown * width * height)) ** 0.5)
     step = ABOVE + height + BELOW
     subtitle = (
         f"layer {layer.name}, {H} × {W} positions: an even share is 1/{H * W}; p: the word's probability"
@@ -168,7 +165,7 @@ def where(explanation: "Explanation", layer: LayerTrace, top: float, letter: str
 
     def draw(page: Page, y: float) -> None:
         heading(page, y, letter, "Where it looked", subtitle)
-        small = at_size(photograph, width, height, sharp)
+        small = at_size(photograph, width, height)
         for t in range(T):
             x = MARGIN + t % columns * (width + BETWEEN)
             row_top = y + HEADING_LINE + t // columns * step
@@ -199,9 +196,17 @@ def panel_columns(panels: int, shape: float) -> tuple[int, float]:
     return columns, (room - (columns - 1) * BETWEEN) / columns
 
 
-def at_size(photograph: Image.Image, width: float, height: float, sharp: float) -> Image.Image:
-    """A photograph for a rectangle of inches, `sharp` pixels an inch."""
-    scale = min(width * sharp / photograph.width, height * sharp / photograph.height)
+def image_dpi(figure: "Figure") -> int:
+    """How many pixels an inch the images of a figure have in .svg and .pdf."""
+    width, height = figure.get_size_inches()
+    places = (axes.get_position() for axes in figure.axes if axes.images)
+    area = width * height * sum(place.width * place.height for place in places)  # square inches
+    return int(min(DPI, (PIXELS / area) ** 0.5))
+
+
+def at_size(photograph: Image.Image, width: float, height: float) -> Image.Image:
+    """A photograph for a rectangle of inches."""
+    scale = min(width * DPI / photograph.width, height * DPI / photograph.height)
     size = tuple(max(1, round(side * scale)) for side in photograph.size)
     return photograph.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)
 

@@ -80,9 +80,10 @@ class Channels:
 
     def _changes(self) -> tuple[np.ndarray, list, str, float, float]:
         values = changes(self.channel)
-        bound = max(LEAST_CHANGE, np.abs(values[:, self.changed]).max())
         texts = [[signed(100 * value) for value in row] for row in values]
-        return values, texts, CHANGES, -bound, bound
+        values = np.log(np.maximum(1 + values, 1e-6))  # twice is as far from the mean as half
+        bound = max(np.log(1 + LEAST_CHANGE), values[:, self.changed].max())
+        return values.clip(-bound, bound), texts, CHANGES, -bound, bound
 
     def _group(
         self, page: Page, left: float, top: float, channels: Sequence[int], title: str, cells: tuple

@@ -69,7 +69,11 @@ class Explanation:
 
             save_animation(self, path, flag)
         else:
-            save_figure(self.figure(), path, flag, dpi=DPI, outlines=False)
+            from sca_caption.attention_figure import image_dpi
+
+            figure = self.figure()
+            dpi = DPI if path.suffix.lower() == ".png" else image_dpi(figure)
+            save_figure(figure, path, flag, dpi=dpi, outlines=False)
 
     def numbers(self) -> dict:
         """The weights, for JSON; see `attention_trace.numbers`."""

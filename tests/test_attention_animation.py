@@ -18,6 +18,7 @@ def test_a_frame_a_word_and_the_last_one_longer(words, tmp_path):
         durations = []
         for t in range(len(words)):
             gif.seek(t)
+            assert gif.convert("RGB").getpixel((1, gif.height - 2)) == (255, 255, 255)
             durations.append(gif.info["duration"])
         assert durations == [800] * (len(words) - 1) + [2000]
     assert (tmp_path / "why.gif").stat().st_size < 3e6

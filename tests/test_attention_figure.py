@@ -1,5 +1,6 @@
 """The figure has a panel for every word, its text fits and says what the weights are, for every kind of model."""
 
+import dataclasses
 import itertools
 import re
 import xml.etree.ElementTree as ElementTree
@@ -10,10 +11,11 @@ import pytest
 from explanations import WORDS, made_explanation
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
+from PIL import Image
 
-from sca_caption.attention_figure import panel_columns
+from sca_caption.attention_figure import image_dpi, panel_columns
 from sca_caption.channel_patches import changes, most_changed, strongest
-from sca_caption.figures import fitted, text_width, wrapped
+from sca_caption.figures import DPI, fitted, text_width, wrapped
 
 SENTENCE = (
     "a very photographically overexposed man is standing on one of the extraordinarily long skateboards in front of "
@@ -117,6 +119,16 @@ def test_svg_has_its_text_as_text(tmp_path):
     written = [each.text for each in ElementTree.parse(tmp_path / "why.svg").findall(".//{*}text")]
     for text in ("Where it looked", "What it selected", "a dog runs on the grass", "grass"):
         assert text in written
+
+
+def test_svg_and_pdf_of_a_long_caption_are_of_a_sensible_size(tmp_path):
+    made = made_explanation(LONG, layers=(("top", 64, 9, 9),))
+    noise = np.random.default_rng(0).integers(0, 256, (125, 100, 3), np.uint8)
+    made = dataclasses.replace(made, photograph=Image.fromarray(noise).resize((800, 1000)))
+    assert image_dpi(made.figure()) < image_dpi(made_explanation(("dog",)).figure()) <= DPI
+    for kind in ("svg", "pdf"):
+        made.save(tmp_path / f"why.{kind}")
+        assert (tmp_path / f"why.{kind}").stat().st_size < 2e6
 
 
 def test_rows_of_panels_are_full_and_wide_enough():
