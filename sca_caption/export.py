@@ -63,12 +63,14 @@ from sca_caption.onnx_captioner import DESCRIPTION, DTYPES, FORMAT_VERSION, grap
 from sca_caption.onnx_graphs import graphs_of, layers_of
 from sca_caption.onnx_int8 import quantize
 from sca_caption.search import SearchConfig
+from sca_caption.static_page import MODEL, check_runtime, is_site, write_page
 from sca_caption.vocab import BOS, EOS, PAD, UNK
 
 EPILOG = """\
 examples:
   python -m sca_caption.export --output model/
   python -m sca_caption.export --output model/ --checkpoint runs/flickr8k/best.pt --dtype float32 int8
+  python -m sca_caption.export --output site/ --browser node_modules/onnxruntime-web
 """
 
 
@@ -86,6 +88,10 @@ def parser() -> Parser:
         "--dtype", nargs="+", choices=DTYPES, default=["float32"], metavar="NAME",
         help="of the weights: float32, which is always written, and int8 (default: float32)",
     )  # fmt: skip
+    p.add_argument(
+        "--browser", type=Path, metavar="DIR",
+        help="write a page that captions in the browser, with the model; DIR: npm's folder of onnxruntime-web",
+    )  # fmt: skip
     return p
 
 
@@ -93,24 +99,36 @@ def parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     dtypes = [dtype for dtype in DTYPES if dtype == "float32" or dtype in arguments.dtype]
-    export(arguments.output, checkpoint.load(arguments.checkpoint), arguments.checkpoint, dtypes)
+    export(arguments.output, checkpoint.load(arguments.checkpoint), arguments.checkpoint, dtypes, arguments.browser)
     for path in sorted(arguments.output.rglob("*")):
         if path.is_file():
             size = path.stat().st_size / 1e6
             print(f"{path.relative_to(arguments.output)}\t{size:.1f} MB", file=sys.stderr)
+    if arguments.browser:
+        print(f"to open it: python -m http.server -d {arguments.output}", file=sys.stderr)
     return 0
 
 
 def export(
-    output: Path, given: Checkpoint, file: Path | None = None, dtypes: list[str] | tuple[str, ...] = DTYPES
+    output: Path,
+    given: Checkpoint,
+    file: Path | None = None,
+    dtypes: list[str] | tuple[str, ...] = DTYPES,
+    runtime: Path | None = None,
 ) -> None:
     """Write the folder `output` from a checkpoint, which was read from `file` (None: the one that ships).
+
+    runtime: the folder of onnxruntime-web; write a page for browsers, whose folder `model` is this one.
 
     Raises UserError where the folder holds anything else than such a model, or cannot be written.
     """
     given.model.eval()
     settings = settings_of(SearchConfig(), given.vocabulary)
-    with replacing_folder(output, is_export) as folder:
+    if runtime:
+        check_runtime(runtime)
+    with replacing_folder(output, is_site if runtime else is_export) as whole:
+        folder = whole / MODEL if runtime else whole
+        folder.mkdir(exist_ok=True)
         namer = Namer(given.model, given.vocabulary, given.objects) if given.objects else None
         graphs = graphs_of(given.model, namer, given.transform.size)
         names = {}
@@ -144,6 +162,8 @@ def export(
         }
         text = json.dumps(description, ensure_ascii=False, indent=None)
         (folder / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
+        if runtime:
+            write_page(whole, runtime)
 
 
 def is_export(folder: Path) -> bool:

@@ -14,7 +14,7 @@ LAYERS = {
     0: "__init__ atomic attention attention_overlay beams calibration caption_quality channel_patches "
     "classification_metrics command_line config constraints decode devices distributed diverse endings ensemble "
     "errors figures images java_metrics journal messages metrics nouns onnx_int8 paraphrases ptb sampling search "
-    "storage teacher_forcing torchvision_compat vocab weight_average",
+    "static_page storage teacher_forcing torchvision_compat vocab weight_average",
     1: "class_folders classification_data confusion sources shapes store store_captions store_images store_writer "
     "backbones networks places small_networks mobilenet progress",
     2: "captioner classifier objects",

@@ -1,0 +1,146 @@
+// The page that captions photographs in the browser: what is dropped becomes a card with caption and attention.
+
+import { photograph } from "./camera.js";
+import { Card } from "./card.js";
+import { csvOf, jsonOf } from "./results.js";
+
+const find = (id) => document.getElementById(id);
+const cards = new Map(); // by number, oldest first
+const megabytes = (bytes) => (bytes / 1e6).toFixed(1);
+let next = 0;
+let worker;
+
+async function start() {
+  find("unserved").remove();
+  for (const id of ["model", "drop"]) find(id).hidden = false;
+  const answer = await fetch("site.json").catch(() => null);
+  if (!answer?.ok) return fail("site.json is not on the server; write the site again");
+  const site = await answer.json();
+  const dtypes = site.dtypes.map(({ name }) => name);
+  const wanted = new URLSearchParams(location.search).get("dtype");
+  const dtype = dtypes.includes(wanted) ? wanted : dtypes.at(-1);
+  const files = [...site.files, ...site.dtypes.find(({ name }) => name === dtype).files];
+  about(site, dtype);
+  // A worker made from text is bound by this page's policy, one from a file of its own by none.
+  const source = new Blob([`import ${JSON.stringify(new URL("worker.js", import.meta.url))};`], { type: "text/javascript" });
+  worker = new Worker(URL.createObjectURL(source), { type: "module" });
+  worker.onmessage = ({ data }) => heard(data);
+  worker.onerror = (error) => fail(error.message || "the worker could not be started");
+  worker.postMessage({ kind: "load", base: new URL(".", location.href).href, files, dtype });
+  for (const [id, { file }] of cards) worker.postMessage({ kind: "caption", id, file });
+}
+
+function heard(data) {
+  const card = cards.get(data.id);
+  if (data.kind === "progress") {
+    find("progress").value = data.loaded / data.total;
+    find("stage").textContent =
+      data.loaded < data.total
+        ? `Loading the model: ${megabytes(data.loaded)} of ${megabytes(data.total)} MB`
+        : "Starting the model";
+  } else if (data.kind === "ready") find("model").hidden = true;
+  else if (data.kind === "failed") fail(data.reason);
+  else if (data.kind === "begun") card?.begun();
+  else if (data.kind === "captioned") card?.captioned(data);
+  else if (data.kind === "refused") card?.refused(data.reason);
+  arrange();
+}
+
+function fail(reason) {
+  find("model").hidden = true;
+  find("failure").hidden = false;
+  find("failure").textContent = `The model could not be loaded: ${reason}`;
+}
+
+function about(site, dtype) {
+  const other = site.dtypes.map(({ name }) => name).filter((name) => name !== dtype);
+  const isWhole = dtype === "float32";
+  const says = `Captions ${isWhole ? "are those of the Python program" : "can differ from Python's, for smaller weights"}.`;
+  find("about").textContent = `${site.checkpoint}, ${dtype}, sca_caption ${site.version}. ${says} `;
+  for (const name of other) {
+    const link = Object.assign(document.createElement("a"), { href: `?dtype=${name}`, textContent: `Use ${name}` });
+    find("about").append(link);
+  }
+}
+
+function add(files) {
+  for (const file of files) {
+    const id = (next += 1);
+    const card = new Card(file, () => {
+      cards.delete(id);
+      arrange();
+    });
+    cards.set(id, card);
+    worker?.postMessage({ kind: "caption", id, file });
+  }
+  arrange();
+}
+
+/** Show the cards that the search finds, newest first or the doubtful first. */
+function arrange() {
+  const all = [...cards.values()].reverse();
+  if (find("doubtful").checked) all.sort((one, other) => one.trust - other.trust);
+  const words = find("search").value.toLowerCase().split(/\s+/).filter(Boolean);
+  const shown = all.filter((card) => words.every((word) => card.searched.includes(word)));
+  const here = find("cards").children;
+  shown.forEach((card, place) => {
+    if (here[place] !== card.element) find("cards").insertBefore(card.element, here[place] ?? null);
+  });
+  while (here.length > shown.length) here[shown.length].remove();
+  find("tools").hidden = !all.length;
+  document.body.classList.toggle("started", all.length > 0);
+  const done = all.filter(({ result }) => result).length;
+  const waiting = all.filter((card) => card.isWaiting).length;
+  const found = words.length ? `${shown.length} of ${all.length} shown. ` : "";
+  find("count").textContent = all.length ? `${found}${done} captioned${waiting ? `, ${waiting} to come` : ""}` : "";
+  for (const id of ["csv", "json"]) find(id).disabled = !done;
+}
+
+function save(name, text, type) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type }));
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+}
+
+const results = () => [...cards.values()].filter(({ result }) => result);
+
+find("choose").onclick = () => find("files").click();
+for (const id of ["files", "capture"]) {
+  find(id).onchange = ({ target }) => {
+    add(target.files);
+    target.value = ""; // so that the same file can be chosen again
+  };
+}
+find("camera").onclick = async () => {
+  try {
+    const file = await photograph();
+    if (file) add([file]);
+  } catch (error) {
+    find("count").textContent = error.message;
+  }
+};
+addEventListener("dragover", (event) => {
+  event.preventDefault();
+  document.body.classList.add("over");
+});
+addEventListener("dragleave", (event) => {
+  if (!event.relatedTarget) document.body.classList.remove("over");
+});
+addEventListener("drop", (event) => {
+  event.preventDefault();
+  document.body.classList.remove("over");
+  add(event.dataTransfer.files);
+});
+addEventListener("paste", ({ clipboardData }) => add(clipboardData.files));
+find("search").oninput = arrange;
+find("doubtful").onchange = arrange;
+find("csv").onclick = () => save("captions.csv", csvOf(results()), "text/csv");
+find("json").onclick = () => save("captions.json", jsonOf(results()), "application/json");
+find("clear").onclick = () => {
+  for (const card of cards.values()) card.forget();
+  cards.clear();
+  arrange();
+};
+start();

@@ -1,0 +1,147 @@
+// A photograph on the page, with its caption: each word shows where the model looked when it chose it.
+
+import { Heat, mostOf, whereabouts } from "./attention.js";
+
+const TRUST = [[0.6, "Probably good"], [0.4, "Could be right or wrong"], [0, "Doubtful"]];
+const percent = (share) => (share < 0.005 ? "under 1\u00a0%" : `${Math.round(100 * share)}\u00a0%`);
+
+export class Card {
+  /** remove: called when the user takes the card away. */
+  constructor(file, remove) {
+    this.file = file;
+    this.element = document.getElementById("card").content.firstElementChild.cloneNode(true);
+    this.isWaiting = true;
+    this.find(".file span").textContent = file.name;
+    this.find(".remove").setAttribute("aria-label", `Remove ${file.name}`);
+    this.find(".remove").onclick = () => {
+      this.forget();
+      remove();
+    };
+    for (const name of [".others", ".copy", "canvas"]) this.find(name).hidden = true;
+    const image = this.find("img");
+    image.onerror = () => (image.hidden = true); // the worker says why
+    this.show(file);
+  }
+
+  /** Show a file or blob as the photograph. */
+  show(blob) {
+    this.forget();
+    this.address = this.find("img").src = URL.createObjectURL(blob);
+  }
+
+  /** The worker has come to this photograph. */
+  begun() {
+    this.find(".waiting").textContent = "Looking…";
+  }
+
+  find(selector) {
+    return this.element.querySelector(selector);
+  }
+
+  /** What the search looks in. */
+  get searched() {
+    return `${this.file.name} ${this.result?.captions[0].text ?? ""}`.toLowerCase();
+  }
+
+  /** How far the caption can be trusted, to sort by; photographs without one come last. */
+  get trust() {
+    const best = this.result?.captions[0];
+    return best ? (best.confidence ?? best.score) : Infinity;
+  }
+
+  /** The worker's answer is there: {captions, words, layers, preview, ...}. */
+  captioned(result) {
+    this.result = result;
+    this.isWaiting = false;
+    const [best, ...others] = result.captions;
+    const image = this.find("img");
+    this.show(result.preview);
+    [image.hidden, image.alt] = [false, best.text];
+    [image.width, image.height] = [result.width, result.height];
+    this.find(".waiting").remove();
+    this.find(".trust").textContent = trustOf(best);
+    this.find(".copy").hidden = false;
+    this.find(".copy").onclick = () => this.copy(best.text);
+    this.find(".others").hidden = !others.length;
+    for (const { text, score, confidence } of others) {
+      const trust = confidence === null ? `score ${score.toFixed(2)}` : percent(confidence);
+      this.find(".others ol").append(Object.assign(document.createElement("li"), { textContent: `${text} (${trust})` }));
+    }
+    this.words(result);
+  }
+
+  refused(reason) {
+    this.isWaiting = false;
+    this.element.classList.add("refused");
+    this.find(".picture").remove();
+    const line = this.find(".caption");
+    line.removeAttribute("aria-label");
+    line.setAttribute("role", "alert");
+    line.textContent = `${this.file.name}: ${reason}`;
+    this.find(".file span").textContent = "";
+  }
+
+  /** The words as buttons, of which one can be reached by the tab key and the others from it by the arrows. */
+  words({ words, layers }) {
+    const line = this.find(".caption");
+    const buttons = words.map(({ text }, index) => {
+      const button = Object.assign(document.createElement("button"), { type: "button", textContent: text });
+      button.tabIndex = index ? -1 : 0;
+      button.onclick = button.onfocus = button.onmouseenter = () => this.look(index, buttons);
+      return button;
+    });
+    line.append(...buttons.flatMap((button) => [button, " "]));
+    line.onkeydown = (event) => {
+      const places = { ArrowLeft: -1, ArrowRight: 1, Home: -words.length, End: words.length };
+      if (!(event.key in places)) return;
+      event.preventDefault();
+      const place = buttons.indexOf(document.activeElement) + places[event.key];
+      buttons[Math.min(words.length - 1, Math.max(0, place))].focus();
+    };
+    line.addEventListener("focusout", ({ relatedTarget }) => {
+      if (!line.contains(relatedTarget)) this.look(null, buttons);
+    });
+    line.onmouseleave = () => {
+      const place = buttons.indexOf(document.activeElement); // the pointer was a guest
+      this.look(place < 0 ? null : place, buttons);
+    };
+    if (layers.length) this.heat = new Heat(this.find("canvas"));
+    ["left", "top", "width", "height"].forEach((side, k) => {
+      this.find("canvas").style[side] = `${100 * this.result.region[k]}%`;
+    });
+    this.most = mostOf(layers);
+  }
+
+  look(index, buttons) {
+    buttons.forEach((button, place) => {
+      button.classList.toggle("looked", place === index);
+      if (index !== null) button.tabIndex = place === index ? 0 : -1;
+    });
+    const layer = this.result.layers.at(-1);
+    const map = index === null ? null : layer?.spatial[index];
+    this.element.classList.toggle("attending", map !== null);
+    if (this.heat) {
+      this.find("canvas").hidden = false;
+      this.heat.show(map, ...(layer?.grid ?? [1, 1]), this.most);
+    }
+    const word = this.result.words[index];
+    const where = map ? `, looked most at the ${whereabouts(map, ...layer.grid)}` : "";
+    this.find(".word").textContent = word ? `${word.text}: probability ${percent(word.probability)}${where}` : "";
+  }
+
+  async copy(text) {
+    await navigator.clipboard?.writeText(text);
+    this.find(".copy").textContent = "Copied";
+    setTimeout(() => (this.find(".copy").textContent = "Copy"), 1500);
+  }
+
+  forget() {
+    if (this.address) URL.revokeObjectURL(this.address);
+  }
+}
+
+function trustOf({ confidence, score }) {
+  if (confidence === null) return `Score ${score.toFixed(2)}`;
+  const [, said] = TRUST.find(([least]) => confidence >= least);
+  return `${said}: better than the model's median caption with a chance of ${percent(confidence)}`;
+}

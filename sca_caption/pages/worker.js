@@ -1,0 +1,76 @@
+// Captions photographs beside the page, so that the page stays lively meanwhile.
+//
+// In:  {kind: "load", base, files: [{path, bytes}], dtype}, then {kind: "caption", id, file} as often as wanted.
+// Out: {kind: "progress", loaded, total}, {kind: "ready"} or {kind: "failed", reason}: nothing works; for each file
+//      {kind: "begun", id} and {kind: "captioned", id, ...}, or {kind: "refused", id, reason}: it is no picture.
+
+import * as ort from "./runtime/ort.wasm.bundle.min.mjs";
+import { Captioner } from "./captioner.js";
+import { PhotographError, opened } from "./photograph.js";
+
+const CAPTIONS = 3; // of a photograph: the best and two more
+let captioner;
+let last = Promise.resolve(); // photographs wait for the model and for each other
+
+onmessage = ({ data }) => {
+  const work = data.kind === "load" ? () => load(data) : () => caption(data);
+  last = last.then(work);
+};
+
+async function load({ base, files, dtype }) {
+  try {
+    const total = files.reduce((sum, { bytes }) => sum + bytes, 0);
+    let loaded = 0;
+    const contents = {};
+    for (const { path, bytes } of files) {
+      contents[path] = await fetched(new URL(path, base), bytes, (count) => {
+        loaded += count;
+        postMessage({ kind: "progress", loaded: Math.min(loaded, total), total });
+      });
+    }
+    const described = JSON.parse(new TextDecoder().decode(contents["model/model.json"]));
+    if (described.format_version !== 1) {
+      throw new Error(`model.json has format ${described.format_version}, this page reads 1; export the model again`);
+    }
+    ort.env.wasm.wasmBinary = contents[files.find(({ path }) => path.endsWith(".wasm")).path].buffer;
+    ort.env.wasm.numThreads = 1; // more need headers that plain servers do not send
+    ort.env.logLevel = "error";
+    const folder = dtype === "float32" ? "model" : `model/${dtype}`;
+    const graphs = {};
+    for (const name of Object.keys(described.inputs)) graphs[name] = contents[`${folder}/${name}.onnx`];
+    captioner = await Captioner.load(ort, described, graphs);
+    postMessage({ kind: "ready" });
+  } catch (error) {
+    postMessage({ kind: "failed", reason: String(error.message ?? error) });
+  }
+}
+
+async function fetched(address, expected, count) {
+  const answer = await fetch(address);
+  if (!answer.ok) throw new Error(`${address.pathname} is not on the server (${answer.status}); write the site again`);
+  const content = new Uint8Array(expected);
+  let at = 0;
+  const reader = answer.body.getReader();
+  for (let part = await reader.read(); !part.done; part = await reader.read()) {
+    if (at + part.value.length > expected) break;
+    content.set(part.value, at);
+    at += part.value.length;
+    count(part.value.length);
+  }
+  if (at !== expected) throw new Error(`${address.pathname} is not the file that was written; write the site again`);
+  return content;
+}
+
+async function caption({ id, file }) {
+  if (!captioner) return;
+  postMessage({ kind: "begun", id });
+  try {
+    const began = performance.now();
+    const { pixels, ...shown } = await opened(file, captioner.described.transform);
+    const found = await captioner.caption(pixels, CAPTIONS);
+    postMessage({ kind: "captioned", id, ...shown, ...found, seconds: (performance.now() - began) / 1000 });
+  } catch (error) {
+    const reason = error instanceof PhotographError ? error.message : `cannot be captioned (${error.message})`;
+    postMessage({ kind: "refused", id, reason });
+  }
+}
