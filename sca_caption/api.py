@@ -30,7 +30,7 @@ sca_caption.images.ImageError: no such photograph.jpg: no such file; check the p
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Self, overload
+from typing import TYPE_CHECKING, Self, overload
 
 import numpy as np
 from PIL import Image
@@ -41,6 +41,9 @@ from sca_caption.errors import UserError
 from sca_caption.images import ImageError
 from sca_caption.inference import Caption, Describer, Result
 from sca_caption.search import BATCH_SIZE, SearchConfig
+
+if TYPE_CHECKING:
+    from sca_caption.explain import Explanation
 
 Picture = str | os.PathLike | bytes | Image.Image | np.ndarray | Tensor
 
@@ -111,6 +114,13 @@ class Captioner:
         if mention or search:
             describer = describer.searching(SearchConfig(**search), mention)
         return describer.stream(pictures, self._read)
+
+    def explain(self, picture: Picture, caption: str | None = None) -> "Explanation":
+        """What was attended at every word of the caption, or would be of another, as numbers and figures."""
+        from sca_caption.explain import explain
+
+        source = from_array(picture) if isinstance(picture, np.ndarray | Tensor) else picture
+        return explain(self.describer, source, caption)
 
     def _read(self, picture: Picture) -> np.ndarray:
         source = from_array(picture) if isinstance(picture, np.ndarray | Tensor) else picture

@@ -27,6 +27,11 @@ class LayerTrace:
     spatial: np.ndarray | None
     channel: np.ndarray | None
 
+    def first(self, words: int) -> "LayerTrace":
+        """That of the first words alone."""
+        kinds = (self.spatial, self.channel)
+        return LayerTrace(self.name, *(None if each is None else each[:words] for each in kinds))
+
 
 @dataclass(frozen=True)
 class Trace:
@@ -34,6 +39,10 @@ class Trace:
 
     probabilities: np.ndarray
     layers: tuple[LayerTrace, ...]
+
+    def first(self, words: int) -> "Trace":
+        """That of the first words alone."""
+        return Trace(self.probabilities[:words], tuple(layer.first(words) for layer in self.layers))
 
 
 @torch.inference_mode()
@@ -74,6 +83,30 @@ def attended_maps(model: SCACNN, images: Tensor) -> list[np.ndarray]:
     return [each.float().cpu().numpy() for each in found]
 
 
+def numbers(trace: Trace, words: Sequence[str]) -> dict:
+    """A trace for JSON, to four digits.
+
+    {"words": [T], "probabilities": [T], "layers": [{"layer": name, "grid": [H, W], "spatial": [T lists of H W weights,
+    row by row, of sum 1] or null, "channel": [T lists of C weights of sum 1] or null}]}. "grid" is null without spatial
+    attention.
+    """
+    return {
+        "words": list(words),
+        "probabilities": _rounded(trace.probabilities),
+        "layers": [
+            {
+                "layer": layer.name,
+                "grid": None if layer.spatial is None else list(layer.spatial.shape[1:]),
+                "spatial": None
+                if layer.spatial is None
+                else [_rounded(each.ravel()) for each in layer.spatial],
+                "channel": None if layer.channel is None else [_rounded(each) for each in layer.channel],
+            }
+            for layer in trace.layers
+        ],
+    }
+
+
 def _layer(name: str, weights: list[tuple[Tensor | None, Tensor | None]], row: int, words: int) -> LayerTrace:
     """One image's part of what a layer attended at all words: (beta, alpha) of all images each."""
     channel, spatial = ([pair[kind] for pair in weights] for kind in (0, 1))
@@ -87,3 +120,7 @@ def _layer(name: str, weights: list[tuple[Tensor | None, Tensor | None]], row: i
 
 def _stacked(values: list[Tensor], row: int, words: int) -> np.ndarray:
     return torch.stack([each[row] for each in values[:words]]).float().cpu().numpy()
+
+
+def _rounded(values: np.ndarray) -> list[float]:
+    return [float(f"{value:.4g}") for value in values.tolist()]

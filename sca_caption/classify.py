@@ -119,7 +119,7 @@ def check(arguments: argparse.Namespace, paths: "Sequence[Path]") -> None:
         choice(arguments.output.suffix.lower(), KINDS, "kind of --output")
         check_writable(arguments.output)
     if arguments.explain:
-        from sca_caption.explain import require_grad_cam
+        from sca_caption.grad_cam import require_grad_cam
 
         check_figure(arguments.explain, "--explain")
         if len(paths) > 1:
@@ -137,7 +137,7 @@ def best(logits, classes: "Sequence[str]", top: int) -> list[tuple[str, float]]:
 
 
 def explain(path: Path, model, image: Path, logits) -> None:
-    from sca_caption.explain import save_explanation
+    from sca_caption.grad_cam import save_explanation
     from sca_caption.images import load
 
     save_explanation(path, model.model, load(image, model.transform), logits, image.name)

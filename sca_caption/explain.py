@@ -1,90 +1,134 @@
-"""Where in a photograph a classifier saw what it says: Grad-CAM (Selvaraju et al. 2017, arXiv 1610.02391).
+"""Why a caption has its words: where in the photograph the model looked at each, and what it selected there.
 
-S is the side of the image that the model sees, K the number of classes.
+>>> from sca_caption import Captioner
+>>> explanation = Captioner.load().explain("docs/grace_hopper.jpg")
+>>> explanation.words[:3], explanation.trace.layers[0].spatial.shape
+(('a', 'man', 'in'), (11, 9, 9))
+>>> figure = explanation.figure()     # matplotlib's
+>>> explanation.save("why.svg")       # or .png, .pdf, .gif
+
+Shapes: T words, C channels and H x W positions of an attended layer, S the side of the image that the model sees.
 """
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from PIL import Image
 
-from sca_caption.classifier import Classifier
+from sca_caption import images
+from sca_caption.attention_trace import Trace, attended_maps, numbers, trace
 from sca_caption.errors import UserError
-from sca_caption.figures import save_figure, shortened
-from sca_caption.networks import gradcam_layer
+from sca_caption.figures import ANIMATED, DPI, check_figure, save_figure
+from sca_caption.images import Source, Transform
+from sca_caption.inference import Caption, Describer, stack
+from sca_caption.vocab import EOS, tokenize
 
-COLOURS = "inferno"
-OPACITY = (
-    0.75  # of the greatest heat over the photograph, which is grey there so that colour means heat alone
-)
-SHOWN = 2  # classes whose heat is drawn: the one predicted, and the runner-up
-
-
-def require_grad_cam():
-    """The library, or a UserError that says how to get it."""
-    from sca_caption.torchvision_compat import torchvision  # noqa: F401  the library would import it bare
-
-    try:
-        import pytorch_grad_cam
-    except ImportError as error:
-        raise UserError(
-            f"--explain needs the grad-cam package ({error}): pip install 'sca-caption[explain]'"
-        ) from error
-    return pytorch_grad_cam
-
-
-def heat(model: Classifier, pixels: np.ndarray, classes: Sequence[int]) -> np.ndarray:
-    """How much each place of an image speaks for each of some classes: float32 (len(classes), S, S), 0 to 1.
-
-    pixels: uint8 (S, S, 3). Every map is scaled to its own range; one without any evidence for its class is all 0.
-    Raises UserError where the grad-cam package is missing.
-    """
-    library = require_grad_cam()
-    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
-
-    images = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # (1, 3, S, S)
-    inputs = model.normalise(images.to(model.mean.device))
-    layer = gradcam_layer(model.network, model.config.backbone)
-    with library.GradCAM(model.network.eval(), [layer]) as cam:
-        # DenseNet goes on with a ReLU in place, which must not write into the map that the library has kept.
-        copying = layer.register_forward_hook(lambda module, inputs, output: output.clone())
-        try:
-            return np.concatenate([cam(inputs, [ClassifierOutputTarget(int(k))]) for k in classes])
-        finally:
-            copying.remove()
-
-
-def save_explanation(
-    path: Path, model: Classifier, pixels: np.ndarray, logits: np.ndarray, name: str
-) -> None:
-    """Draw an image (S, S, 3) beside the heat of the class that logits (K,) predict, and of the runner-up.
-
-    Written to `path`, .png, .svg or .pdf. Raises UserError where that fails, or grad-cam is missing.
-    """
-    from matplotlib.cm import ScalarMappable
+if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    shown = np.argsort(-logits, kind="stable")[:SHOWN]
-    probabilities = 100 * torch.from_numpy(logits).softmax(0).numpy()
-    maps = heat(model, pixels, shown)
-    figure = Figure((3.2 * (1 + len(shown)) + 0.7, 4.0), layout="compressed")
-    panels = figure.subplots(1, 1 + len(shown))
-    grey = pixels @ (0.299, 0.587, 0.114)
-    panels[0].imshow(pixels)
-    panels[0].set_title(f"{shortened(name, 32)}\nas the model sees it", fontsize=10)
-    for axes, k, values in zip(panels[1:], shown, maps, strict=True):
-        axes.imshow(grey, cmap="gray", vmin=0, vmax=255)
-        axes.imshow(values, cmap=COLOURS, vmin=0, vmax=1, alpha=OPACITY * values)
-        evidence = "" if values.any() else ", no place speaks for it"
-        axes.set_title(
-            f"{shortened(model.config.classes[k], 32)}\n{probabilities[k]:.1f} %{evidence}", fontsize=10
-        )
-    for axes in panels:
-        axes.set_axis_off()
-    bar = figure.colorbar(
-        ScalarMappable(cmap=COLOURS), ax=panels, ticks=(0, 1), shrink=0.7, fraction=0.03, aspect=30
+    from sca_caption.channel_examples import Examples
+
+MOST_PIXELS = 1000  # of the longer side of the photograph that is drawn
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A photograph, its caption, and what was attended at every word.
+
+    photograph: upright RGB, the longer side at most MOST_PIXELS; transform: how the model sees it. words: T of them.
+    maps: of each attended layer what it holds before anything is attended, float32 (C, H, W). examples: images that
+    excite channels most, where a data file was looked through; without, their patches are the photograph's own.
+    """
+
+    photograph: Image.Image
+    transform: Transform
+    caption: Caption
+    words: tuple[str, ...]
+    trace: Trace
+    maps: tuple[np.ndarray, ...]
+    examples: "Examples | None" = None
+
+    def figure(self) -> "Figure":
+        """All of it on one page, 7.2 inches wide."""
+        from sca_caption.attention_figure import draw
+
+        return draw(self)
+
+    def save(self, path: str | Path, flag: str = "--explain") -> None:
+        """Write the figure as .png, .svg or .pdf, or an animation of the words as .gif.
+
+        The same explanation gives the same bytes. Raises UserError for another ending, and where it cannot be written.
+        """
+        path = Path(path)
+        check_figure(path, flag, also=(ANIMATED,))
+        if path.suffix.lower() == ANIMATED:
+            from sca_caption.attention_animation import save_animation
+
+            save_animation(self, path, flag)
+        else:
+            from sca_caption.attention_figure import image_dpi
+
+            figure = self.figure()
+            dpi = DPI if path.suffix.lower() == ".png" else image_dpi(figure)
+            save_figure(figure, path, flag, dpi=dpi, outlines=False)
+
+    def numbers(self) -> dict:
+        """The weights, for JSON; see `attention_trace.numbers`."""
+        return numbers(self.trace, self.words)
+
+
+def explain(
+    describer: Describer, source: Source, caption: str | None = None, *, examples: "Examples | None" = None
+) -> Explanation:
+    """Caption a photograph and say what was attended at every word; or what would be, were `caption` the caption.
+
+    examples: see `channel_examples.find_examples`. Raises UserError for an image that cannot be read, a caption with
+    words that the model does not know, and several models that speak as one.
+    """
+    describer.speaker  # noqa: B018  refuses several models before there is work
+    pixels = stack([images.load(source, describer.transform)])  # (1, 3, S, S)
+    if caption is None:
+        ((captions, found),) = describer.trace_batch(pixels)
+        return explained(describer, source, captions[0], found, examples)
+    return explained(describer, source, *_said(describer, pixels, caption), examples)
+
+
+def explained(
+    describer: Describer, source: Source, caption: Caption, found: Trace, examples: "Examples | None" = None
+) -> Explanation:
+    """The explanation of a caption of a photograph whose trace is found already."""
+    pixels = stack([images.load(source, describer.transform)])
+    photograph = images.open_image(source)
+    photograph.thumbnail((MOST_PIXELS, MOST_PIXELS), Image.Resampling.LANCZOS)
+    words = describer.words.spelled(caption.tokens)
+    maps = tuple(each[0] for each in attended_maps(describer.speaker, pixels))
+    return Explanation(photograph, describer.transform, caption, words, found, maps, examples)
+
+
+@torch.inference_mode()
+def _said(describer: Describer, pixels: torch.Tensor, text: str) -> tuple[Caption, Trace]:
+    """A caption that is given, with the model's probability of it, and its trace."""
+    words = tokenize(text)
+    if not words:
+        raise UserError(f"the caption {text!r} has no words; give some")
+    unknown = sorted({word for word in words if word not in describer.words})
+    if unknown:
+        raise UserError(f"the model does not know {', '.join(unknown)}; say it in other words")
+    tokens = describer.words.encode(words)
+    state = describer.model.start(describer.model.encode(pixels.to(describer.device)))
+    (found,) = trace(describer.speaker, state, [[*tokens, EOS]])
+    log_prob = float(np.log(np.maximum(found.probabilities, 1e-30)).sum())
+    mean = log_prob / (len(tokens) + 1)
+    caption = Caption(
+        text=describer.words.decode(tokens),
+        log_prob=log_prob,
+        score=log_prob / (len(tokens) + 1) ** describer.search.length_penalty,
+        finished=True,
+        mean_log_prob=mean,
+        confidence=describer.calibration.probability(mean) if describer.calibration else None,
+        tokens=tuple(tokens),
     )
-    bar.ax.set_yticklabels(("least", "most"))
-    figure.supxlabel("Grad-CAM: which places speak for the class. Each map has its own scale.", fontsize=9)
-    save_figure(figure, path, "--explain")
+    return caption, found.first(len(tokens))

@@ -74,10 +74,10 @@ class Gallery(Kind):
     sort_key = None
 
     @staticmethod
-    def stream(describer: "Describer", paths: Iterable[Path]) -> Iterable["Result"]:
-        one_model = len(describer.models) == 1  # several attend each for itself
+    def stream(describer: "Describer", paths: Iterable[Path], traced: bool = False) -> Iterable["Result"]:
+        traced = traced or len(describer.models) == 1  # several attend each for itself
         photographs = map(Photograph, paths)
-        return describer.stream(photographs, partial(read, transform=describer.transform), traced=one_model)
+        return describer.stream(photographs, partial(read, transform=describer.transform), traced=traced)
 
     def entry(self, image_id: int, result: "Result") -> dict:
         entry = super().entry(image_id, result)

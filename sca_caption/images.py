@@ -116,16 +116,21 @@ def fit(image: Image.Image, transform: Transform) -> np.ndarray:
     return np.array(_resized(image, transform))
 
 
+def seen_box(size: tuple[int, int], transform: Transform) -> tuple[float, float, float, float]:
+    """The part of an image of `size` (width, height) that becomes the square: left, top, right, bottom."""
+    width, height = size
+    if transform.mode == "resize":
+        return 0, 0, width, height
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    return left, top, left + side, top + side
+
+
 def _resized(image: Image.Image, transform: Transform) -> Image.Image:
-    size, (width, height) = transform.size, image.size
-    if transform.mode == "crop":
-        side = min(width, height)
-        left, top = (width - side) / 2, (height - side) / 2
-        box = (left, top, left + side, top + side)  # so that a long strip is never enlarged whole
-    else:
-        box = (0, 0, width, height)
-    if (width, height) == (size, size):
+    size = transform.size
+    if image.size == (size, size):
         return image
+    box = seen_box(image.size, transform)  # cut as it is resized: a long strip is never enlarged whole
     return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
 
 

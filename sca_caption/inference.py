@@ -18,7 +18,7 @@ from sca_caption import checkpoint as checkpoints
 from sca_caption import decode, images
 from sca_caption.attention_trace import Trace, trace
 from sca_caption.calibration import Calibration
-from sca_caption.captioner import State
+from sca_caption.captioner import SCACNN, State
 from sca_caption.checkpoint import Checkpoint
 from sca_caption.constraints import word_groups
 from sca_caption.devices import find_device
@@ -146,13 +146,18 @@ class Describer:
 
         Raises UserError for several models that speak as one: each attends for itself.
         """
+        speaker = self.speaker
+        captions, state = self._search(batch)
+        return [*zip(captions, trace(speaker, state, [best.tokens for best, *_ in captions]), strict=True)]
+
+    @property
+    def speaker(self) -> SCACNN:
+        """The one model that says all of `words`. Raises UserError where several speak as one."""
         if len(self.models) > 1:
             raise UserError(
                 f"the attention of {len(self.models)} models cannot be shown at once; give one --checkpoint"
             )
-        captions, state = self._search(batch)
-        speaking = self.namer.model if self.namer else self.model
-        return [*zip(captions, trace(speaking, state, [best.tokens for best, *_ in captions]), strict=True)]
+        return self.namer.model if self.namer else self.model
 
     @torch.inference_mode()
     def _search(

@@ -91,16 +91,21 @@ class Journal:
         return self.names.total()
 
     def entries(self, key: Callable[[dict], Any] | None = None) -> Iterator[dict]:
-        """All entries as they came, or sorted by `key`; only where each begins is held in memory."""
+        """All entries as they came, or sorted by `key`; only where each begins is held in memory.
+
+        Raises UserError where some are gone: another program has written to the file.
+        """
+        begins, start = [], 0
         with open(self.path, "rb") as file:
-            if key is None:
-                yield from (value for value, _ in _whole_lines(file) if "settings" not in value)
-                return
-            begins, start = [], 0
             for value, end in _whole_lines(file):
                 if "settings" not in value:
-                    begins.append((key(value), start))
+                    begins.append((key(value) if key else 0, start))
                 start = end
+            if len(begins) != len(self):
+                raise UserError(
+                    f"{self.path} has {len(begins)} of {len(self)} captions: another program changed it; "
+                    f"delete it and run again"
+                )
             for _, begin in sorted(begins):
                 file.seek(begin)
                 yield json.loads(file.readline())

@@ -17,7 +17,8 @@ ESCAPED_BYTE = re.compile(
 class Kind:
     """How entries are made of results, written to a file of one kind and read back from it.
 
-    An entry is {"image_id", "file_name", "caption", numbers...} and, with several captions, "captions", their list.
+    An entry is {"image_id", "file_name", "caption", numbers...} and, with several captions, "captions", their list; and
+    where the settings say "with_attention", "attention": see `attention_trace.numbers`.
 
     Args:
         path: of the file. numbers: fields of a Caption that it has, "score" and perhaps "confidence". settings: what
@@ -37,9 +38,13 @@ class Kind:
         self.doubtful_first = doubtful_first
 
     @staticmethod
-    def stream(describer: "Describer", paths: Iterable[Path]) -> Iterable["Result"]:  # noqa: F821
-        """Results with all that entries of this kind need."""
-        return describer.stream(paths)
+    def stream(
+        describer: "Describer",  # noqa: F821
+        paths: Iterable[Path],
+        traced: bool = False,
+    ) -> Iterable["Result"]:  # noqa: F821
+        """Results with all that entries of this kind need; `traced`, with their traces in any case."""
+        return describer.stream(paths, traced=traced)
 
     @property
     def sort_key(self) -> Callable[[dict], float] | None:
@@ -55,6 +60,11 @@ class Kind:
         if len(captions) > 1:
             logs = ({"log_prob": round(caption.log_prob, 4)} for caption in result.captions)
             entry["captions"] = [each | log for each, log in zip(captions, logs, strict=True)]
+        if self.settings.get("with_attention"):
+            from sca_caption.attention_trace import numbers  # here, as PyTorch takes its time
+
+            words = self.words.spelled(result.captions[0].tokens)
+            entry["attention"] = numbers(result.trace, words)
         return entry
 
     def write(self, file: TextIO, entries: Iterable[dict], failed: Sequence[str]) -> None:

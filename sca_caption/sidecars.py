@@ -14,11 +14,12 @@ class Sidecars:
     """The text files of a run. A person's own text stays: what is there already is replaced only with `overwrite`.
 
     Raises UserError where two images would share a file and where a folder cannot be written to. written: new or
-    replaced files, or ones that held the same. kept: files with other text.
+    replaced files, or ones that held the same. kept: files with other text. before: files that `missing` and
+    `complete` found.
     """
 
     def __init__(self, paths: Iterable[Path], overwrite: bool = False):
-        self.overwrite, self.written, self.kept = overwrite, 0, 0
+        self.overwrite, self.written, self.kept, self.before = overwrite, 0, 0, 0
         self.owners: dict[Path, Path] = {}
         for path in paths:
             if path.suffix.lower() == ENDING:
@@ -27,16 +28,17 @@ class Sidecars:
             if owner != path:
                 raise UserError(
                     f"--sidecar: {owner} and {path} would both have {sidecar_of(path).name}; rename one or "
-                    f"caption them in two runs"
+                    f"leave it out"
                 )
         for folder in dict.fromkeys(path.parent for path in self.owners):
             if folder.is_dir() and not os.access(folder, os.W_OK):
                 raise UserError(f"--sidecar: no permission to write in {folder}; change it or use --output")
 
-    @staticmethod
-    def missing(paths: Sequence[Path]) -> list[int]:
+    def missing(self, paths: Sequence[Path]) -> list[int]:
         """Which of the paths, by their positions, have no text file yet."""
-        return [index for index, path in enumerate(paths) if not sidecar_of(path).exists()]
+        found = [index for index, path in enumerate(paths) if not sidecar_of(path).exists()]
+        self.before = len(paths) - len(found)
+        return found
 
     def write(self, index: int, result: "Result") -> None:  # noqa: F821
         """Write the captions of an image, best first, a line each."""
@@ -47,7 +49,11 @@ class Sidecars:
         """Write the files that are missing of images that an earlier run captioned, from entries of `results`."""
         for entry in entries:
             path = Path(entry["file_name"])
-            if sidecar_of(path) in self.owners and not sidecar_of(path).exists():
+            if sidecar_of(path) not in self.owners:
+                continue
+            if sidecar_of(path).exists():
+                self.before += 1
+            else:
                 self.put(path, [each["caption"] for each in entry.get("captions", [entry])])
 
     def put(self, path: Path, captions: Sequence[str]) -> None:
@@ -66,7 +72,8 @@ class Sidecars:
 
     def summary(self, count: int) -> list[str]:
         """What was done, to tell the user."""
-        lines = [f"{self.written} of {count} images have their captions beside them, as {ENDING}"]
+        done, before = self.written + self.before, f", {self.before} of them before" if self.before else ""
+        lines = [f"{done} of {count} images have their captions beside them, as {ENDING}{before}"]
         if self.kept:
             lines.append(f"{self.kept} have other text there, which was kept; --overwrite replaces it")
         return lines

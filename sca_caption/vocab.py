@@ -120,6 +120,10 @@ class Vocabulary:
             text += word if not text or word in CLITICS else f" {word}"
         return text
 
+    def spelled(self, ids: Iterable[int]) -> tuple[str, ...]:
+        """The word of each id, one by one: "man", "'s"."""
+        return tuple(self._words[index] for index in ids)
+
     def __len__(self) -> int:
         return len(self._words)
 

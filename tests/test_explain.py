@@ -1,109 +1,133 @@
-"""Grad-CAM: the heat is where the colour is, and is what the paper's equations give, for every kind of network."""
+"""Explanations hold what the model attended, also for captions that are given, and are written whole or not at all."""
 
-import sys
-import xml.etree.ElementTree as ElementTree
+import json
 
-import matplotlib.pyplot
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
-from colour_classifier import SIZE, colour_classifier
+from explanations import made_explanation
+from made_photos import message, photo
 from PIL import Image
 
-from sca_caption.classifier import Classifier
-from sca_caption.config import ClassifierConfig
-from sca_caption.errors import UserError
-from sca_caption.explain import heat, save_explanation
-from sca_caption.networks import gradcam_layer
+from sca_caption import Captioner
+from sca_caption.attention_trace import attended_maps, numbers
+from sca_caption.explain import explain
+from sca_caption.images import load
+from sca_caption.inference import Describer, stack
 
 
-def patches() -> np.ndarray:
-    """Black but for a red square at the top left and a blue one at the bottom right: (S, S, 3)."""
-    pixels = np.zeros((SIZE, SIZE, 3), np.uint8)
-    pixels[4:12, 4:12, 0] = 255
-    pixels[20:28, 20:28, 2] = 255
-    return pixels
+@pytest.fixture
+def describer(tiny_checkpoint) -> Describer:
+    return Describer(tiny_checkpoint)
 
 
-def scaled(values: torch.Tensor) -> torch.Tensor:
-    """To 0..1."""
-    return (values - values.min()) / (values.max() - values.min() + 1e-7)
+def test_an_explanation_is_of_the_caption_that_is_found(describer, photos):
+    (wanted,) = describer.stream(photos[:1], traced=True)
+    found = explain(describer, photos[0])
+    assert found.caption == wanted.captions[0] and " ".join(found.words) == found.caption.text
+    np.testing.assert_array_equal(found.trace.layers[0].spatial, wanted.trace.layers[0].spatial)
+    maps = attended_maps(describer.model, stack([load(photos[0], describer.transform)]))
+    assert len(found.maps) == len(found.trace.layers) == 2
+    for mine, whole in zip(found.maps, maps, strict=True):
+        np.testing.assert_array_equal(mine, whole[0])
 
 
-def test_heat_is_where_the_class_is():
-    blue, green, red = heat(colour_classifier(), patches(), [0, 1, 2])
-    assert red.shape == (SIZE, SIZE) and red.dtype == np.float32
-    half = SIZE // 2
-    for values, there in ((red, np.s_[:half, :half]), (blue, np.s_[half:, half:])):
-        assert values.min() == 0 and 0.9 < values.max() <= 1
-        assert values[there].sum() > 0.9 * values.sum()
-    assert not green.any()  # nowhere
+def test_a_given_caption_is_traced_in_its_place(describer, photos):
+    found = explain(describer, photos[0])
+    again = explain(describer, photos[0], found.caption.text.capitalize() + ".")
+    assert again.words == found.words
+    np.testing.assert_array_equal(again.trace.layers[1].channel, found.trace.layers[1].channel)
+    for name in ("log_prob", "score", "mean_log_prob"):
+        if found.caption.finished:
+            assert getattr(again.caption, name) == pytest.approx(getattr(found.caption, name), rel=1e-3)
+    other = explain(describer, photos[0], "two dog")
+    assert other.words == ("two", "dog") and len(other.trace.probabilities) == 2
 
 
-@pytest.mark.parametrize(
-    ("backbone", "attention"),
-    [
-        ("resnet18", "cbam"),
-        ("mobilenet_v2", ""),
-        ("mobilenext", ""),
-        ("densenet121", "se"),
-        ("lenet", "bam"),
-    ],
-)
-def test_heat_is_the_papers(backbone, attention):
-    torch.manual_seed(0)
-    config = ClassifierConfig(
-        backbone=backbone, attention=attention, image_size=SIZE, classes=("a", "b", "c")
-    )
-    model = Classifier(config).eval()
-    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    maps = []  # A of equation 1
-
-    def keep(module, inputs, output):
-        maps.append(output)
-        return output.clone()  # what follows may write to it
-
-    hook = gradcam_layer(model.network, backbone).register_forward_hook(keep)
-    logits = model(torch.from_numpy(pixels).permute(2, 0, 1)[None])
-    hook.remove()
-    found_for = dict(zip((2, 0, 1), heat(model, pixels, [2, 0, 1]), strict=True))
-    assert any(found.max() > 0.9 for found in found_for.values())
-    for k, found in found_for.items():
-        (gradient,) = torch.autograd.grad(logits[0, k], maps[0], retain_graph=True)
-        weights = gradient.mean((2, 3), keepdim=True)  # equation 1
-        wanted = F.relu((weights * maps[0]).sum(1, keepdim=True)).detach()  # equation 2
-        wanted = F.interpolate(scaled(wanted), size=found.shape, mode="bilinear")
-        np.testing.assert_allclose(found, scaled(wanted)[0, 0].numpy(), atol=1e-3)
+def test_words_that_the_model_lacks_are_named(describer, photos):
+    text = message(lambda: explain(describer, photos[0], "a zebra in the water, and a giraffe"))
+    assert text == "the model does not know and, giraffe, zebra; say it in other words"
+    assert "has no words" in message(lambda: explain(describer, photos[0], " ... "))
 
 
-def test_the_picture(tmp_path):
-    model, path = colour_classifier(), tmp_path / "why.svg"
-    logits = np.array([1.0, 0.0, 3.0], np.float32)
-    save_explanation(path, model, patches(), logits, "two $patches$.png")
-    # matplotlib writes each text as a comment beside its outlines
-    comments = path.read_text(encoding="utf-8")
-    shares = 100 * np.exp(logits) / np.exp(logits).sum()
-    for text in ("two $patches$.png", "red", f"{shares[2]:.1f} %", "blue", f"{shares[0]:.1f} %", "Grad-CAM"):
-        assert text in comments
-    assert "green" not in comments
-    panels = ElementTree.parse(path).findall(".//{*}image")
-    assert len(panels) >= 3
-    save_explanation(tmp_path / "why.PNG", model, patches(), logits, "patches")
-    with Image.open(tmp_path / "why.PNG") as picture:
-        assert picture.format == "PNG" and picture.width > 1000
-    assert matplotlib.pyplot.get_fignums() == []
+def test_several_models_are_refused(tiny_checkpoint, photos):
+    several = Describer([tiny_checkpoint, tiny_checkpoint])
+    for caption in (None, "a dog"):
+        assert "the attention of 2 models cannot be shown at once" in message(
+            lambda caption=caption: explain(several, photos[0], caption)
+        )
 
 
-def test_a_class_without_evidence_says_so(tmp_path):
-    path = tmp_path / "why.svg"
-    save_explanation(path, colour_classifier(), patches(), np.array([0.0, 2.0, 1.0], np.float32), "x")
-    assert path.read_text(encoding="utf-8").count("no place speaks for it") == 1
+def test_the_photograph_is_upright_and_no_larger_than_needed(describer, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned to the right
+    photo(1, (1800, 600)).save(tmp_path / "turned.jpg", exif=exif)
+    found = explain(describer, tmp_path / "turned.jpg")
+    assert found.photograph.size == (333, 1000) and found.photograph.mode == "RGB"
+    assert explain(describer, photo(2, (3, 2))).photograph.size == (3, 2)
 
 
-def test_without_the_package_one_line_says_how_to_get_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
-    with pytest.raises(
-        UserError, match=r"--explain needs the grad-cam package .*pip install 'sca-caption\[explain\]'"
-    ):
-        heat(colour_classifier(), patches(), [0])
+@pytest.mark.parametrize("kinds", ["S", "C", "SC"])
+def test_numbers_go_through_json_and_sum_to_one(kinds):
+    made = made_explanation(layers=(("low", 8, 4, 3), ("high", 12, 2, 2)), kinds=kinds)
+    found = json.loads(json.dumps(made.numbers()))
+    assert found == numbers(made.trace, made.words) and found["words"] == list(made.words)
+    np.testing.assert_allclose(found["probabilities"], made.trace.probabilities, rtol=1e-3)
+    for layer, traced in zip(found["layers"], made.trace.layers, strict=True):
+        assert layer["layer"] == traced.name
+        assert (layer["spatial"] is None) == ("S" not in kinds) and (layer["channel"] is None) == (
+            "C" not in kinds
+        )
+        if traced.spatial is not None:
+            T, H, W = traced.spatial.shape
+            assert layer["grid"] == [H, W]
+            np.testing.assert_allclose(np.reshape(layer["spatial"], (T, H, W)), traced.spatial, rtol=1e-3)
+        for kind in filter(None, (layer["spatial"], layer["channel"])):
+            np.testing.assert_allclose(np.sum(kind, 1), 1, atol=1e-3)
+    assert all(len(repr(value).replace(".", "").strip("0")) <= 8 for value in found["probabilities"])
+
+
+@pytest.mark.parametrize("kind", ["png", "svg", "pdf", "gif"])
+def test_the_same_explanation_gives_the_same_bytes(kind, tmp_path):
+    made, files = made_explanation(words=("a", "dog")), [tmp_path / f"{name}.{kind}" for name in "ab"]
+    for file in files:
+        made.save(file)
+    content = files[0].read_bytes()
+    assert content == files[1].read_bytes() and sorted(tmp_path.iterdir()) == files
+    starts = {"png": b"\x89PNG", "svg": b"<?xml", "pdf": b"%PDF", "gif": b"GIF89a"}
+    assert content.startswith(starts[kind])
+
+
+def test_what_cannot_be_written(tmp_path):
+    made = made_explanation(words=("a",))
+    kinds = "unknown kind of picture '.webp'; one of: .gif, .pdf, .png, .svg"
+    assert kinds in message(lambda: made.save(tmp_path / "why.webp"))
+    assert "no folder" in message(lambda: made.save(tmp_path / "no" / "why.png"))
+    for kind in ("png", "gif"):
+        folder = tmp_path / f"why.{kind}"
+        folder.mkdir()
+        assert "it is a folder, name a file" in message(lambda folder=folder: made.save(folder))
+    assert {path.name for path in tmp_path.iterdir()} == {"why.png", "why.gif"}
+
+
+def test_a_disk_that_fails_leaves_nothing(tmp_path, monkeypatch):
+    made = made_explanation(words=("a",))
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    monkeypatch.setattr("PIL.Image.Image.save", full)
+    for kind in ("svg", "gif"):
+        text = message(lambda kind=kind: made.save(tmp_path / f"why.{kind}", "--explain"))
+        assert "No space left on device); free space or choose another --explain" in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_captioner_explains_the_same(tiny_checkpoint, describer, photos):
+    captioner = Captioner.load(tiny_checkpoint)
+    wanted = explain(describer, photos[0])
+    with Image.open(photos[0]) as image:
+        for picture in (photos[0], np.asarray(image)):
+            found = captioner.explain(picture)
+            assert found.caption == wanted.caption and found.numbers() == wanted.numbers()
+    assert captioner.explain(photos[0], "two dog").words == ("two", "dog")

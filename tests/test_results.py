@@ -161,6 +161,21 @@ def test_a_journal_of_other_settings_is_refused(tmp_path):
         assert path.read_bytes() == text
 
 
+def test_captions_that_another_program_destroyed_are_missed(tmp_path):
+    path = tmp_path / "x.json"
+    with (
+        pytest.raises(
+            UserError, match=r"has 1 of 2 captions: another program changed it; delete it and run again"
+        ),
+        results_file(path, [1, 2], numbers=("score",), settings=SETTINGS, words=Vocabulary([])) as file,
+    ):
+        for index, name in enumerate(("a.jpg", "b.jpg")):
+            file.write(index, result(name, "a dog"))
+        whole = journal_of(path).read_bytes()
+        journal_of(path).write_bytes(whole[:-5])
+    assert not path.exists() and journal_of(path).exists()
+
+
 def test_two_runs_do_not_write_one_journal(tmp_path):
     path = tmp_path / "x.json.partial"
     first = Journal.begin(path, SETTINGS)

@@ -154,7 +154,8 @@ def test_what_has_a_text_file_is_done(run, photos, monkeypatch):
     photos[1].with_suffix(".txt").write_text("mine")
     loaded = []
     monkeypatch.setattr("sca_caption.images.load", counted(loaded))
-    assert run(photos[0].parent, "--sidecar", "--resume", "--num-captions", 2)[0] == 0
+    status, _, err = run(photos[0].parent, "--sidecar", "--resume", "--num-captions", 2)
+    assert (status, err) == (0, "7 of 7 images have their captions beside them, as .txt, 1 of them before\n")
     assert sorted(loaded) == sorted(path.name for path in photos if path != photos[1])
     assert photos[1].with_suffix(".txt").read_text() == "mine"
     assert len(photos[0].with_suffix(".txt").read_text().splitlines()) == 2
@@ -168,8 +169,9 @@ def test_text_files_that_are_missing_come_from_the_results(run, photos, tmp_path
         path.with_suffix(".txt").unlink()
     loaded = []
     monkeypatch.setattr("sca_caption.images.load", counted(loaded))
-    assert run(photos[0].parent, "--output", output, "--sidecar", "--resume")[0] == 0
-    assert not loaded
+    status, _, err = run(photos[0].parent, "--output", output, "--sidecar", "--resume")
+    assert status == 0 and not loaded
+    assert err.splitlines()[1] == "7 of 7 images have their captions beside them, as .txt, 4 of them before"
     assert {path: path.with_suffix(".txt").read_text() for path in photos} == texts
 
 
@@ -184,7 +186,7 @@ def test_text_files_that_are_missing_come_from_the_results(run, photos, tmp_path
         ),
         (
             ["--sidecar"],
-            "--sidecar: {0} and {1} would both have a.txt; rename one or caption them in two runs",
+            "--sidecar: {0} and {1} would both have a.txt; rename one or leave it out",
         ),
     ],
 )

@@ -1,6 +1,7 @@
 """The page of caption.py --serve as a person uses it, in headless Chromium, with the tiny captioner."""
 
 import base64
+import dataclasses
 import io
 import itertools
 import json
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from chromium import browser_page, needs_browser
+from conftest import TINY, tiny_captioner
 from made_photos import encoded, photo
 from PIL import Image
 from web_server import serving
@@ -298,6 +300,23 @@ def test_formats_that_browsers_cannot_show(url, describer, tmp_path):
         page.press("[name=max_length]", "Tab")
         page.wait_for_function("() => document.querySelectorAll('.word').length <= 4")
         assert page.is_visible("#photo")
+
+
+@pytest.mark.parametrize("kind", ["S", "C", "several"])
+def test_models_without_one_kind_of_attention_or_any(kind, tiny_checkpoint, photos):
+    loaded = checkpoint.load(tiny_checkpoint)
+    if kind != "several":
+        model = tiny_captioner(config=dataclasses.replace(TINY, attention=kind))
+        loaded = dataclasses.replace(loaded, model=model)
+    describer = Describer([loaded, loaded] if kind == "several" else loaded, search=SEARCH)
+    with serving(describer) as url, opened(url) as page:
+        page.set_input_files("#file", photos[1])
+        wait_for(page, caption_of(describer, photos[1]))
+        assert page.is_visible("#legend") == (kind == "S")
+        page.keyboard.press("ArrowRight")
+        assert "(word 1 of " in page.inner_text("#word")
+        assert page.is_visible("#bars") == (kind == "C")
+        assert page.is_visible("#play") == (kind != "several")
 
 
 def test_a_phone_in_the_dark(url, describer, photos):

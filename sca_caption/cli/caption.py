@@ -19,6 +19,7 @@ from sca_caption.distributed import Processes, joined
 from sca_caption.errors import UserError, program
 from sca_caption.search import BATCH_SIZE, SamplingConfig, SearchConfig
 
+NUMERIC = (".json", ".jsonl")  # results files that can hold lists of numbers
 EPILOG = """\
 examples:
   python caption.py photo.jpg                          # prints the caption, nothing else
@@ -28,6 +29,7 @@ examples:
   python caption.py photos/ --output gallery.html      # a page with all photographs, to search and look at
   python caption.py photos/ --output captions.json --resume   # adds new photographs; goes on after a break
   python caption.py photos/ --sidecar                  # photo.txt beside each photo.jpg
+  python caption.py photo.jpg --explain why.png        # where it looked for each word, and what it selected
   python caption.py photo.jpg --num-captions 3         # three captions, a line each, best first
   python caption.py photo.jpg --mention dog ball       # a caption with these words
   python caption.py --serve                            # a page in the browser: drop, paste or take photographs
@@ -57,6 +59,11 @@ def parser() -> Parser:
     g.add_argument("--scores", action="store_true", help="before each caption, how far to trust it")
     g.add_argument("--doubtful-first", action="store_true",
                    help="in this order; prints when all are done")  # fmt: skip
+    g.add_argument("--explain", type=Path, metavar="FILE", help="draw what was attended at each word of the one image: "
+                   ".png, .svg, .pdf or .gif")  # fmt: skip
+    g.add_argument("--explain-data", type=Path, metavar="FILE", help="show channels by patches of this data file's "
+                   "training images")  # fmt: skip
+    g.add_argument("--with-attention", action="store_true", help="all weights too, in --output .json or .jsonl")
     g.add_argument("--quiet", action="store_true", help="only errors on standard error")
     g = p.add_argument_group("model")
     g.add_argument("--checkpoint", nargs="+", type=Path, metavar="FILE", help="a model of train.py, or several that "
@@ -147,6 +154,11 @@ def settings_of(arguments: argparse.Namespace) -> tuple[SearchConfig, SamplingCo
         raise UserError(f"--overwrite replaces what --sidecar wrote; found {found}")
     if arguments.sidecar and arguments.demo:
         raise UserError("--sidecar writes beside your own photographs; leave --demo out")
+    if arguments.explain_data and not arguments.explain:
+        raise UserError("--explain-data is for the patches of --explain FILE; give that too")
+    if arguments.with_attention and (not arguments.output or arguments.output.suffix.lower() not in NUMERIC):
+        found = arguments.output or "no --output"
+        raise UserError(f"--with-attention adds weights to --output FILE.json or .jsonl; found {found}")
     return search, sampling
 
 
@@ -160,6 +172,10 @@ def check_outputs(arguments: argparse.Namespace, paths: Sequence[Path]) -> None:
         from sca_caption.sidecars import Sidecars
 
         Sidecars(paths)
+    if arguments.explain:
+        from sca_caption.cli.explanation import check_explanation
+
+        check_explanation(arguments.explain, arguments.explain_data, paths)
 
 
 def made_with(arguments: argparse.Namespace, search: SearchConfig, sampling: SamplingConfig) -> dict:
@@ -173,6 +189,7 @@ def made_with(arguments: argparse.Namespace, search: SearchConfig, sampling: Sam
         **(vars(sampling) if arguments.sample else {}),
         "mention": list(arguments.mention),
         "no_objects": not arguments.objects,
+        **({"with_attention": True} if arguments.with_attention else {}),
     }
 
 
@@ -183,6 +200,7 @@ class Outputs:
         self.arguments, self.paths, self.results, self.sidecars = arguments, paths, None, None
         printed = not (arguments.output or arguments.sidecar)
         self.printer = Printer(single, arguments.scores, arguments.doubtful_first) if printed else None
+        self.drawing = None
 
     def open(self, opened: ExitStack, describer: "Describer", settings: dict) -> None:  # noqa: F821
         """Open the files; those that need it are completed as `opened` ends. Raises UserError."""
@@ -207,6 +225,11 @@ class Outputs:
             if self.results and self.arguments.resume:
                 self.sidecars.complete(self.results.entries())
 
+        if self.arguments.explain:
+            from sca_caption.cli.explanation import Drawing
+
+            self.drawing = Drawing(self.arguments.explain, describer, self.arguments.explain_data)
+
     def missing(self) -> list[int]:
         """Which images are to be captioned, by their positions."""
         if self.results:
@@ -217,15 +240,16 @@ class Outputs:
 
     def answer(self, describer: "Describer") -> Callable[[Sequence[Path]], Iterable["Result"]]:  # noqa: F821
         """What gives the results of paths, with all that the outputs need of them."""
+        traced = bool(self.arguments.explain or self.arguments.with_attention)
         if not self.arguments.output:
-            return describer.stream
+            return partial(describer.stream, traced=traced)
         from sca_caption.results import kind_of
 
-        return partial(kind_of(self.arguments.output).stream, describer)
+        return partial(kind_of(self.arguments.output).stream, describer, traced=traced)
 
     def write(self, index: int, result: "Result") -> None:  # noqa: F821
         """Write what became of the image at `index`. An output passes over errors that are none of its business."""
-        for output in filter(None, (self.results, self.sidecars, self.printer)):
+        for output in filter(None, (self.results, self.sidecars, self.printer, self.drawing)):
             output.write(index, result)
 
     def finish(self) -> None:

@@ -5,7 +5,7 @@ import { Heat, gradient, mostOf, whereabouts } from "./attention.js";
 const find = (id) => document.getElementById(id);
 const PACE = 1000; // ms a word when they play
 const PATCH = 0.3, PATCH_PIXELS = 36; // share of the photograph's shorter side, and size on the page
-const TRUST = [[0.6, "Probably a good caption"], [0.4, "Could be right or wrong"], [0, "Doubtful"]];
+const TRUST = [[0.6, "More likely good than not"], [0.4, "Could be good or not"], [0, "Doubtful"]];
 const HINT = "Choose a word, or step through them with the arrow keys, to see where the model looked when it chose it.";
 
 let heat; // the canvas over the photograph
