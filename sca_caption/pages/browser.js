@@ -41,9 +41,11 @@ function heard(data) {
   } else if (data.kind === "ready") find("model").hidden = true;
   else if (data.kind === "failed") fail(data.reason);
   else if (data.kind === "begun") card?.begun();
-  else if (data.kind === "captioned") card?.captioned(data);
-  else if (data.kind === "refused") card?.refused(data.reason);
-  arrange();
+  else {
+    if (data.kind === "captioned") card?.captioned(data);
+    else card?.refused(data.reason);
+    arrange();
+  }
 }
 
 function fail(reason) {
@@ -66,13 +68,19 @@ function about(site, dtype) {
 function add(files) {
   for (const file of files) {
     const id = (next += 1);
-    const card = new Card(file, () => {
-      cards.delete(id);
-      arrange();
-    });
+    const card = new Card(file, () => forget([id]));
     cards.set(id, card);
     worker?.postMessage({ kind: "caption", id, file });
   }
+  arrange();
+}
+
+function forget(ids) {
+  for (const id of ids) {
+    cards.get(id).forget();
+    cards.delete(id);
+  }
+  worker?.postMessage({ kind: "forget", ids });
   arrange();
 }
 
@@ -138,9 +146,5 @@ find("search").oninput = arrange;
 find("doubtful").onchange = arrange;
 find("csv").onclick = () => save("captions.csv", csvOf(results()), "text/csv");
 find("json").onclick = () => save("captions.json", jsonOf(results()), "application/json");
-find("clear").onclick = () => {
-  for (const card of cards.values()) card.forget();
-  cards.clear();
-  arrange();
-};
+find("clear").onclick = () => forget([...cards.keys()]);
 start();

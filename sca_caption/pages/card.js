@@ -13,10 +13,7 @@ export class Card {
     this.isWaiting = true;
     this.find(".file span").textContent = file.name;
     this.find(".remove").setAttribute("aria-label", `Remove ${file.name}`);
-    this.find(".remove").onclick = () => {
-      this.forget();
-      remove();
-    };
+    this.find(".remove").onclick = remove;
     for (const name of [".others", ".copy", "canvas"]) this.find(name).hidden = true;
     const image = this.find("img");
     image.onerror = () => (image.hidden = true); // the worker says why

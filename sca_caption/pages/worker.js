@@ -1,6 +1,7 @@
 // Captions photographs beside the page, so that the page stays lively meanwhile.
 //
-// In:  {kind: "load", base, files: [{path, bytes}], dtype}, then {kind: "caption", id, file} as often as wanted.
+// In:  {kind: "load", base, files: [{path, bytes}], dtype}, then {kind: "caption", id, file} as often as wanted, and
+//      {kind: "forget", ids} for those that nobody waits for any more.
 // Out: {kind: "progress", loaded, total}, {kind: "ready"} or {kind: "failed", reason}: nothing works; for each file
 //      {kind: "begun", id} and {kind: "captioned", id, ...}, or {kind: "refused", id, reason}: it is no picture.
 
@@ -11,8 +12,13 @@ import { PhotographError, opened } from "./photograph.js";
 const CAPTIONS = 3; // of a photograph: the best and two more
 let captioner;
 let last = Promise.resolve(); // photographs wait for the model and for each other
+const forgotten = new Set();
 
 onmessage = ({ data }) => {
+  if (data.kind === "forget") {
+    for (const id of data.ids) forgotten.add(id);
+    return;
+  }
   const work = data.kind === "load" ? () => load(data) : () => caption(data);
   last = last.then(work);
 };
@@ -62,7 +68,7 @@ async function fetched(address, expected, count) {
 }
 
 async function caption({ id, file }) {
-  if (!captioner) return;
+  if (!captioner || forgotten.has(id)) return;
   postMessage({ kind: "begun", id });
   try {
     const began = performance.now();
