@@ -124,6 +124,8 @@ def hypotheses_of(
                 unended = Hypothesis(tokens, log_prob, log_prob / words**length_penalty, False)
                 found.append((beams if diverse else -group.bit_count(), unended))
         found.sort(key=lambda item: (item[0], not item[1].finished, -item[1].score))
-        distinct = {tuple(hypothesis.tokens): hypothesis for _, hypothesis in reversed(found)}
-        captions.append([*reversed(distinct.values())][:num_captions])
+        distinct: dict[tuple[int, ...], Hypothesis] = {}
+        for _, hypothesis in found:
+            distinct.setdefault(tuple(hypothesis.tokens), hypothesis)
+        captions.append([*distinct.values()][:num_captions])
     return captions

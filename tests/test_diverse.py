@@ -4,6 +4,7 @@ import pytest
 import torch
 from toy_decoder import ToyRNN, made_images, same
 
+from sca_caption.beams import Beams, Finished, hypotheses_of
 from sca_caption.decode import Hypothesis, beam_search
 from sca_caption.vocab import BOS, EOS, PAD, UNK
 
@@ -77,3 +78,13 @@ def test_groups_that_make_no_sense_are_refused():
     model = ToyRNN()
     with pytest.raises(ValueError, match="diverse_groups=2 does not divide beam_size=5"):
         beam_search(model, model.start(made_images(1)), diverse_groups=2)
+
+
+def test_a_caption_that_two_groups_found_stands_at_its_first_place():
+    captions = [[[5], [6]], [[7], [5]], [[8], [9]]]  # of three groups, best first
+    log_prob = torch.tensor([[[-1.0, -4.0], [-0.5, -1.0], [-0.3, -0.9]]])
+    tokens = torch.tensor([[[[word, EOS] for (word,) in group] for group in captions]])
+    finished = Finished(tokens, log_prob, torch.full_like(log_prob, 2, dtype=torch.long), log_prob.clone())
+    none = Beams(torch.zeros(0, 1, dtype=torch.long), torch.zeros(0))
+    (found,) = hypotheses_of(finished, [none], 5, 0.0, diverse=True)
+    assert [hypothesis.tokens for hypothesis in found] == [[8], [7], [5], [9], [6]]
