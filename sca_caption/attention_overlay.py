@@ -22,13 +22,14 @@ UNSEEN = 0.82  # how far towards white goes what the model does not see
 def multiples(weights: np.ndarray, size: tuple[int, int], transform: Transform) -> np.ndarray:
     """Spatial weights (H, W) as float32 (h, w) over a photograph of `size` (width, height), in even shares.
 
-    Bicubic between the positions' centres. The mean is 1 over what the model sees of the photograph; elsewhere 0.
+    Bicubic between the positions' centres. The mean is 1 over what the model sees of the photograph; elsewhere, and where
+    there are no weights but 0, it is 0.
     """
     found = np.zeros(size[::-1], np.float32)
     left, top, right, bottom = _seen(size, transform)
     grid = Image.fromarray(weights.astype(np.float32))
     values = np.asarray(grid.resize((right - left, bottom - top), Image.Resampling.BICUBIC)).clip(0)
-    found[top:bottom, left:right] = values / values.mean()
+    found[top:bottom, left:right] = values / max(values.mean(), np.finfo(np.float32).tiny)
     return found
 
 

@@ -103,3 +103,7 @@ def test_dark_and_light_photographs_use_the_same_greys():
     flat = painted(Image.new("RGB", (5, 5), "black"), np.ones((5, 5)), LEAST_TOP, RESIZE)
     assert flat.max() < 80  # stays dark
     assert blended(np.ones((1, 1)), np.zeros((1, 1))).max() == 1
+
+
+def test_weights_of_nothing_are_nothing():
+    assert not multiples(np.zeros((3, 3), np.float32), (30, 20), Transform(32)).any()

@@ -1,6 +1,7 @@
 """What the documents say to type works: those commands that take seconds run here, on made photographs and models.
 
-The others are training, preprocessing and benchmarks; test_docs.py has their programs parse them.
+The others are training, preprocessing and benchmarks; test_docs.py has their programs parse them. The tutorial's build
+upon each other: test_tutorial.py runs it whole.
 """
 
 import importlib
@@ -29,7 +30,8 @@ STAYS = ("--serve",)  # goes on until it is interrupted; its own tests start it
 FOUND = sorted(
     {
         (name, shlex.join(arguments))
-        for text in texts().values()
+        for document, text in texts().items()
+        if document != "docs/tutorial.md"
         for name, arguments in commands(text)
         if name in RUN and arguments and not set(STAYS) & set(arguments)
     }

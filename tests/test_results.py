@@ -190,8 +190,8 @@ def test_an_interrupted_run_leaves_results_as_they_were_and_can_go_on(run, photo
     output.write_text("of an earlier run")
     stream = Describer.stream
 
-    def interrupted(self, items):
-        yield next(stream(self, items))
+    def interrupted(self, items, **options):
+        yield next(stream(self, items, **options))
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
