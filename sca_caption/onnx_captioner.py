@@ -97,6 +97,8 @@ class OnnxCaptioner:
             ) from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        # Between two graphs the search runs in PyTorch, whose threads would wait for cores that onnxruntime's keep busy.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3  # what goes wrong is raised as well
         sessions = {}
         for name in names:
