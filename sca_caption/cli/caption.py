@@ -17,6 +17,7 @@ from sca_caption.cli.terminal import Printer, command, one_line, progress, repor
 from sca_caption.config import Parser, add_flags, make
 from sca_caption.distributed import Processes, joined
 from sca_caption.errors import UserError, program
+from sca_caption.messages import marked
 from sca_caption.search import BATCH_SIZE, SamplingConfig, SearchConfig
 
 NUMERIC = (".json", ".jsonl")  # results files that can hold lists of numbers
@@ -276,7 +277,7 @@ def write_all(results: Iterable[tuple[int, "Result"]], outputs: Outputs, count: 
         for index, result in results:
             if result.error:
                 failed += 1
-                say(f"error: {one_line(result.error)}")
+                say(marked("error", one_line(result.error), sys.stderr))
             outputs.write(index, result)
             bar.update()
     except KeyboardInterrupt:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from sca_caption.errors import UserError
+from sca_caption.messages import marked
 from sca_caption.search import BATCH_SIZE
 
 
@@ -79,7 +80,7 @@ def report_all(paths: Sequence[Path]) -> int:
         try:
             open_image(path)
         except ImageError as error:
-            print(f"error: {one_line(error)}", file=sys.stderr)
+            print(marked("error", one_line(error), sys.stderr), file=sys.stderr)
     return 2
 
 
