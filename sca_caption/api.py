@@ -119,18 +119,21 @@ class Captioner:
         """What was attended at every word of the caption, or would be of another, as numbers and figures."""
         from sca_caption.explain import explain
 
-        source = from_array(picture) if isinstance(picture, np.ndarray | Tensor) else picture
-        return explain(self.describer, source, caption)
+        return explain(self.describer, source_of(picture), caption)
 
     def _read(self, picture: Picture) -> np.ndarray:
-        source = from_array(picture) if isinstance(picture, np.ndarray | Tensor) else picture
-        return images.load(source, self.describer.transform)
+        return images.load(source_of(picture), self.describer.transform)
 
 
 def captions_of(result: Result) -> tuple[Caption, ...]:
     if result.error:
         raise result.error
     return result.captions
+
+
+def source_of(picture: Picture) -> images.Source:
+    """What `images` reads: arrays and tensors become Pillow's images."""
+    return from_array(picture) if isinstance(picture, np.ndarray | Tensor) else picture
 
 
 def from_array(values: np.ndarray | Tensor) -> Image.Image:

@@ -92,19 +92,24 @@ def numbers(trace: Trace, words: Sequence[str]) -> dict:
     """
     return {
         "words": list(words),
-        "probabilities": _rounded(trace.probabilities),
+        "probabilities": rounded(trace.probabilities),
         "layers": [
             {
                 "layer": layer.name,
                 "grid": None if layer.spatial is None else list(layer.spatial.shape[1:]),
                 "spatial": None
                 if layer.spatial is None
-                else [_rounded(each.ravel()) for each in layer.spatial],
-                "channel": None if layer.channel is None else [_rounded(each) for each in layer.channel],
+                else [rounded(each.ravel()) for each in layer.spatial],
+                "channel": None if layer.channel is None else [rounded(each) for each in layer.channel],
             }
             for layer in trace.layers
         ],
     }
+
+
+def rounded(values: np.ndarray) -> list[float]:
+    """Weights (N,) for JSON, to four significant digits."""
+    return [float(f"{value:.4g}") for value in values.tolist()]
 
 
 def _layer(name: str, weights: list[tuple[Tensor | None, Tensor | None]], row: int, words: int) -> LayerTrace:
@@ -120,7 +125,3 @@ def _layer(name: str, weights: list[tuple[Tensor | None, Tensor | None]], row: i
 
 def _stacked(values: list[Tensor], row: int, words: int) -> np.ndarray:
     return torch.stack([each[row] for each in values[:words]]).float().cpu().numpy()
-
-
-def _rounded(values: np.ndarray) -> list[float]:
-    return [float(f"{value:.4g}") for value in values.tolist()]

@@ -175,7 +175,7 @@ class CaptionTask:
         for row, image, caption, attended in zip(
             self.validation.shown, pixels, captions, trace(self.model, state, captions), strict=True
         ):
-            words = [self.data.vocabulary.decode([word]) for word in caption]
+            words = self.data.vocabulary.spelled(caption)
             if words:
                 name = self.data.file_name(row)
                 found[f"attention/{name}"] = strip(image, words, attended, f"{name}: {' '.join(words)}")

@@ -178,12 +178,6 @@ class OnnxDescriber(Describer):
             self.settings["joining"] = about["joining"]
         self.mentions = word_groups(mentions, self.vocabulary)
 
-    def caption_batch(
-        self, batch: Tensor, mentions: Sequence[Sequence[Collection[int]]] | None = None
-    ) -> list[tuple[Caption, ...]]:
-        """Images uint8 (B, 3, S, S) -> captions of each, best first; mentions: as `Describer` takes them."""
-        return self._search(batch, mentions)[0]
-
     def trace_batch(self, batch: Tensor) -> NoReturn:
         """Raises UserError: what was attended stands in the states of `OnnxCaptioner.step` instead."""
         raise UserError(

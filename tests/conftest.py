@@ -8,6 +8,7 @@ from PIL import Image
 
 from sca_caption import checkpoint
 from sca_caption.captioner import SCACNN
+from sca_caption.cli import caption
 from sca_caption.config import ModelConfig
 from sca_caption.images import Transform
 from sca_caption.vocab import Vocabulary
@@ -66,3 +67,15 @@ def photos(tmp_path) -> list[Path]:
     for index, (name, colour) in enumerate(colours.items()):
         Image.new("RGB", (40 + 13 * index, 70 - 5 * index), colour).save(folder / name)
     return [folder / name for name in colours]
+
+
+@pytest.fixture
+def run(tiny_checkpoint, capsys):
+    """run(*arguments) -> (status, stdout, stderr) of caption.py with the tiny captioner, or with it several times."""
+
+    def run(*arguments, checkpoints=1):
+        models = [str(tiny_checkpoint)] * checkpoints
+        status = caption.main([*map(str, arguments), "--checkpoint", *models])
+        return status, *capsys.readouterr()
+
+    return run

@@ -20,17 +20,6 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture
-def run(tiny_checkpoint, capsys):
-    """run(*arguments) -> (status, stdout, stderr) of the program with the tiny captioner."""
-
-    def run(*arguments):
-        status = caption.main([*map(str, arguments), "--checkpoint", str(tiny_checkpoint)])
-        return status, *capsys.readouterr()
-
-    return run
-
-
-@pytest.fixture
 def expected(tiny_checkpoint):
     """expected(paths, **search) -> the captions of each, by `inference`."""
 

@@ -8,21 +8,8 @@ import pytest
 from made_photos import dataset, write
 from PIL import Image
 
-from sca_caption.cli import caption
 from sca_caption.explain import explain
 from sca_caption.inference import Describer
-
-
-@pytest.fixture
-def run(tiny_checkpoint, capsys):
-    """run(*arguments) -> (status, stdout, stderr) of the program with the tiny captioner."""
-
-    def run(*arguments, checkpoints=1):
-        models = [str(tiny_checkpoint)] * checkpoints
-        status = caption.main([*map(str, arguments), "--checkpoint", *models])
-        return status, *capsys.readouterr()
-
-    return run
 
 
 def test_the_caption_is_printed_and_the_figure_is_that_of_python(run, tiny_checkpoint, photos, tmp_path):

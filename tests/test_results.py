@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from sca_caption import inference, journal
-from sca_caption.cli import caption
 from sca_caption.errors import UserError
 from sca_caption.inference import Caption, Describer, Result
 from sca_caption.journal import Journal, journal_of
@@ -17,17 +16,6 @@ from sca_caption.results import image_ids, results_file
 from sca_caption.vocab import Vocabulary
 
 SETTINGS = {"checkpoint": ["abc"], "num_captions": 1}
-
-
-@pytest.fixture
-def run(tiny_checkpoint, capsys):
-    """run(*arguments) -> (status, stdout, stderr) of the program with the tiny captioner."""
-
-    def run(*arguments):
-        status = caption.main([*map(str, arguments), "--checkpoint", str(tiny_checkpoint)])
-        return status, *capsys.readouterr()
-
-    return run
 
 
 def result(name: str, *texts: str, score: float = -1.0) -> Result:

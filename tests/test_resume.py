@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from sca_caption.cli import caption
 from sca_caption.journal import journal_of
 
 ROOT = Path(__file__).parent.parent
@@ -30,17 +29,6 @@ def slow(self, batch):
 Describer.caption_batch = slow
 main(sys.argv[1:])
 """
-
-
-@pytest.fixture
-def run(tiny_checkpoint, capsys):
-    """run(*arguments) -> (status, stdout, stderr) of the program with the tiny captioner."""
-
-    def run(*arguments):
-        status = caption.main([*map(str, arguments), "--checkpoint", str(tiny_checkpoint)])
-        return status, *capsys.readouterr()
-
-    return run
 
 
 @pytest.fixture

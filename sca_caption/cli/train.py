@@ -108,10 +108,16 @@ def run(argv: list[str] | None, processes: Processes) -> int:
         check_no_run_in(output)
         resumed = None
         model_config, train_config = settings
-        if critical:
-            check_improvable(arguments, data)
         if arguments.init:
-            model_config = continued(arguments, initial(arguments.init).config)
+            start = initial(arguments.init)
+            if critical:
+                check_same_words(arguments.init, start, data)
+            model_config = continued(arguments, start.config)
+        elif critical:
+            raise UserError(
+                "--objective cider improves a model that can caption already; add --init runs/NAME/best.pt, or --init "
+                "shipped"
+            )
         layers = attended_layers(model_config.backbone, model_config.layers)
         model_config = dataclasses.replace(model_config, layers=layers)
         check_features(data, model_config, train_config)
@@ -188,15 +194,11 @@ def continued(arguments: argparse.Namespace, start: config.ModelConfig) -> confi
     return found
 
 
-def check_improvable(arguments: argparse.Namespace, data) -> None:
-    """Raise UserError where --init has nothing that self-critical training could take further."""
-    if not arguments.init:
+def check_same_words(init: str, start, data) -> None:
+    """Raise UserError where self-critical training could not go on with the words of --init."""
+    if start.vocabulary != data.vocabulary:
         raise UserError(
-            "--objective cider improves a model that can caption already; add --init runs/NAME/best.pt, or --init shipped"
-        )
-    if initial(arguments.init).vocabulary != data.vocabulary:
-        raise UserError(
-            f"--objective cider goes on with the words of --init {arguments.init}, of which {data.path} has others; "
+            f"--objective cider goes on with the words of --init {init}, of which {data.path} has others; "
             f"train with cross-entropy first"
         )
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from sca_caption import images
-from sca_caption.attention_trace import LayerTrace, attended_maps
+from sca_caption.attention_trace import LayerTrace, attended_maps, rounded
 from sca_caption.images import ImageError, Transform
 from sca_caption.inference import Describer, stack
 from sca_caption.web.limits import Limits, Refusal
@@ -20,7 +20,7 @@ from sca_caption.web.schema import Answer, Attention, CaptionText, Channel, Laye
 
 STRONGEST = 8  # channels a word
 PREVIEW = 1600  # pixels of the longer side
-DIGITS = 4  # significant, of weights
+DIGITS = 4  # after the point, of places
 
 
 def answer(describer: Describer, data: bytes, name: str, options: Options, limits: Limits) -> Answer:
@@ -41,7 +41,7 @@ def answer(describer: Describer, data: bytes, name: str, options: Options, limit
     batch = stack([pixels])
     if len(describer.models) == 1:
         ((captions, trace),) = describer.trace_batch(batch)
-        maps = [each[0] for each in attended_maps(describer.models[0], batch)]
+        maps = [each[0] for each in attended_maps(describer.speaker, batch)]
     else:  # that speak as one: each attends for itself
         (captions,), trace = describer.caption_batch(batch), None
     best = captions[0]
@@ -51,7 +51,7 @@ def answer(describer: Describer, data: bytes, name: str, options: Options, limit
             CaptionText(text=each.text, score=each.score, log_prob=each.log_prob, confidence=each.confidence)
             for each in captions
         ],
-        words=[describer.words.words[token] for token in best.tokens],
+        words=[*describer.words.spelled(best.tokens)],
         probabilities=trace and rounded(trace.probabilities),
         attention=trace
         and Attention(
@@ -93,11 +93,8 @@ def as_jpeg(data: bytes) -> str:
 
 def region(transform: Transform, width: int, height: int) -> tuple[float, float, float, float]:
     """What the model sees: left, top, width and height as shares of the photograph's sides."""
-    if transform.mode == "resize":
-        return (0.0, 0.0, 1.0, 1.0)
-    side = min(width, height)
-    across, down = side / width, side / height
-    return ((1 - across) / 2, (1 - down) / 2, across, down)
+    left, top, right, bottom = images.seen_box((width, height), transform)
+    return left / width, top / height, (right - left) / width, (bottom - top) / height
 
 
 def layer_of(layer: LayerTrace, maps: np.ndarray) -> Layer:
@@ -122,7 +119,3 @@ def strongest(weights: np.ndarray, word: int, maps: np.ndarray) -> list[Channel]
         peak = (round((column + 0.5) / width, DIGITS), round((row + 0.5) / height, DIGITS))
         found.append(Channel(index=int(index), times=course[word], course=course, peak=peak))
     return found
-
-
-def rounded(values: np.ndarray) -> list[float]:
-    return [float(f"{value:.{DIGITS}g}") for value in values.tolist()]
