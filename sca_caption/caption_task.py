@@ -88,7 +88,9 @@ class CaptionTask:
         self.critic, self.measured = None, "loss"
         if config.objective == "cider":
             critics = Critics(Reward(data, self.rows.tolist(), config.bleu_weight), config.workers)
-            self.critic = SelfCritical(critics, config.samples, config.cross_entropy_weight)
+            self.critic = SelfCritical(
+                critics, config.samples, config.cross_entropy_weight, config.sample_temperature
+            )
             self.measured = "reward"
         self.teachers = (
             load_teachers(config.teacher, data.vocabulary, self.device) if config.teacher else None

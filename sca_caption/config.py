@@ -107,6 +107,7 @@ class TrainConfig(RunConfig):
         ("cross-entropy", "cider"),
     )
     samples: int = setting(5, "captions drawn an image with --objective cider")
+    sample_temperature: float = setting(0.5, "of those; at 1 they have words no search would say")
     bleu_weight: float = setting(0.0, "with --objective cider: what BLEU-4 counts beside CIDEr's 1")
     cross_entropy_weight: float = setting(0.0, "of cross-entropy in --objective cider, against drift")
     word_dropout: float = setting(0.0, "share of the words read that are hidden")
@@ -140,6 +141,7 @@ class TrainConfig(RunConfig):
         ):
             require(self, name, getattr(self, name) >= 0, "0 or more")
         require(self, "samples", self.samples >= 2, "at least 2")
+        require(self, "sample_temperature", 0 < self.sample_temperature < float("inf"), "above 0")
 
 
 VIEWS = ("none", "pad", "resized")

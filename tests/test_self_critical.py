@@ -77,8 +77,12 @@ PEOPLE = [[4, 6, 10, EOS], [5, 6, 10, EOS], [15, 7, 11, EOS]]
 BATCH = Batch(images(), padded(PEOPLE), torch.tensor([0, 0, 1]))
 
 
-def critic(samples: int, cross_entropy: float = 0.0, reward=None, processes: int = 0) -> SelfCritical:
-    return SelfCritical(Critics(reward or Reward(DATA, [7, 9]), processes), samples, cross_entropy)
+def critic(
+    samples: int, cross_entropy: float = 0.0, reward=None, processes: int = 0, temperature: float = 1.0
+) -> SelfCritical:
+    return SelfCritical(
+        Critics(reward or Reward(DATA, [7, 9]), processes), samples, cross_entropy, temperature
+    )
 
 
 def gradients(model, loss) -> torch.Tensor:
@@ -88,21 +92,24 @@ def gradients(model, loss) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("layers", [1, 2])
-@pytest.mark.parametrize("processes", [0, 2])
-def test_the_gradient_is_reinforces_with_the_mean_of_the_others(layers, processes):
+@pytest.mark.parametrize(("processes", "temperature"), [(0, 1.0), (0, 0.4), (2, 1.0)])
+def test_the_gradient_is_reinforces_with_the_mean_of_the_others(layers, processes, temperature):
     """Against the sum written out, with gradients kept while captions are drawn; dropout of words, were it on, would
     show, and so would features hidden from one of the two passes only."""
     config = replace(TINY, layers=TINY.layers[-layers:], dropout=0.5, feature_dropout=0.3)
     model = tiny_captioner(config=config).train()
     reward, n = Reward(DATA, [7, 9], bleu_weight=0.5), 6
     torch.manual_seed(3)
-    loss, mean = critic(n, reward=reward, processes=processes).loss(model, BATCH, [7, 9])
+    critical = critic(n, reward=reward, processes=processes, temperature=temperature)
+    loss, mean = critical.loss(model, BATCH, [7, 9])
     found = gradients(model, loss)
 
     torch.manual_seed(3)
     model.dropout.eval()
     drawn = decode.sample(
-        model, model.start(model.encode(BATCH.images)).select(torch.arange(2).repeat_interleave(n))
+        model,
+        model.start(model.encode(BATCH.images)).select(torch.arange(2).repeat_interleave(n)),
+        rule=lambda scores: (scores / temperature).log_softmax(1),
     )
     rewards = [
         reward(([7, 9][row // n], *pair))
