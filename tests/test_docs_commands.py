@@ -53,7 +53,8 @@ def files(tmp_path_factory) -> Path:
     history = {"history": [{"epoch": 1, "CIDEr": 1.0}, {"epoch": 2, "CIDEr": 2.0}]}
     model = Checkpoint(tiny_captioner(), Vocabulary(TINY_WORDS), Transform(32), {}, history)
     checkpoint.save(folder / "shipped.safetensors", model)
-    for run in ("flickr8k", "flickr8k-cider", "shapes", "coco", "cider", "photos"):
+    curves = ("cross-entropy", "cider", "cider-temperature-1", "cross-entropy-on")
+    for run in ("flickr8k", "flickr8k-cider", "shapes", "coco", "photos", *curves):
         for name in ("best.pt", "last.pt"):
             checkpoint.save(folder / "runs" / run / name, model)
     (folder / "data").mkdir()
