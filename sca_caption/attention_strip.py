@@ -7,6 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
+
+from sca_caption.attention_overlay import multiples, painted, scale_top
+from sca_caption.images import Transform
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -32,14 +36,15 @@ def draw(image: np.ndarray, words: Sequence[str], trace: "Trace", title: str = "
     """A column a word; rows of the layers' spatial weights, then of their channels'.
 
     image: uint8 (S, S, 3), as the model saw it. words: the T words that `trace` is of, at least one. Weights are told
-    as multiples of even attention, 1 / (H W) and 1 / C: below each word's picture the largest, which has the brightest
-    colour there.
+    as multiples of even attention, 1 / (H W) and 1 / C, on one scale for all pictures; below each stands its largest.
     """
     from matplotlib.figure import Figure
 
     T = len(words)
     spatial = [layer for layer in trace.layers if layer.spatial is not None]
     channel = [layer for layer in trace.layers if layer.channel is not None]
+    photograph, seen = Image.fromarray(image), Transform(len(image))
+    top = scale_top(*(layer.spatial for layer in spatial))
     rows = len(spatial) + len(channel) + (not spatial)  # the words need images above them in any case
     figure = Figure((CELL * max(T, 4) + 1, CELL * rows + 0.7), dpi=DPI, layout="constrained")
     grid = figure.add_gridspec(rows, T)
@@ -48,7 +53,8 @@ def draw(image: np.ndarray, words: Sequence[str], trace: "Trace", title: str = "
         weights = spatial[row].spatial if spatial else None
         for t, word in enumerate(words):
             axes = figure.add_subplot(grid[row, t])
-            axes.imshow(image if weights is None else overlaid(image, weights[t]))
+            shares = None if weights is None else multiples(weights[t], photograph.size, seen)
+            axes.imshow(photograph if shares is None else painted(photograph, shares, top, seen))
             axes.set(xticks=[], yticks=[])
             if weights is not None:
                 axes.set_xlabel(f"{weights[t].max() * weights[t].size:.1f}×", fontsize=8, labelpad=2)
@@ -68,19 +74,3 @@ def draw(image: np.ndarray, words: Sequence[str], trace: "Trace", title: str = "
         axes.set_ylabel(f"{layer.name}\nchannels", fontsize=8)
         figure.colorbar(shown, ax=axes, fraction=0.02, pad=0.01, format="%.2f×").ax.tick_params(labelsize=7)
     return figure
-
-
-def overlaid(image: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The image in grey under its weights (H, W) in colour, brought smoothly to its size: uint8 (S, S, 3).
-
-    Where the weight is 0 the image shows, however light or dark. Even attention is half as bright as the brightest.
-    """
-    from matplotlib import colormaps
-    from PIL import Image
-
-    S, most = len(image), max(weights.max(), 2 / weights.size)
-    smooth = Image.fromarray(weights.astype(np.float32)).resize((S, S), Image.Resampling.BICUBIC)
-    shares = np.clip(np.asarray(smooth) / most, 0, 1)[..., None]  # (S, S, 1)
-    grey = np.asarray(Image.fromarray(image).convert("L"))[..., None] / 255
-    colours = colormaps["inferno"](0.25 + 0.7 * shares[..., 0])[..., :3]
-    return (255 * ((1 - 0.75 * shares) * grey + 0.75 * shares * colours)).round().astype(np.uint8)

@@ -9,9 +9,9 @@ forcing, as in cross-entropy training and at its cost, while other processes com
 one distribution, or the gradient would be biased; so dropout on words, which differs from pass to pass, is off in both.
 What `feature_dropout` hides of an image it hides from both.
 
-What is drawn from, and learns, is p(word)^(1 / temperature), renormalised. A model that learnt with label smoothing gives
-some chance to every word; at temperature 1 its captions have a third of the CIDEr of those that it says greedily, and what
-it learns from them is to end before the next odd word comes.
+What is drawn from, and learns, is p(word)^(1 / temperature), renormalised. A model that learnt with label smoothing
+gives some chance to every word; at temperature 1 its captions have a third of the CIDEr of those that it says greedily,
+and what it learns from them is to end before the next odd word comes.
 """
 
 from collections.abc import Callable
