@@ -37,12 +37,12 @@ CIDER = dataclasses.replace(CAPTIONS, objective="cider", samples=3)
 CLASSES = ClassifierTrainConfig(epochs=2, batch_size=5, workers=0, lr=0.01, views="pad", label_smoothing=0.1)
 
 
-def sample_each(model, state, draw=decode.sample):
+def sample_each(model, state, draw=decode.sample, **rules):
     """`decode.sample`, but what is drawn for an image depends on the image alone, not on others of the batch."""
     found = []
     for rows in torch.arange(len(state)).split(CIDER.samples):
         torch.manual_seed(0)
-        found.append(draw(model, state.select(rows)))
+        found.append(draw(model, state.select(rows), **rules))
     return decode.Sampled(
         list(chain.from_iterable(each.tokens for each in found)),
         list(chain.from_iterable(each.finished for each in found)),
