@@ -35,7 +35,7 @@ class SelfCritical:
         self, critics: Critics, samples: int, cross_entropy: float = 0.0, temperature: float = 1.0
     ):
         self.critics, self.samples, self.cross_entropy = critics, samples, cross_entropy
-        self.temperature = temperature
+        self.rule = partial(truncated, temperature=temperature)  # of both passes
 
     def loss(
         self, model: SCACNN, batch: Batch, rows: list[int], mean: Callable[[int], float] = float
@@ -49,16 +49,14 @@ class SelfCritical:
         encoded = model.encode(batch.images)
         image = torch.arange(len(rows), device=model.mean.device).repeat_interleave(self.samples)
         with torch.inference_mode():
-            sampled = decode.sample(
-                model, model.start(encoded).select(image), rule=partial(truncated, temperature=self.temperature)
-            )
+            sampled = decode.sample(model, model.start(encoded).select(image), rule=self.rule)
         rewards = self.critics.ask(
             [
                 (rows[i], tokens, finished)
                 for i, tokens, finished in zip(image.tolist(), sampled.tokens, sampled.finished, strict=True)
             ]
         )
-        log_prob, words = log_probabilities(model, encoded, image, sampled, self.temperature)
+        log_prob, words = log_probabilities(model, encoded, image, sampled, self.rule)
         rewards = torch.tensor(rewards(), device=image.device).view(-1, self.samples)
         # reward - mean of the others = (reward - mean of all) * n / (n - 1)
         advantage = (rewards - rewards.mean(1, keepdim=True)) * (self.samples / (self.samples - 1))
@@ -71,9 +69,13 @@ class SelfCritical:
 
 
 def log_probabilities(
-    model: SCACNN, encoded: tuple[Tensor, ...], image: Tensor, sampled: decode.Sampled, temperature: float
+    model: SCACNN,
+    encoded: tuple[Tensor, ...],
+    image: Tensor,
+    sampled: decode.Sampled,
+    rule: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, int]:
-    """With gradients, (rows,), of captions that `decode.sample` drew so; and the number of their words, ends included."""
+    """Of captions that `decode.sample` drew by `rule`, with gradients, (rows,); and how many words, ends included."""
     captions = padded(
         [tokens + [EOS] * ended for tokens, ended in zip(sampled.tokens, sampled.finished, strict=True)]
     ).to(image.device)
@@ -82,5 +84,5 @@ def log_probabilities(
     barred = torch.zeros_like(forced.logits, dtype=torch.bool)
     barred[:, list(decode.NEVER)] = True
     barred[: forced.running[0], EOS] = True
-    logits = (forced.logits.float() / temperature).masked_fill(barred, -torch.inf)
-    return forced.sums(-F.cross_entropy(logits, forced.targets, reduction="none")), len(forced.targets)
+    each = rule(forced.logits.float().masked_fill(barred, -torch.inf))
+    return forced.sums(-F.nll_loss(each, forced.targets, reduction="none")), len(forced.targets)

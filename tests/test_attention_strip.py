@@ -49,6 +49,12 @@ def test_rows_are_layers_and_columns_words():
         shares = multiples(peaked()[t], (S, S), Transform(S))
         expected = painted(Image.fromarray(made_image()), shares, SIDE**2, Transform(S))
         np.testing.assert_array_equal(axes.images[0].get_array(), expected)
+        # It is lit where the weight is, and grey elsewhere.
+        coloured, cell = np.ptp(expected.astype(int), axis=2) > 2, S // SIDE
+        centre = ((t + 0.5) * cell, (2 * t + 0.5) * cell)
+        assert coloured[int(centre[0]), int(centre[1])]
+        for places, at in zip(np.nonzero(coloured), centre, strict=True):
+            assert np.abs(places + 0.5 - at).max() <= 2.5 * cell
 
 
 def test_channels_are_the_strongest_at_any_word_as_multiples_of_even():
