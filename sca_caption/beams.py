@@ -17,13 +17,14 @@ class Hypothesis:
     """A caption as ids, without <bos> and <eos>.
 
     `finished` is False where the search stopped (at max_length) before the model ended the caption; its
-    log_prob then has no end word in it, and its length none either.
+    log_prob then has no end word in it, and its length none either. consensus: see `consensus.Ranking`.
     """
 
     tokens: list[int]
     log_prob: float
     score: float
     finished: bool
+    consensus: float | None = None
 
 
 @dataclass

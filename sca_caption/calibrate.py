@@ -1,7 +1,7 @@
 """Teach a captioner how far its captions can be trusted: `python -m sca_caption.calibrate`.
 
 Captions a split that the model was not trained on, and writes into the checkpoint how the mean log-probability of a
-caption goes with its CIDEr. `caption.py --scores` then prints probabilities.
+caption, and the consensus it can expect, go with its CIDEr. `caption.py --scores` then prints probabilities.
 """
 
 from pathlib import Path
@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from sca_caption import checkpoint
-from sca_caption.calibration import Calibration, fit, spearman
+from sca_caption.calibration import fit, spearman
 from sca_caption.config import Parser
 from sca_caption.errors import UserError, program
-from sca_caption.inference import Describer
+from sca_caption.inference import Describer, reader
 from sca_caption.metrics import Cider, ptb_tokenize
 from sca_caption.store import CaptionData
 
@@ -36,26 +36,33 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(
             f"{data.path} has {len(rows)} images in split {arguments.split}; at least {2 * FOLDS}"
         )
-    captions = [result.captions[0] for result in describer.stream(rows, read=data.image)]
+    read = reader(data, describer.models, describer.transform)
+    captions = [result.captions[0] for result in describer.stream(rows, read=read)]
     cider = Cider([[ptb_tokenize(text) for text in data.references(row)] for row in rows])
     scores = np.array(cider.score([ptb_tokenize(caption.text) for caption in captions])[1])
     x, good = np.array([caption.mean_log_prob for caption in captions]), scores > np.median(scores)
-    calibration = fit(x, good)
-    checkpoint.add_metrics(arguments.checkpoint, calibration.metrics())
-    print(f"Spearman's rank correlation with CIDEr over {len(rows)} images: {spearman(x, scores):.2f}")
-    for low, high, share, count in reliability(x, good):
-        print(f"confidence {low:.2f} to {high:.2f}: {100 * share:3.0f}% of {count} better than the median")
+    consensus = None
+    if describer.consensus is not None:
+        consensus = np.array([caption.consensus for caption in captions])
+    checkpoint.add_metrics(arguments.checkpoint, fit(x, good, consensus).metrics())
+    confidence = held_out(x, good, consensus)
+    print(f"Spearman's rank correlation with CIDEr over {len(rows)} images: {spearman(confidence, scores):.2f}")
+    for quarter in np.array_split(confidence.argsort(), 4):
+        low, high = confidence[quarter].min(), confidence[quarter].max()
+        share, count = 100 * good[quarter].mean(), len(quarter)
+        print(f"confidence {low:.2f} to {high:.2f}: {share:3.0f}% of {count} better than the median")
     return 0
 
 
-def reliability(x: np.ndarray, good: np.ndarray) -> list[tuple[float, float, float, int]]:
-    """Quarters by confidence, from curves fitted to other images: its range, the share of good captions, their number."""
-    fold, probability = np.arange(len(x)) % FOLDS, np.empty(len(x))
-    for held_out in range(FOLDS):
-        curve: Calibration = fit(x[fold != held_out], good[fold != held_out])
-        probability[fold == held_out] = [curve.probability(each) for each in x[fold == held_out]]
-    quarters = np.array_split(probability.argsort(), 4)
-    return [(probability[q].min(), probability[q].max(), good[q].mean(), len(q)) for q in quarters]
+def held_out(x: np.ndarray, good: np.ndarray, consensus: np.ndarray | None = None) -> np.ndarray:
+    """The confidence in each caption, (N,), from curves fitted to the captions of other images; arguments as `fit`'s."""
+    fold, confidence = np.arange(len(x)) % FOLDS, np.empty(len(x))
+    for left_out in range(FOLDS):
+        others = fold != left_out
+        curve = fit(x[others], good[others], None if consensus is None else consensus[others])
+        for row in np.flatnonzero(~others):
+            confidence[row] = curve.probability(x[row], None if consensus is None else consensus[row])
+    return confidence
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""From the log-probability of a caption to the probability that it is a good one.
+"""From what is known of a caption to the probability that it is a good one.
 
 Good is: CIDEr above the median of the model's captions of photographs it was not trained on. A logistic curve over the
-mean log-probability of a caption's words; what else a search knows (margins, agreement, length) adds nothing, see
-docs/decoding.md.
+mean log-probability of a caption's words and, where the model knows it, the consensus that it can expect (see
+`consensus`); what else a search knows (margins, agreement, length) adds nothing, see docs/decoding.md.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -14,33 +14,43 @@ RIDGE = 1e-3  # keeps the slope finite where every good caption scores above eve
 
 @dataclass(frozen=True)
 class Calibration:
-    """P(good) = 1 / (1 + exp(-(slope * x + intercept))), x in nats a word."""
+    """P(good) = 1 / (1 + exp(-(slope * x + consensus * c + intercept))), x in nats a word, c the consensus."""
 
     slope: float
     intercept: float
+    consensus: float = 0.0
 
-    def probability(self, mean_log_prob: float) -> float:
-        return float(1 / (1 + np.exp(-(self.slope * mean_log_prob + self.intercept))))
+    def probability(self, mean_log_prob: float, consensus: float | None = None) -> float:
+        odds = self.slope * mean_log_prob + self.consensus * (consensus or 0) + self.intercept
+        return float(1 / (1 + np.exp(-odds)))
 
     @classmethod
     def of(cls, metrics: dict) -> "Calibration | None":
         """That of a checkpoint's metrics, if it has one."""
-        names = ("confidence_slope", "confidence_intercept")
-        return cls(*(metrics[name] for name in names)) if all(name in metrics for name in names) else None
+        found = {
+            field.name: metrics[_metric(field.name)] for field in fields(cls) if _metric(field.name) in metrics
+        }
+        return cls(**found) if {"slope", "intercept"} <= set(found) else None
 
     def metrics(self) -> dict[str, float]:
-        return {"confidence_slope": self.slope, "confidence_intercept": self.intercept}
+        return {_metric(name): value for name, value in vars(self).items()}
 
 
-def fit(mean_log_probs: np.ndarray, good: np.ndarray) -> Calibration:
-    """The likeliest curve (Newton's method): mean_log_probs (N,), good (N,) of 0 and 1."""
-    x = np.stack([mean_log_probs, np.ones(len(mean_log_probs))], 1)
-    weights = np.zeros(2)
+def _metric(name: str) -> str:
+    return f"confidence_{name}"
+
+
+def fit(mean_log_probs: np.ndarray, good: np.ndarray, consensus: np.ndarray | None = None) -> Calibration:
+    """The likeliest curve (Newton's method): mean_log_probs and consensus (N,), good (N,) of 0 and 1."""
+    known = [mean_log_probs] if consensus is None else [mean_log_probs, consensus]
+    x = np.stack([*known, np.ones(len(mean_log_probs))], 1)
+    weights = np.zeros(x.shape[1])
     for _ in range(50):
         p = 1 / (1 + np.exp(-np.clip(x @ weights, -30, 30)))
         gradient = x.T @ (good - p) - RIDGE * weights
-        weights = weights + np.linalg.solve((x.T * (p * (1 - p))) @ x + RIDGE * np.eye(2), gradient)
-    return Calibration(float(weights[0]), float(weights[1]))
+        weights = weights + np.linalg.solve((x.T * (p * (1 - p))) @ x + RIDGE * np.eye(len(weights)), gradient)
+    slope, *further, intercept = weights.tolist()
+    return Calibration(slope, intercept, *further)
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> float:

@@ -4,7 +4,8 @@ The format holds tensors and text, never code, so loading one from a stranger ex
 `best.pt` and `last.pt` of a training run and the model that ships are all of this kind. The text part is JSON:
 
     format_version, task ("caption" where it is missing), config, words (a captioner's), transform, metrics,
-    training (only in last.pt: where to resume), objects (a captioner's that names what ImageNet's classifier sees)
+    training (only in last.pt: where to resume), objects (a captioner's that names what ImageNet's classifier sees),
+    consensus (a captioner's that knows what people agree on)
 """
 
 import dataclasses
@@ -26,6 +27,7 @@ from sca_caption.atomic import replacing
 from sca_caption.backbones import read_state_dict
 from sca_caption.captioner import SCACNN
 from sca_caption.config import ClassifierConfig, ModelConfig, Parser
+from sca_caption.consensus import Consensus
 from sca_caption.errors import UserError, program
 from sca_caption.images import Transform
 from sca_caption.objects import Objects, original
@@ -34,7 +36,7 @@ from sca_caption.vocab import SPECIALS, Vocabulary
 FORMAT_VERSION = 1
 INT8_VERSION = 2  # of files with int8 weights, which programs that know version 1 alone would misread
 SHIPPED = Path(__file__).with_name("weights") / "captioner.safetensors"
-_MODEL, _EXTRA, _OBJECTS = "model.", "extra.", "objects."
+_MODEL, _EXTRA, _OBJECTS, _CONSENSUS = "model.", "extra.", "objects.", "consensus."
 _OTHER_TASK = {
     "caption": "is a classifier, not a captioner; use it with python -m sca_caption.classify, or --task classify",
     "classify": "is a captioner, not a classifier; use it with caption.py, or without --task classify",
@@ -52,6 +54,7 @@ class Checkpoint:
     training: dict = field(default_factory=dict)  # JSON-able; what a resumed run needs beside `extra`
     extra: dict[str, Tensor] = field(default_factory=dict)  # the optimizer's tensors
     objects: Objects | None = None  # what names objects that the captioner has no words for, see `naming`
+    consensus: Consensus | None = None  # what ranks its captions by expected agreement
 
     @property
     def config(self) -> ModelConfig | ClassifierConfig:
@@ -73,6 +76,8 @@ def save(path: str | Path, checkpoint: Checkpoint, dtype: str = "float32") -> No
     tensors = {_MODEL + k: v for k, v in weights.items()}
     if checkpoint.objects is not None:
         tensors |= {_OBJECTS + k: v for k, v in checkpoint.objects.state_dict().items()}
+    if checkpoint.consensus is not None:
+        tensors |= {_CONSENSUS + k: v for k, v in checkpoint.consensus.state_dict().items()}
     tensors = storage.stored(tensors, dtype)
     tensors |= {_EXTRA + k: v for k, v in checkpoint.extra.items()}
     text = {
@@ -84,6 +89,7 @@ def save(path: str | Path, checkpoint: Checkpoint, dtype: str = "float32") -> No
         "metrics": checkpoint.metrics,
         "training": checkpoint.training,
         "objects": {"first": checkpoint.objects.first} if checkpoint.objects is not None else None,
+        "consensus": {"rank": len(checkpoint.consensus.narrow.weight)} if checkpoint.consensus is not None else None,
     }
     metadata = {"sca_caption": json.dumps(text, ensure_ascii=False)}
     with replacing(path, make_folder=True) as temporary:
@@ -145,7 +151,7 @@ def load(path: str | Path | None = None, task: str = "caption") -> Checkpoint:
         if getattr(model.config, "tie_embeddings", False):
             weights["word.weight"] = weights["embedding.weight"]
         model.load_state_dict(weights)
-        objects = _objects_of(text, tensors)
+        objects, consensus = _objects_of(text, tensors), _consensus_of(text, tensors)
     except (RuntimeError, KeyError) as error:
         first = " ".join(str(error).split())[:200]
         raise UserError(
@@ -153,7 +159,7 @@ def load(path: str | Path | None = None, task: str = "caption") -> Checkpoint:
         ) from error
     extra = {k.removeprefix(_EXTRA): v for k, v in tensors.items() if k.startswith(_EXTRA)}
     transform = Transform.from_dict(text["transform"])
-    return Checkpoint(model.eval(), vocabulary, transform, text["metrics"], text["training"], extra, objects)
+    return Checkpoint(model.eval(), vocabulary, transform, text["metrics"], text["training"], extra, objects, consensus)
 
 
 def _objects_of(text: dict, tensors: dict[str, Tensor]) -> Objects | None:
@@ -166,13 +172,42 @@ def _objects_of(text: dict, tensors: dict[str, Tensor]) -> Objects | None:
     return objects.requires_grad_(False).to(memory_format=torch.channels_last).eval()
 
 
+def _consensus_of(text: dict, tensors: dict[str, Tensor]) -> Consensus | None:
+    if not text.get("consensus"):
+        return None
+    weights = {k.removeprefix(_CONSENSUS): v.float() for k, v in tensors.items() if k.startswith(_CONSENSUS)}
+    consensus = Consensus(len(weights["centre"]), len(text["words"]) + len(SPECIALS), text["consensus"]["rank"])
+    consensus.load_state_dict(weights)
+    return consensus.eval()
+
+
 def add_metrics(path: Path, metrics: dict) -> None:
     """Add to the metrics that a checkpoint holds; its tensors stay as they are stored."""
-    load(path)  # says what is wrong with it
+    text, tensors = _as_stored(path)
+    text["metrics"] |= metrics
+    _store(path, text, tensors)
+
+
+def add_consensus(path: Path, consensus: Consensus) -> None:
+    """Put what ranks captions into a checkpoint; its other tensors stay as they are stored."""
+    text, tensors = _as_stored(path)
+    stored = {_CONSENSUS + name: value for name, value in consensus.state_dict().items()}
+    dtype = str(tensors["model.word.bias"].dtype).removeprefix("torch.")
+    dtype = "int8" if text["format_version"] == INT8_VERSION else dtype
+    tensors = {name: value for name, value in tensors.items() if _CONSENSUS not in name}
+    text["consensus"] = {"rank": len(consensus.narrow.weight)}
+    _store(path, text, tensors | storage.stored(stored, dtype))
+
+
+def _as_stored(path: Path) -> tuple[dict, dict[str, Tensor]]:
+    """The text and the tensors of a checkpoint's file. Raises UserError for what `load` refuses."""
+    load(path)
     with safe_open(path, "pt") as file:
         text = json.loads(file.metadata()["sca_caption"])
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    text["metrics"] |= metrics
+        return text, {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+
+
+def _store(path: Path, text: dict, tensors: dict[str, Tensor]) -> None:
     with replacing(path) as temporary:
         save_file(tensors, temporary, {"sca_caption": json.dumps(text, ensure_ascii=False)})
         temporary.chmod(path.stat().st_mode)
@@ -217,6 +252,7 @@ def average(paths: Sequence[str | Path], shares: Sequence[float]) -> Checkpoint:
         found.transform,
         found.metrics if alone else {},
         objects=found.objects if alone else None,
+        consensus=found.consensus if alone else None,
     )
 
 

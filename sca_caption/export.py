@@ -2,7 +2,7 @@
 
 The folder is complete or it is not there. It holds
 
-    trunk.onnx    once an image:  images -> map_0, ..., keys, hidden, cell
+    trunk.onnx    once an image:  images -> map_0, ..., keys, hidden, cell, expected
     step.onnx     once a word:    tokens, image, hidden, cell, map_0, ..., keys -> logits, hidden_after, cell_after,
                                   alpha_0, beta_0, alpha_1, ...
     objects.onnx  once an image:  images -> probabilities (of models that name what ImageNet's classifier sees)
@@ -21,10 +21,11 @@ channels and m = H W positions. B and N may differ from call to call.
     alpha_i        float32 (N, m), where layer i was looked at, row by row of the map; if it has spatial attention
     beta_i         float32 (N, C), what was selected in it; if it has channel attention
     probabilities  float32 (B, nouns), in the order of `naming.nouns`
+    expected       float32 (B, known): tf-idf of the words that people would use, of models that have learnt it
 
 model.json, UTF-8:
 
-    format_version  1
+    format_version  2
     words           every word by id: the special ones, the captioner's, the new ones of naming
     known           how many of them are the captioner's own
     bos, eos, pad, unk   ids of the special words; pad, bos and unk never come in a caption
@@ -35,8 +36,12 @@ model.json, UTF-8:
     search          default settings, see `search.SearchConfig`; how it goes on is in `decode.beam_search`
     never_last      ids of words that no caption ends in where search.sound_endings is true
     joining         ids of words that never stand between a word and itself where search.block_ngrams is not 0
-    calibration     null, or slope and intercept: a caption is better than the median with probability
-                    1 / (1 + exp(-(slope x + intercept))), x the mean log-probability of its words, the end word included
+    consensus       null, or idf, one number for each of the `known` words. A caption's consensus c is the cosine of its
+                    tf-idf vector (counts times idf; new words count for nothing) with `expected`, and captions are
+                    ranked by their score + search.consensus * c; naming compares scores without it
+    calibration     null, or slope, consensus and intercept: a caption is better than the median with probability
+                    1 / (1 + exp(-(slope x + consensus c + intercept))), x the mean log-probability of its words, the
+                    end word included
     naming          null, or what `naming.Lexicon.mention` needs:
         threshold, room, room_if_sure, share, absent   see `naming.Limits`
         most_groups  groups of words that one caption can be made to mention
@@ -130,7 +135,7 @@ def export(
         folder = whole / MODEL if runtime else whole
         folder.mkdir(exist_ok=True)
         namer = Namer(given.model, given.vocabulary, given.objects) if given.objects else None
-        graphs = graphs_of(given.model, namer, given.transform.size)
+        graphs = graphs_of(given.model, namer, given.transform.size, given.consensus)
         names = {}
         for name, (graph, inputs, outputs) in graphs.items():
             names[name] = inputs, outputs
@@ -156,6 +161,7 @@ def export(
             "search": vars(SearchConfig()),
             "never_last": list(settings["never_last"]),
             "joining": list(settings["joining"]),
+            "consensus": {"idf": given.consensus.idf.tolist()} if given.consensus is not None else None,
             "calibration": vars(found) if (found := Calibration.of(given.metrics)) else None,
             "naming": naming_of(namer) if namer else None,
             "source": {"sca_caption": __version__, "checkpoint": (file or checkpoint.SHIPPED).name},

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from sca_caption import checkpoint as checkpoints
@@ -20,11 +21,14 @@ from sca_caption.attention_trace import Trace, trace
 from sca_caption.calibration import Calibration
 from sca_caption.captioner import SCACNN, State
 from sca_caption.checkpoint import Checkpoint
+from sca_caption.consensus import Ranking
 from sca_caption.constraints import word_groups
 from sca_caption.devices import find_device
 from sca_caption.endings import dangling, joining
 from sca_caption.ensemble import Ensemble
 from sca_caption.errors import UserError
+from sca_caption.images import Transform
+from sca_caption.messages import warn
 from sca_caption.naming import Namer
 from sca_caption.sampling import draw
 from sca_caption.search import BATCH_SIZE, SamplingConfig, SearchConfig
@@ -48,6 +52,7 @@ class Caption:
     mean_log_prob: float
     confidence: float | None = None
     tokens: tuple[int, ...] = ()  # ids of the words, in `Describer.words`
+    consensus: float | None = None  # see `consensus.Ranking`, where the checkpoint knows
 
 
 @dataclass(frozen=True)
@@ -103,13 +108,17 @@ class Describer:
         checkpoint, self.model = loaded[0], self.models[0] if len(loaded) == 1 else Ensemble(self.models)
         self.vocabulary, self.transform = checkpoint.vocabulary, checkpoint.transform
         self.batch_size = batch_size
-        self._set(search or SearchConfig(), mentions)
         self.calibration = Calibration.of(checkpoint.metrics) if len(loaded) == 1 else None
+        self.consensus, self.idf = checkpoint.consensus if len(loaded) == 1 else None, None
+        if self.consensus is not None:
+            self.consensus = self.consensus.to(self.device)
+            self.idf = self.consensus.idf.tolist()
         self.drawing = None
+        self._set(search or SearchConfig(), mentions)
         if sampling:
             if mentions:
                 raise UserError("--mention needs a search; leave --sample out")
-            self.drawing = drawing_of(sampling, self.settings, self.device)
+            self.drawing = drawing_of(sampling, settings_of(self.search, self.vocabulary), self.device)
         self.namer, self.words = None, self.vocabulary
         if objects and checkpoint.objects is not None and len(loaded) == 1:
             self.namer = Namer(self.model, self.vocabulary, checkpoint.objects.to(self.device))
@@ -129,6 +138,20 @@ class Describer:
     def _set(self, search: SearchConfig, mentions: Sequence[str]) -> None:
         self.search, self.mentions = search, word_groups(mentions, self.vocabulary)
         self.settings = settings_of(search, self.vocabulary)
+        if self.ranks:
+            self.settings["num_captions"] = search.beam_size  # all that are found are ranked
+
+    @property
+    def ranks(self) -> bool:
+        """Whether captions are ranked by consensus: not where they are drawn, or groups of them shall differ."""
+        known = self.idf is not None and not self.drawing
+        return known and self.search.consensus > 0 and self.search.diverse_groups == 1
+
+    def _ranking(self, expected: Tensor | None) -> Ranking | None:
+        """How captions of images of which this is `expected`, (B, W), are ranked; None where nothing is."""
+        if expected is None:
+            return None
+        return Ranking(expected.cpu(), self.idf, self.search.consensus if self.ranks else 0.0)
 
     def caption_batch(
         self,
@@ -168,23 +191,28 @@ class Describer:
             batch.to(self.device) if isinstance(batch, Tensor) else tuple(x.to(self.device) for x in batch)
         )
         with self.namer.objects.watching(self.model.backbone) if self.namer else nullcontext() as maps:
-            state = self.model.start(self.model.encode(batch))
+            encoded = self.model.encode(batch)
+            state = self.model.start(encoded)
         mentions = [self.mentions] * len(state) if mentions is None else mentions
         if self.drawing:
             found = draw(self.model, state, **self.drawing)
         else:
             found = decode.beam_search(self.model, state, mentions=mentions, **self.settings)
+        ranking = self._ranking(self.consensus(encoded[0]) if self.consensus is not None else None)
+        found = ranking.of_all(found, mentions) if ranking else found
         if maps and not self.drawing:
-            found = self.namer.improve(found, state, maps, mentions, **self.settings)
-        captions = [tuple(self._caption(hypothesis) for hypothesis in hypotheses) for hypotheses in found]
+            found = self.namer.improve(found, state, maps, mentions, ranking, **self.settings)
+        captions = [tuple(map(self._caption, hypotheses[: self.search.num_captions])) for hypotheses in found]
         return captions, state
 
     def _caption(self, found: decode.Hypothesis) -> Caption:
         mean = found.log_prob / (len(found.tokens) + found.finished)
-        confidence = self.calibration.probability(mean) if self.calibration else None
+        confidence = self.calibration.probability(mean, found.consensus) if self.calibration else None
         text = self.words.decode(found.tokens)
         tokens = tuple(found.tokens)
-        return Caption(text, found.log_prob, found.score, found.finished, mean, confidence, tokens)
+        return Caption(
+            text, found.log_prob, found.score, found.finished, mean, confidence, tokens, found.consensus
+        )
 
     def stream(
         self, items: Iterable, read: Callable[[Any], Any] | None = None, *, traced: bool = False
@@ -276,6 +304,23 @@ def stack(contents: list[np.ndarray] | list[tuple[np.ndarray, ...]]) -> Tensor |
     return torch.from_numpy(np.stack(contents)).permute(0, 3, 1, 2)
 
 
+def reader(
+    data, models: Sequence[SCACNN], transform: Transform
+) -> Callable[[int], np.ndarray | tuple[np.ndarray, ...]]:
+    """How models' input is read from a data file (`store.CaptionData`): a row -> an image, or features.
+
+    Raises UserError for features of another trunk than the models'.
+    """
+    for model in models:
+        data.require_features_of(model.config.backbone, model.config.layers, model.config.backbone_attention)
+    if data.encoding == "features":
+        return data.features
+    if data.transform == transform:
+        return data.image
+    warn(f"{data.path} holds {data.transform}, the model takes {transform}")
+    return lambda row: images.fit(Image.fromarray(data.image(row)), transform)
+
+
 def require_alike(names: Sequence, loaded: Sequence[Checkpoint]) -> None:
     """Raise UserError where checkpoints cannot speak as one."""
     first = loaded[0]
@@ -290,6 +335,7 @@ def require_alike(names: Sequence, loaded: Sequence[Checkpoint]) -> None:
 def settings_of(search: SearchConfig, vocabulary: Vocabulary) -> dict[str, Any]:
     """What `decode.beam_search` takes to search so."""
     settings = dict(vars(search))
+    del settings["consensus"]  # it ranks what was found
     return settings | {
         "never_last": dangling(vocabulary) if settings.pop("sound_endings") else (),
         "joining": joining(vocabulary) if search.block_ngrams else (),

@@ -10,6 +10,7 @@ import copy
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from sca_caption import decode
 from sca_caption.captioner import SCACNN, State
+from sca_caption.consensus import Ranking
 from sca_caption.constraints import MOST_GROUPS
 from sca_caption.endings import CONJUNCTIONS, PREPOSITIONS, VERBS
 from sca_caption.nouns import Noun, read_nouns
@@ -77,11 +79,13 @@ class Lexicon:
         state: decode.State,
         probabilities: Tensor,
         mentions: Sequence[Sequence[Collection[int]]],
+        ranking: Ranking | None = None,
         **search,
     ) -> list[list[decode.Hypothesis]]:
         """What a search from `state` has found, with captions in place that mention a noun where one was left out.
 
-        model: says all words; probabilities: (B, nouns); mentions, search: what `decode.beam_search` was given.
+        model: says all words; probabilities: (B, nouns); mentions, search: what `decode.beam_search` was given; ranking:
+        what `found` was ranked by after that.
         """
         surest = probabilities.amax(1).tolist()
         nouns = {}
@@ -104,11 +108,12 @@ class Lexicon:
         speaker = Speaker(model, closed, wanted, self.agreement, self.no_compound)
         rows = torch.tensor(list(nouns), device=state.device)
         better = decode.beam_search(speaker, state.select(rows), mentions=groups, **search)
-        found = list(found)
-        for (row, noun), hypotheses in zip(nouns.items(), better, strict=True):
+        found, likelihood = list(found), ranking.likelihood if ranking else attrgetter("score")
+        for (row, noun), group, hypotheses in zip(nouns.items(), groups, better, strict=True):
+            hypotheses = ranking(row, hypotheses, group) if ranking else hypotheses
             best, room = hypotheses[0], self.limits.room + self.limits.room_if_sure * surest[row]
-            least = found[row][0].score - room
-            if best.score >= least and not set(self.groups[noun]).isdisjoint(best.tokens):
+            least = likelihood(found[row][0]) - room
+            if likelihood(best) >= least and not set(self.groups[noun]).isdisjoint(best.tokens):
                 found[row] = hypotheses
         return found
 
@@ -173,10 +178,11 @@ class Namer(Lexicon):
         state: State,
         maps: Sequence[Tensor],
         mentions: Sequence[Sequence[Collection[int]]],
+        ranking: Ranking | None = None,
         **search,
     ) -> list[list[decode.Hypothesis]]:
         """`mention` what is in the maps that `objects.watching` collected."""
-        return self.mention(self.model, found, state, self.probabilities(maps), mentions, **search)
+        return self.mention(self.model, found, state, self.probabilities(maps), mentions, ranking, **search)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from sca_caption.nouns import Noun
 from sca_caption.search import BATCH_SIZE, SearchConfig
 from sca_caption.vocab import SPECIALS, Vocabulary
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 DTYPES = ("float32", "int8")
 DESCRIPTION = "model.json"
 
@@ -39,6 +39,7 @@ class OnnxState:
     image: Tensor  # (N,)
     hidden: Tensor  # (N, d)
     cell: Tensor  # (N, d)
+    expected: Tensor | None = None  # (B, W) what people are expected to say, a row an image, where that is known
     # Of the last step, one pair an attended layer: beta (N, C) or None, alpha (N, m) or None.
     attention: tuple[tuple[Tensor | None, Tensor | None], ...] = ()
 
@@ -50,7 +51,7 @@ class OnnxState:
         return self.hidden.device
 
     def select(self, rows: Tensor) -> "OnnxState":
-        return OnnxState(self.maps, self.image[rows], self.hidden[rows], self.cell[rows])
+        return OnnxState(self.maps, self.image[rows], self.hidden[rows], self.cell[rows], self.expected)
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,8 @@ class OnnxCaptioner:
         """Images uint8 (B, 3, S, S) -> the state before the first word, a row an image."""
         found = self._run("trunk", {"images": images.contiguous().numpy()})
         hidden, cell = (torch.from_numpy(found.pop(name)) for name in ("hidden", "cell"))
-        return OnnxState(found, torch.arange(len(hidden)), hidden, cell)
+        expected = torch.from_numpy(found.pop("expected")) if "expected" in found else None
+        return OnnxState(found, torch.arange(len(hidden)), hidden, cell, expected)
 
     def step(self, tokens: Tensor, state: OnnxState) -> tuple[Tensor, OnnxState]:
         """One word further: tokens (N,) are the words before -> logits (N, W), and the state after."""
@@ -166,6 +168,7 @@ class OnnxDescriber(Describer):
         self.words = Vocabulary(about["words"][len(SPECIALS) :])
         self.vocabulary = Vocabulary(about["words"][len(SPECIALS) : about["known"]])
         self.transform = Transform.from_dict(about["transform"])
+        self.idf = about["consensus"]["idf"] if about["consensus"] else None
         self._set(search or SearchConfig(**about["search"]), mentions)
         self.calibration = Calibration(**about["calibration"]) if about["calibration"] else None
         self.lexicon = lexicon_of(about, self.words) if objects and about["naming"] else None
@@ -173,6 +176,9 @@ class OnnxDescriber(Describer):
     def _set(self, search: SearchConfig, mentions: Sequence[str]) -> None:
         about, self.search = self.model.description, search
         self.settings = dict(vars(search))
+        del self.settings["consensus"]
+        if self.ranks:
+            self.settings["num_captions"] = search.beam_size
         self.settings["never_last"] = about["never_last"] if self.settings.pop("sound_endings") else ()
         if search.block_ngrams and about["joining"]:
             self.settings["joining"] = about["joining"]
@@ -193,12 +199,14 @@ class OnnxDescriber(Describer):
         mentions = [self.mentions] * len(state) if mentions is None else mentions
         known = Steps(self.model, len(self.vocabulary))
         found = decode.beam_search(known, state, mentions=mentions, **self.settings)
+        ranking = self._ranking(state.expected)
+        found = ranking.of_all(found, mentions) if ranking else found
         if self.lexicon:
             seen = self.model.probabilities(batch)
             found = self.lexicon.mention(
-                Steps(self.model, None), found, state, seen, mentions, **self.settings
+                Steps(self.model, None), found, state, seen, mentions, ranking, **self.settings
             )
-        captions = [tuple(self._caption(hypothesis) for hypothesis in hypotheses) for hypotheses in found]
+        captions = [tuple(map(self._caption, hypotheses[: self.search.num_captions])) for hypotheses in found]
         return captions, state
 
 

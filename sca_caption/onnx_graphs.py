@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sca_caption.captioner import SCACNN, State
+from sca_caption.consensus import Consensus
 from sca_caption.errors import UserError
 from sca_caption.naming import Namer
 from sca_caption.objects import SIZE
@@ -29,16 +30,19 @@ class Graph(NamedTuple):
 
 
 class Trunk(nn.Module):
-    """images uint8 (B, 3, S, S) -> V1 and the carried maps, keys if there are any, hidden and cell (B, d)."""
+    """images uint8 (B, 3, S, S) -> V1 and the carried maps, keys if there are any, hidden and cell (B, d), and where it
+    is known what people agree on, the expected vector (B, W)."""
 
-    def __init__(self, model: SCACNN):
+    def __init__(self, model: SCACNN, consensus: Consensus | None):
         super().__init__()
-        self.model = model
+        self.model, self.consensus = model, consensus
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        state = self.model.start(self.model.encode(images))
+        encoded = self.model.encode(images)
+        state = self.model.start(encoded)
         keys = () if state.keys is None else (state.keys,)
-        return *state.maps, *keys, state.hidden, state.cell
+        expected = () if self.consensus is None else (self.consensus(encoded[0]),)
+        return *state.maps, *keys, state.hidden, state.cell, *expected
 
 
 class Step(nn.Module):
@@ -107,7 +111,9 @@ def layers_of(model: SCACNN, size: int) -> list[dict]:
     return found
 
 
-def graphs_of(model: SCACNN, namer: Namer | None, size: int) -> dict[str, Graph]:
+def graphs_of(
+    model: SCACNN, namer: Namer | None, size: int, consensus: Consensus | None = None
+) -> dict[str, Graph]:
     """The graphs by name: trunk, step, and objects where there is a namer. Batch sizes are dynamic.
 
     Raises UserError where the packages that write ONNX are missing.
@@ -129,7 +135,13 @@ def graphs_of(model: SCACNN, namer: Namer | None, size: int) -> dict[str, Graph]
     tokens, image = (torch.zeros(ROWS, dtype=torch.long) for _ in range(2))
     hidden, cell = (torch.zeros(ROWS, state.hidden.shape[1]) for _ in range(2))
     graphs = {
-        "trunk": traced(Trunk(model), (pixels,), ({0: images},), ["images"], [*names, *keys, "hidden", "cell"]),
+        "trunk": traced(
+            Trunk(model, consensus),
+            (pixels,),
+            ({0: images},),
+            ["images"],
+            [*names, *keys, "hidden", "cell", *(["expected"] if consensus is not None else [])],
+        ),
         "step": traced(
             Step(speaking),
             (tokens, image, hidden, cell, list(state.maps), state.keys),

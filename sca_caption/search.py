@@ -20,6 +20,7 @@ class SearchConfig:
     )
     block_ngrams: int = setting(2, "never say the same N words in a row twice, nor 'W and W'; 0: off")
     sound_endings: bool = setting(True, "never end in 'a', 'with', 'and', ...")
+    consensus: float = setting(6.0, "nats added to captions of the words that people would use; 0: off")
     diverse_groups: int = setting(1, "groups of beams that differ")
     diversity: float = setting(0.5, "nats off a word for each beam of groups before that says it")
 
@@ -32,6 +33,7 @@ class SearchConfig:
             self, "min_length", self.min_length <= self.max_length, f"at most --max-length {self.max_length}"
         )
         require(self, "diversity", self.diversity >= 0, "0 or more")
+        require(self, "consensus", 0 <= self.consensus < float("inf"), "0 or more")
         even = self.diverse_groups >= 1 and self.beam_size % self.diverse_groups == 0
         require(self, "diverse_groups", even, f"a divisor of --beam-size {self.beam_size}")
         limit = f"at most --beam-size {self.beam_size}; ask for fewer captions or widen the beam"

@@ -20,8 +20,8 @@ INSTALL = f"npm install --no-save onnxruntime-web@{RUNTIME_VERSION}"
 RUNTIME = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")  # in its folder dist
 PAGES = Path(__file__).with_name("pages")
 PAGE = (
-    "browser.css", "browser.js", "attention.js", "camera.js", "card.js", "captioner.js", "naming.js", "photograph.js",
-    "resize.js", "results.js", "search.js", "worker.js", "icon.svg",
+    "browser.css", "browser.js", "attention.js", "camera.js", "card.js", "captioner.js", "consensus.js", "naming.js",
+    "photograph.js", "resize.js", "results.js", "search.js", "worker.js", "icon.svg",
 )  # fmt: skip
 MODEL = "model"
 

@@ -16,6 +16,7 @@ from toy_decoder import EVERYTHING, ToyRNN, ToyState, made_images
 
 from sca_caption import decode
 from sca_caption.calibration import Calibration
+from sca_caption.consensus import Ranking
 from sca_caption.images import Transform, fit
 from sca_caption.naming import Namer
 from sca_caption.nouns import Noun
@@ -191,11 +192,14 @@ class NotedState:
 
 
 @torch.inference_mode()
-def test_nouns_that_a_caption_leaves_out(tmp_path):
+@pytest.mark.parametrize("weight", [0, 3.0])
+def test_nouns_that_a_caption_leaves_out(weight, tmp_path):
     model = tiny_captioner(len(VOCABULARY)).requires_grad_(False)
     namer = Namer(model, VOCABULARY, Seen().requires_grad_(False), NOUNS)
     speaking = namer.model
     described = {"words": list(namer.vocabulary), "known": len(VOCABULARY), "naming": naming_of(namer)}
+    idf = [2.0 + word % 3 for word in range(len(VOCABULARY))] if weight else None
+    described["consensus"] = {"idf": idf} if weight else None
     settings = NAMING_SEARCH | {"num_captions": 2, "min_length": 1, "never_last": [4, 5], "joining": [12, 13]}
     made = torch.Generator().manual_seed(5)
     seen = [sure_of(*classes) for classes in [(0,), (1,), (2,), (3,), (4,), (3, 4), (5,), (6,), (2, 3)]]
@@ -205,19 +209,25 @@ def test_nouns_that_a_caption_leaves_out(tmp_path):
         pixels = torch.randint(256, (1, 3, 32, 32), generator=made, dtype=torch.uint8)
         table, state = {}, model.start(model.encode(pixels))
         state = NotedState(state, torch.empty(1, 0, dtype=torch.long))
-        found = decode.beam_search(Noted(speaking, table, len(VOCABULARY)), state, **settings)
+        expected_words = torch.rand(1, len(VOCABULARY), generator=made)
+        ranking = Ranking(expected_words, idf, weight) if weight else None
+        searching = settings | ({"num_captions": settings["beam_size"]} if weight else {})
+        found = decode.beam_search(Noted(speaking, table, len(VOCABULARY)), state, **searching)
+        found = ranking.of_all(found, [[]]) if ranking else found
         namer.model = Noted(speaking, table)
-        named = namer.improve(found, state, [torch.tensor([classes])], [[]], **settings)
+        named = namer.improve(found, state, [torch.tensor([classes])], [[]], ranking, **searching)
         changed += named[0] is not found[0]
+        named = [named[0][: settings["num_captions"]]]
         probabilities = (torch.tensor(classes) @ namer.members).tolist()
-        given.append({"table": table, "probabilities": probabilities})
+        given.append({"table": table, "probabilities": probabilities, "expected": expected_words[0].tolist()})
         expected.append(listed(named[0]))
     program = f"""
 import {{ captionsOf }} from "pages/naming.js";
 {BY_HEART}
-const answer = ({{ described, settings, images }}) => Promise.all(images.map(({{ table, probabilities }}) =>
-  captionsOf(described, learnt(table, described.words.length), state([[]]), probabilities, settings)));
+const answer = ({{ described, settings, images }}) => Promise.all(images.map((each) => captionsOf(
+  described, learnt(each.table, described.words.length), state([[]]), each.probabilities, each.expected, settings)));
 """
+    settings = settings | {"consensus": weight}
     found = node(program, {"described": described, "settings": settings, "images": given}, tmp_path)
     assert changed >= 8
     for each, wanted in zip(found, expected, strict=True):
@@ -263,7 +273,7 @@ const answer = ({ noun, captions }) => captions.map((caption) => isIn(noun, capt
 
 
 def test_how_far_a_caption_can_be_trusted(tmp_path):
-    curve = Calibration(2.5, 1.5)
+    curve = Calibration(2.5, 1.5, 4.0)
     program = """
 import { confidence } from "pages/naming.js";
 const answer = ({ curve, found }) => found.map((each) => confidence(curve, each));
@@ -276,6 +286,9 @@ const answer = ({ curve, found }) => found.map((each) => confidence(curve, each)
     found = node(program, {"curve": vars(curve), "found": made}, tmp_path)
     means = [each["logProb"] / (len(each["tokens"]) + each["finished"]) for each in made]
     assert found == pytest.approx([curve.probability(mean) for mean in means])
+    knowing = [each | {"consensus": 0.3} for each in made]
+    found = node(program, {"curve": vars(curve), "found": knowing}, tmp_path)
+    assert found == pytest.approx([curve.probability(mean, 0.3) for mean in means])
     assert node(program, {"curve": None, "found": made}, tmp_path) == [None] * 4
 
 

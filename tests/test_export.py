@@ -23,6 +23,7 @@ from sca_caption import onnx_graphs, onnx_int8  # noqa: E402
 from sca_caption.calibration import Calibration  # noqa: E402
 from sca_caption.captioner import State  # noqa: E402
 from sca_caption.checkpoint import Checkpoint  # noqa: E402
+from sca_caption.consensus import fitted  # noqa: E402
 from sca_caption.export import export  # noqa: E402
 from sca_caption.images import Transform, fit  # noqa: E402
 from sca_caption.inference import Describer, stack  # noqa: E402
@@ -48,8 +49,12 @@ def pixels(count: int, size: int = 32) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def given():
-    metrics = Calibration(2.0, 1.5).metrics()
-    return Checkpoint(tiny_captioner(), WORDS, Transform(size=32), metrics)
+    metrics, model = Calibration(2.0, 1.5, 4.0).metrics(), tiny_captioner()
+    made = torch.Generator().manual_seed(0)
+    captions = torch.randint(4, len(WORDS), (40, 2, 5), generator=made).tolist()
+    channels = model.backbone.channels[0]
+    consensus = fitted(torch.rand(40, channels, generator=made), captions, len(WORDS), rank=16, ridge=0.1)
+    return Checkpoint(model, WORDS, Transform(size=32), metrics, consensus=consensus)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +128,14 @@ def test_no_graph_says_where_it_was_made(exported):
 
 
 @pytest.mark.parametrize(
-    "search", [SearchConfig(), SearchConfig(num_captions=3, block_ngrams=0), SearchConfig(beam_size=1)]
+    "search",
+    [
+        SearchConfig(),
+        SearchConfig(num_captions=3, block_ngrams=0),
+        SearchConfig(beam_size=1),
+        SearchConfig(num_captions=2, consensus=0),
+        SearchConfig(num_captions=4, consensus=90),
+    ],
 )
 def test_captions_are_pytorchs(given, exported, search):
     theirs, ours = Describer(given, search=search), OnnxDescriber(exported, search=search)
@@ -134,6 +146,7 @@ def test_captions_are_pytorchs(given, exported, search):
         assert [caption.text for caption in a] == [caption.text for caption in b]
         assert [caption.score for caption in a] == pytest.approx([caption.score for caption in b], abs=1e-4)
         assert a[0].confidence == pytest.approx(b[0].confidence, abs=1e-4)
+        assert a[0].consensus == pytest.approx(b[0].consensus, abs=1e-4)
         (alone,) = ours.caption_batch(x[row : row + 1])
         assert [caption.text for caption in alone] == [caption.text for caption in a]
 
@@ -254,21 +267,22 @@ def test_what_a_folder_holds(given, exported):
     attended = ["alpha_0", "beta_0", "alpha_1", "beta_1"]
     assert about.pop("inputs") == {"trunk": ["images"], "step": steps}
     assert about.pop("outputs") == {
-        "trunk": ["map_0", "hidden", "cell"],
+        "trunk": ["map_0", "hidden", "cell", "expected"],
         "step": ["logits", "hidden_after", "cell_after", *attended],
     }
     layer = {"height": 8, "width": 8, "channels": 64, "spatial": True, "channel": True}
     assert about.pop("layers") == [{"name": "layer1.0"} | layer, {"name": "layer1.1"} | layer]
     assert about.pop("source")["checkpoint"] == "captioner.safetensors"
     assert about == {
-        "format_version": 1,
+        "format_version": 2,
         "bos": 1,
         "eos": 2,
         "pad": 0,
         "unk": 3,
         "transform": {"size": 32, "mode": "resize"},
         "dtypes": ["float32", "int8"],
-        "calibration": {"slope": 2.0, "intercept": 1.5},
+        "calibration": {"slope": 2.0, "intercept": 1.5, "consensus": 4.0},
+        "consensus": {"idf": given.consensus.idf.tolist()},
         "naming": None,
     }
 

@@ -167,7 +167,7 @@ def captioned(
     from tqdm import tqdm
 
     from sca_caption.checkpoint import SHIPPED
-    from sca_caption.inference import Describer
+    from sca_caption.inference import Describer, reader
 
     paths = getattr(arguments, "checkpoint", None)
     options = {
@@ -175,7 +175,7 @@ def captioned(
     }
     describer = Describer(paths, search=search, **options)
     mine, captions = processes.share(rows), []
-    stream = describer.stream(mine, read=reader(data, describer))
+    stream = describer.stream(mine, read=reader(data, describer.models, describer.transform))
     for result in tqdm(stream, total=len(mine), unit="image", disable=arguments.quiet or None, dynamic_ncols=True):
         if result.error:
             raise result.error
@@ -214,26 +214,6 @@ def data_provenance(arguments: argparse.Namespace, data) -> dict:
 
 def image_of(data, row: int) -> ReferenceImage:
     return ReferenceImage(data.image_id(row), data.file_name(row), data.references(row))
-
-
-def reader(data, describer):
-    """How the model's input is read: a function of a row that gives an image, or features.
-
-    Raises UserError for features of another trunk than the model's.
-    """
-    for model in describer.models:
-        data.require_features_of(model.config.backbone, model.config.layers, model.config.backbone_attention)
-    if data.encoding == "features":
-        return data.features
-    if data.transform == describer.transform:
-        return data.image
-
-    import PIL.Image
-
-    from sca_caption.images import fit
-
-    warn(f"{data.path} holds {data.transform}, the model takes {describer.transform}")
-    return lambda row: fit(PIL.Image.fromarray(data.image(row)), describer.transform)
 
 
 def results(scored: Sequence[tuple[ReferenceImage, str]], scores: Scores, provenance: dict) -> dict:

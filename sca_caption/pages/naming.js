@@ -1,6 +1,7 @@
 // What a search found, in words: nouns that the pictures hold put into captions (sca_caption/naming.py), words joined
 // (vocab.py), and the probability that a caption is good (calibration.py). Fields are those of model.json.
 
+import { Ranking } from "./consensus.js";
 import { BOS, EOS, PAD, beamSearch } from "./search.js";
 
 const CLITICS = new Set(["'s", "'re", "'ll", "'ve", "'m", "'d", "n't"]); // written onto the word before them
@@ -25,10 +26,10 @@ export const sentence = (words, ids) =>
     .join(" ");
 
 /** The probability that a caption is better than the median, or null where the model does not know. */
-export function confidence(calibration, { tokens, logProb, finished }) {
+export function confidence(calibration, { tokens, logProb, finished, consensus = 0 }) {
   if (!calibration) return null;
   const mean = logProb / (tokens.length + Number(finished));
-  return 1 / (1 + Math.exp(-(calibration.slope * mean + calibration.intercept)));
+  return 1 / (1 + Math.exp(-(calibration.slope * mean + calibration.consensus * consensus + calibration.intercept)));
 }
 
 /** The likeliest noun of an image, or a special one (rooster for bird) that has most of its probability. */
@@ -100,9 +101,9 @@ export function plain(model, known) {
 
 /**
  * What a search from `state` has found, or, where it leaves out a noun that the picture surely holds, captions that
- * mention it. described: model.json; probabilities: of its nouns.
+ * mention it. described: model.json; probabilities: of its nouns; ranking: what `found` was ranked by after the search.
  */
-export async function improved(described, model, found, state, probabilities, settings, mentions = []) {
+export async function improved(described, model, found, state, probabilities, ranking, settings, mentions = []) {
   const { naming, words, known } = described;
   const surest = Math.max(...probabilities);
   if (surest < naming.threshold || mentions.length >= naming.most_groups) return found;
@@ -113,15 +114,20 @@ export async function improved(described, model, found, state, probabilities, se
   const open = new Set(groups.flat());
   const added = words.map((_, id) => id).slice(known);
   const closed = [...added, ...others(naming, words, noun, probabilities)].filter((id) => !open.has(id));
-  const better = await beamSearch(new Speaker(model, naming, closed, group), state, settings, groups);
-  const least = found[0].score - naming.room - naming.room_if_sure * surest;
+  const speaker = new Speaker(model, naming, closed, group);
+  const better = ranking.rank(await beamSearch(speaker, state, settings, groups), groups);
+  const least = ranking.likelihood(found[0]) - naming.room - naming.room_if_sure * surest;
   const said = better[0].tokens.some((id) => group.includes(id));
-  return better[0].score >= least && said ? better : found;
+  return ranking.likelihood(better[0]) >= least && said ? better : found;
 }
 
-/** The captions of an image, best first, as Python's Describer finds them: see `beamSearch`. */
-export async function captionsOf(described, model, state, probabilities, settings) {
-  const found = await beamSearch(plain(model, described.known), state, settings);
-  if (!described.naming || !probabilities) return found;
-  return improved(described, model, found, state, probabilities, settings);
+/** The captions of an image, best first, as Python's Describer finds them: see `beamSearch`. expected: from the trunk. */
+export async function captionsOf(described, model, state, probabilities, expected, settings) {
+  const ranking = new Ranking(expected, described.consensus?.idf ?? null, settings.consensus);
+  const all = { ...settings, num_captions: ranking.idf ? settings.beam_size : settings.num_captions };
+  let found = ranking.rank(await beamSearch(plain(model, described.known), state, all));
+  if (described.naming && probabilities) {
+    found = await improved(described, model, found, state, probabilities, ranking, all);
+  }
+  return found.slice(0, settings.num_captions);
 }

@@ -1,0 +1,142 @@
+"""Ranking by expected consensus: of the captions that a search found, the one that people would agree on.
+
+A search ranks by likelihood, which knows nothing of how much of a caption others would say too. That can be learnt of
+people's captions of similar photographs (consensus of nearest neighbours: Devlin et al. 2015, arXiv 1505.04467). Here a
+linear map foretells it, so that the model holds no captions: from an image's map, the mean of the tf-idf vectors of its
+references. The cosine of a caption's vector with it is the CIDEr of single words that the caption can expect (Vedantam
+et al. 2015, eq. 1, n = 1), and a share of it is added to the score.
+
+Shapes: B images, C channels, W words, R rank of the linear map.
+"""
+
+import math
+import operator
+from collections import Counter
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sca_caption.beams import Hypothesis
+
+
+class Consensus(nn.Module):
+    """What words, by their tf-idf, the references of an image can be expected to have. `fitted` makes it."""
+
+    def __init__(self, channels: int, words: int, rank: int):
+        super().__init__()
+        self.centre = nn.Parameter(torch.zeros(channels), requires_grad=False)
+        self.narrow = nn.Linear(channels, rank, bias=False).requires_grad_(False)
+        self.widen = nn.Linear(rank, words).requires_grad_(False)
+        self.idf = nn.Parameter(torch.zeros(words), requires_grad=False)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """The map that the captioner attends first (B, C, H, W) -> the expected vector (B, W)."""
+        return self.widen(self.narrow(F.normalize(powers(maps) - self.centre, dim=1)))
+
+
+def powers(maps: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, C): signed roots of the means, so that no few channels outweigh the others."""
+    means = maps.mean((2, 3))
+    return means.sign() * means.abs().sqrt()
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Ranks the captions of some images by score + weight * consensus.
+
+    A caption's consensus is the cosine of its tf-idf vector with the expected one, about 0 to 1.
+    """
+
+    expected: Tensor  # (B, W)
+    idf: Sequence[float]  # of each of the W words; those after them are new ones of `naming`, and count for nothing
+    weight: float  # nats; 0: captions are rated, and stay in their order
+
+    def __call__(
+        self, image: int, found: list[Hypothesis], mentions: Sequence[Collection[int]] = ()
+    ) -> list[Hypothesis]:
+        """The captions of an image, best first; finished ones and those with most of the `mentions` stay ahead."""
+        rated = []
+        for hypothesis in found:
+            consensus = self._cosine(image, hypothesis.tokens)
+            score = hypothesis.score + self.weight * consensus
+            rated.append(replace(hypothesis, score=score, consensus=consensus))
+
+        def place(hypothesis: Hypothesis) -> tuple[int, bool, float]:
+            missing = sum(set(group).isdisjoint(hypothesis.tokens) for group in mentions)
+            return missing, not hypothesis.finished, -hypothesis.score
+
+        return sorted(rated, key=place) if self.weight else rated
+
+    def of_all(
+        self, found: list[list[Hypothesis]], mentions: Sequence[Sequence[Collection[int]]]
+    ) -> list[list[Hypothesis]]:
+        """The captions of every image; mentions: what those of each were to have."""
+        return [self(image, *each) for image, each in enumerate(zip(found, mentions, strict=True))]
+
+    def likelihood(self, ranked: Hypothesis) -> float:
+        """The score that a caption had before."""
+        return ranked.score - self.weight * ranked.consensus
+
+    def _cosine(self, image: int, tokens: Sequence[int]) -> float:
+        counts = Counter(token for token in tokens if token < len(self.idf))
+        vector = {token: count * self.idf[token] for token, count in counts.items()}
+        norm = math.sqrt(sum(value * value for value in vector.values()))
+        if not norm:
+            return 0.0
+        expected = self.expected[image, list(vector)].tolist()
+        return sum(map(operator.mul, vector.values(), expected)) / norm
+
+
+def tfidf(captions: Sequence[Sequence[int]], idf: Tensor) -> Tensor:
+    """The mean of the tf-idf vectors, of length 1, of captions in ids: (W,). One without rare words counts as 0."""
+    total = torch.zeros_like(idf)
+    for caption in captions:
+        ids, counts = torch.tensor(caption, dtype=torch.long).unique(return_counts=True)
+        total[ids] += F.normalize(counts * idf[ids], dim=0)
+    return total / len(captions)
+
+
+def fitted(
+    features: Tensor, captions: Sequence[Sequence[Sequence[int]]], words: int, rank: int, ridge: float
+) -> Consensus:
+    """Reduced-rank ridge regression of the references' mean vectors on features.
+
+    features: (N, C), `powers` of the images; captions: the references of each as ids below `words`; ridge: what is added
+    to the squared singular values of the features, which have length 1 after centring. Document frequencies are those
+    of the N images. The rank falls to C or N where they are less.
+    """
+    frequency = torch.zeros(words, dtype=torch.double)
+    for references in captions:
+        frequency[list(set().union(*references))] += 1
+    idf = math.log(len(captions)) - frequency.clamp(min=1).log()
+    centre = features.double().mean(0)
+    inputs = F.normalize(features.double() - centre, dim=1)
+    mean = inputs.mean(0)
+    inputs = inputs - mean
+    product = torch.zeros(inputs.shape[1], words, dtype=torch.double)
+    bias = torch.zeros(words, dtype=torch.double)
+    for row, references in zip(inputs, captions, strict=True):
+        target = tfidf(references, idf)
+        said = target.nonzero().squeeze(1)
+        product[:, said] += torch.outer(row, target[said])
+        bias += target / len(captions)
+    # With X = U S V', ridge regression fits U S / (S^2 + r) U'Y; the best of lower rank keep that matrix's first
+    # singular vectors (Mukherjee and Zhu 2011, for reduced rank with a ridge).
+    values, vectors = torch.linalg.eigh(inputs.T @ inputs)
+    values = values.clamp(min=0)
+    weights = vectors @ ((vectors.T @ product) / (values + ridge)[:, None])  # (C, W)
+    fits = (values + ridge).sqrt()[:, None] * (vectors.T @ weights)
+    rank = min(rank, len(fits), len(features))
+    _, _, directions = torch.linalg.svd(fits, full_matrices=False)
+    directions = directions[:rank]  # (R, W)
+    found = Consensus(features.shape[1], words, rank)
+    narrow = weights @ directions.T  # (C, R)
+    found.centre.copy_(centre)
+    found.narrow.weight.copy_(narrow.T)
+    found.widen.weight.copy_(directions.T)
+    found.widen.bias.copy_(bias - mean @ narrow @ directions)
+    found.idf.copy_(idf)
+    return found
