@@ -190,10 +190,10 @@ def beam_search(
     still enter the `num_captions` best (`early_exit`: the same result, sooner; see `out_of_reach`), and then
     leaves the batch. With one beam this is greedy search.
 
-    Captions obey `rules` (see `Rules`), and with block_ngrams = n > 0 have no n words in a row twice; a word of `joining`
-    ("and") never stands between a word and itself ("white and white"). Finished captions come first; where fewer than
-    `num_captions` finished within max_length, the best unfinished ones follow. There is always at least one; there are
-    fewer than `num_captions` only where the vocabulary has no more.
+    Captions obey `rules` (see `Rules`), and with block_ngrams = n > 0 no n words in a row twice, and none right after
+    itself; a word of `joining` ("and") never stands between a word and itself ("white and white"). Finished captions come
+    first; where fewer than `num_captions` finished within max_length, the best unfinished ones follow. There is always at
+    least one; there are fewer than `num_captions` only where the vocabulary has no more.
 
     mentions: for each image at most three groups of word ids; its captions shall have a word of each group.
     An image with G > 0 groups has K beams in each of 2^G sets (see `constraints`), each of which goes on as above,
@@ -339,7 +339,7 @@ def out_of_reach(log_prob: Tensor, length: int, max_length: int, length_penalty:
 
 
 def repeats(tokens: Tensor, n: int, vocabulary_size: int) -> Tensor:
-    """True for the words that would complete an n-gram the caption has: (n, B, t) -> bool (n, B, V)."""
+    """True for words that would complete an n-gram the caption has, and for its last: (n, B, t) -> bool (n, B, V)."""
     images, beams, words = tokens.shape
     mask = torch.zeros(images, beams, vocabulary_size + 1, dtype=torch.bool, device=tokens.device)
     if words >= n:
@@ -347,6 +347,7 @@ def repeats(tokens: Tensor, n: int, vocabulary_size: int) -> Tensor:
         seen = (windows[..., :-1] == tokens[:, :, None, words - n + 1 :]).all(-1)
         # The windows that do not match mark a word past the vocabulary, which is cut off.
         mask.scatter_(2, torch.where(seen, windows[..., -1], vocabulary_size), True)
+    mask.scatter_(2, tokens[..., -1:], True)
     return mask[..., :vocabulary_size]
 
 

@@ -18,7 +18,7 @@ class SearchConfig:
     length_penalty: float = setting(
         0.8, "rank by log-probability / length^X; 0: as it is; more favours longer captions"
     )
-    block_ngrams: int = setting(2, "never say the same N words in a row twice, nor 'W and W'; 0: off")
+    block_ngrams: int = setting(2, "never say the same N words in a row twice, nor 'W W' or 'W and W'; 0: off")
     sound_endings: bool = setting(True, "never end in 'a', 'with', 'and', ...")
     consensus: float = setting(6.0, "nats added to captions of the words that people would use; 0: off")
     diverse_groups: int = setting(1, "groups of beams that differ")

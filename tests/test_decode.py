@@ -214,14 +214,14 @@ def test_finished_images_leave_the_batch():
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4])
-def test_repeats_marks_the_words_that_complete_a_second_ngram(n):
+def test_repeats_marks_the_words_that_complete_a_second_ngram_and_the_last_one(n):
     tokens = torch.randint(0, 3, (4, 5, 9), generator=torch.Generator().manual_seed(n))
     for words in range(10):
         mask = repeats(tokens[:, :, :words], n, 5)
         for image, beam, word in itertools.product(range(4), range(5), range(5)):
             caption = tokens[image, beam, :words].tolist()
             new = tuple([*caption, word][-n:]) if words >= n - 1 else None
-            expected = new in [tuple(caption[i : i + n]) for i in range(words - n + 1)]
+            expected = new in [tuple(caption[i : i + n]) for i in range(words - n + 1)] or [word] == caption[-1:]
             assert mask[image, beam, word] == expected, (caption, word)
 
 

@@ -68,7 +68,7 @@ def log_prob_of(model, image, tokens, ended):
 
 def has_repeat(tokens, n):
     grams = [tuple(tokens[i : i + n]) for i in range(len(tokens) - n + 1)]
-    return len(set(grams)) < len(grams)
+    return len(set(grams)) < len(grams) or any(a == b for a, b in itertools.pairwise(tokens))
 
 
 def same(found: list[Hypothesis], expected: list[Hypothesis]):

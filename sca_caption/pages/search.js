@@ -107,10 +107,10 @@ function forbid({ tokens, next }, length, settings) {
   if (tokens.length > 1 && (settings.joining ?? []).includes(tokens.at(-1))) next[tokens.at(-2)] = -Infinity;
 }
 
-/** The words that would complete n words in a row that the caption has already. */
+/** The words that would complete n words in a row that the caption has already, and its last word. */
 function repeats(tokens, n) {
-  const found = [];
-  if (!n) return found;
+  if (!n) return [];
+  const found = tokens.slice(-1);
   const start = tokens.length - n + 1; // of the last n - 1 words
   for (let first = 0; first + n <= tokens.length; first += 1) {
     if (tokens.slice(first, first + n - 1).every((word, i) => word === tokens[start + i])) {
