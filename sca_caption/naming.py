@@ -26,7 +26,8 @@ from sca_caption.objects import Objects
 from sca_caption.vocab import EOS, SPECIALS, Vocabulary
 
 SIMILAR = 3  # nouns whose vectors make those of a new word
-NO_NOUN_AFTER = ("is", "are", "to", "of", "people")  # in the singular, bare: "is boat", "a group of tray"
+NO_NOUN_AFTER = ("to", "of", "people")  # in the singular, bare: "a group of tray"
+NO_NOUNS_AFTER = ("is", "are")  # in the plural neither: "people are computers in the air"
 AFTER_NOUN = frozenset(f"{PREPOSITIONS} {CONJUNCTIONS} {VERBS}".split())  # and -ing; not "a laptop bench"
 VOWEL = re.compile(r"[aeio]|u(?!ni)|hour")  # has "an" before it
 
@@ -209,7 +210,10 @@ def agreement_of(nouns: Sequence[Noun], vocabulary: Vocabulary) -> dict[int, Ten
     vowel = torch.tensor([VOWEL.match(word) is not None for word in vocabulary])
     counted = {noun.name for noun in nouns if noun.plural}  # "a cat", but "bread"
     single = torch.tensor([word in counted for word in vocabulary])
-    wrong = {"a": vowel | ~single, "an": ~vowel | ~single} | dict.fromkeys(NO_NOUN_AFTER, single)
+    plurals = {noun.plural for noun in nouns}
+    either = single | torch.tensor([word in plurals for word in vocabulary])
+    wrong = {"a": vowel | ~single, "an": ~vowel | ~single}
+    wrong |= dict.fromkeys(NO_NOUN_AFTER, single) | dict.fromkeys(NO_NOUNS_AFTER, either)
     return {vocabulary.encode([word])[0]: mask for word, mask in wrong.items() if word in vocabulary}
 
 

@@ -8,7 +8,7 @@ from conftest import TINY_WORDS, tiny_captioner
 from torch import nn
 
 from sca_caption import decode
-from sca_caption.naming import AFTER_NOUN, Namer, with_words
+from sca_caption.naming import AFTER_NOUN, Namer, agreement_of, with_words
 from sca_caption.nouns import Noun
 from sca_caption.vocab import Vocabulary
 
@@ -126,7 +126,7 @@ def test_what_stands_before_and_after(namer):
     wanted = {
         "owl": {"a", "is"},
         "cat": {"an", "is"},
-        "cats": {"a", "an"},
+        "cats": {"a", "an", "is"},
         "ball": {"an", "is"},
         "bread": {"a", "an"},
     }
@@ -142,6 +142,19 @@ def test_what_stands_before_and_after(namer):
             if before in NOUNS[noun].forms:  # no compound: "a ball dog"
                 assert word in AFTER_NOUN, caption
     assert checked >= 8
+
+
+def test_nobody_is_a_noun():
+    words = Vocabulary(["a", "an", "is", "are", "to", "of", "people", "dog", "dogs", "owl", "bread", "runs"])
+    found = agreement_of(NOUNS, words)
+    closed = {
+        after: {word for word, wrong in zip(words, found[words.encode([after])[0]].tolist(), strict=True) if wrong}
+        for after in ("a", "an", "is", "are", "to", "of", "people")
+    }
+    assert {"dogs", "bread", "owl"} <= closed["a"] and "dog" not in closed["a"]
+    assert "dog" in closed["an"] and "owl" not in closed["an"]
+    assert closed["is"] == closed["are"] == {"dog", "dogs", "owl"}
+    assert closed["to"] == closed["of"] == closed["people"] == {"dog", "owl"}
 
 
 @pytest.mark.parametrize(
