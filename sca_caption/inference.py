@@ -118,7 +118,7 @@ class Describer:
         if sampling:
             if mentions:
                 raise UserError("--mention needs a search; leave --sample out")
-            self.drawing = drawing_of(sampling, settings_of(self.search, self.vocabulary), self.device)
+            self.drawing = drawing_of(sampling, self._settings_of(self.search), self.device)
         self.namer, self.words = None, self.vocabulary
         if objects and checkpoint.objects is not None and len(loaded) == 1:
             self.namer = Namer(self.model, self.vocabulary, checkpoint.objects.to(self.device))
@@ -137,9 +137,12 @@ class Describer:
 
     def _set(self, search: SearchConfig, mentions: Sequence[str]) -> None:
         self.search, self.mentions = search, word_groups(mentions, self.vocabulary)
-        self.settings = settings_of(search, self.vocabulary)
+        self.settings = self._settings_of(search)
         if self.ranks:
             self.settings["num_captions"] = search.beam_size  # all that are found are ranked
+
+    def _settings_of(self, search: SearchConfig) -> dict[str, Any]:
+        return settings_of(search, self.vocabulary)
 
     @property
     def ranks(self) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from sca_caption import checkpoint
 from sca_caption.config import Parser
@@ -54,7 +55,8 @@ def learnt(found: checkpoint.Checkpoint, data: CaptionData, rows: Sequence[int],
 
     features = []
     with torch.inference_mode():
-        for _, each in in_batches(rows, read, features_of, BATCH_SIZE):
+        answers = in_batches(rows, read, features_of, BATCH_SIZE)
+        for _, each in tqdm(answers, total=len(rows), unit="image", disable=None, dynamic_ncols=True):
             if isinstance(each, UserError):
                 raise each
             features.append(each)

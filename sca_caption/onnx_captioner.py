@@ -9,7 +9,7 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sca_caption import decode
 from sca_caption.calibration import Calibration
-from sca_caption.constraints import MOST_GROUPS, word_groups
+from sca_caption.constraints import MOST_GROUPS
 from sca_caption.errors import UserError
 from sca_caption.images import Transform
 from sca_caption.inference import Caption, Describer
@@ -173,16 +173,14 @@ class OnnxDescriber(Describer):
         self.calibration = Calibration(**about["calibration"]) if about["calibration"] else None
         self.lexicon = lexicon_of(about, self.words) if objects and about["naming"] else None
 
-    def _set(self, search: SearchConfig, mentions: Sequence[str]) -> None:
-        about, self.search = self.model.description, search
-        self.settings = dict(vars(search))
-        del self.settings["consensus"]
-        if self.ranks:
-            self.settings["num_captions"] = search.beam_size
-        self.settings["never_last"] = about["never_last"] if self.settings.pop("sound_endings") else ()
+    def _settings_of(self, search: SearchConfig) -> dict[str, Any]:
+        """As `settings_of`, with the words that the folder names."""
+        about, settings = self.model.description, dict(vars(search))
+        del settings["consensus"]
+        settings["never_last"] = about["never_last"] if settings.pop("sound_endings") else ()
         if search.block_ngrams and about["joining"]:
-            self.settings["joining"] = about["joining"]
-        self.mentions = word_groups(mentions, self.vocabulary)
+            settings["joining"] = about["joining"]
+        return settings
 
     def trace_batch(self, batch: Tensor) -> NoReturn:
         """Raises UserError: what was attended stands in the states of `OnnxCaptioner.step` instead."""
