@@ -150,7 +150,11 @@ class Describer:
         known = self.idf is not None and not self.drawing
         return known and self.search.consensus > 0 and self.search.diverse_groups == 1
 
-    def _ranking(self, expected: Tensor | None) -> Ranking | None:
+    def expected(self, maps: Tensor) -> Tensor | None:
+        """What words people would use of images with these maps (B, C, H, W): (B, W), where the checkpoint knows."""
+        return self.consensus(maps) if self.consensus is not None else None
+
+    def ranking(self, expected: Tensor | None) -> Ranking | None:
         """How captions of images of which this is `expected`, (B, W), are ranked; None where nothing is."""
         if expected is None:
             return None
@@ -201,7 +205,7 @@ class Describer:
             found = draw(self.model, state, **self.drawing)
         else:
             found = decode.beam_search(self.model, state, mentions=mentions, **self.settings)
-        ranking = self._ranking(self.consensus(encoded[0]) if self.consensus is not None else None)
+        ranking = self.ranking(self.expected(encoded[0]))
         found = ranking.of_all(found, mentions) if ranking else found
         if maps and not self.drawing:
             found = self.namer.improve(found, state, maps, mentions, ranking, **self.settings)

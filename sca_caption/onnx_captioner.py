@@ -197,7 +197,7 @@ class OnnxDescriber(Describer):
         mentions = [self.mentions] * len(state) if mentions is None else mentions
         known = Steps(self.model, len(self.vocabulary))
         found = decode.beam_search(known, state, mentions=mentions, **self.settings)
-        ranking = self._ranking(state.expected)
+        ranking = self.ranking(state.expected)
         found = ranking.of_all(found, mentions) if ranking else found
         if self.lexicon:
             seen = self.model.probabilities(batch)

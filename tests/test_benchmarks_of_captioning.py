@@ -26,12 +26,6 @@ def test_a_folder_is_captioned_alike_in_all_ways(photos, tiny_checkpoint, tmp_pa
     assert capsys.readouterr().err.startswith("error: --rounds 0")
 
 
-def test_ngrams_that_would_come_twice():
-    assert captioning.repeating([5, 6, 7, 5], 2) == [6]
-    assert captioning.repeating([5, 6, 7, 5, 6], 3) == [7]
-    assert captioning.repeating([5], 2) == captioning.repeating([5, 5], 0) == []
-
-
 def test_the_start_has_both_programs_and_their_imports(photos, tiny_checkpoint, capsys):
     flags = [str(photos[0]), "--checkpoint", str(tiny_checkpoint), "--rounds", "1", "--imports", "2"]
     assert start.main(flags) == 0

@@ -78,14 +78,14 @@ def result(run: Path, data: Path, flags: Sequence[str]) -> Scores:
 
 def measured(checkpoint: Path, path: Path, split: str) -> dict[str, float]:
     """CIDEr and BLEU-4 of the captions of a split, found as caption.py finds them."""
-    from sca_caption.cli.evaluate import reader
-    from sca_caption.inference import Describer
+    from sca_caption.inference import Describer, reader
     from sca_caption.metrics import cider, measure_bleu, ngrams_of, ptb_tokenize
     from sca_caption.store import CaptionData
 
     data, describer = CaptionData(path), Describer(checkpoint)
     rows = data.indices(split).tolist()
-    captions = [found.captions[0].text for found in describer.stream(rows, reader(data, describer))]
+    read = reader(data, describer.models, describer.transform)
+    captions = [found.captions[0].text for found in describer.stream(rows, read)]
     candidates = [ngrams_of(ptb_tokenize(caption)) for caption in captions]
     references = [[ngrams_of(ptb_tokenize(text)) for text in data.references(row)] for row in rows]
     bleu = measure_bleu(candidates, references)[3]

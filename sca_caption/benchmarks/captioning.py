@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -25,10 +26,11 @@ from torch import Tensor
 
 from sca_caption import images
 from sca_caption.attention.sca import ConditionedAttention
+from sca_caption.beams import Hypothesis
 from sca_caption.benchmarks.start import CAPTION
 from sca_caption.captioner import SCACNN
 from sca_caption.config import Parser, require
-from sca_caption.decode import Rules
+from sca_caption.decode import Rules, echoes, repeats
 from sca_caption.errors import UserError, program
 from sca_caption.inference import Describer, in_batches, stack
 from sca_caption.search import SearchConfig
@@ -121,6 +123,7 @@ def singly(describer: Describer, path: Path) -> str:
     """The caption of one image, by beam search with the rules of `decode.beam_search`."""
     search, model = describer.search, describer.model
     rules = Rules(search.max_length, search.min_length, never_last=describer.settings["never_last"])
+    joining = torch.tensor(sorted(describer.settings["joining"]))
     pixels = torch.from_numpy(images.load(path, describer.transform)).permute(2, 0, 1)[None]
     maps = model.encode(pixels)
     top = maps
@@ -133,31 +136,28 @@ def singly(describer: Describer, path: Path) -> str:
         last = torch.tensor([tokens[-1] for _, tokens in beams])
         logits, hidden, cell = step(model, maps, last, hidden, cell)
         log_prob = rules.apply(logits.log_softmax(1), last, length)
-        for row, (_, tokens) in enumerate(beams):
-            log_prob[row, repeating(tokens[1:], search.block_ngrams)] = -torch.inf
+        said = torch.tensor([[tokens[1:] for _, tokens in beams]], dtype=torch.long)  # (1, N, t)
+        if search.block_ngrams:
+            log_prob.masked_fill_(repeats(said, search.block_ngrams, log_prob.shape[1])[0], -torch.inf)
+            log_prob.masked_fill_(echoes(said, joining, log_prob.shape[1])[0], -torch.inf)
         total = torch.tensor([score for score, _ in beams])[:, None] + log_prob
         scores, choices = total.flatten().topk(2 * search.beam_size)
         following, rows = [], []
         for rank, (score, choice) in enumerate(zip(scores.tolist(), choices.tolist(), strict=True)):
             row, word = divmod(choice, total.shape[1])
             if word == EOS and rank < search.beam_size:
-                ended.append((score / length**search.length_penalty, beams[row][1][1:]))
+                ended.append(Hypothesis(beams[row][1][1:], score, score / length**search.length_penalty, True))
             elif word != EOS and len(rows) < search.beam_size:
                 following.append((score, [*beams[row][1], word]))
                 rows.append(row)
         beams, hidden, cell = following, hidden[rows], cell[rows]
         if len(ended) >= search.beam_size:
             break
-    best = max(ended) if ended else max(beams)
-    return describer.vocabulary.decode(best[1])
-
-
-def repeating(tokens: list[int], n: int) -> list[int]:
-    """The words that would complete an n-gram that `tokens` have."""
-    if not n:
-        return []
-    start = tokens[len(tokens) - n + 1 :]
-    return [tokens[i + n - 1] for i in range(len(tokens) - n + 1) if tokens[i : i + n - 1] == start[: n - 1]]
+    found = sorted(ended, key=attrgetter("score"), reverse=True)[: search.beam_size]
+    found = found or [Hypothesis(tokens[1:], score, score, False) for score, tokens in beams[:1]]
+    ranking = describer.ranking(describer.expected(maps[0]))
+    best = ranking(0, found)[0] if ranking else found[0]
+    return describer.vocabulary.decode(best.tokens)
 
 
 def step(model: SCACNN, maps: tuple[Tensor, ...], last: Tensor, hidden: Tensor, cell: Tensor):
