@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sca_caption.beams import Hypothesis
+from sca_caption.contrast import told_apart
 
 
 class Consensus(nn.Module):
@@ -100,13 +101,19 @@ def tfidf(captions: Sequence[Sequence[int]], idf: Tensor) -> Tensor:
 
 
 def fitted(
-    features: Tensor, captions: Sequence[Sequence[Sequence[int]]], words: int, rank: int, ridge: float
+    features: Tensor,
+    captions: Sequence[Sequence[Sequence[int]]],
+    words: int,
+    rank: int,
+    ridge: float,
+    contrast: float = 0.0,
 ) -> Consensus:
-    """Reduced-rank ridge regression of the references' mean vectors on features.
+    """Reduced-rank ridge regression of the references' mean vectors on features, and what tells them from others'.
 
     features: (N, C), `powers` of the images; captions: the references of each as ids below `words`; ridge: what is added
-    to the squared singular values of the features, which have length 1 after centring. Document frequencies are those
-    of the N images. The rank falls to C or N where they are less.
+    to the squared singular values of the features, which have length 1 after centring. contrast: what the logits of
+    `contrast.told_apart` count beside the regression's 1. Document frequencies are those of the N images. The rank falls
+    to C or N where they are less.
     """
     frequency = torch.zeros(words, dtype=torch.double)
     for references in captions:
@@ -123,20 +130,31 @@ def fitted(
         said = target.nonzero().squeeze(1)
         product[:, said] += torch.outer(row, target[said])
         bias += target / len(captions)
-    # With X = U S V', ridge regression fits U S / (S^2 + r) U'Y; the best of lower rank keep that matrix's first
-    # singular vectors (Mukherjee and Zhu 2011, for reduced rank with a ridge).
     values, vectors = torch.linalg.eigh(inputs.T @ inputs)
-    values = values.clamp(min=0)
-    weights = vectors @ ((vectors.T @ product) / (values + ridge)[:, None])  # (C, W)
-    fits = (values + ridge).sqrt()[:, None] * (vectors.T @ weights)
-    rank = min(rank, len(fits), len(features))
-    _, _, directions = torch.linalg.svd(fits, full_matrices=False)
-    directions = directions[:rank]  # (R, W)
+    values = values.clamp(min=0) + ridge
+    weights = vectors @ ((vectors.T @ product) / values[:, None])  # (C, W)
+    rank = min(rank, len(values), len(features))
+    narrow, directions = reduced(weights, values, vectors, rank)
+    if contrast:
+        apart = told_apart(inputs, captions, idf, narrow, directions)
+        narrow, directions = reduced(weights + contrast * apart.double(), values, vectors, rank)
     found = Consensus(features.shape[1], words, rank)
-    narrow = weights @ directions.T  # (C, R)
     found.centre.copy_(centre)
     found.narrow.weight.copy_(narrow.T)
     found.widen.weight.copy_(directions.T)
     found.widen.bias.copy_(bias - mean @ narrow @ directions)
     found.idf.copy_(idf)
     return found
+
+
+def reduced(weights: Tensor, values: Tensor, vectors: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The factors (C, R), (R, W) of the nearest map of a lower rank, on inputs whose covariance has these eigenvalues and
+    eigenvectors.
+
+    With X = U S V', ridge regression fits U S / (S^2 + r) U'Y; where r is added to the eigenvalues, this is the best of
+    its rank, which keeps that matrix's first singular vectors (Mukherjee and Zhu 2011, for reduced rank with a ridge).
+    """
+    fits = values.sqrt()[:, None] * (vectors.T @ weights)
+    _, _, directions = torch.linalg.svd(fits, full_matrices=False)
+    directions = directions[:rank]
+    return weights @ directions.T, directions

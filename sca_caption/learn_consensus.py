@@ -22,7 +22,7 @@ from sca_caption.search import BATCH_SIZE
 from sca_caption.store import CaptionData
 
 RANK = 256  # of the linear map: as good as the whole on Flickr8k's dev, and smaller
-RIDGE = 1.0  # chosen there too
+RIDGE, CONTRAST = 1.0, 0.05  # chosen there too
 
 
 def parser() -> Parser:
@@ -64,7 +64,7 @@ def learnt(found: checkpoint.Checkpoint, data: CaptionData, rows: Sequence[int],
         [words.encode(word for word in ptb_tokenize(text) if word in words) for text in data.references(row)]
         for row in rows
     ]
-    return fitted(torch.stack(features), captions, len(words), RANK, RIDGE)
+    return fitted(torch.stack(features), captions, len(words), RANK, RIDGE, CONTRAST)
 
 
 if __name__ == "__main__":

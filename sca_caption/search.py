@@ -20,7 +20,7 @@ class SearchConfig:
     )
     block_ngrams: int = setting(2, "never say the same N words in a row twice, nor 'W W' or 'W and W'; 0: off")
     sound_endings: bool = setting(True, "never end in 'a', 'with', 'and', ...")
-    consensus: float = setting(6.0, "nats added to captions of the words that people would use; 0: off")
+    consensus: float = setting(4.5, "nats added to captions of the words that people would use; 0: off")
     diverse_groups: int = setting(1, "groups of beams that differ")
     diversity: float = setting(0.5, "nats off a word for each beam of groups before that says it")
 

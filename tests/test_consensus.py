@@ -189,7 +189,7 @@ def test_the_program_learns_from_the_train_split(knowing, tiny_checkpoint, data)
         maps = before.model.encode(stack([data.image(row) for row in rows]))
     captions = [[before.vocabulary.encode(w for w in text.split() if w in before.vocabulary) for text in
                  data.references(row)] for row in rows]  # fmt: skip
-    wanted = fitted(powers(maps[0]), captions, len(before.vocabulary), 256, 1.0)
+    wanted = fitted(powers(maps[0]), captions, len(before.vocabulary), 256, 1.0, 0.05)
     assert_close(again(maps[0]), wanted(maps[0]), rtol=1e-4, atol=1e-5)
 
 

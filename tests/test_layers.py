@@ -12,9 +12,9 @@ ROOT = Path(__file__).parent.parent
 # A module may import lower layers, and its own where that makes no circle. A folder is one module.
 LAYERS = {
     0: "__init__ atomic attention attention_overlay beams calibration caption_quality channel_patches "
-    "classification_metrics command_line config consensus constraints decode devices distributed diverse endings "
-    "ensemble errors figures images java_metrics journal messages metrics nouns onnx_int8 paraphrases ptb sampling "
-    "search static_page storage teacher_forcing torchvision_compat vocab weight_average",
+    "classification_metrics command_line config consensus constraints contrast decode devices distributed diverse "
+    "endings ensemble errors figures images java_metrics journal messages metrics nouns onnx_int8 paraphrases ptb "
+    "sampling search static_page storage teacher_forcing torchvision_compat vocab weight_average",
     1: "class_folders classification_data confusion sources shapes store store_captions store_images store_writer "
     "backbones networks places small_networks mobilenet progress",
     2: "captioner classifier objects",
