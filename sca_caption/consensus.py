@@ -4,7 +4,8 @@ A search ranks by likelihood, which knows nothing of how much of a caption other
 people's captions of similar photographs (consensus of nearest neighbours: Devlin et al. 2015, arXiv 1505.04467). Here a
 linear map foretells it, so that the model holds no captions: from an image's map, the mean of the tf-idf vectors of its
 references. The cosine of a caption's vector with it is the CIDEr of single words that the caption can expect (Vedantam
-et al. 2015, eq. 1, n = 1), and a share of it is added to the score.
+et al. 2015, eq. 1, n = 1). To it comes what tells the image's captions from those of others (see `contrast`), and a share
+of both is added to the score.
 
 Shapes: B images, C channels, W words, R rank of the linear map.
 """
@@ -48,7 +49,7 @@ def powers(maps: Tensor) -> Tensor:
 class Ranking:
     """Ranks the captions of some images by score + weight * consensus.
 
-    A caption's consensus is the cosine of its tf-idf vector with the expected one, about 0 to 1.
+    A caption's consensus is the product of its tf-idf vector, of length 1, with the expected one, about 0 to 1.
     """
 
     expected: Tensor  # (B, W)

@@ -36,8 +36,8 @@ model.json, UTF-8:
     search          default settings, see `search.SearchConfig`; how it goes on is in `decode.beam_search`
     never_last      ids of words that no caption ends in where search.sound_endings is true
     joining         ids of words that never stand between a word and itself where search.block_ngrams is not 0
-    consensus       null, or idf, one number for each of the `known` words. A caption's consensus c is the cosine of its
-                    tf-idf vector (counts times idf; new words count for nothing) with `expected`, and captions are
+    consensus       null, or idf, one number for each of the `known` words. A caption's consensus c is the product of its
+                    tf-idf vector (counts times idf, of length 1; new words count for nothing) with `expected`; they are
                     ranked by their score + search.consensus * c; naming compares scores without it
     calibration     null, or slope, consensus and intercept: a caption is better than the median with probability
                     1 / (1 + exp(-(slope x + consensus c + intercept))), x the mean log-probability of its words, the

@@ -1,7 +1,8 @@
 """Teach a captioner what people would agree on: `python -m sca_caption.learn_consensus`.
 
 Reads the train split's images and references and writes into the checkpoint a linear map that foretells, of a new image,
-the words of its references (see `consensus`). Searches then rank their captions by it too (--consensus).
+the words of its references and what tells them from others' (see `consensus`). Searches then rank their captions by
+it too (--consensus).
 """
 
 from collections.abc import Sequence

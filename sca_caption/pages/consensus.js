@@ -28,7 +28,7 @@ export class Ranking {
     return score - this.weight * consensus;
   }
 
-  /** Of a caption's tf-idf vector with the expected one; new words count for nothing. */
+  /** Of a caption's tf-idf vector, of length 1, and the expected one; new words count for nothing. */
   cosine(tokens) {
     const counts = new Map();
     for (const id of tokens) if (id < this.idf.length) counts.set(id, (counts.get(id) ?? 0) + 1);
