@@ -10,14 +10,14 @@ An image is a path, a file's bytes, a PIL image, an array or a tensor; several a
 >>> from PIL import Image
 >>> with Image.open("docs/grace_hopper.jpg") as photograph:
 ...     captioner.caption([photograph, photograph.convert("L")])
-['a man in a black shirt is wearing a white helmet', 'a man in a black shirt is standing in front of a crowd']
+['a man in a black shirt is wearing a white helmet', 'a man in a black shirt is wearing a helmet']
 
 The keywords are the command line's flags of the search:
 
 >>> for caption in captioner.captions("docs/grace_hopper.jpg", num_captions=2, mention=["hat"]):
 ...     print(f"{caption.confidence:.2f} {caption.text}")
-0.35 a man in a black shirt is wearing a white hat
-0.24 a man in a black hat is standing in front of a crowd
+0.38 a man in a black shirt is wearing a white hat
+0.32 a man in a black shirt is wearing a red hat
 
 What a user can get wrong raises `UserError`, in the words of the command line:
 
