@@ -30,8 +30,8 @@ def told_apart(
     """A map (C, W) such that features @ map, times a caption's tf-idf vector of length 1, is how well it fits.
 
     features: (N, C), centred; captions: those of each image as word ids; idf: (W,); narrow (C, R), widen (R, W): the
-    factors of the map to start from. A softmax of fits over images says which
-    one a caption is of. The same arguments give the same map.
+    factors of the map to start from. A softmax of fits over images says which one a caption is of. The same arguments
+    give the same map.
     """
     generator = torch.Generator().manual_seed(SEED)
     features, idf = features.float(), idf.float()
@@ -45,9 +45,7 @@ def told_apart(
     own = torch.arange(size)
     for _ in range(EPOCHS):
         order = torch.randperm(len(features), generator=generator)
-        for rows in order.split(size):
-            if len(rows) < size:
-                continue
+        for rows in order[: len(order) // size * size].split(size):
             said = drawn(rows, captions, idf, generator)  # (B, W)
             seen = dropped(features[rows], generator) / (1 - DROPPED)
             logits = SHARPNESS * (said @ factors[1].T) @ (seen @ factors[0]).T  # captions, images
