@@ -1,5 +1,6 @@
 """What several test modules share: a tiny captioner with random weights, and made photographs."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,9 @@ from sca_caption.config import ModelConfig
 from sca_caption.images import Transform
 from sca_caption.vocab import Vocabulary
 
-torch.set_num_threads(
-    1
-)  # models this small only lose time to threads, most of all where others share the cores
+# Models this small only lose time to threads, most of all where others share the cores. So do the programs that tests start.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 TINY = ModelConfig(
     backbone="resnet18",
