@@ -78,7 +78,7 @@ def save(path: str | Path, checkpoint: Checkpoint, dtype: str = "float32") -> No
         tensors |= {_OBJECTS + k: v for k, v in checkpoint.objects.state_dict().items()}
     if checkpoint.consensus is not None:
         tensors |= {_CONSENSUS + k: v for k, v in checkpoint.consensus.state_dict().items()}
-    tensors = storage.stored(tensors, dtype)
+    tensors = storage.stored(tensors, dtype, robust=[_OBJECTS])
     tensors |= {_EXTRA + k: v for k, v in checkpoint.extra.items()}
     text = {
         "format_version": INT8_VERSION if dtype == "int8" else FORMAT_VERSION,
@@ -88,8 +88,8 @@ def save(path: str | Path, checkpoint: Checkpoint, dtype: str = "float32") -> No
         "transform": checkpoint.transform.to_dict(),
         "metrics": checkpoint.metrics,
         "training": checkpoint.training,
-        "objects": {"first": checkpoint.objects.first} if checkpoint.objects is not None else None,
-        "consensus": {"rank": len(checkpoint.consensus.narrow.weight)} if checkpoint.consensus is not None else None,
+        "objects": _described(checkpoint.objects, "first", "network"),
+        "consensus": _described(checkpoint.consensus, "rank", "channels"),
     }
     metadata = {"sca_caption": json.dumps(text, ensure_ascii=False)}
     with replacing(path, make_folder=True) as temporary:
@@ -162,11 +162,15 @@ def load(path: str | Path | None = None, task: str = "caption") -> Checkpoint:
     return Checkpoint(model.eval(), vocabulary, transform, text["metrics"], text["training"], extra, objects, consensus)
 
 
+def _described(part: Objects | Consensus | None, *names: str) -> dict | None:
+    return None if part is None else {name: getattr(part, name) for name in names}
+
+
 def _objects_of(text: dict, tensors: dict[str, Tensor]) -> Objects | None:
     if not text.get("objects"):
         return None
     # Not on torch.device("meta"), which imports all of torch._dynamo.
-    objects = Objects(text["objects"]["first"])
+    objects = Objects(**text["objects"])
     weights = {k.removeprefix(_OBJECTS): v.float() for k, v in tensors.items() if k.startswith(_OBJECTS)}
     objects.load_state_dict(weights, assign=True)
     return objects.requires_grad_(False).to(memory_format=torch.channels_last).eval()
@@ -176,7 +180,8 @@ def _consensus_of(text: dict, tensors: dict[str, Tensor]) -> Consensus | None:
     if not text.get("consensus"):
         return None
     weights = {k.removeprefix(_CONSENSUS): v.float() for k, v in tensors.items() if k.startswith(_CONSENSUS)}
-    consensus = Consensus(len(weights["centre"]), len(text["words"]) + len(SPECIALS), text["consensus"]["rank"])
+    channels = text["consensus"].get("channels") or [len(weights["centre"])]  # earlier files say the rank alone
+    consensus = Consensus(channels, len(text["words"]) + len(SPECIALS), text["consensus"]["rank"])
     consensus.load_state_dict(weights)
     return consensus.eval()
 
@@ -195,7 +200,7 @@ def add_consensus(path: Path, consensus: Consensus) -> None:
     dtype = str(tensors["model.word.bias"].dtype).removeprefix("torch.")
     dtype = "int8" if text["format_version"] == INT8_VERSION else dtype
     tensors = {name: value for name, value in tensors.items() if _CONSENSUS not in name}
-    text["consensus"] = {"rank": len(consensus.narrow.weight)}
+    text["consensus"] = _described(consensus, "rank", "channels")
     _store(path, text, tensors | storage.stored(stored, dtype))
 
 
@@ -270,7 +275,8 @@ def parser() -> Parser:
         "--dtype", choices=storage.DTYPES, default="float16", help="of the weights (default: %(default)s)"
     )
     p.add_argument("--objects", type=Path, metavar="FILE", help="add the part that names objects: the ImageNet weights "
-                   "of MobileNetV2 (torchvision's layout) that training started from")  # fmt: skip
+                   "of an EfficientNet-Lite (the layout of efficientnet_lite_pytorch), or of the MobileNetV2 that "
+                   "training started from (torchvision's)")  # fmt: skip
     return p
 
 
@@ -285,7 +291,12 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.objects:
         weights = read_state_dict(arguments.objects)
         found.objects = original(weights, found.model.backbone, found.transform.size)
-        print(f"objects: features.{found.objects.first} and above are the classifier's own", file=sys.stderr)
+        whole = f"{found.objects.network}, whole"
+        upper = f"features.{found.objects.first} and above are the classifier's own"
+        print(f"objects: {upper if found.objects.first else whole}", file=sys.stderr)
+        if found.consensus is not None and found.consensus.reads_objects:
+            found.consensus = None  # it knows what another network sees
+            print("ranking by consensus is to be learnt again (python -m sca_caption.learn_consensus)", file=sys.stderr)
     save(arguments.output, found, arguments.dtype)
     print(f"{arguments.output}: {arguments.output.stat().st_size / 1e6:.1f} MB")
     return 0

@@ -27,22 +27,42 @@ from sca_caption.contrast import told_apart
 class Consensus(nn.Module):
     """What words, by their tf-idf, the references of an image can be expected to have. `fitted` makes it."""
 
-    def __init__(self, channels: int, words: int, rank: int):
+    def __init__(self, channels: Sequence[int], words: int, rank: int):
+        """channels: of the captioner's map, and, where it reads that too, of what ImageNet's network saw."""
         super().__init__()
-        self.centre = nn.Parameter(torch.zeros(channels), requires_grad=False)
-        self.narrow = nn.Linear(channels, rank, bias=False).requires_grad_(False)
+        self.channels = tuple(channels)
+        self.centre = nn.Parameter(torch.zeros(sum(channels)), requires_grad=False)
+        self.narrow = nn.Linear(sum(channels), rank, bias=False).requires_grad_(False)
         self.widen = nn.Linear(rank, words).requires_grad_(False)
         self.idf = nn.Parameter(torch.zeros(words), requires_grad=False)
 
-    def forward(self, maps: Tensor) -> Tensor:
-        """The map that the captioner attends first (B, C, H, W) -> the expected vector (B, W)."""
-        return self.widen(self.narrow(F.normalize(powers(maps) - self.centre, dim=1)))
+    @property
+    def rank(self) -> int:
+        return len(self.narrow.weight)
+
+    @property
+    def reads_objects(self) -> bool:
+        return len(self.channels) > 1
+
+    def forward(self, maps: Tensor, seen: Tensor | None = None) -> Tensor:
+        """The map that the captioner attends first (B, C, H, W), and what `objects.Objects` saw (B, C'), which is read
+        where the consensus was fitted with it -> the expected vector (B, W)."""
+        features = powers(maps, seen if self.reads_objects else None)
+        return self.widen(self.narrow(centred(features, self.centre, self.channels)))
 
 
-def powers(maps: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, C): signed roots of the means, so that no few channels outweigh the others."""
+def powers(maps: Tensor, seen: Tensor | None = None) -> Tensor:
+    """(B, C, H, W), and means (B, C') of other maps -> (B, C + C'): signed roots of the means, so that no few channels
+    outweigh the others."""
     means = maps.mean((2, 3))
+    means = means if seen is None else torch.cat((means, seen), 1)
     return means.sign() * means.abs().sqrt()
+
+
+def centred(features: Tensor, centre: Tensor, channels: Sequence[int]) -> Tensor:
+    """Features (B, C) less their centre, in vectors of length 1; two networks have equal shares in it."""
+    parts = [F.normalize(part, dim=1) for part in (features - centre).split(tuple(channels), 1)]
+    return torch.cat(parts, 1) / math.sqrt(len(parts))
 
 
 @dataclass(frozen=True)
@@ -108,20 +128,23 @@ def fitted(
     rank: int,
     ridge: float,
     contrast: float = 0.0,
+    channels: Sequence[int] = (),
 ) -> Consensus:
     """Reduced-rank ridge regression of the references' mean vectors on features, and what tells them from others'.
 
     features: (N, C), `powers` of the images; captions: the references of each as ids below `words`; ridge: what is added
     to the squared singular values of the features, which have length 1 after centring. contrast: what the logits of
-    `contrast.told_apart` count beside the regression's 1. Document frequencies are those of the N images. The rank falls
-    to C or N where they are less.
+    `contrast.told_apart` count beside the regression's 1. channels: how many features are of which network (default: all
+    of one). Document frequencies are those of the N images. The rank falls to C, N or the number of words where that is
+    less.
     """
     frequency = torch.zeros(words, dtype=torch.double)
     for references in captions:
         frequency[list(set().union(*references))] += 1
     idf = math.log(len(captions)) - frequency.clamp(min=1).log()
+    channels = channels or (features.shape[1],)
     centre = features.double().mean(0)
-    inputs = F.normalize(features.double() - centre, dim=1)
+    inputs = centred(features.double(), centre, channels)
     mean = inputs.mean(0)
     inputs = inputs - mean
     product = torch.zeros(inputs.shape[1], words, dtype=torch.double)
@@ -134,12 +157,12 @@ def fitted(
     values, vectors = torch.linalg.eigh(inputs.T @ inputs)
     values = values.clamp(min=0) + ridge
     weights = vectors @ ((vectors.T @ product) / values[:, None])  # (C, W)
-    rank = min(rank, len(values), len(features))
+    rank = min(rank, *weights.shape, len(features))
     narrow, directions = reduced(weights, values, vectors, rank)
     if contrast:
         apart = told_apart(inputs, captions, idf, narrow, directions)
         narrow, directions = reduced(weights + contrast * apart.double(), values, vectors, rank)
-    found = Consensus(features.shape[1], words, rank)
+    found = Consensus(channels, words, rank)
     found.centre.copy_(centre)
     found.narrow.weight.copy_(narrow.T)
     found.widen.weight.copy_(directions.T)

@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -119,10 +118,12 @@ class Describer:
             if mentions:
                 raise UserError("--mention needs a search; leave --sample out")
             self.drawing = drawing_of(sampling, self._settings_of(self.search), self.device)
-        self.namer, self.words = None, self.vocabulary
-        if objects and checkpoint.objects is not None and len(loaded) == 1:
-            self.namer = Namer(self.model, self.vocabulary, checkpoint.objects.to(self.device))
-            self.words = self.namer.vocabulary
+        self.namer, self.words, self.objects = None, self.vocabulary, None
+        if checkpoint.objects is not None and len(loaded) == 1:
+            self.objects = checkpoint.objects.to(self.device)
+            if objects:
+                self.namer = Namer(self.model, self.vocabulary, self.objects)
+                self.words = self.namer.vocabulary
 
     def searching(
         self, search: SearchConfig, mentions: Sequence[str] = (), *, objects: bool = True
@@ -150,9 +151,24 @@ class Describer:
         known = self.idf is not None and not self.drawing
         return known and self.search.consensus > 0 and self.search.diverse_groups == 1
 
-    def expected(self, maps: Tensor) -> Tensor | None:
-        """What words people would use of images with these maps (B, C, H, W): (B, W), where the checkpoint knows."""
-        return self.consensus(maps) if self.consensus is not None else None
+    def encode(self, batch: Tensor | tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """Images or features -> what the captioner attends, and what ImageNet's network saw of images (B, C), where it is
+        there and has a use."""
+        needed = self.namer or (self.consensus is not None and self.consensus.reads_objects)
+        if not needed or self.objects is None:
+            return self.model.encode(batch), None
+        with self.objects.watching(self.model.backbone) as below:
+            encoded = self.model.encode(batch)
+        return encoded, self.objects(torch.cat(below)) if below else None
+
+    def expected(self, maps: Tensor, seen: Tensor | None) -> Tensor | None:
+        """What words people would use of images with these maps (B, C, H, W), of which `encode` saw that: (B, W).
+
+        None where the checkpoint does not know, or lacks what was seen, as of stored features.
+        """
+        if self.consensus is None or (self.consensus.reads_objects and seen is None):
+            return None
+        return self.consensus(maps, seen)
 
     def ranking(self, expected: Tensor | None) -> Ranking | None:
         """How captions of images of which this is `expected`, (B, W), are ranked; None where nothing is."""
@@ -197,18 +213,17 @@ class Describer:
         batch = (
             batch.to(self.device) if isinstance(batch, Tensor) else tuple(x.to(self.device) for x in batch)
         )
-        with self.namer.objects.watching(self.model.backbone) if self.namer else nullcontext() as maps:
-            encoded = self.model.encode(batch)
-            state = self.model.start(encoded)
+        encoded, seen = self.encode(batch)
+        state = self.model.start(encoded)
         mentions = [self.mentions] * len(state) if mentions is None else mentions
         if self.drawing:
             found = draw(self.model, state, **self.drawing)
         else:
             found = decode.beam_search(self.model, state, mentions=mentions, **self.settings)
-        ranking = self.ranking(self.expected(encoded[0]))
+        ranking = self.ranking(self.expected(encoded[0], seen))
         found = ranking.of_all(found, mentions) if ranking else found
-        if maps and not self.drawing:
-            found = self.namer.improve(found, state, maps, mentions, ranking, **self.settings)
+        if self.namer and seen is not None and not self.drawing:
+            found = self.namer.improve(found, state, seen, mentions, ranking, **self.settings)
         captions = [tuple(map(self._caption, hypotheses[: self.search.num_captions])) for hypotheses in found]
         return captions, state
 

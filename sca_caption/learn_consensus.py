@@ -17,7 +17,7 @@ from sca_caption.config import Parser
 from sca_caption.consensus import Consensus, fitted, powers
 from sca_caption.devices import find_device
 from sca_caption.errors import UserError, program
-from sca_caption.inference import in_batches, reader, stack
+from sca_caption.inference import Describer, in_batches, reader, stack
 from sca_caption.metrics import ptb_tokenize
 from sca_caption.search import BATCH_SIZE
 from sca_caption.store import CaptionData
@@ -46,13 +46,16 @@ def main(argv: list[str] | None = None) -> int:
 
 def learnt(found: checkpoint.Checkpoint, data: CaptionData, rows: Sequence[int], device: torch.device) -> Consensus:
     """The consensus of people who described the images `rows` of a data file, as the checkpoint's captioner sees them."""
-    model, words = found.model.to(device), found.vocabulary
-    read = reader(data, [model], found.transform)
+    describer, words = Describer(found, device=str(device)), found.vocabulary
+    read = reader(data, describer.models, found.transform)
+    channels = []
 
     def features_of(contents: list) -> Tensor:
         batch = stack(contents)
         batch = batch.to(device) if isinstance(batch, Tensor) else tuple(each.to(device) for each in batch)
-        return powers(model.encode(batch)[0]).cpu()
+        maps, seen = describer.encode(batch)
+        channels[:] = [maps[0].shape[1]] if seen is None else [maps[0].shape[1], seen.shape[1]]
+        return powers(maps[0], seen).cpu()
 
     features = []
     with torch.inference_mode():
@@ -65,7 +68,7 @@ def learnt(found: checkpoint.Checkpoint, data: CaptionData, rows: Sequence[int],
         [words.encode(word for word in ptb_tokenize(text) if word in words) for text in data.references(row)]
         for row in rows
     ]
-    return fitted(torch.stack(features), captions, len(words), RANK, RIDGE, CONTRAST)
+    return fitted(torch.stack(features), captions, len(words), RANK, RIDGE, CONTRAST, channels)
 
 
 if __name__ == "__main__":

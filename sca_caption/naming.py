@@ -169,21 +169,21 @@ class Namer(Lexicon):
             shares[row, ids[nearest]] = 1 / max(1, len(nearest))
         return shares
 
-    def probabilities(self, maps: Sequence[Tensor]) -> Tensor:
-        """Maps that `objects.watching` collected -> probability of each noun, (B, nouns)."""
-        return self.objects(torch.cat(list(maps))) @ self.members
+    def probabilities(self, seen: Tensor) -> Tensor:
+        """What `objects` answers (B, C) -> probability of each noun, (B, nouns)."""
+        return self.objects.classes(seen) @ self.members
 
     def improve(
         self,
         found: list[list[decode.Hypothesis]],
         state: State,
-        maps: Sequence[Tensor],
+        seen: Tensor,
         mentions: Sequence[Sequence[Collection[int]]],
         ranking: Ranking | None = None,
         **search,
     ) -> list[list[decode.Hypothesis]]:
-        """`mention` what is in the maps that `objects.watching` collected."""
-        return self.mention(self.model, found, state, self.probabilities(maps), mentions, ranking, **search)
+        """`mention` what `objects` saw."""
+        return self.mention(self.model, found, state, self.probabilities(seen), mentions, ranking, **search)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,13 @@
-"""What ImageNet's classifier sees in a photograph, read from the map that the captioner's own CNN computes.
+"""What ImageNet's classifier sees in a photograph, beside what the captioner's own CNN computes.
 
-Fine-tuned for captions, the upper blocks of a MobileNetV2 forget most of the thousand classes that they knew. The lower
-ones are left as they were, so a second, original copy of the upper blocks and of the classifier stands on their map.
+Fine-tuned for captions, the upper blocks of a MobileNetV2 forget most of the thousand classes that they knew. So a
+network that ImageNet taught stands beside it: an EfficientNet-Lite, which knows more of them, or MobileNetV2 itself, as
+it was. Of that the lower blocks may be the captioner's, where those were left as they were; then the upper ones stand on
+their map.
 Beside a captioner that sees images at another size than ImageNet's stands the whole network, which sees them at
 ImageNet's: on the map of 288 pixels a quarter fewer of Caltech-101's objects were named.
+
+The mean of its last map also says something about a photograph that fine-tuning has lost; see `consensus`.
 """
 
 from collections import OrderedDict
@@ -14,31 +18,55 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sca_caption import mobilenet
+from sca_caption import efficientnet_lite, mobilenet
 from sca_caption.backbones import Backbone
 from sca_caption.errors import UserError
+from sca_caption.images import MEAN, STD
 from sca_caption.nouns import CLASSES
 
-SIZE = 224  # pixels at a side of the images that ImageNet's weights were trained on
+MOBILENET = "mobilenet_v2"
+SIZE = 224  # pixels at a side of the images that MobileNetV2's weights were trained on
 SAME = 2e-3  # relative difference that storing weights as float16 may make, with room to spare
 
 
 class Objects(nn.Module):
-    """MobileNetV2 from block `first` on, as ImageNet taught it, batch norms folded; block 0 reads the image itself."""
+    """A network as ImageNet taught it, batch norms folded: MobileNetV2 from block `first` on, or an EfficientNet-Lite.
 
-    def __init__(self, first: int):
+    What it reads is what block `first` of the captioner's MobileNetV2 reads; block 0 reads the image itself.
+    """
+
+    def __init__(self, first: int = 0, network: str = MOBILENET):
         super().__init__()
-        blocks = mobilenet.MobileNetV2().features
-        self.first = first
-        self.features = nn.Sequential(OrderedDict((str(i), blocks[i]) for i in range(first, len(blocks))))
+        self.first, self.network = first, network
+        if network == MOBILENET:
+            blocks, self.size = mobilenet.MobileNetV2().features, SIZE
+            self.features = nn.Sequential(OrderedDict((str(i), blocks[i]) for i in range(first, len(blocks))))
+        else:
+            self.size = efficientnet_lite.SIZES[network][2]
+            self.features = efficientnet_lite.EfficientNetLite(network)
         self.classifier = nn.Linear(mobilenet.TOP, CLASSES)
+        # From pixels as torchvision's networks read them to pixels as these do.
+        factor = [255 * std / efficientnet_lite.SPREAD for std in STD]
+        shift = [(255 * mean - efficientnet_lite.CENTRE) / efficientnet_lite.SPREAD for mean in MEAN]
+        self.register_buffer("factor", torch.tensor(factor).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("shift", torch.tensor(shift).view(1, 3, 1, 1), persistent=False)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, below: Tensor) -> Tensor:
-        """The map (B, C, H, W) that block `first` reads -> probabilities of the classes (B, 1000)."""
-        if not self.first and below.shape[2:] != (SIZE, SIZE):
-            below = F.interpolate(below, (SIZE, SIZE), mode="bilinear", antialias=True)
-        return self.classifier(self.features(below).mean((2, 3))).softmax(1)
+        """The map (B, C, H, W) that block `first` reads -> the means of the last map's channels (B, 1280)."""
+        if not self.first and below.shape[2:] != (self.size, self.size):
+            below = F.interpolate(below, (self.size, self.size), mode="bilinear", antialias=True)
+        return self.pooled(below)
+
+    def pooled(self, below: Tensor) -> Tensor:
+        """The same, of images at this network's size."""
+        if self.network != MOBILENET:
+            below = below * self.factor + self.shift
+        return self.features(below).mean((2, 3))
+
+    def classes(self, seen: Tensor) -> Tensor:
+        """What `forward` answers -> probabilities of the classes (B, 1000)."""
+        return self.classifier(seen).softmax(1)
 
     @contextmanager
     def watching(self, backbone: Backbone) -> Iterator[list[Tensor]]:
@@ -53,11 +81,12 @@ class Objects(nn.Module):
 
 
 def original(weights: dict[str, Tensor], backbone: Backbone, size: int = SIZE) -> Objects:
-    """ImageNet's network above the blocks that a captioner's CNN, which sees `size` pixels, has in common with it.
+    """ImageNet's network beside a captioner's CNN, which sees `size` pixels, without the blocks that both have in common.
 
-    weights: MobileNetV2's, in torchvision's layout. Raises UserError for another CNN than MobileNetV2, weights without a
-    classifier, and, at ImageNet's size, a CNN whose lower blocks are not these weights' (trained from others, or
-    fine-tuned all through).
+    weights: MobileNetV2's, in torchvision's layout, or an EfficientNet-Lite's, in that of the package
+    efficientnet_lite_pytorch, which has no block in common. Raises UserError for another CNN than MobileNetV2, weights
+    without a classifier, and, for MobileNetV2's at ImageNet's size, a CNN whose lower blocks are not these weights'
+    (trained from others, or fine-tuned all through).
     """
     blocks = mobilenet.blocks_of(backbone.layers) if backbone.name == "mobilenet_v2" else []
     if not blocks or backbone.blocks():
@@ -65,11 +94,23 @@ def original(weights: dict[str, Tensor], backbone: Backbone, size: int = SIZE) -
             f"only captioners with a plain mobilenet_v2, attended after whole blocks, can name ImageNet's objects; found "
             f"{backbone.name}, attended at {' '.join(backbone.layers)}"
         )
-    head = {name: weights.get(f"classifier.1.{name}") for name in ("weight", "bias")}
+    lite = efficientnet_lite.recognised(weights)
+    classifier = "_fc" if lite else "classifier.1"
+    head = {name: weights.get(f"{classifier}.{name}") for name in ("weight", "bias")}
     if any(value is None or len(value) != CLASSES for value in head.values()):
         raise UserError(
-            f"these weights have no classifier of {CLASSES} classes (classifier.1); give ImageNet's"
+            f"these weights have no classifier of {CLASSES} classes ({classifier}); give ImageNet's"
         )
+    head = {f"classifier.{name}": value.float() for name, value in head.items()}
+    if lite:
+        objects = Objects(network=lite)
+        try:
+            features = efficientnet_lite.folded(weights)
+            objects.load_state_dict({f"features.{name}": value for name, value in features.items()} | head)
+        except (KeyError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"these weights are not all of {lite} ({reason}); copy the file again") from error
+        return objects.eval()
     whole = Backbone("mobilenet_v2", ["features.18"], weights).network.state_dict()
     shared = size == SIZE
     first = common_blocks(whole, backbone.network.state_dict(), blocks[0]) if shared else 0
@@ -80,7 +121,7 @@ def original(weights: dict[str, Tensor], backbone: Backbone, size: int = SIZE) -
         )
     objects = Objects(first)
     upper = {name: value for name, value in whole.items() if _block(name) >= first}
-    objects.load_state_dict(upper | {f"classifier.{name}": value for name, value in head.items()})
+    objects.load_state_dict(upper | head)
     return objects.eval()
 
 

@@ -40,6 +40,7 @@ class OnnxState:
     hidden: Tensor  # (N, d)
     cell: Tensor  # (N, d)
     expected: Tensor | None = None  # (B, W) what people are expected to say, a row an image, where that is known
+    probabilities: Tensor | None = None  # (B, nouns) of what is in the images, where that was looked for
     # Of the last step, one pair an attended layer: beta (N, C) or None, alpha (N, m) or None.
     attention: tuple[tuple[Tensor | None, Tensor | None], ...] = ()
 
@@ -51,7 +52,8 @@ class OnnxState:
         return self.hidden.device
 
     def select(self, rows: Tensor) -> "OnnxState":
-        return OnnxState(self.maps, self.image[rows], self.hidden[rows], self.cell[rows], self.expected)
+        parts = (each[rows] for each in (self.image, self.hidden, self.cell))
+        return OnnxState(self.maps, *parts, self.expected, self.probabilities)
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Steps:
 
 
 class OnnxCaptioner:
-    """The graphs of an exported folder: `start` and `step`, as `decode` needs them, and the nouns' probabilities.
+    """The graphs of an exported folder: `start`, with the nouns' probabilities, and `step`, as `decode` needs them.
 
     `step` gives the logits of all words, also those that only naming may say.
     """
@@ -115,12 +117,21 @@ class OnnxCaptioner:
                 raise UserError(f"{path} cannot be read ({reason}); copy it or export it again") from error
         return cls(description, sessions)
 
-    def start(self, images: Tensor) -> OnnxState:
-        """Images uint8 (B, 3, S, S) -> the state before the first word, a row an image."""
-        found = self._run("trunk", {"images": images.contiguous().numpy()})
+    def start(self, images: Tensor, objects: bool = True) -> OnnxState:
+        """Images uint8 (B, 3, S, S) -> the state before the first word, a row an image.
+
+        objects: look for nouns, if the folder can; ranking may need to look all the same.
+        """
+        inputs = {"images": images.contiguous().numpy()}
+        probabilities, ranked = None, "seen" in self.description["inputs"]["trunk"]
+        if "objects" in self.sessions and (objects or ranked):
+            found = self._run("objects", inputs)
+            probabilities = torch.from_numpy(found["probabilities"])
+            inputs |= {"seen": found["seen"]} if ranked else {}
+        found = self._run("trunk", inputs)
         hidden, cell = (torch.from_numpy(found.pop(name)) for name in ("hidden", "cell"))
         expected = torch.from_numpy(found.pop("expected")) if "expected" in found else None
-        return OnnxState(found, torch.arange(len(hidden)), hidden, cell, expected)
+        return OnnxState(found, torch.arange(len(hidden)), hidden, cell, expected, probabilities)
 
     def step(self, tokens: Tensor, state: OnnxState) -> tuple[Tensor, OnnxState]:
         """One word further: tokens (N,) are the words before -> logits (N, W), and the state after."""
@@ -130,12 +141,6 @@ class OnnxCaptioner:
         attention = tuple((found.get(f"beta_{i}"), found.get(f"alpha_{i}")) for i in range(self.layers))
         after = replace(state, hidden=found["hidden_after"], cell=found["cell_after"], attention=attention)
         return found["logits"], after
-
-    def probabilities(self, images: Tensor) -> Tensor:
-        """Images uint8 (B, 3, S, S) -> the probability of each noun (B, nouns)."""
-        return torch.from_numpy(
-            self._run("objects", {"images": images.contiguous().numpy()})["probabilities"]
-        )
 
     def _run(self, graph: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         names = self.outputs[graph]
@@ -193,16 +198,15 @@ class OnnxDescriber(Describer):
         self, batch: Tensor, mentions: Sequence[Sequence[Collection[int]]] | None = None
     ) -> tuple[list[tuple[Caption, ...]], OnnxState]:
         """The captions, and where the captioner stood before their first words."""
-        state = self.model.start(batch)
+        state = self.model.start(batch, self.lexicon is not None)
         mentions = [self.mentions] * len(state) if mentions is None else mentions
         known = Steps(self.model, len(self.vocabulary))
         found = decode.beam_search(known, state, mentions=mentions, **self.settings)
         ranking = self.ranking(state.expected)
         found = ranking.of_all(found, mentions) if ranking else found
         if self.lexicon:
-            seen = self.model.probabilities(batch)
             found = self.lexicon.mention(
-                Steps(self.model, None), found, state, seen, mentions, ranking, **self.settings
+                Steps(self.model, None), found, state, state.probabilities, mentions, ranking, **self.settings
             )
         captions = [tuple(map(self._caption, hypotheses[: self.search.num_captions])) for hypotheses in found]
         return captions, state

@@ -16,7 +16,6 @@ from sca_caption.captioner import SCACNN, State
 from sca_caption.consensus import Consensus
 from sca_caption.errors import UserError
 from sca_caption.naming import Namer
-from sca_caption.objects import SIZE
 
 IMAGES, ROWS = 2, 3  # traced with: any two numbers above 1, which would be taken for constant
 
@@ -31,17 +30,17 @@ class Graph(NamedTuple):
 
 class Trunk(nn.Module):
     """images uint8 (B, 3, S, S) -> V1 and the carried maps, keys if there are any, hidden and cell (B, d), and where it
-    is known what people agree on, the expected vector (B, W)."""
+    is known what people agree on, the expected vector (B, W), for which `seen` (B, C) may be needed, from `Nouns`."""
 
     def __init__(self, model: SCACNN, consensus: Consensus | None):
         super().__init__()
         self.model, self.consensus = model, consensus
 
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, images: Tensor, seen: Tensor | None = None) -> tuple[Tensor, ...]:
         encoded = self.model.encode(images)
         state = self.model.start(encoded)
         keys = () if state.keys is None else (state.keys,)
-        expected = () if self.consensus is None else (self.consensus(encoded[0]),)
+        expected = () if self.consensus is None else (self.consensus(encoded[0], seen),)
         return *state.maps, *keys, state.hidden, state.cell, *expected
 
 
@@ -73,7 +72,10 @@ class Step(nn.Module):
 
 
 class Nouns(nn.Module):
-    """images uint8 (B, 3, S, S) -> probabilities (B, nouns). It resizes to ImageNet's size by two matrix products."""
+    """images uint8 (B, 3, S, S) -> probabilities (B, nouns), and the means that they were read from, `seen` (B, C).
+
+    It resizes to ImageNet's size by two matrix products.
+    """
 
     def __init__(self, model: SCACNN, namer: Namer, size: int):
         super().__init__()
@@ -81,14 +83,15 @@ class Nouns(nn.Module):
         self.below = model.backbone.network.features[: self.objects.first]
         for name, value in (("members", namer.members), ("mean", model.mean), ("std", model.std)):
             self.register_buffer(name, value)
-        resized = size != SIZE and not self.objects.first
-        self.register_buffer("resizing", resizing(size, SIZE) if resized else None)
+        resized = size != self.objects.size and not self.objects.first
+        self.register_buffer("resizing", resizing(size, self.objects.size) if resized else None)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         x = (images / 255 - self.mean) / self.std
         if self.resizing is not None:
             x = self.resizing @ x @ self.resizing.T
-        return self.objects(self.below(x)) @ self.members
+        seen = self.objects.pooled(self.below(x))
+        return self.objects.classes(seen) @ self.members, seen
 
 
 def resizing(size: int, to: int) -> Tensor:
@@ -134,12 +137,13 @@ def graphs_of(
     # Different tensors, as one that comes twice would become one input.
     tokens, image = (torch.zeros(ROWS, dtype=torch.long) for _ in range(2))
     hidden, cell = (torch.zeros(ROWS, state.hidden.shape[1]) for _ in range(2))
+    seen = [torch.zeros(IMAGES, consensus.channels[1])] if consensus is not None and consensus.reads_objects else []
     graphs = {
         "trunk": traced(
             Trunk(model, consensus),
-            (pixels,),
-            ({0: images},),
-            ["images"],
+            (pixels, *seen),
+            ({0: images}, *[{0: images}] * len(seen)),
+            ["images", *["seen"] * len(seen)],
             [*names, *keys, "hidden", "cell", *(["expected"] if consensus is not None else [])],
         ),
         "step": traced(
@@ -151,8 +155,8 @@ def graphs_of(
         ),
     }  # fmt: skip
     if namer:
-        seen = Nouns(model, namer, size)
-        graphs["objects"] = traced(seen, (pixels,), ({0: images},), ["images"], ["probabilities"])
+        nouns = Nouns(model, namer, size)
+        graphs["objects"] = traced(nouns, (pixels,), ({0: images},), ["images"], ["probabilities", "seen"])
     return graphs
 
 

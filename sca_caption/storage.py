@@ -1,9 +1,12 @@
 """Weights in fewer bytes: float16, or int8 for large matrices, which are float32 again once they are loaded.
 
 int8 is symmetric with a scale for each output: a row w of a matrix is kept as round(w / s) with s = max |w| / 127. So no
-weight moves by more than s / 2, 1/254 of the largest of its row. Convolutions, whose errors add up through the CNN (as
-int8 they changed a third of the captions; matrices, a fortieth), and small tensors, where it saves nothing, are float16.
+weight moves by more than s / 2, 1/254 of the largest of its row. The captioner's convolutions, whose errors add up
+through the CNN (as int8 they changed a third of the captions; matrices, a fortieth), and small tensors, where it saves
+nothing, are float16. Of networks that bear it, 1x1 convolutions are matrices too.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,22 +16,29 @@ LARGE = 4096  # elements from which on a matrix is stored as int8
 _SCALE = "scale."
 
 
-def stored(tensors: dict[str, Tensor], dtype: str) -> dict[str, Tensor]:
-    """What to write in place of float tensors; `restored` takes it back."""
+def stored(tensors: dict[str, Tensor], dtype: str, robust: Sequence[str] = ()) -> dict[str, Tensor]:
+    """What to write in place of float tensors; `restored` takes it back.
+
+    robust: with what the names of convolutions begin that may be int8 as well.
+    """
     if dtype == "float32":
         return tensors
     found = {}
     for name, value in tensors.items():
         if not value.is_floating_point():
             found[name] = value
-        elif dtype == "int8" and value.dim() == 2 and value.numel() >= LARGE:
-            rows = value.float()
+        elif dtype == "int8" and value.numel() >= LARGE and is_matrix(value, name.startswith(tuple(robust))):
+            rows = value.float().flatten(1)
             scale = rows.abs().amax(1, keepdim=True) / 127  # (rows, 1)
             whole = (rows / scale.where(scale > 0, 1)).round().to(torch.int8)
-            found[name], found[_SCALE + name] = whole, scale.squeeze(1)
+            found[name], found[_SCALE + name] = whole.view(value.shape), scale.squeeze(1)
         else:
             found[name] = value.half()
     return found
+
+
+def is_matrix(value: Tensor, robust: bool) -> bool:
+    return value.dim() == 2 or (robust and value.dim() == 4 and value.shape[2:] == (1, 1))
 
 
 def restored(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

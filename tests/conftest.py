@@ -14,7 +14,7 @@ from sca_caption.config import ModelConfig
 from sca_caption.images import Transform
 from sca_caption.vocab import Vocabulary
 
-# Models this small only lose time to threads, most of all where others share the cores. So do the programs that tests start.
+# Models this small only lose time to threads, most of all where others share the cores; so do programs that tests start.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

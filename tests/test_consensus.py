@@ -7,7 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from made_photos import record, write
+from made_photos import photo, record, write
+from test_efficientnet_lite import lite_weights
+from test_objects import network, tuned  # noqa: F401 (a fixture)
 from torch.testing import assert_close
 
 from sca_caption import checkpoint
@@ -15,9 +17,12 @@ from sca_caption.beams import Hypothesis
 from sca_caption.calibrate import main as calibrate
 from sca_caption.calibration import Calibration, fit
 from sca_caption.consensus import Consensus, Ranking, fitted, powers, tfidf
+from sca_caption.images import Transform
+from sca_caption.images import fit as fit_image
 from sca_caption.inference import Describer, stack
 from sca_caption.learn_consensus import learnt, main
 from sca_caption.metrics import Cider, ngrams_of, ptb_tokenize
+from sca_caption.objects import original
 from sca_caption.search import SamplingConfig, SearchConfig
 from sca_caption.sources import Source
 from sca_caption.store import CaptionData
@@ -94,6 +99,22 @@ def test_a_lower_rank_is_the_best_of_its_rank():
     assert ours <= error(left @ right).item() + 1e-6 and ours == pytest.approx(error(left @ right).item(), rel=1e-3)
     every = fitted(features, captions, 9, rank=6, ridge=0.3)
     assert ours > 1.01 * error((every.widen.weight @ every.narrow.weight).T.double()).item()
+
+
+def test_two_networks_have_equal_shares():
+    """Regression on both, each centred and brought to length 1, against its closed form."""
+    features, captions = examples(channels=10)
+    features[:, 6:] *= 50  # however loud one of them is
+    found = fitted(features, captions, 9, rank=99, ridge=0.3, channels=(6, 4))
+    parts = [part - part.mean(0) for part in features.double().split((6, 4), 1)]
+    x = torch.cat([part / part.norm(dim=1, keepdim=True) for part in parts], 1).numpy() / math.sqrt(2)
+    y, mean = targets(captions, 9), x.mean(0)
+    weights = np.linalg.solve((x - mean).T @ (x - mean) + 0.3 * np.eye(10), (x - mean).T @ (y - y.mean(0)))
+    wanted = torch.from_numpy(y.mean(0) + (x - mean) @ weights)
+    maps, seen = (features[:, :6] ** 2)[:, :, None, None].expand(-1, -1, 2, 3), features[:, 6:] ** 2
+    assert found.reads_objects and not fitted(features, captions, 9, rank=99, ridge=0.3).reads_objects
+    assert_close(found(maps, seen).double(), wanted, rtol=1e-4, atol=1e-5)
+    assert (found(maps, seen.flip(0)) - found(maps, seen)).abs().max() > 0.01
 
 
 def test_signs_survive_the_root():
@@ -240,6 +261,40 @@ def test_drawn_and_diverse_captions_stay_in_their_order(knowing, data):
         ours, theirs = with_it.caption_batch(batch), off.caption_batch(batch)
         assert [[each.text for each in x] for x in ours] == [[each.text for each in x] for x in theirs]
         assert all(each.consensus is not None for captions in ours for each in captions)
+
+
+def test_it_reads_what_imagenets_network_saw(network, data, tmp_path):  # noqa: F811
+    model, words = tuned(network, 0), Vocabulary(["a", "red", "dog", "runs", "cat", "sits", "on", "men"])
+    torch.manual_seed(2)
+    model.embedding, model.word = torch.nn.Embedding(len(words), 8), torch.nn.Linear(8, len(words))
+    objects = original(lite_weights(), model.backbone, size=64)
+    path = tmp_path / "best.pt"
+    checkpoint.save(path, checkpoint.Checkpoint(model, words, Transform(64), objects=objects))
+    assert main([str(path), "--data", str(data.path)]) == 0
+    found = checkpoint.load(path)
+    assert found.consensus.channels == (320, 1280)
+    batch = stack([fit_image(photo(number), Transform(64)) for number in range(6)])
+    describer = Describer(path)
+    with torch.inference_mode():
+        encoded, seen = describer.encode(batch)
+        with objects.watching(model.backbone) as below:
+            maps = model.encode(batch)
+        assert_close(seen, objects(torch.cat(below)))
+        expected = describer.expected(encoded[0], seen)
+        assert_close(expected, found.consensus(maps[0], seen), rtol=1e-4, atol=1e-5)
+        assert (expected - found.consensus(maps[0], seen.flip(0))).abs().max() > 1e-3
+    # Without naming objects too; of stored features, in which nothing can be seen, nothing is expected.
+    (first, *_) = Describer(path, objects=False).caption_batch(batch)
+    assert first[0].consensus is not None
+    (first, *_) = Describer(path).caption_batch(maps)
+    assert first[0].consensus is None
+    # Other objects make what was learnt of these useless.
+    torch.save(lite_weights("efficientnet_lite1"), tmp_path / "lite.pth")
+    flags = ["--objects", str(tmp_path / "lite.pth")]
+    assert checkpoint.main([str(tmp_path / "other"), str(path)]) == 0
+    assert checkpoint.load(tmp_path / "other").consensus is not None
+    assert checkpoint.main([str(tmp_path / "other"), str(path), *flags]) == 0
+    assert checkpoint.load(tmp_path / "other").consensus is None
 
 
 def test_several_models_speak_without_it(knowing, data):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import TINY, TINY_WORDS, tiny_captioner
 from made_photos import message, photo
+from test_efficientnet_lite import lite_weights
 from test_objects import network, tuned  # noqa: F401 (a fixture)
 from torch.testing import assert_close
 
@@ -222,11 +223,11 @@ def test_objects_are_named_alike(named, tmp_path):
     theirs, ours, without = Describer(named), OnnxDescriber(folder), OnnxDescriber(folder, objects=False)
     theirs.namer.limits = Limits(room=1e9)
     assert about["words"] == list(theirs.namer.vocabulary)
-    with torch.inference_mode(), theirs.namer.objects.watching(theirs.model.backbone) as maps:
-        theirs.model.start(theirs.model.encode(x))
-        wanted = theirs.namer.probabilities(maps)
+    with torch.inference_mode():
+        wanted = theirs.namer.probabilities(theirs.encode(x)[1])
         assert wanted.max() > Limits.threshold
-        assert_close(ours.model.probabilities(x), wanted, rtol=1e-3, atol=1e-5)
+        assert_close(ours.model.start(x).probabilities, wanted, rtol=1e-3, atol=1e-5)
+        assert without.model.start(x, objects=False).probabilities is None
     texts = [[captions[0].text for captions in each.caption_batch(x)] for each in (theirs, ours, without)]
     assert texts[0] == texts[1] and texts[1] != texts[2]
     nouns = about["naming"]["nouns"]
@@ -239,17 +240,47 @@ def test_objects_are_named_alike(named, tmp_path):
         assert after == word and set(wrong) == groups & set(mask.nonzero().flatten().tolist())
 
 
+def test_ranking_reads_what_the_classifier_saw(network, tmp_path):  # noqa: F811
+    model, words = tuned(network, 0), Vocabulary(["a", "dog", "cat", "on", "is", "in"])
+    torch.manual_seed(2)
+    model.embedding, model.word = torch.nn.Embedding(len(words), 8), torch.nn.Linear(8, len(words))
+    objects = original(lite_weights(), model.backbone, size=64)
+    made = torch.Generator().manual_seed(0)
+    captions = torch.randint(4, len(words), (40, 2, 5), generator=made).tolist()
+    features = torch.rand(40, 1600, generator=made)
+    consensus = fitted(features, captions, len(words), rank=16, ridge=0.1, channels=(320, 1280))
+    whole = Checkpoint(model, words, Transform(64), objects=objects, consensus=consensus)
+    export(tmp_path / "model", whole, dtypes=["float32"])
+    about = json.loads((tmp_path / "model" / "model.json").read_text())
+    assert about["inputs"] == about["inputs"] | {"trunk": ["images", "seen"], "objects": ["images"]}
+    x = pixels(6, 64)
+    search = SearchConfig(num_captions=5, consensus=50.0)
+    theirs, ours, without = (
+        Describer(whole, search=search),
+        OnnxDescriber(tmp_path / "model", search=search),
+        OnnxDescriber(tmp_path / "model", search=search, objects=False),
+    )
+    with torch.inference_mode():
+        encoded, seen = theirs.encode(x)
+        state = without.model.start(x, objects=False)
+    assert_close(state.expected, theirs.expected(encoded[0], seen), rtol=1e-3, atol=1e-4)
+    texts = [[[each.text for each in captions] for captions in y.caption_batch(x)] for y in (theirs, ours)]
+    assert texts[0] == texts[1]
+    assert [each[0].consensus for each in without.caption_batch(x)] == pytest.approx(
+        [each[0].consensus for each in Describer(whole, search=search, objects=False).caption_batch(x)], abs=1e-3
+    )
+
+
 @torch.inference_mode()
 def test_the_classifier_sees_images_at_its_own_size(network):  # noqa: F811
     model = tuned(network, 0)
     objects = original(network.state_dict(), model.backbone, size=288)
-    namer = Describer(
-        Checkpoint(model, Vocabulary(["a", "dog", "cat"]), Transform(288), objects=objects)
-    ).namer
+    describer = Describer(Checkpoint(model, Vocabulary(["a", "dog", "cat"]), Transform(288), objects=objects))
     x = pixels(2, 288)
-    with objects.watching(model.backbone) as maps:
-        model.encode(x)
-    assert_close(Nouns(model, namer, 288)(x), namer.probabilities(maps), rtol=1e-3, atol=1e-5)
+    _, seen = describer.encode(x)
+    found, from_what = Nouns(model, describer.namer, 288)(x)
+    assert_close(from_what, seen, rtol=1e-3, atol=1e-5)
+    assert_close(found, describer.namer.probabilities(seen), rtol=1e-3, atol=1e-5)
 
 
 # ---- folders ---------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ LAYERS = {
     "endings ensemble errors figures images java_metrics journal messages metrics nouns onnx_int8 paraphrases ptb "
     "sampling search static_page storage teacher_forcing torchvision_compat vocab weight_average",
     1: "class_folders classification_data confusion sources shapes store store_captions store_images store_writer "
-    "backbones networks places small_networks mobilenet progress",
+    "backbones networks places small_networks mobilenet efficientnet_lite progress",
     2: "captioner classifier objects",
     3: "attention_trace checkpoint naming rewards self_critical attention_strip",
     4: "attention_animation attention_figure caption_task channel_examples channel_figure classify_task distillation "

@@ -26,7 +26,7 @@ SEARCH = {"beam_size": 3, "max_length": 8, "length_penalty": 0.8, "block_ngrams"
 
 
 class Seen(nn.Module):
-    """Objects whose maps are the probabilities of the classes."""
+    """Objects that see the probabilities of the classes."""
 
     def __init__(self):
         super().__init__()
@@ -34,8 +34,8 @@ class Seen(nn.Module):
         torch.manual_seed(3)
         nn.init.normal_(self.classifier.weight)
 
-    def forward(self, maps):
-        return maps
+    def classes(self, seen):
+        return seen
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def captioned(namer, seen, colours=None, mentions=None):
     state = namer.plain.start(namer.plain.encode(pixels))
     mentions = mentions or [[]] * len(pixels)
     before = decode.beam_search(namer.plain, state, mentions=mentions, **SEARCH)
-    return before, namer.improve(before, state, [torch.tensor(seen)], mentions, **SEARCH)
+    return before, namer.improve(before, state, torch.tensor(seen), mentions, **SEARCH)
 
 
 def words(namer, hypotheses) -> list[str]:

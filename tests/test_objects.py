@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import tiny_captioner
 from made_photos import message
+from test_efficientnet_lite import lite_weights, written_out
 
 from sca_caption import checkpoint
 from sca_caption.backbones import Backbone
@@ -51,7 +52,7 @@ def tuned(network, first: int = TUNED, layers=LAYERS) -> SCACNN:
 def probabilities(model, objects, pixels):
     with objects.watching(model.backbone) as maps:
         model.start(model.encode(pixels))
-    return objects(torch.cat(maps))
+    return objects.classes(objects(torch.cat(maps)))
 
 
 @pytest.mark.parametrize("first", [1, TUNED, 17])
@@ -82,6 +83,53 @@ def test_images_of_another_size_are_seen_whole_and_at_imagenets(network):
     wanted = network(small).softmax(1)
     torch.testing.assert_close(probabilities(model, objects, pixels), wanted, rtol=1e-3, atol=1e-6)
     assert (network(images).softmax(1) - wanted).abs().max() > 1e-3  # it would not be the same
+
+
+@torch.inference_mode()
+def test_an_efficientnet_lite_sees_pixels_as_it_was_taught_to(network):
+    """Against the written-out network on (pixel - 127) / 128 at its own size."""
+    weights, model = lite_weights(), tuned(network, 0)
+    objects = original(weights, model.backbone, size=64)
+    assert (objects.first, objects.network, objects.size) == (0, "efficientnet_lite0", 224)
+    pixels = torch.rand(2, 3, 9, 9).mul(255)
+    pixels = torch.nn.functional.interpolate(pixels, (64, 64), mode="bilinear").to(torch.uint8)
+    with objects.watching(model.backbone) as maps:
+        model.encode(pixels)
+    large = torch.nn.functional.interpolate(pixels.float(), (224, 224), mode="bilinear", antialias=True)
+    wanted = written_out(weights, (large - 127) / 128, "efficientnet_lite0").mean((2, 3))
+    seen = objects(torch.cat(maps))
+    torch.testing.assert_close(seen, wanted, rtol=1e-3, atol=1e-3)
+    logits = wanted @ weights["_fc.weight"].T + weights["_fc.bias"]
+    torch.testing.assert_close(objects.classes(seen), logits.softmax(1), rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_a_checkpoint_holds_an_efficientnet_lite(network, dtype, tmp_path, capsys):
+    model, words = tuned(network, 0), Vocabulary(["a", "dog", "cat"])
+    checkpoint.save(tmp_path / "best.pt", Checkpoint(model, words, Transform(64)))
+    torch.save(lite_weights(), tmp_path / "lite.pth")
+    flags = ["--objects", str(tmp_path / "lite.pth"), "--dtype", dtype]
+    assert checkpoint.main([str(tmp_path / "named"), str(tmp_path / "best.pt"), *flags]) == 0
+    assert "efficientnet_lite0, whole" in capsys.readouterr().err
+    found = checkpoint.load(tmp_path / "named").objects
+    wanted = original(lite_weights(), model.backbone, size=64)
+    assert found.network == "efficientnet_lite0" and found.features[0].weight.shape == (32, 3, 3, 3)
+    below = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        error = (found(below) - wanted(below)).norm() / wanted(below).norm()
+    assert error < {"float32": 1e-5, "int8": 0.05}[dtype]
+    assert checkpoint.main([str(tmp_path / "alone"), str(tmp_path / "best.pt"), "--dtype", dtype]) == 0
+    added = (tmp_path / "named").stat().st_size - (tmp_path / "alone").stat().st_size
+    count = sum(p.numel() for p in wanted.parameters())
+    assert added == pytest.approx({"float32": 4, "int8": 1}[dtype] * count, rel=0.1)
+
+
+def test_weights_of_an_efficientnet_lite_that_are_not_whole(network):
+    weights, model = lite_weights(), tuned(network, 0)
+    del weights["_blocks.3._bn1.bias"]
+    assert "not all of efficientnet_lite0" in message(lambda: original(weights, model.backbone))
+    weights = {name: value[:10] if name.startswith("_fc") else value for name, value in lite_weights().items()}
+    assert "no classifier of 1000 classes (_fc)" in message(lambda: original(weights, model.backbone))
 
 
 @torch.inference_mode()
@@ -118,8 +166,8 @@ def test_a_checkpoint_holds_it(network, dtype, tmp_path):
     checkpoint.save(tmp_path / "alone", Checkpoint(model, given.vocabulary, given.transform), dtype)
     assert checkpoint.load(tmp_path / "alone").objects is None
     added = (tmp_path / "named").stat().st_size - (tmp_path / "alone").stat().st_size
-    count, matrix = sum(p.numel() for p in objects.parameters()), objects.classifier.weight.numel()
-    size = {"float32": 4 * count, "float16": 2 * count, "int8": 2 * count - matrix}[dtype]
+    count = sum(p.numel() for p in objects.parameters())
+    size = {"float32": 4 * count, "float16": 2 * count, "int8": count}[dtype]
     assert count < 3e6 and added == pytest.approx(size, rel=0.1)
 
 

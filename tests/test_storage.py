@@ -30,6 +30,19 @@ def test_int8_keeps_the_largest_of_each_row():
     assert torch.allclose(found.gather(1, largest), MADE["matrix"].gather(1, largest), rtol=1e-6, atol=0)
 
 
+def test_1x1_convolutions_that_bear_it_are_matrices():
+    made = {f"{name}.weight": torch.randn(64, 80, 1, 1) for name in ("sturdy", "frail")}
+    made["sturdy.depthwise"] = torch.randn(700, 1, 3, 3)
+    found = stored(made, "int8", robust=["sturdy."])
+    types = {name: value.dtype for name, value in found.items() if name in made}
+    half = torch.float16
+    assert types == {"sturdy.weight": torch.int8, "frail.weight": half, "sturdy.depthwise": half}
+    wanted = made["sturdy.weight"]
+    error = (restored(found)["sturdy.weight"] - wanted).abs().amax((1, 2, 3))
+    assert found["sturdy.weight"].shape == wanted.shape
+    assert (error <= wanted.abs().amax((1, 2, 3)) / 127 * 0.5001).all()
+
+
 def test_storing_twice_changes_nothing_more():
     once = restored(stored(MADE, "int8"))
     twice = restored(stored(once, "int8"))

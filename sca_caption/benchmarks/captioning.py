@@ -125,7 +125,7 @@ def singly(describer: Describer, path: Path) -> str:
     rules = Rules(search.max_length, search.min_length, never_last=describer.settings["never_last"])
     joining = torch.tensor(sorted(describer.settings["joining"]))
     pixels = torch.from_numpy(images.load(path, describer.transform)).permute(2, 0, 1)[None]
-    maps = model.encode(pixels)
+    maps, seen = describer.encode(pixels)
     top = maps
     for i in range(len(model.attention) - 1):
         top = model.backbone.segment(i, top[0], top[1:])
@@ -155,7 +155,7 @@ def singly(describer: Describer, path: Path) -> str:
             break
     found = sorted(ended, key=attrgetter("score"), reverse=True)[: search.beam_size]
     found = found or [Hypothesis(tokens[1:], score, score, False) for score, tokens in beams[:1]]
-    ranking = describer.ranking(describer.expected(maps[0]))
+    ranking = describer.ranking(describer.expected(maps[0], seen))
     best = ranking(0, found)[0] if ranking else found[0]
     return describer.vocabulary.decode(best.tokens)
 

@@ -49,11 +49,12 @@ export class Captioner {
     const { described } = this;
     const { size } = described.transform;
     const images = new this.ort.Tensor("uint8", pixels, [1, 3, size, size]);
-    const { hidden, cell, expected, ...maps } = await this.sessions.trunk.run({ images });
+    const { probabilities, seen } = described.naming ? await this.sessions.objects.run({ images }) : {};
+    const ranked = described.inputs.trunk.includes("seen");
+    const { hidden, cell, expected, ...maps } = await this.sessions.trunk.run(ranked ? { images, seen } : { images });
     const start = new State(maps, hidden.data, cell.data, 1);
-    const seen = described.naming ? (await this.sessions.objects.run({ images })).probabilities.data : null;
     const settings = { ...this.settings, num_captions: Math.min(count, this.settings.beam_size) };
-    const found = await captionsOf(described, this, start, seen, expected?.data, settings);
+    const found = await captionsOf(described, this, start, probabilities?.data, expected?.data, settings);
     const captions = found.map((each) => ({
       text: sentence(described.words, each.tokens),
       score: each.score,
