@@ -14,7 +14,7 @@ it is folded, so that it starts and learns as its paper says; only, its batch no
 """
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from operator import attrgetter
 from pathlib import Path
 
@@ -201,7 +201,7 @@ class Backbone(nn.Module):
         return self._segments[index + 1](attended, *carried)
 
 
-def in_parts(piece: nn.Module, images: Tensor) -> tuple[Tensor, ...]:
+def in_parts(piece: Callable[[Tensor], tuple[Tensor, ...]], images: Tensor) -> tuple[Tensor, ...]:
     """piece(images), on a CPU some at a time: the early maps of more images do not fit in its caches."""
     if images.device.type != "cpu" or torch.compiler.is_compiling() or len(images) <= IMAGES_AT_ONCE:
         return piece(images)

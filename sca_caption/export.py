@@ -2,10 +2,10 @@
 
 The folder is complete or it is not there. It holds
 
-    trunk.onnx    once an image:  images -> map_0, ..., keys, hidden, cell, expected
+    trunk.onnx    once an image:  images, seen -> map_0, ..., keys, hidden, cell, expected
     step.onnx     once a word:    tokens, image, hidden, cell, map_0, ..., keys -> logits, hidden_after, cell_after,
                                   alpha_0, beta_0, alpha_1, ...
-    objects.onnx  once an image:  images -> probabilities (of models that name what ImageNet's classifier sees)
+    objects.onnx  once an image:  images -> probabilities, seen (of models that name what ImageNet's classifier sees)
     int8/         the same graphs with large weights in int8, if asked for
     model.json    the words, and how they are searched for
 
@@ -21,11 +21,12 @@ channels and m = H W positions. B and N may differ from call to call.
     alpha_i        float32 (N, m), where layer i was looked at, row by row of the map; if it has spatial attention
     beta_i         float32 (N, C), what was selected in it; if it has channel attention
     probabilities  float32 (B, nouns), in the order of `naming.nouns`
+    seen           float32 (B, C), means of that classifier's last map; goes into the trunk where its `inputs` name it
     expected       float32 (B, known): tf-idf of the words that people would use, of models that have learnt it
 
 model.json, UTF-8:
 
-    format_version  2
+    format_version  3
     words           every word by id: the special ones, the captioner's, the new ones of naming
     known           how many of them are the captioner's own
     bos, eos, pad, unk   ids of the special words; pad, bos and unk never come in a caption

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sca_caption import efficientnet_lite, mobilenet
-from sca_caption.backbones import Backbone
+from sca_caption.backbones import Backbone, in_parts
 from sca_caption.errors import UserError
 from sca_caption.images import MEAN, STD
 from sca_caption.nouns import CLASSES
@@ -39,10 +39,10 @@ class Objects(nn.Module):
         super().__init__()
         self.first, self.network = first, network
         if network == MOBILENET:
-            blocks, self.size = mobilenet.MobileNetV2().features, SIZE
+            blocks, self.size, self.sharpness = mobilenet.MobileNetV2().features, SIZE, 1.0
             self.features = nn.Sequential(OrderedDict((str(i), blocks[i]) for i in range(first, len(blocks))))
         else:
-            self.size = efficientnet_lite.SIZES[network][2]
+            self.size, self.sharpness = efficientnet_lite.SIZES[network][2], efficientnet_lite.SHARPNESS
             self.features = efficientnet_lite.EfficientNetLite(network)
         self.classifier = nn.Linear(mobilenet.TOP, CLASSES)
         # From pixels as torchvision's networks read them to pixels as these do.
@@ -56,7 +56,8 @@ class Objects(nn.Module):
         """The map (B, C, H, W) that block `first` reads -> the means of the last map's channels (B, 1280)."""
         if not self.first and below.shape[2:] != (self.size, self.size):
             below = F.interpolate(below, (self.size, self.size), mode="bilinear", antialias=True)
-        return self.pooled(below)
+        (seen,) = in_parts(lambda part: (self.pooled(part),), below)
+        return seen
 
     def pooled(self, below: Tensor) -> Tensor:
         """The same, of images at this network's size."""
@@ -66,7 +67,7 @@ class Objects(nn.Module):
 
     def classes(self, seen: Tensor) -> Tensor:
         """What `forward` answers -> probabilities of the classes (B, 1000)."""
-        return self.classifier(seen).softmax(1)
+        return (self.sharpness * self.classifier(seen)).softmax(1)
 
     @contextmanager
     def watching(self, backbone: Backbone) -> Iterator[list[Tensor]]:

@@ -26,7 +26,7 @@ from sca_caption.nouns import Noun
 from sca_caption.search import BATCH_SIZE, SearchConfig
 from sca_caption.vocab import SPECIALS, Vocabulary
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 DTYPES = ("float32", "int8")
 DESCRIPTION = "model.json"
 

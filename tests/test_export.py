@@ -305,7 +305,7 @@ def test_what_a_folder_holds(given, exported):
     assert about.pop("layers") == [{"name": "layer1.0"} | layer, {"name": "layer1.1"} | layer]
     assert about.pop("source")["checkpoint"] == "captioner.safetensors"
     assert about == {
-        "format_version": 2,
+        "format_version": 3,
         "bos": 1,
         "eos": 2,
         "pad": 0,

@@ -100,7 +100,7 @@ def test_an_efficientnet_lite_sees_pixels_as_it_was_taught_to(network):
     seen = objects(torch.cat(maps))
     torch.testing.assert_close(seen, wanted, rtol=1e-3, atol=1e-3)
     logits = wanted @ weights["_fc.weight"].T + weights["_fc.bias"]
-    torch.testing.assert_close(objects.classes(seen), logits.softmax(1), rtol=1e-2, atol=1e-4)
+    torch.testing.assert_close(objects.classes(seen), (1.2 * logits).softmax(1), rtol=1e-2, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])

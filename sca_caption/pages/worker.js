@@ -35,8 +35,8 @@ async function load({ base, files, dtype }) {
       });
     }
     const described = JSON.parse(new TextDecoder().decode(contents["model/model.json"]));
-    if (described.format_version !== 2) {
-      throw new Error(`model.json has format ${described.format_version}, this page reads 2; export the model again`);
+    if (described.format_version !== 3) {
+      throw new Error(`model.json has format ${described.format_version}, this page reads 3; export the model again`);
     }
     ort.env.wasm.wasmBinary = contents[files.find(({ path }) => path.endsWith(".wasm")).path].buffer;
     ort.env.wasm.numThreads = 1; // more need headers that plain servers do not send
