@@ -16,8 +16,8 @@ The keywords are the command line's flags of the search:
 
 >>> for caption in captioner.captions("docs/grace_hopper.jpg", num_captions=2, mention=["hat"]):
 ...     print(f"{caption.confidence:.2f} {caption.text}")
-0.38 a man in a black shirt is wearing a white hat
-0.32 a man in a black shirt is wearing a red hat
+0.41 a man in a black shirt is wearing a white hat
+0.41 a man in a black shirt is wearing a red hat
 
 What a user can get wrong raises `UserError`, in the words of the command line:
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 BATCH_SIZE, EPOCHS = 256, 24
 LEARNING_RATE, WARMUP, DECAY = 1e-3, 50, 0.05  # AdamW's; steps of warm-up, then half a cosine
-DROPPED = 0.3  # share of the features, and of the words, that a step does not see
+DROPPED = 0.6  # share of the features, and of the words, that a step does not see
 SMOOTHING = 0.05  # of the labels
 SHARPNESS = 3.0  # logits per unit of fit
 START = 16.0  # by which the given map is multiplied, half of it in each factor

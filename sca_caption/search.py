@@ -16,11 +16,11 @@ class SearchConfig:
     min_length: int = setting(1, "fewest words in a caption")
     max_length: int = setting(20, "most words in a caption")
     length_penalty: float = setting(
-        0.8, "rank by log-probability / length^X; 0: as it is; more favours longer captions"
+        0.7, "rank by log-probability / length^X; 0: as it is; more favours longer captions"
     )
     block_ngrams: int = setting(2, "never say the same N words in a row twice, nor 'W W' or 'W and W'; 0: off")
     sound_endings: bool = setting(True, "never end in 'a', 'with', 'and', ...")
-    consensus: float = setting(4.5, "nats added to captions of the words that people would use; 0: off")
+    consensus: float = setting(3.5, "nats added to captions of the words that people would use; 0: off")
     diverse_groups: int = setting(1, "groups of beams that differ")
     diversity: float = setting(0.5, "nats off a word for each beam of groups before that says it")
 
