@@ -215,7 +215,7 @@ def test_nouns_that_a_caption_leaves_out(weight, tmp_path):
         found = decode.beam_search(Noted(speaking, table, len(VOCABULARY)), state, **searching)
         found = ranking.of_all(found, [[]]) if ranking else found
         namer.model = Noted(speaking, table)
-        named = namer.improve(found, state, [torch.tensor([classes])], [[]], ranking, **searching)
+        named = namer.improve(found, state, torch.tensor([classes]), [[]], ranking, **searching)
         changed += named[0] is not found[0]
         named = [named[0][: settings["num_captions"]]]
         probabilities = (torch.tensor(classes) @ namer.members).tolist()

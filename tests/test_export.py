@@ -131,7 +131,7 @@ def test_no_graph_says_where_it_was_made(exported):
 @pytest.mark.parametrize(
     "search",
     [
-        SearchConfig(),
+        SearchConfig(length_penalty=0.8, consensus=4.5),
         SearchConfig(num_captions=3, block_ngrams=0),
         SearchConfig(beam_size=1),
         SearchConfig(num_captions=2, consensus=0),
