@@ -291,9 +291,9 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.objects:
         weights = read_state_dict(arguments.objects)
         found.objects = original(weights, found.model.backbone, found.transform.size)
-        whole = f"{found.objects.network}, whole"
-        upper = f"features.{found.objects.first} and above are the classifier's own"
-        print(f"objects: {upper if found.objects.first else whole}", file=sys.stderr)
+        first = found.objects.first
+        own = f"features.{first} and above are the classifier's own" if first else f"{found.objects.network}, whole"
+        print(f"objects: {own}", file=sys.stderr)
         if found.consensus is not None and found.consensus.reads_objects:
             found.consensus = None  # it knows what another network sees
             print("ranking by consensus is to be learnt again (python -m sca_caption.learn_consensus)", file=sys.stderr)

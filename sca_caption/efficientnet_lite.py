@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sca_caption.images import MEAN, STD
+
 # Table 1 of the paper: expansion t, kernel k, channels c, blocks n, stride s of the first of them.
 STAGES = (
     (1, 3, 16, 1, 1),
@@ -35,6 +37,21 @@ CENTRE, SPREAD = 127.0, 128.0  # pixels 0..255 come in as (pixel - CENTRE) / SPR
 # Taught with smoothed labels, it is less sure than it is right: its logits are multiplied by this before the softmax.
 # Chosen with `naming.Limits`, on the same photographs.
 SHARPNESS = 1.2
+
+
+class Pixels(nn.Module):
+    """(B, 3, H, W), pixels as torchvision's networks read them -> as these do."""
+
+    def __init__(self):
+        super().__init__()
+        factor = [255 * std / SPREAD for std in STD]
+        shift = [(255 * mean - CENTRE) / SPREAD for mean in MEAN]
+        # Not in the state dict: they belong to the pixels, not to what was learnt.
+        self.register_buffer("factor", torch.tensor(factor).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("shift", torch.tensor(shift).view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images * self.factor + self.shift
 
 
 class Convolution(nn.Module):
@@ -113,18 +130,17 @@ def recognised(weights: dict[str, Tensor]) -> str | None:
     if not {"_conv_stem.weight", "_conv_head.weight", "_fc.weight"} <= set(weights):
         return None
     top = weights["_conv_head.weight"].shape[1]
-    blocks = 1 + max((int(found[1]) for name in weights if (found := re.match(r"_blocks\.(\d+)\.", name))), default=-1)
     for name, (width, depth, _) in SIZES.items():
-        if (blocks, top) == (sum(depths(depth)), rounded(STAGES[-1][2] * width)):
+        if (_blocks(weights), top) == (sum(depths(depth)), rounded(STAGES[-1][2] * width)):
             return name
     return None
 
 
 def folded(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """The state dict of an `EfficientNetLite` from one of that package's. KeyError where tensors are missing."""
-    blocks = sorted({int(found[1]) for name in weights if (found := re.match(r"_blocks\.(\d+)\.", name))})
-    places = {"0": ("_conv_stem", "_bn0"), str(len(blocks) + 1): ("_conv_head", "_bn1")}
-    for block in blocks:
+    blocks = _blocks(weights)
+    places = {"0": ("_conv_stem", "_bn0"), str(blocks + 1): ("_conv_head", "_bn1")}
+    for block in range(blocks):
         theirs = [("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")]
         theirs = theirs if f"_blocks.{block}._expand_conv.weight" in weights else theirs[1:]
         for i, (convolution, norm) in enumerate(theirs):
@@ -135,3 +151,8 @@ def folded(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         found[f"{ours}.weight"] = weights[f"{convolution}.weight"] * scale[:, None, None, None]
         found[f"{ours}.bias"] = weights[f"{norm}.bias"] - weights[f"{norm}.running_mean"] * scale
     return found
+
+
+def _blocks(weights: dict[str, Tensor]) -> int:
+    """How many blocks such a state dict has."""
+    return len({found[1] for name in weights if (found := re.match(r"_blocks\.(\d+)\.", name))})

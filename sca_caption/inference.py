@@ -154,7 +154,8 @@ class Describer:
     def encode(self, batch: Tensor | tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """Images or features -> what the captioner attends, and what ImageNet's network saw of images (B, C), where it is
         there and has a use."""
-        needed = self.namer or (self.consensus is not None and self.consensus.reads_objects)
+        names = self.namer is not None and not self.drawing
+        needed = names or (self.consensus is not None and self.consensus.reads_objects)
         if not needed or self.objects is None:
             return self.model.encode(batch), None
         with self.objects.watching(self.model.backbone) as below:

@@ -48,14 +48,12 @@ def learnt(found: checkpoint.Checkpoint, data: CaptionData, rows: Sequence[int],
     """The consensus of people who described the images `rows` of a data file, as the checkpoint's captioner sees them."""
     describer, words = Describer(found, device=str(device)), found.vocabulary
     read = reader(data, describer.models, found.transform)
-    channels = []
 
     def features_of(contents: list) -> Tensor:
         batch = stack(contents)
         batch = batch.to(device) if isinstance(batch, Tensor) else tuple(each.to(device) for each in batch)
-        maps, seen = describer.encode(batch)
-        channels[:] = [maps[0].shape[1]] if seen is None else [maps[0].shape[1], seen.shape[1]]
-        return powers(maps[0], seen).cpu()
+        (first, *_), seen = describer.encode(batch)
+        return powers(first, seen).cpu()
 
     features = []
     with torch.inference_mode():
@@ -68,7 +66,9 @@ def learnt(found: checkpoint.Checkpoint, data: CaptionData, rows: Sequence[int],
         [words.encode(word for word in ptb_tokenize(text) if word in words) for text in data.references(row)]
         for row in rows
     ]
-    return fitted(torch.stack(features), captions, len(words), RANK, RIDGE, CONTRAST, channels)
+    stacked, own = torch.stack(features), found.model.backbone.channels[0]
+    channels = [count for count in (own, stacked.shape[1] - own) if count]
+    return fitted(stacked, captions, len(words), RANK, RIDGE, CONTRAST, channels)
 
 
 if __name__ == "__main__":

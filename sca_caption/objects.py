@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from sca_caption import efficientnet_lite, mobilenet
 from sca_caption.backbones import Backbone, in_parts
 from sca_caption.errors import UserError
-from sca_caption.images import MEAN, STD
 from sca_caption.nouns import CLASSES
 
 MOBILENET = "mobilenet_v2"
@@ -40,16 +39,13 @@ class Objects(nn.Module):
         self.first, self.network = first, network
         if network == MOBILENET:
             blocks, self.size, self.sharpness = mobilenet.MobileNetV2().features, SIZE, 1.0
+            self.pixels: nn.Module = nn.Identity()
             self.features = nn.Sequential(OrderedDict((str(i), blocks[i]) for i in range(first, len(blocks))))
         else:
             self.size, self.sharpness = efficientnet_lite.SIZES[network][2], efficientnet_lite.SHARPNESS
+            self.pixels = efficientnet_lite.Pixels()
             self.features = efficientnet_lite.EfficientNetLite(network)
         self.classifier = nn.Linear(mobilenet.TOP, CLASSES)
-        # From pixels as torchvision's networks read them to pixels as these do.
-        factor = [255 * std / efficientnet_lite.SPREAD for std in STD]
-        shift = [(255 * mean - efficientnet_lite.CENTRE) / efficientnet_lite.SPREAD for mean in MEAN]
-        self.register_buffer("factor", torch.tensor(factor).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("shift", torch.tensor(shift).view(1, 3, 1, 1), persistent=False)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, below: Tensor) -> Tensor:
@@ -61,9 +57,7 @@ class Objects(nn.Module):
 
     def pooled(self, below: Tensor) -> Tensor:
         """The same, of images at this network's size."""
-        if self.network != MOBILENET:
-            below = below * self.factor + self.shift
-        return self.features(below).mean((2, 3))
+        return self.features(self.pixels(below)).mean((2, 3))
 
     def classes(self, seen: Tensor) -> Tensor:
         """What `forward` answers -> probabilities of the classes (B, 1000)."""

@@ -52,8 +52,8 @@ class OnnxState:
         return self.hidden.device
 
     def select(self, rows: Tensor) -> "OnnxState":
-        parts = (each[rows] for each in (self.image, self.hidden, self.cell))
-        return OnnxState(self.maps, *parts, self.expected, self.probabilities)
+        image, hidden, cell = (each[rows] for each in (self.image, self.hidden, self.cell))
+        return replace(self, image=image, hidden=hidden, cell=cell, attention=())
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from conftest import TINY_WORDS, tiny_captioner
 from made_photos import encoded, photo
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
-from test_objects import network, tuned  # noqa: F401 (a fixture)
+from test_objects import network, reading_both, speaking  # noqa: F401 (a fixture)
 
 pytest.importorskip("onnxscript", reason="writing ONNX needs onnx and onnxscript")
 pytest.importorskip("onnxruntime", reason="the page is compared with onnxruntime under Python")
@@ -27,7 +27,6 @@ expect = pytest.importorskip("playwright.sync_api", reason="needs playwright to 
 from sca_caption import images, static_page  # noqa: E402
 from sca_caption.calibration import Calibration  # noqa: E402
 from sca_caption.checkpoint import Checkpoint  # noqa: E402
-from sca_caption.consensus import fitted  # noqa: E402
 from sca_caption.export import export  # noqa: E402
 from sca_caption.images import Transform  # noqa: E402
 from sca_caption.inference import Describer, stack  # noqa: E402
@@ -204,16 +203,11 @@ def test_objects_are_named_as_in_python(opened, site, tmp_path):
 
 
 def test_captions_are_ranked_by_what_the_classifier_saw(opened, network, tmp_path):  # noqa: F811
-    model, words = tuned(network), Vocabulary(["a", "dog", "cat", "on", "is", "in"])
-    torch.manual_seed(2)
-    model.embedding, model.word = torch.nn.Embedding(len(words), 8), torch.nn.Linear(8, len(words))
-    made = torch.Generator().manual_seed(0)
-    said = torch.randint(4, len(words), (40, 2, 5), generator=made).tolist()
-    features = torch.rand(40, 320 + 1280, generator=made)
-    consensus = fitted(features, said, len(words), rank=16, ridge=0.1, channels=(320, 1280))
+    words = Vocabulary(["a", "dog", "cat", "on", "is", "in"])
+    model, consensus = speaking(network, words), reading_both(words)
     consensus.widen.weight *= 100  # more than likelihood says
-    given = Checkpoint(model, words, Transform(64), objects=original(network.state_dict(), model.backbone))
-    given.consensus = consensus
+    objects = original(network.state_dict(), model.backbone)
+    given = Checkpoint(model, words, Transform(64), objects=objects, consensus=consensus)
     export(tmp_path / "site", given, dtypes=["float32"], runtime=RUNTIME)
     contents = pictures(8)
     wanted = [captions[0].text for captions in captions_of(Describer(given), contents)]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from made_photos import photo, record, write
 from test_efficientnet_lite import lite_weights
-from test_objects import network, tuned  # noqa: F401 (a fixture)
+from test_objects import network, speaking  # noqa: F401 (a fixture)
 from torch.testing import assert_close
 
 from sca_caption import checkpoint
@@ -264,9 +264,8 @@ def test_drawn_and_diverse_captions_stay_in_their_order(knowing, data):
 
 
 def test_it_reads_what_imagenets_network_saw(network, data, tmp_path):  # noqa: F811
-    model, words = tuned(network, 0), Vocabulary(["a", "red", "dog", "runs", "cat", "sits", "on", "men"])
-    torch.manual_seed(2)
-    model.embedding, model.word = torch.nn.Embedding(len(words), 8), torch.nn.Linear(8, len(words))
+    words = Vocabulary(["a", "red", "dog", "runs", "cat", "sits", "on", "men"])
+    model = speaking(network, words, 0)
     objects = original(lite_weights(), model.backbone, size=64)
     path = tmp_path / "best.pt"
     checkpoint.save(path, checkpoint.Checkpoint(model, words, Transform(64), objects=objects))

@@ -11,7 +11,7 @@ import torch
 from conftest import TINY, TINY_WORDS, tiny_captioner
 from made_photos import message, photo
 from test_efficientnet_lite import lite_weights
-from test_objects import network, tuned  # noqa: F401 (a fixture)
+from test_objects import network, reading_both, speaking, tuned  # noqa: F401 (a fixture)
 from torch.testing import assert_close
 
 pytest.importorskip("onnxscript", reason="writing ONNX needs onnx and onnxscript")
@@ -204,9 +204,8 @@ def test_int8_is_close_and_small(exported):
 
 @pytest.fixture(scope="module")
 def named(network):  # noqa: F811
-    model, words = tuned(network), Vocabulary(["a", "dog", "cat", "on", "is", "in"])
-    torch.manual_seed(2)
-    model.embedding, model.word = torch.nn.Embedding(len(words), 8), torch.nn.Linear(8, len(words))
+    words = Vocabulary(["a", "dog", "cat", "on", "is", "in"])
+    model = speaking(network, words)
     return Checkpoint(model, words, Transform(64), objects=original(network.state_dict(), model.backbone))
 
 
@@ -241,15 +240,10 @@ def test_objects_are_named_alike(named, tmp_path):
 
 
 def test_ranking_reads_what_the_classifier_saw(network, tmp_path):  # noqa: F811
-    model, words = tuned(network, 0), Vocabulary(["a", "dog", "cat", "on", "is", "in"])
-    torch.manual_seed(2)
-    model.embedding, model.word = torch.nn.Embedding(len(words), 8), torch.nn.Linear(8, len(words))
+    words = Vocabulary(["a", "dog", "cat", "on", "is", "in"])
+    model = speaking(network, words, 0)
     objects = original(lite_weights(), model.backbone, size=64)
-    made = torch.Generator().manual_seed(0)
-    captions = torch.randint(4, len(words), (40, 2, 5), generator=made).tolist()
-    features = torch.rand(40, 1600, generator=made)
-    consensus = fitted(features, captions, len(words), rank=16, ridge=0.1, channels=(320, 1280))
-    whole = Checkpoint(model, words, Transform(64), objects=objects, consensus=consensus)
+    whole = Checkpoint(model, words, Transform(64), objects=objects, consensus=reading_both(words))
     export(tmp_path / "model", whole, dtypes=["float32"])
     about = json.loads((tmp_path / "model" / "model.json").read_text())
     assert about["inputs"] == about["inputs"] | {"trunk": ["images", "seen"], "objects": ["images"]}

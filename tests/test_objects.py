@@ -11,6 +11,7 @@ from sca_caption.backbones import Backbone
 from sca_caption.captioner import SCACNN
 from sca_caption.checkpoint import Checkpoint
 from sca_caption.config import ModelConfig
+from sca_caption.consensus import Consensus, fitted
 from sca_caption.images import Transform
 from sca_caption.inference import Describer
 from sca_caption.naming import Limits
@@ -46,6 +47,22 @@ def tuned(network, first: int = TUNED, layers=LAYERS) -> SCACNN:
     model = SCACNN(CONFIG, 7).eval()
     model.backbone.load_state_dict(weights)
     return model
+
+
+def speaking(network, words: Vocabulary, first: int = TUNED) -> SCACNN:
+    """The same, with these words."""
+    model = tuned(network, first)
+    torch.manual_seed(2)
+    model.embedding, model.word = torch.nn.Embedding(len(words), 8), torch.nn.Linear(8, len(words))
+    return model
+
+
+def reading_both(words: Vocabulary) -> Consensus:
+    """Of made features: what ranks captions of `speaking` by its own maps and by what ImageNet's network saw."""
+    made = torch.Generator().manual_seed(0)
+    captions = torch.randint(4, len(words), (40, 2, 5), generator=made).tolist()
+    channels = (320, 1280)
+    return fitted(torch.rand(40, sum(channels), generator=made), captions, len(words), 16, 0.1, channels=channels)
 
 
 @torch.inference_mode()
