@@ -6,7 +6,7 @@ The folder is complete or it is not there. It holds
     step.onnx     once a word:    tokens, image, hidden, cell, map_0, ..., keys -> logits, hidden_after, cell_after,
                                   alpha_0, beta_0, alpha_1, ...
     objects.onnx  once an image:  images -> probabilities, seen (of models that name what ImageNet's classifier sees)
-    int8/         the same graphs with large weights in int8, if asked for
+    int8/         the same graphs with large weights in int8 and float16, if asked for
     model.json    the words, and how they are searched for
 
 B images, N captions in the making, S pixels a side, W words, d LSTM size, k attention width; attended layer i has C
@@ -145,7 +145,7 @@ def export(
             for name in graphs:
                 target = graph_path(folder, name, "int8")
                 target.parent.mkdir(exist_ok=True)
-                quantize(graph_path(folder, name, "float32"), target)
+                quantize(graph_path(folder, name, "float32"), target, robust=name == "objects")
         description = {
             "format_version": FORMAT_VERSION,
             "words": list(namer.vocabulary if namer else given.vocabulary),

@@ -1,8 +1,8 @@
-"""ONNX graphs with their large weights in int8, a quarter of the bytes.
+"""ONNX graphs whose large weights take a byte or two each, as in checkpoints of int8 (see `storage`).
 
-Weights are only kept in int8, with a scale for each output, and are float32 again once the graph is loaded. Products in
-int8 would be hardly faster here and change more captions; on processors without VNNI they overflow. Vectors, depthwise
-convolutions and what is small stay as they are.
+Matrices are int8, with a scale for each output, convolutions float16; of networks that bear it, 1x1 convolutions are
+int8 too. They are only kept so and are float32 again once the graph is loaded: products in int8 would be hardly faster
+here and change captions, and on processors without VNNI they overflow. Vectors and what is small stay as they are.
 """
 
 import tempfile
@@ -11,17 +11,20 @@ from pathlib import Path
 import numpy as np
 
 from sca_caption.errors import UserError
+from sca_caption.storage import LARGE
 
-LARGE = 4096  # elements from which on a weight is stored as int8
 # Which input of a node is its weight, and along which axis of it the outputs lie.
 PLACES = {"Conv": (1, 0), "MatMul": (1, 1), "Gather": (0, 0)}
 
 
-def quantize(source: Path, target: Path) -> None:
-    """Write the graph in `source` to `target`, with int8 in it. Raises UserError where a package is missing."""
+def quantize(source: Path, target: Path, robust: bool = False) -> None:
+    """Write the graph in `source` to `target`, with int8 in it. Raises UserError where a package is missing.
+
+    robust: 1x1 convolutions may be int8 as well.
+    """
     try:
         import onnx
-        from onnx import helper, numpy_helper
+        from onnx import TensorProto, helper, numpy_helper
         from onnxruntime.quantization import shape_inference
     except ImportError as error:
         raise UserError(
@@ -38,13 +41,18 @@ def quantize(source: Path, target: Path) -> None:
     for node in graph.node:
         place, axis = place_of(node)
         weight = weights.get(node.input[place]) if place is not None else None
-        if weight is None or np.prod(weight.dims) < LARGE or len(weight.dims) < 2 or weight.dims[1] == 1:
+        if weight is None or np.prod(weight.dims) < LARGE or len(weight.dims) < 2:
             continue
         name, values = weight.name, numpy_helper.to_array(weight)
+        graph.initializer.remove(weights.pop(name))
+        if node.op_type == "Conv" and not (robust and values[0, 0].size == 1 < values.shape[1]):
+            half = numpy_helper.from_array(values.astype(np.float16), f"{name}_half")
+            graph.initializer.append(half)
+            restored.append(helper.make_node("Cast", [half.name], [name], to=TensorProto.FLOAT))
+            continue
         scale = np.abs(values).max(tuple(i for i in range(values.ndim) if i != axis), keepdims=True) / 127
         scale[scale == 0] = 1
         parts = (f"{name}_quantized", f"{name}_scale")
-        graph.initializer.remove(weights.pop(name))
         for part, value in zip(parts, (np.rint(values / scale).astype(np.int8), scale.flatten()), strict=True):
             graph.initializer.append(numpy_helper.from_array(value, part))
         restored.append(helper.make_node("DequantizeLinear", parts, [name], name=f"{name}_restored", axis=axis))

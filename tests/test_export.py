@@ -191,12 +191,45 @@ def test_int8_is_close_and_small(exported):
     logits = [each.step(tokens, each.start(pixels(6)))[0] for each in (whole, small)]
     assert (logits[0] - logits[1]).abs().max() < 0.1 * logits[0].std()
     assert not torch.equal(*logits)
+    int8, float16 = onnx.TensorProto.INT8, onnx.TensorProto.FLOAT16
     for name in ("trunk", "step"):
-        files = [graph_path(exported, name, dtype) for dtype in ("float32", "int8")]
-        kept = {x.data_type for x in onnx.load(files[1]).graph.initializer if np.prod(x.dims) >= 64 * 64}
-        assert kept == {onnx.TensorProto.INT8}
-    trunks = [graph_path(exported, "trunk", dtype).stat().st_size for dtype in ("float32", "int8")]
-    assert trunks[1] < 0.4 * trunks[0]
+        kept = onnx.load(graph_path(exported, name, "int8")).graph.initializer
+        kept = [x for x in kept if len(x.dims) > 1 and np.prod(x.dims) >= 64]
+        assert {(len(x.dims), x.data_type) for x in kept} == {(2, int8), (4, float16)}
+        files = [graph_path(exported, name, dtype).stat().st_size for dtype in ("float32", "int8")]
+        assert files[1] < 0.6 * files[0]
+
+
+def test_1x1_convolutions_of_robust_graphs_are_int8(tmp_path, monkeypatch):
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    made = np.random.default_rng(0)
+    shapes = {"narrow": (8, 3, 3, 3), "deep": (8, 1, 3, 3), "wide": (8, 8, 1, 1)}  # the second is depthwise
+    weights = {name: made.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    nodes, before = [], "images"
+    for name in shapes:
+        pads, group = [0] * 4 if name == "wide" else [1] * 4, 8 if name == "deep" else 1
+        nodes.append(helper.make_node("Conv", [before, name], [f"after_{name}"], name=name, pads=pads, group=group))
+        before = f"after_{name}"
+    images, maps = (
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, (2, channels, 6, 6))
+        for name, channels in (("images", 3), (before, 8))
+    )
+    initial = [numpy_helper.from_array(value, name) for name, value in weights.items()]
+    model = helper.make_model(
+        helper.make_graph(nodes, "made", [images], [maps], initial), opset_imports=[helper.make_opsetid("", 18)]
+    )
+    whole, small = tmp_path / "whole.onnx", tmp_path / "small.onnx"
+    onnx.save(model, whole)
+    monkeypatch.setattr(onnx_int8, "LARGE", 64)
+    for robust, kind in ((False, TensorProto.FLOAT16), (True, TensorProto.INT8)):
+        onnx_int8.quantize(whole, small, robust)
+        kept = [x.data_type for x in onnx.load(small).graph.initializer if np.prod(x.dims) >= 64]
+        assert kept == [TensorProto.FLOAT16, TensorProto.FLOAT16, kind]
+        given = {"images": made.normal(size=(2, 3, 6, 6)).astype(np.float32)}
+        theirs, ours = (onnxruntime.InferenceSession(file).run(None, given)[0] for file in (whole, small))
+        assert np.abs(ours - theirs).max() < 0.03 * theirs.std()
 
 
 # ---- naming ----------------------------------------------------------------------------------------------------------
