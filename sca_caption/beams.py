@@ -1,7 +1,7 @@
 """The captions of a beam search, in tensors while they grow and as lists at the end.
 
-Shapes: n images, S sets of beams an image, B slots for live beams an image in all of them, K = beam_size, t words so far,
-T = max_length.
+Shapes: n images, S sets of beams an image, B slots for live beams an image in all of them, F ended captions that are kept,
+t words so far, T = max_length.
 """
 
 from dataclasses import dataclass
@@ -40,12 +40,12 @@ class Beams:
 
 @dataclass
 class Finished:
-    """The K best ended captions of each of S sets of each image, best first; their tokens are padded to T."""
+    """The F best ended captions of each of S sets of each image, best first; their tokens are padded to T."""
 
-    tokens: Tensor  # (n, S, K, T)
-    log_prob: Tensor  # (n, S, K)
-    length: Tensor  # (n, S, K) with the end word
-    score: Tensor  # (n, S, K); -inf in the slots that hold none
+    tokens: Tensor  # (n, S, F, T)
+    log_prob: Tensor  # (n, S, F)
+    length: Tensor  # (n, S, F) with the end word
+    score: Tensor  # (n, S, F); -inf in the slots that hold none
 
     @classmethod
     def none(cls, images: int, sets: int, size: int, max_length: int, device: torch.device) -> "Finished":
@@ -62,7 +62,7 @@ class Finished:
             getattr(self, name)[images] = getattr(other, name)
 
     def merge(self, tokens: Tensor, log_prob: Tensor, length_penalty: float) -> "Finished":
-        """The K best of these and of tokens (n, S, K', t), log_prob (n, S, K'); at equal scores the older."""
+        """The F best of these and of tokens (n, S, F', t), log_prob (n, S, F'); at equal scores the older."""
         size, max_length = self.tokens.shape[2:]
         words = tokens.shape[3]
         length = torch.full_like(log_prob, words + 1, dtype=torch.long)

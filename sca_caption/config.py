@@ -124,7 +124,7 @@ class TrainConfig(RunConfig):
     smallest_view: float = setting(0.7, "least share of the area that --augment keeps")
     lighting: float = setting(0.15, "most by which it changes brightness and contrast")
     validation_beam: int = setting(1, "beam size of the captions that validation scores")
-    validation_length_penalty: float = setting(0.7, "of that beam search, see caption.py")
+    validation_length_penalty: float = setting(0.6, "of that beam search, see caption.py")
 
     def __post_init__(self):
         super().__post_init__()

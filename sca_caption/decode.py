@@ -186,9 +186,9 @@ def beam_search(
 
     First come, first served (Kasai et al., arXiv 2204.05424): at every step the K best continuations of an
     image's live beams are looked at; those that end the caption are kept as finished, and K that do not end
-    go on, so the beam stays full. The image is done when K captions have finished, or when no live beam can
-    still enter the `num_captions` best (`early_exit`: the same result, sooner; see `out_of_reach`), and then
-    leaves the batch. With one beam this is greedy search.
+    go on, so the beam stays full. The image is done when K captions have finished, or `num_captions` where that is
+    more, or when no live beam can still enter the `num_captions` best (`early_exit`: the same result, sooner; see
+    `out_of_reach`), and then leaves the batch. With one beam and one caption this is greedy search.
 
     Captions obey `rules` (see `Rules`), and with block_ngrams = n > 0 no n words in a row twice, and none right after
     itself; a word of `joining` ("and") never stands between a word and itself ("white and white"). Finished captions come
@@ -206,7 +206,7 @@ def beam_search(
     image is done when every group is, and no caption comes twice, so that there may be fewer.
     """
     check(beam_size=beam_size, num_captions=num_captions)
-    if num_captions > beam_size:
+    if diverse_groups > 1 and num_captions > beam_size:
         raise ValueError(f"num_captions={num_captions} is more than beam_size={beam_size}; raise beam_size")
     if diverse_groups < 1 or beam_size % diverse_groups:
         raise ValueError(f"diverse_groups={diverse_groups} does not divide beam_size={beam_size}")
@@ -256,8 +256,9 @@ def search_in_sets(
     live = Beams(torch.empty(images, sets, 0, dtype=torch.long, device=device), start)
     if sets > 1:
         state = state.select(active.repeat_interleave(sets))
-    finished = Finished.none(images, sets, beam_size, max_length, device)
-    results, unfinished = Finished.none(images, sets, beam_size, max_length, device), [None] * images
+    kept = beam_size if diverse else max(beam_size, num_captions)
+    finished = Finished.none(images, sets, kept, max_length, device)
+    results, unfinished = Finished.none(images, sets, kept, max_length, device), [None] * images
     last = torch.full((images * sets,), BOS, device=device)
 
     for length in range(1, max_length + 1):
@@ -281,11 +282,11 @@ def search_in_sets(
             total[..., :beam_size].masked_fill(~ends[..., :beam_size], -torch.inf),
             length_penalty,
         )
-        kept = (
+        going_on = (
             rank.masked_fill(ends, -torch.inf).topk(min(beam_size, total.shape[2])).indices
         )  # (n, S, B / S)
-        onward = total.masked_fill(ends, -torch.inf).gather(2, kept)
-        parent, word = parent.gather(2, kept).flatten(1), word.gather(2, kept).flatten(1)  # (n, B)
+        onward = total.masked_fill(ends, -torch.inf).gather(2, going_on)
+        parent, word = parent.gather(2, going_on).flatten(1), word.gather(2, going_on).flatten(1)  # (n, B)
         before = live
         live = Beams(torch.cat([rows_of(live.tokens, parent), word[:, :, None]], 2), onward.flatten(1))
 

@@ -5,22 +5,23 @@ from dataclasses import dataclass
 from sca_caption.config import require, setting
 
 BATCH_SIZE = 16  # images searched at once
+RANKED = 2  # captions a beam that a search finds where they are ranked by consensus: later ones are often better
 
 
 @dataclass(frozen=True)
 class SearchConfig:
     """Search for captions. Raises UserError when a value makes no sense."""
 
-    beam_size: int = setting(5, "captions that grow side by side; 1: greedy, the fastest")
+    beam_size: int = setting(7, "captions that grow side by side; 1: greedy, the fastest")
     num_captions: int = setting(1, "captions an image, best first; at most the beam size")
     min_length: int = setting(1, "fewest words in a caption")
     max_length: int = setting(20, "most words in a caption")
     length_penalty: float = setting(
-        0.7, "rank by log-probability / length^X; 0: as it is; more favours longer captions"
+        0.6, "rank by log-probability / length^X; 0: as it is; more favours longer captions"
     )
     block_ngrams: int = setting(2, "never say the same N words in a row twice, nor 'W W' or 'W and W'; 0: off")
     sound_endings: bool = setting(True, "never end in 'a', 'with', 'and', ...")
-    consensus: float = setting(3.5, "nats added to captions of the words that people would use; 0: off")
+    consensus: float = setting(5.5, "nats added to captions of the words that people would use; 0: off")
     diverse_groups: int = setting(1, "groups of beams that differ")
     diversity: float = setting(0.5, "nats off a word for each beam of groups before that says it")
 

@@ -115,8 +115,8 @@ def test_arrays_that_are_no_images_are_refused(captioner, values, found):
 def test_mistakes_are_said_as_on_the_command_line(captioner, photograph, tmp_path):
     with pytest.raises(UserError, match="no such file"):
         Captioner.load(tmp_path / "none.pt")
-    with pytest.raises(UserError, match="at most --beam-size 5"):
-        captioner.captions(photograph, num_captions=6)
+    with pytest.raises(UserError, match="at most --beam-size 7"):
+        captioner.captions(photograph, num_captions=8)
     with pytest.raises(TypeError, match="beam"):
         captioner.caption(photograph, beam=6)
 

@@ -21,6 +21,7 @@ from sca_caption.images import Transform, fit
 from sca_caption.naming import Namer
 from sca_caption.nouns import Noun
 from sca_caption.onnx_captioner import naming_of
+from sca_caption.search import RANKED
 from sca_caption.vocab import CLITICS, Vocabulary
 
 pytestmark = needs_node
@@ -36,6 +37,8 @@ CASES = {
     "as it comes": {},
     "greedy": {"beam_size": 1, "num_captions": 1},
     "two best of three": {"beam_size": 3, "num_captions": 2},
+    "seven of three beams": {"beam_size": 3, "num_captions": 7},
+    "a mention in six of two": {"mentions": [[5]], "beam_size": 2, "num_captions": 6},
     "long": {"min_length": 4, "length_penalty": 2.0},
     "short": {"length_penalty": -1.0},
     "by probability": {"length_penalty": 0.0, "block_ngrams": 0},
@@ -211,7 +214,7 @@ def test_nouns_that_a_caption_leaves_out(weight, tmp_path):
         state = NotedState(state, torch.empty(1, 0, dtype=torch.long))
         expected_words = torch.rand(1, len(VOCABULARY), generator=made)
         ranking = Ranking(expected_words, idf, weight) if weight else None
-        searching = settings | ({"num_captions": settings["beam_size"]} if weight else {})
+        searching = settings | ({"num_captions": RANKED * settings["beam_size"]} if weight else {})
         found = decode.beam_search(Noted(speaking, table, len(VOCABULARY)), state, **searching)
         found = ranking.of_all(found, [[]]) if ranking else found
         namer.model = Noted(speaking, table)

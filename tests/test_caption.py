@@ -196,7 +196,7 @@ def test_only_bad_files(run, tmp_path):
     [
         ([], "no image given; try "),
         (["{empty}"], "{empty}: a folder without images; "),
-        (["{photo}", "--num-captions", "6"], "--num-captions 6: must be at most --beam-size 5; "),
+        (["{photo}", "--num-captions", "8"], "--num-captions 8: must be at most --beam-size 7; "),
         (["{photo}", "--beam-size", "two"], "argument --beam-size: invalid int value: 'two'; see "),
         (["{photo}", "--beams", "2"], "unrecognized arguments: --beams 2; see "),
         (["{photo}", "--batch-size", "0"], "--batch-size 0: must be at least 1"),

@@ -12,7 +12,7 @@ from test_efficientnet_lite import lite_weights
 from test_objects import network, speaking  # noqa: F401 (a fixture)
 from torch.testing import assert_close
 
-from sca_caption import checkpoint
+from sca_caption import checkpoint, decode
 from sca_caption.beams import Hypothesis
 from sca_caption.calibrate import main as calibrate
 from sca_caption.calibration import Calibration, fit
@@ -231,20 +231,24 @@ def test_it_is_kept_in_a_checkpoint(knowing, dtype, tmp_path):
 def test_it_ranks_what_a_search_finds(knowing, data):
     rows = data.indices("val").tolist()
     batch = stack([data.image(row) for row in rows])
-    every = SearchConfig(num_captions=5, consensus=0)
-    plain = Describer(knowing, search=every).caption_batch(batch)
-    heavy = Describer(knowing, search=dataclasses.replace(every, consensus=50.0)).caption_batch(batch)
-    for ours, theirs in zip(heavy, plain, strict=True):
-        assert {each.text for each in ours} == {each.text for each in theirs}
-        assert [each.score for each in theirs] == sorted((each.score for each in theirs), reverse=True)
-        assert [each.score for each in ours] == sorted((each.score for each in ours), reverse=True)
-        likelihood = {each.text: each.score for each in theirs}
+    describer = Describer(knowing, search=SearchConfig(beam_size=3, num_captions=3, consensus=50.0))
+    encoded, seen = describer.encode(batch)
+    plain = decode.beam_search(describer.model, describer.model.start(encoded), **describer.settings)
+    assert {len(theirs) for theirs in plain} == {6}  # more than there are beams
+    ranking = describer.ranking(describer.expected(encoded[0], seen))
+    heavy = describer.caption_batch(batch)
+    for image, (ours, theirs) in enumerate(zip(heavy, plain, strict=True)):
+        likelihood = {tuple(each.tokens): each.score for each in theirs}
         for each in ours:
-            assert each.score == pytest.approx(likelihood[each.text] + 50 * each.consensus, abs=1e-4)
-    assert [each[0].text for each in heavy] != [each[0].text for each in plain]
-    first = Describer(knowing, search=SearchConfig(consensus=50.0)).caption_batch(batch)
+            assert each.score == pytest.approx(likelihood[each.tokens] + 50 * each.consensus, abs=1e-4)
+        scores = sorted((each.score for each in ranking(image, theirs)), reverse=True)
+        assert [each.score for each in ours] == pytest.approx(scores[:3], abs=1e-4)
+    assert any(ours[0].tokens not in [tuple(each.tokens) for each in theirs[:3]]
+               for ours, theirs in zip(heavy, plain, strict=True))  # fmt: skip
+    one = SearchConfig(beam_size=3, consensus=50.0)
+    first = Describer(knowing, search=one).caption_batch(batch)
     assert [[each.text for each in captions] for captions in first] == [[each[0].text] for each in heavy]
-    (alone,) = Describer(knowing, search=SearchConfig(consensus=50.0)).caption_batch(batch[3:4])
+    (alone,) = Describer(knowing, search=one).caption_batch(batch[3:4])
     assert alone[0].text == first[3][0].text and alone[0].score == pytest.approx(first[3][0].score, abs=1e-4)
 
 

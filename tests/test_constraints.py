@@ -68,7 +68,7 @@ def slow_search(model, image, groups, beam_size, max_length, length_penalty, num
     found = []
     for group in range(everything + 1):
         finished[group].sort(key=lambda item: -item[0])
-        found += [(group, Hypothesis(t, p, s, True)) for s, p, t in finished[group][:beam_size]]
+        found += [(group, Hypothesis(t, p, s, True)) for s, p, t in finished[group][: max(beam_size, num_captions)]]
         unended = [(t, p, p / len(t) ** length_penalty) for t, p in live.get(group, [])]
         found += [(group, Hypothesis(*each, False)) for each in unended]
     found.sort(key=lambda item: (-item[0].bit_count(), not item[1].finished, -item[1].score))
@@ -89,14 +89,14 @@ MIXED = [
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
-@pytest.mark.parametrize("beam_size", [1, 3])
-def test_a_narrow_beam_follows_the_rule_for_each_image(seed, length_penalty, beam_size):
+@pytest.mark.parametrize("beam_size, num_captions", [(1, 1), (3, 3), (2, 5)])
+def test_a_narrow_beam_follows_the_rule_for_each_image(seed, length_penalty, beam_size, num_captions):
     model, images = ToyRNN(seed, vocabulary=12, end_bias=seed - 1.0), made_images(8, seed)
     options = {
         "beam_size": beam_size,
         "max_length": 7,
         "length_penalty": length_penalty,
-        "num_captions": beam_size,
+        "num_captions": num_captions,
     }
     found = beam_search(model, model.start(images), mentions=MIXED, **options)
     for image, groups, hypotheses in zip(images, MIXED, found, strict=True):

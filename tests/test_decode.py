@@ -71,7 +71,7 @@ def slow_beam_search(model, image, beam_size, max_length, length_penalty, block_
             if tokens[-1] == EOS:
                 finished.append((log_prob / length**length_penalty, log_prob, tokens[:-1]))
         live = [option for option in options if option[0][-1] != EOS][:beam_size]
-        if len(finished) >= beam_size or not live:
+        if len(finished) >= max(beam_size, num_captions) or not live:
             break
     finished.sort(key=lambda item: -item[0])
     result = [Hypothesis(tokens, log_prob, score, True) for score, log_prob, tokens in finished]
@@ -82,15 +82,17 @@ def slow_beam_search(model, image, beam_size, max_length, length_penalty, block_
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0])
 @pytest.mark.parametrize("block_ngrams", [0, 2])
-@pytest.mark.parametrize("beam_size", [2, 5])
-def test_a_narrow_beam_follows_the_rule_for_each_image(seed, length_penalty, block_ngrams, beam_size):
+@pytest.mark.parametrize("beam_size, num_captions", [(2, 2), (5, 5), (1, 4), (3, 7)])
+def test_a_narrow_beam_follows_the_rule_for_each_image(
+    seed, length_penalty, block_ngrams, beam_size, num_captions
+):
     model, images = ToyRNN(seed, vocabulary=12, end_bias=seed - 2.0), made_images(7, seed)
     options = {
         "beam_size": beam_size,
         "max_length": 8,
         "length_penalty": length_penalty,
         "block_ngrams": block_ngrams,
-        "num_captions": beam_size,
+        "num_captions": num_captions,
     }
     for image, found in zip(images, beam_search(model, model.start(images), **options), strict=True):
         same(found, slow_beam_search(model, image, **options))
@@ -312,7 +314,8 @@ def test_an_empty_batch_has_no_captions():
 
 
 @pytest.mark.parametrize(
-    "options", [{"beam_size": 0}, {"max_length": 0}, {"num_captions": 0}, {"beam_size": 2, "num_captions": 3}]
+    "options",
+    [{"beam_size": 0}, {"max_length": 0}, {"num_captions": 0}, {"beam_size": 2, "diverse_groups": 2, "num_captions": 3}],
 )
 def test_sizes_that_make_no_sense_are_refused(options):
     model = ToyRNN()

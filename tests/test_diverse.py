@@ -76,7 +76,7 @@ def test_one_group_is_beam_search():
 
 def test_groups_that_make_no_sense_are_refused():
     model = ToyRNN()
-    with pytest.raises(ValueError, match="diverse_groups=2 does not divide beam_size=5"):
+    with pytest.raises(ValueError, match="diverse_groups=2 does not divide beam_size=7"):
         beam_search(model, model.start(made_images(1)), diverse_groups=2)
 
 

@@ -196,7 +196,7 @@ def test_an_interrupted_run_leaves_results_as_they_were_and_can_go_on(run, photo
     )
     status, out, err = run(*photos, "--output", output, "--resume", "--beam-size", 2)
     assert (status, out) == (2, "")
-    assert err.endswith("was made with --beam-size 5, now it is 2; give what it was made with, or delete it to "
+    assert err.endswith("was made with --beam-size 7, now it is 2; give what it was made with, or delete it to "
                         "start anew\n")  # fmt: skip
     assert output.read_text() == "of an earlier run"
 

@@ -212,7 +212,7 @@ def test_an_upload_that_stops_is_given_up(describer):
 @pytest.mark.parametrize(
     ("fields", "error"),
     [
-        ({"num_captions": 6}, "--num-captions 6: must be at most --beam-size 5; ask for fewer captions"),
+        ({"num_captions": 8}, "--num-captions 8: must be at most --beam-size 7; ask for fewer captions"),
         ({"beam_size": "two"}, "--beam-size 'two': must be a whole number"),
         ({"beam_size": 0}, "--beam-size 0: must be at least 1"),
         ({"beam_size": 21}, "--beam-size 21: must be at most 20 here"),

@@ -1,5 +1,7 @@
 // Ranking by expected consensus: sca_caption/consensus.py in JavaScript.
 
+export const RANKED = 2; // captions a beam that a search finds to rank them, as in search.py
+
 /**
  * Ranks the captions of an image by score + weight * consensus. expected: from the trunk; idf: of model.json, or null
  * where the model knows nothing of it: then captions stay as they are.
@@ -7,6 +9,11 @@
 export class Ranking {
   constructor(expected, idf, weight) {
     Object.assign(this, { expected, idf, weight });
+  }
+
+  /** Whether the order may be another than the search's. */
+  get chooses() {
+    return this.idf !== null && this.weight > 0;
   }
 
   /** Best first; finished captions and those with most of the `mentions` (groups of ids) stay ahead. */

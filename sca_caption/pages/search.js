@@ -25,6 +25,7 @@ const NEVER = [PAD, BOS, UNK];
 export async function beamSearch(model, state, settings, mentions = []) {
   const { beam_size: beamSize, max_length: maxLength, length_penalty: penalty } = settings;
   const count = settings.num_captions ?? 1;
+  const kept = Math.max(beamSize, count);
   const bits = bitsOf(mentions);
   const sets = 1 << mentions.length;
   const finished = Array.from({ length: sets }, () => []);
@@ -47,7 +48,7 @@ export async function beamSearch(model, state, settings, mentions = []) {
     live = before.map((own, set) => {
       const best = bestOf(own, moves.filter(({ into }) => into === set), looked);
       const ended = best.slice(0, beamSize).filter(({ word }) => word === EOS);
-      keepBest(finished[set], ended.map(({ beam, total }) => caption(beam.tokens, total, true, penalty)), beamSize);
+      keepBest(finished[set], ended.map(({ beam, total }) => caption(beam.tokens, total, true, penalty)), kept);
       const onward = best.filter(({ word }) => word !== EOS).slice(0, slots);
       return onward.map(({ beam, word, total }) => {
         return { tokens: [...beam.tokens, word], logProb: total, parent: beam.row };
@@ -62,7 +63,7 @@ export async function beamSearch(model, state, settings, mentions = []) {
     if (length === maxLength) return ranked(finished, dead ? before : live, penalty, count);
     const nothing = finished.every((set) => !set.length);
     const reach = Math.fround(likeliest / Math.fround(Math.max((length + 1) ** penalty, maxLength ** penalty)));
-    const enough = sets === 1 && finished[0].length === beamSize;
+    const enough = sets === 1 && finished[0].length === kept;
     if (dead || enough || reach <= (finished[sets - 1][count - 1]?.score ?? -Infinity)) {
       return ranked(finished, dead && nothing ? before : [], penalty, count);
     }
