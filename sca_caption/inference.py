@@ -30,7 +30,7 @@ from sca_caption.images import Transform
 from sca_caption.messages import warn
 from sca_caption.naming import Namer
 from sca_caption.sampling import draw
-from sca_caption.search import BATCH_SIZE, RANKED, SamplingConfig, SearchConfig
+from sca_caption.search import BATCH_SIZE, SamplingConfig, SearchConfig
 from sca_caption.vocab import Vocabulary
 
 READERS = 2  # threads that decode images; Pillow leaves the interpreter free meanwhile
@@ -140,7 +140,7 @@ class Describer:
         self.search, self.mentions = search, word_groups(mentions, self.vocabulary)
         self.settings = self._settings_of(search)
         if self.ranks:
-            self.settings["num_captions"] = RANKED * search.beam_size
+            self.settings["num_captions"] = search.ranked
 
     def _settings_of(self, search: SearchConfig) -> dict[str, Any]:
         return settings_of(search, self.vocabulary)

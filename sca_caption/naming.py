@@ -40,8 +40,8 @@ class Limits:
     """
 
     threshold: float = 0.2  # probability from which on a noun is tried
-    room: float = 0.6  # it may lower the caption's score by room + room_if_sure * probability
-    room_if_sure: float = 1.6
+    room: float = 0.8  # it may lower the caption's score by room + room_if_sure * probability
+    room_if_sure: float = 2.2
     share: float = 0.5  # of a general noun's probability that a special one needs to be said in its place
     absent: float = 0.1  # probability below which other nouns of the kind are not said
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from sca_caption.config import require, setting
 
 BATCH_SIZE = 16  # images searched at once
-RANKED = 2  # captions a beam that a search finds where they are ranked by consensus: later ones are often better
 
 
 @dataclass(frozen=True)
@@ -24,6 +23,11 @@ class SearchConfig:
     consensus: float = setting(5.5, "nats added to captions of the words that people would use; 0: off")
     diverse_groups: int = setting(1, "groups of beams that differ")
     diversity: float = setting(0.5, "nats off a word for each beam of groups before that says it")
+
+    @property
+    def ranked(self) -> int:
+        """Captions that a search finds where consensus ranks them: the later ones are often better. Greedy search has one."""
+        return 2 * self.beam_size if self.beam_size > 1 else 1
 
     def __post_init__(self):
         for name in ("beam_size", "num_captions", "min_length", "max_length"):

@@ -21,7 +21,7 @@ from sca_caption.images import Transform, fit
 from sca_caption.naming import Namer
 from sca_caption.nouns import Noun
 from sca_caption.onnx_captioner import naming_of
-from sca_caption.search import RANKED
+from sca_caption.search import SearchConfig
 from sca_caption.vocab import CLITICS, Vocabulary
 
 pytestmark = needs_node
@@ -214,7 +214,7 @@ def test_nouns_that_a_caption_leaves_out(weight, tmp_path):
         state = NotedState(state, torch.empty(1, 0, dtype=torch.long))
         expected_words = torch.rand(1, len(VOCABULARY), generator=made)
         ranking = Ranking(expected_words, idf, weight) if weight else None
-        searching = settings | ({"num_captions": RANKED * settings["beam_size"]} if weight else {})
+        searching = settings | ({"num_captions": SearchConfig(settings["beam_size"]).ranked} if weight else {})
         found = decode.beam_search(Noted(speaking, table, len(VOCABULARY)), state, **searching)
         found = ranking.of_all(found, [[]]) if ranking else found
         namer.model = Noted(speaking, table)

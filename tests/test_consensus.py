@@ -245,6 +245,7 @@ def test_it_ranks_what_a_search_finds(knowing, data):
         assert [each.score for each in ours] == pytest.approx(scores[:3], abs=1e-4)
     assert any(ours[0].tokens not in [tuple(each.tokens) for each in theirs[:3]]
                for ours, theirs in zip(heavy, plain, strict=True))  # fmt: skip
+    assert Describer(knowing, search=SearchConfig(beam_size=1)).settings["num_captions"] == 1  # greedy, as it was
     one = SearchConfig(beam_size=3, consensus=50.0)
     first = Describer(knowing, search=one).caption_batch(batch)
     assert [[each.text for each in captions] for captions in first] == [[each[0].text] for each in heavy]

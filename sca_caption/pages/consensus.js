@@ -1,6 +1,7 @@
 // Ranking by expected consensus: sca_caption/consensus.py in JavaScript.
 
-export const RANKED = 2; // captions a beam that a search finds to rank them, as in search.py
+/** How many captions a search finds to rank them: SearchConfig.ranked in search.py. */
+export const ranked = (beamSize) => (beamSize > 1 ? 2 * beamSize : 1);
 
 /**
  * Ranks the captions of an image by score + weight * consensus. expected: from the trunk; idf: of model.json, or null

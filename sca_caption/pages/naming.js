@@ -1,7 +1,7 @@
 // What a search found, in words: nouns that the pictures hold put into captions (sca_caption/naming.py), words joined
 // (vocab.py), and the probability that a caption is good (calibration.py). Fields are those of model.json.
 
-import { RANKED, Ranking } from "./consensus.js";
+import { Ranking, ranked } from "./consensus.js";
 import { BOS, EOS, PAD, beamSearch } from "./search.js";
 
 const CLITICS = new Set(["'s", "'re", "'ll", "'ve", "'m", "'d", "n't"]); // written onto the word before them
@@ -124,7 +124,7 @@ export async function improved(described, model, found, state, probabilities, ra
 /** The captions of an image, best first, as Python's Describer finds them: see `beamSearch`. expected: from the trunk. */
 export async function captionsOf(described, model, state, probabilities, expected, settings) {
   const ranking = new Ranking(expected, described.consensus?.idf ?? null, settings.consensus);
-  const all = { ...settings, num_captions: ranking.chooses ? RANKED * settings.beam_size : settings.num_captions };
+  const all = { ...settings, num_captions: ranking.chooses ? ranked(settings.beam_size) : settings.num_captions };
   let found = ranking.rank(await beamSearch(plain(model, described.known), state, all));
   if (described.naming && probabilities) {
     found = await improved(described, model, found, state, probabilities, ranking, all);
