@@ -3,21 +3,21 @@
 >>> from sca_caption import Captioner
 >>> captioner = Captioner.load()
 >>> captioner.caption("docs/grace_hopper.jpg")
-'a man in a black shirt is wearing a white helmet'
+'a man in a white shirt is wearing a black hat'
 
 An image is a path, a file's bytes, a PIL image, an array or a tensor; several are captioned together, which is faster:
 
 >>> from PIL import Image
 >>> with Image.open("docs/grace_hopper.jpg") as photograph:
 ...     captioner.caption([photograph, photograph.convert("L")])
-['a man in a black shirt is wearing a white helmet', 'a man in a black shirt is wearing a helmet']
+['a man in a white shirt is wearing a black hat', 'a man in a black shirt is wearing a helmet']
 
 The keywords are the command line's flags of the search:
 
 >>> for caption in captioner.captions("docs/grace_hopper.jpg", num_captions=2, mention=["hat"]):
 ...     print(f"{caption.confidence:.2f} {caption.text}")
-0.41 a man in a black shirt is wearing a white hat
-0.41 a man in a black shirt is wearing a red hat
+0.41 a man in a white shirt is wearing a black hat
+0.37 a man in a suit is wearing a black hat
 
 What a user can get wrong raises `UserError`, in the words of the command line:
 

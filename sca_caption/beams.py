@@ -1,7 +1,7 @@
 """The captions of a beam search, in tensors while they grow and as lists at the end.
 
-Shapes: n images, S sets of beams an image, B slots for live beams an image in all of them, F ended captions that are kept,
-t words so far, T = max_length.
+Shapes: n images, S sets of beams an image, B slots for live beams an image in all of them, F ended captions that are
+kept, t words so far, T = max_length.
 """
 
 from dataclasses import dataclass

@@ -26,7 +26,7 @@ class SearchConfig:
 
     @property
     def ranked(self) -> int:
-        """Captions that a search finds where consensus ranks them: the later ones are often better. Greedy search has one."""
+        """Captions that a search finds where consensus ranks them, the later ones often better; 1 of greedy search."""
         return 2 * self.beam_size if self.beam_size > 1 else 1
 
     def __post_init__(self):

@@ -246,7 +246,7 @@ def test_settings_caption_again(url, describer, photos):
         page.set_input_files("#file", photos[3])
         wait_for(page, caption_of(describer, photos[3]))
         page.click("#settings summary")
-        assert page.input_value("[name=beam_size]") == "5" and page.input_value("[name=num_captions]") == "3"
+        assert page.input_value("[name=beam_size]") == "7" and page.input_value("[name=num_captions]") == "3"
         page.fill("[name=mention]", "water")
         page.press("[name=mention]", "Tab")
         page.wait_for_selector('#photo[alt*="water"]')
