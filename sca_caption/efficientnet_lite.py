@@ -129,9 +129,9 @@ def recognised(weights: dict[str, Tensor]) -> str | None:
     """Of which of SIZES a state dict is, in the layout of the package efficientnet_lite_pytorch; None: of none."""
     if not {"_conv_stem.weight", "_conv_head.weight", "_fc.weight"} <= set(weights):
         return None
-    top = weights["_conv_head.weight"].shape[1]
+    blocks, top = _blocks(weights), weights["_conv_head.weight"].shape[1]
     for name, (width, depth, _) in SIZES.items():
-        if (_blocks(weights), top) == (sum(depths(depth)), rounded(STAGES[-1][2] * width)):
+        if (blocks, top) == (sum(depths(depth)), rounded(STAGES[-1][2] * width)):
             return name
     return None
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from sca_caption.errors import UserError
-from sca_caption.storage import LARGE
+from sca_caption.storage import LARGE, is_matrix
 
 # Which input of a node is its weight, and along which axis of it the outputs lie.
 PLACES = {"Conv": (1, 0), "MatMul": (1, 1), "Gather": (0, 0)}
@@ -45,7 +45,7 @@ def quantize(source: Path, target: Path, robust: bool = False) -> None:
             continue
         name, values = weight.name, numpy_helper.to_array(weight)
         graph.initializer.remove(weights.pop(name))
-        if node.op_type == "Conv" and not (robust and values[0, 0].size == 1 < values.shape[1]):
+        if not is_matrix(values.shape, robust):
             half = numpy_helper.from_array(values.astype(np.float16), f"{name}_half")
             graph.initializer.append(half)
             restored.append(helper.make_node("Cast", [half.name], [name], to=TensorProto.FLOAT))

@@ -27,7 +27,7 @@ def stored(tensors: dict[str, Tensor], dtype: str, robust: Sequence[str] = ()) -
     for name, value in tensors.items():
         if not value.is_floating_point():
             found[name] = value
-        elif dtype == "int8" and value.numel() >= LARGE and is_matrix(value, name.startswith(tuple(robust))):
+        elif dtype == "int8" and value.numel() >= LARGE and is_matrix(value.shape, name.startswith(tuple(robust))):
             rows = value.float().flatten(1)
             scale = rows.abs().amax(1, keepdim=True) / 127  # (rows, 1)
             whole = (rows / scale.where(scale > 0, 1)).round().to(torch.int8)
@@ -37,8 +37,9 @@ def stored(tensors: dict[str, Tensor], dtype: str, robust: Sequence[str] = ()) -
     return found
 
 
-def is_matrix(value: Tensor, robust: bool) -> bool:
-    return value.dim() == 2 or (robust and value.dim() == 4 and value.shape[2:] == (1, 1))
+def is_matrix(shape: Sequence[int], robust: bool) -> bool:
+    """Whether a tensor of that shape is kept as int8. robust: 1x1 convolutions, (C', C, 1, 1), are matrices too."""
+    return len(shape) == 2 or (robust and len(shape) == 4 and tuple(shape[2:]) == (1, 1))
 
 
 def restored(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
