@@ -72,7 +72,8 @@ class Captioner:
         """The model that ships, or one of train.py, or several, which then speak as one.
 
         device: "cpu", "cuda", "cuda:1", ... or "auto", the first GPU if there is one. batch_size: images at once.
-        objects: whether a model that can puts nouns that ImageNet's classifier is sure of into its captions.
+        objects: whether a model that can puts nouns that ImageNet's classifier is sure of into its captions, and leaves
+        people and dogs out that are hardly there.
         """
         several = [Path(checkpoint)] if isinstance(checkpoint, str | os.PathLike) else checkpoint
         return cls(Describer(several, device=device, batch_size=batch_size, objects=objects))

@@ -6,6 +6,7 @@ The format holds tensors and text, never code, so loading one from a stranger ex
     format_version, task ("caption" where it is missing), config, words (a captioner's), transform, metrics,
     training (only in last.pt: where to resume), objects (a captioner's that names what ImageNet's classifier sees),
     consensus (a captioner's that knows what people agree on)
+    subjects (a captioner's that knows whether people and dogs are in an image)
 """
 
 import dataclasses
@@ -31,12 +32,13 @@ from sca_caption.consensus import Consensus
 from sca_caption.errors import UserError, program
 from sca_caption.images import Transform
 from sca_caption.objects import Objects, original
+from sca_caption.subjects import Subjects
 from sca_caption.vocab import SPECIALS, Vocabulary
 
 FORMAT_VERSION = 1
 INT8_VERSION = 2  # of files with int8 weights, which programs that know version 1 alone would misread
 SHIPPED = Path(__file__).with_name("weights") / "captioner.safetensors"
-_MODEL, _EXTRA, _OBJECTS, _CONSENSUS = "model.", "extra.", "objects.", "consensus."
+_MODEL, _EXTRA, _OBJECTS, _CONSENSUS, _SUBJECTS = "model.", "extra.", "objects.", "consensus.", "subjects."
 _OTHER_TASK = {
     "caption": "is a classifier, not a captioner; use it with python -m sca_caption.classify, or --task classify",
     "classify": "is a captioner, not a classifier; use it with caption.py, or without --task classify",
@@ -55,6 +57,7 @@ class Checkpoint:
     extra: dict[str, Tensor] = field(default_factory=dict)  # the optimizer's tensors
     objects: Objects | None = None  # what names objects that the captioner has no words for, see `naming`
     consensus: Consensus | None = None  # what ranks its captions by expected agreement
+    subjects: Subjects | None = None  # what its captions keep silent about
 
     @property
     def config(self) -> ModelConfig | ClassifierConfig:
@@ -78,6 +81,8 @@ def save(path: str | Path, checkpoint: Checkpoint, dtype: str = "float32") -> No
         tensors |= {_OBJECTS + k: v for k, v in checkpoint.objects.state_dict().items()}
     if checkpoint.consensus is not None:
         tensors |= {_CONSENSUS + k: v for k, v in checkpoint.consensus.state_dict().items()}
+    if checkpoint.subjects is not None:
+        tensors |= {_SUBJECTS + k: v for k, v in checkpoint.subjects.state_dict().items()}
     tensors = storage.stored(tensors, dtype, robust=[_OBJECTS])
     tensors |= {_EXTRA + k: v for k, v in checkpoint.extra.items()}
     text = {
@@ -90,6 +95,7 @@ def save(path: str | Path, checkpoint: Checkpoint, dtype: str = "float32") -> No
         "training": checkpoint.training,
         "objects": _described(checkpoint.objects, "first", "network"),
         "consensus": _described(checkpoint.consensus, "rank", "channels"),
+        "subjects": _described(checkpoint.subjects, "channels", "names"),
     }
     metadata = {"sca_caption": json.dumps(text, ensure_ascii=False)}
     with replacing(path, make_folder=True) as temporary:
@@ -151,7 +157,7 @@ def load(path: str | Path | None = None, task: str = "caption") -> Checkpoint:
         if getattr(model.config, "tie_embeddings", False):
             weights["word.weight"] = weights["embedding.weight"]
         model.load_state_dict(weights)
-        objects, consensus = _objects_of(text, tensors), _consensus_of(text, tensors)
+        objects, consensus, subjects = (of(text, tensors) for of in (_objects_of, _consensus_of, _subjects_of))
     except (RuntimeError, KeyError) as error:
         first = " ".join(str(error).split())[:200]
         raise UserError(
@@ -159,10 +165,12 @@ def load(path: str | Path | None = None, task: str = "caption") -> Checkpoint:
         ) from error
     extra = {k.removeprefix(_EXTRA): v for k, v in tensors.items() if k.startswith(_EXTRA)}
     transform = Transform.from_dict(text["transform"])
-    return Checkpoint(model.eval(), vocabulary, transform, text["metrics"], text["training"], extra, objects, consensus)
+    return Checkpoint(
+        model.eval(), vocabulary, transform, text["metrics"], text["training"], extra, objects, consensus, subjects
+    )
 
 
-def _described(part: Objects | Consensus | None, *names: str) -> dict | None:
+def _described(part: Objects | Consensus | Subjects | None, *names: str) -> dict | None:
     return None if part is None else {name: getattr(part, name) for name in names}
 
 
@@ -186,6 +194,14 @@ def _consensus_of(text: dict, tensors: dict[str, Tensor]) -> Consensus | None:
     return consensus.eval()
 
 
+def _subjects_of(text: dict, tensors: dict[str, Tensor]) -> Subjects | None:
+    if not text.get("subjects"):
+        return None
+    subjects = Subjects(**text["subjects"])
+    subjects.load_state_dict({k.removeprefix(_SUBJECTS): v for k, v in tensors.items() if k.startswith(_SUBJECTS)})
+    return subjects.eval()
+
+
 def add_metrics(path: Path, metrics: dict) -> None:
     """Add to the metrics that a checkpoint holds; its tensors stay as they are stored."""
     text, tensors = _as_stored(path)
@@ -195,12 +211,21 @@ def add_metrics(path: Path, metrics: dict) -> None:
 
 def add_consensus(path: Path, consensus: Consensus) -> None:
     """Put what ranks captions into a checkpoint; its other tensors stay as they are stored."""
+    _add(path, _CONSENSUS, consensus, "rank", "channels")
+
+
+def add_subjects(path: Path, subjects: Subjects) -> None:
+    """Put what captions keep silent about into a checkpoint; its other tensors stay as they are stored."""
+    _add(path, _SUBJECTS, subjects, "channels", "names")
+
+
+def _add(path: Path, prefix: str, part: Consensus | Subjects, *names: str) -> None:
     text, tensors = _as_stored(path)
-    stored = {_CONSENSUS + name: value for name, value in consensus.state_dict().items()}
+    stored = {prefix + name: value for name, value in part.state_dict().items()}
     dtype = str(tensors["model.word.bias"].dtype).removeprefix("torch.")
     dtype = "int8" if text["format_version"] == INT8_VERSION else dtype
-    tensors = {name: value for name, value in tensors.items() if _CONSENSUS not in name}
-    text["consensus"] = _described(consensus, "rank", "channels")
+    tensors = {name: value for name, value in tensors.items() if prefix not in name}
+    text[prefix.removesuffix(".")] = _described(part, *names)
     _store(path, text, tensors | storage.stored(stored, dtype))
 
 
@@ -258,6 +283,7 @@ def average(paths: Sequence[str | Path], shares: Sequence[float]) -> Checkpoint:
         found.metrics if alone else {},
         objects=found.objects if alone else None,
         consensus=found.consensus if alone else None,
+        subjects=found.subjects if alone else None,
     )
 
 
@@ -294,9 +320,11 @@ def main(argv: list[str] | None = None) -> int:
         first = found.objects.first
         own = f"features.{first} and above are the classifier's own" if first else f"{found.objects.network}, whole"
         print(f"objects: {own}", file=sys.stderr)
-        if found.consensus is not None and found.consensus.reads_objects:
-            found.consensus = None  # it knows what another network sees
-            print("ranking by consensus is to be learnt again (python -m sca_caption.learn_consensus)", file=sys.stderr)
+        for name in ("consensus", "subjects"):
+            part = getattr(found, name)
+            if part is not None and part.reads_objects:
+                setattr(found, name, None)  # it knows what another network sees
+                print(f"{name}: to be learnt again (python -m sca_caption.learn_{name})", file=sys.stderr)
     save(arguments.output, found, arguments.dtype)
     print(f"{arguments.output}: {arguments.output.stat().st_size / 1e6:.1f} MB")
     return 0

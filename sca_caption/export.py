@@ -2,7 +2,7 @@
 
 The folder is complete or it is not there. It holds
 
-    trunk.onnx    once an image:  images, seen -> map_0, ..., keys, hidden, cell, expected
+    trunk.onnx    once an image:  images, seen -> map_0, ..., keys, hidden, cell, expected, shares
     step.onnx     once a word:    tokens, image, hidden, cell, map_0, ..., keys -> logits, hidden_after, cell_after,
                                   alpha_0, beta_0, alpha_1, ...
     objects.onnx  once an image:  images -> probabilities, seen (of models that name what ImageNet's classifier sees)
@@ -23,10 +23,11 @@ channels and m = H W positions. B and N may differ from call to call.
     probabilities  float32 (B, nouns), in the order of `naming.nouns`
     seen           float32 (B, C), means of that classifier's last map; goes into the trunk where its `inputs` name it
     expected       float32 (B, known): tf-idf of the words that people would use, of models that have learnt it
+    shares         float32 (B, K): which share of people would speak of each of `subjects`, of models that have learnt it
 
 model.json, UTF-8:
 
-    format_version  3
+    format_version  4
     words           every word by id: the special ones, the captioner's, the new ones of naming
     known           how many of them are the captioner's own
     bos, eos, pad, unk   ids of the special words; pad, bos and unk never come in a caption
@@ -40,6 +41,8 @@ model.json, UTF-8:
     consensus       null, or idf, one number for each of the `known` words. A caption's consensus c is the product of its
                     tf-idf vector (counts times idf, of length 1; new words count for nothing) with `expected`; they are
                     ranked by their score + search.consensus * c; naming compares scores without it
+    subjects        null, or of each of `shares` words, ids that captions of an image keep from where the share is below
+                    least; naming may put them in all the same
     calibration     null, or slope, consensus and intercept: a caption is better than the median with probability
                     1 / (1 + exp(-(slope x + consensus c + intercept))), x the mean log-probability of its words, the
                     end word included
@@ -53,6 +56,7 @@ model.json, UTF-8:
     source          version of sca_caption and name of the checkpoint
 """
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -70,6 +74,7 @@ from sca_caption.onnx_graphs import graphs_of, layers_of
 from sca_caption.onnx_int8 import quantize
 from sca_caption.search import SearchConfig
 from sca_caption.static_page import MODEL, check_runtime, is_site, write_page
+from sca_caption.subjects import rules_of
 from sca_caption.vocab import BOS, EOS, PAD, UNK
 
 EPILOG = """\
@@ -136,7 +141,8 @@ def export(
         folder = whole / MODEL if runtime else whole
         folder.mkdir(exist_ok=True)
         namer = Namer(given.model, given.vocabulary, given.objects) if given.objects else None
-        graphs = graphs_of(given.model, namer, given.transform.size, given.consensus)
+        rules = rules_of(given.subjects, given.vocabulary) if given.subjects is not None else None
+        graphs = graphs_of(given.model, namer, given.transform.size, given.consensus, given.subjects)
         names = {}
         for name, (graph, inputs, outputs) in graphs.items():
             names[name] = inputs, outputs
@@ -163,6 +169,7 @@ def export(
             "never_last": list(settings["never_last"]),
             "joining": list(settings["joining"]),
             "consensus": {"idf": given.consensus.idf.tolist()} if given.consensus is not None else None,
+            "subjects": rules and [dataclasses.asdict(rule) for rule in rules],
             "calibration": vars(found) if (found := Calibration.of(given.metrics)) else None,
             "naming": naming_of(namer) if namer else None,
             "source": {"sca_caption": __version__, "checkpoint": (file or checkpoint.SHIPPED).name},

@@ -20,7 +20,7 @@ from sca_caption.attention_trace import Trace, trace
 from sca_caption.calibration import Calibration
 from sca_caption.captioner import SCACNN, State
 from sca_caption.checkpoint import Checkpoint
-from sca_caption.consensus import Ranking
+from sca_caption.consensus import Consensus, Ranking
 from sca_caption.constraints import word_groups
 from sca_caption.devices import find_device
 from sca_caption.endings import dangling, joining
@@ -31,6 +31,7 @@ from sca_caption.messages import warn
 from sca_caption.naming import Namer
 from sca_caption.sampling import draw
 from sca_caption.search import BATCH_SIZE, SamplingConfig, SearchConfig
+from sca_caption.subjects import Discreet, Subjects, closed, rules_of
 from sca_caption.vocab import Vocabulary
 
 READERS = 2  # threads that decode images; Pillow leaves the interpreter free meanwhile
@@ -76,7 +77,8 @@ class Describer:
         "cuda", "cuda:1", ... or "auto": the first GPU, or the CPU. batch_size: images searched at once, an
         upper bound on memory: batch_size * beam_size captions grow together. mentions: words that every caption
         must have, or of which it must have one: "dog", "cat/cats/kitten". objects: whether a model that can (see
-        `naming`) puts nouns that it is sure of into its captions; it needs images, not stored features.
+        `naming`) puts nouns that it is sure of into its captions, and (see `subjects`) leaves people and dogs out that
+        are hardly there; the first needs images, not stored features.
         sampling: draw captions at random so in place of the search; of `search` counts what is not about beams.
 
     Raises UserError for a checkpoint that cannot be used, a device that is not there and words it does not know.
@@ -109,6 +111,7 @@ class Describer:
         self.batch_size = batch_size
         self.calibration = Calibration.of(checkpoint.metrics) if len(loaded) == 1 else None
         self.consensus, self.idf = checkpoint.consensus if len(loaded) == 1 else None, None
+        self.subjects, self.rules = None, []
         if self.consensus is not None:
             self.consensus = self.consensus.to(self.device)
             self.idf = self.consensus.idf.tolist()
@@ -124,6 +127,9 @@ class Describer:
             if objects:
                 self.namer = Namer(self.model, self.vocabulary, self.objects)
                 self.words = self.namer.vocabulary
+        if checkpoint.subjects is not None and len(loaded) == 1 and objects:
+            self.subjects = checkpoint.subjects.to(self.device)
+            self.rules = rules_of(self.subjects, self.vocabulary)
 
     def searching(
         self, search: SearchConfig, mentions: Sequence[str] = (), *, objects: bool = True
@@ -133,7 +139,7 @@ class Describer:
         other.drawing = None
         other._set(search, mentions)
         if not objects:
-            other.namer, other.words = None, other.vocabulary
+            other.namer, other.words, other.subjects = None, other.vocabulary, None
         return other
 
     def _set(self, search: SearchConfig, mentions: Sequence[str]) -> None:
@@ -155,21 +161,16 @@ class Describer:
         """Images or features -> what the captioner attends, and what ImageNet's network saw of images (B, C), where it is
         there and has a use."""
         names = self.namer is not None and not self.drawing
-        needed = names or (self.consensus is not None and self.consensus.reads_objects)
+        needed = names or any(part is not None and part.reads_objects for part in (self.consensus, self.subjects))
         if not needed or self.objects is None:
             return self.model.encode(batch), None
         with self.objects.watching(self.model.backbone) as below:
             encoded = self.model.encode(batch)
         return encoded, self.objects(torch.cat(below)) if below else None
 
-    def expected(self, maps: Tensor, seen: Tensor | None) -> Tensor | None:
-        """What words people would use of images with these maps (B, C, H, W), of which `encode` saw that: (B, W).
-
-        None where the checkpoint does not know, or lacks what was seen, as of stored features.
-        """
-        if self.consensus is None or (self.consensus.reads_objects and seen is None):
-            return None
-        return self.consensus(maps, seen)
+    def silent(self, shares: Tensor | None, mentions: Sequence[Sequence[Collection[int]]]) -> Tensor | None:
+        """Words that captions of images keep from, for the shares (B, K) of their `subjects`: bool (B, W), or None."""
+        return None if shares is None else closed(shares, self.rules, len(self.vocabulary), mentions)
 
     def ranking(self, expected: Tensor | None) -> Ranking | None:
         """How captions of images of which this is `expected`, (B, W), are ranked; None where nothing is."""
@@ -217,14 +218,16 @@ class Describer:
         encoded, seen = self.encode(batch)
         state = self.model.start(encoded)
         mentions = [self.mentions] * len(state) if mentions is None else mentions
+        silent = self.silent(read_by(self.subjects, encoded[0], seen), mentions)
+        model = self.model if silent is None else Discreet(self.model, silent)
         if self.drawing:
-            found = draw(self.model, state, **self.drawing)
+            found = draw(model, state, **self.drawing)
         else:
-            found = decode.beam_search(self.model, state, mentions=mentions, **self.settings)
-        ranking = self.ranking(self.expected(encoded[0], seen))
+            found = decode.beam_search(model, state, mentions=mentions, **self.settings)
+        ranking = self.ranking(read_by(self.consensus, encoded[0], seen))
         found = ranking.of_all(found, mentions) if ranking else found
         if self.namer and seen is not None and not self.drawing:
-            found = self.namer.improve(found, state, seen, mentions, ranking, **self.settings)
+            found = self.namer.improve(found, state, seen, mentions, ranking, silent, **self.settings)
         captions = [tuple(map(self._caption, hypotheses[: self.search.num_captions])) for hypotheses in found]
         return captions, state
 
@@ -258,6 +261,14 @@ class Describer:
             else:
                 captions, attention = found
                 yield Result(item, captions, trace=attention)
+
+
+def read_by(part: Consensus | Subjects | None, maps: Tensor, seen: Tensor | None) -> Tensor | None:
+    """What a part says of images with these maps (B, C, H, W), of which `Describer.encode` saw that.
+
+    None where there is no such part, or what was seen is lacking, as of stored features.
+    """
+    return None if part is None or (part.reads_objects and seen is None) else part(maps, seen)
 
 
 class Recogniser:

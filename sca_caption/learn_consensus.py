@@ -46,7 +46,23 @@ def main(argv: list[str] | None = None) -> int:
 
 def learnt(found: checkpoint.Checkpoint, data: CaptionData, rows: Sequence[int], device: torch.device) -> Consensus:
     """The consensus of people who described the images `rows` of a data file, as the checkpoint's captioner sees them."""
-    describer, words = Describer(found, device=str(device)), found.vocabulary
+    words = found.vocabulary
+    features, channels = seen_of(found, data, rows, device)
+    captions = [
+        [words.encode(word for word in ptb_tokenize(text) if word in words) for text in data.references(row)]
+        for row in rows
+    ]
+    return fitted(features, captions, len(words), RANK, RIDGE, CONTRAST, channels)
+
+
+def seen_of(
+    found: checkpoint.Checkpoint, data: CaptionData, rows: Sequence[int], device: torch.device
+) -> tuple[Tensor, list[int]]:
+    """`consensus.powers` of the images `rows` (N, C), and how many of them are of which network.
+
+    Raises UserError for an image that cannot be read.
+    """
+    describer = Describer(found, device=str(device))
     read = reader(data, describer.models, found.transform)
 
     def features_of(contents: list) -> Tensor:
@@ -62,13 +78,8 @@ def learnt(found: checkpoint.Checkpoint, data: CaptionData, rows: Sequence[int],
             if isinstance(each, UserError):
                 raise each
             features.append(each)
-    captions = [
-        [words.encode(word for word in ptb_tokenize(text) if word in words) for text in data.references(row)]
-        for row in rows
-    ]
     stacked, own = torch.stack(features), found.model.backbone.channels[0]
-    channels = [count for count in (own, stacked.shape[1] - own) if count]
-    return fitted(stacked, captions, len(words), RANK, RIDGE, CONTRAST, channels)
+    return stacked, [count for count in (own, stacked.shape[1] - own) if count]
 
 
 if __name__ == "__main__":

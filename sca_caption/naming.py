@@ -81,12 +81,13 @@ class Lexicon:
         probabilities: Tensor,
         mentions: Sequence[Sequence[Collection[int]]],
         ranking: Ranking | None = None,
+        silent: Tensor | None = None,
         **search,
     ) -> list[list[decode.Hypothesis]]:
         """What a search from `state` has found, with captions in place that mention a noun where one was left out.
 
         model: says all words; probabilities: (B, nouns); mentions, search: what `decode.beam_search` was given; ranking:
-        what `found` was ranked by after that.
+        what `found` was ranked by after that; silent: known words that it kept from, bool (B, known).
         """
         surest = probabilities.amax(1).tolist()
         nouns = {}
@@ -99,6 +100,8 @@ class Lexicon:
             return found
         closed = torch.zeros(len(found), len(self.vocabulary), dtype=torch.bool)
         closed[:, self.known :] = True
+        if silent is not None:
+            closed[:, : self.known] = silent
         wanted, groups = torch.zeros_like(closed), []
         for row, noun in nouns.items():
             groups.append([*mentions[row], self.groups[noun]])
@@ -180,10 +183,11 @@ class Namer(Lexicon):
         seen: Tensor,
         mentions: Sequence[Sequence[Collection[int]]],
         ranking: Ranking | None = None,
+        silent: Tensor | None = None,
         **search,
     ) -> list[list[decode.Hypothesis]]:
         """`mention` what `objects` saw."""
-        return self.mention(self.model, found, state, self.probabilities(seen), mentions, ranking, **search)
+        return self.mention(self.model, found, state, self.probabilities(seen), mentions, ranking, silent, **search)
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,10 @@ from sca_caption.inference import Caption, Describer
 from sca_caption.naming import Lexicon, Limits
 from sca_caption.nouns import Noun
 from sca_caption.search import BATCH_SIZE, SearchConfig
+from sca_caption.subjects import Discreet, Rule
 from sca_caption.vocab import SPECIALS, Vocabulary
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 DTYPES = ("float32", "int8")
 DESCRIPTION = "model.json"
 
@@ -40,6 +41,7 @@ class OnnxState:
     hidden: Tensor  # (N, d)
     cell: Tensor  # (N, d)
     expected: Tensor | None = None  # (B, W) what people are expected to say, a row an image, where that is known
+    shares: Tensor | None = None  # (B, K) of people who would speak of each of the subjects, where that is known
     probabilities: Tensor | None = None  # (B, nouns) of what is in the images, where that was looked for
     # Of the last step, one pair an attended layer: beta (N, C) or None, alpha (N, m) or None.
     attention: tuple[tuple[Tensor | None, Tensor | None], ...] = ()
@@ -130,8 +132,8 @@ class OnnxCaptioner:
             inputs |= {"seen": found["seen"]} if ranked else {}
         found = self._run("trunk", inputs)
         hidden, cell = (torch.from_numpy(found.pop(name)) for name in ("hidden", "cell"))
-        expected = torch.from_numpy(found.pop("expected")) if "expected" in found else None
-        return OnnxState(found, torch.arange(len(hidden)), hidden, cell, expected, probabilities)
+        told = [torch.from_numpy(found.pop(name)) if name in found else None for name in ("expected", "shares")]
+        return OnnxState(found, torch.arange(len(hidden)), hidden, cell, *told, probabilities)
 
     def step(self, tokens: Tensor, state: OnnxState) -> tuple[Tensor, OnnxState]:
         """One word further: tokens (N,) are the words before -> logits (N, W), and the state after."""
@@ -177,6 +179,8 @@ class OnnxDescriber(Describer):
         self._set(search or SearchConfig(**about["search"]), mentions)
         self.calibration = Calibration(**about["calibration"]) if about["calibration"] else None
         self.lexicon = lexicon_of(about, self.words) if objects and about["naming"] else None
+        rules = about["subjects"] if objects else None
+        self.rules = rules and [Rule(tuple(each["words"]), each["least"]) for each in rules]
 
     def _settings_of(self, search: SearchConfig) -> dict[str, Any]:
         """As `settings_of`, with the words that the folder names."""
@@ -201,12 +205,21 @@ class OnnxDescriber(Describer):
         state = self.model.start(batch, self.lexicon is not None)
         mentions = [self.mentions] * len(state) if mentions is None else mentions
         known = Steps(self.model, len(self.vocabulary))
-        found = decode.beam_search(known, state, mentions=mentions, **self.settings)
+        silent = self.silent(state.shares, mentions) if self.rules else None
+        model = known if silent is None else Discreet(known, silent)
+        found = decode.beam_search(model, state, mentions=mentions, **self.settings)
         ranking = self.ranking(state.expected)
         found = ranking.of_all(found, mentions) if ranking else found
         if self.lexicon:
             found = self.lexicon.mention(
-                Steps(self.model, None), found, state, state.probabilities, mentions, ranking, **self.settings
+                Steps(self.model, None),
+                found,
+                state,
+                state.probabilities,
+                mentions,
+                ranking,
+                silent,
+                **self.settings,
             )
         captions = [tuple(map(self._caption, hypotheses[: self.search.num_captions])) for hypotheses in found]
         return captions, state

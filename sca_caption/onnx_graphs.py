@@ -16,6 +16,7 @@ from sca_caption.captioner import SCACNN, State
 from sca_caption.consensus import Consensus
 from sca_caption.errors import UserError
 from sca_caption.naming import Namer
+from sca_caption.subjects import Subjects
 
 IMAGES, ROWS = 2, 3  # traced with: any two numbers above 1, which would be taken for constant
 
@@ -30,18 +31,19 @@ class Graph(NamedTuple):
 
 class Trunk(nn.Module):
     """images uint8 (B, 3, S, S) -> V1 and the carried maps, keys if there are any, hidden and cell (B, d), and where it
-    is known what people agree on, the expected vector (B, W), for which `seen` (B, C) may be needed, from `Nouns`."""
+    is known what people agree on and speak of, the expected vector (B, W) and the subjects' shares (B, K), for which
+    `seen` (B, C) may be needed, from `Nouns`."""
 
-    def __init__(self, model: SCACNN, consensus: Consensus | None):
+    def __init__(self, model: SCACNN, consensus: Consensus | None, subjects: Subjects | None):
         super().__init__()
-        self.model, self.consensus = model, consensus
+        self.model, self.told = model, nn.ModuleList(part for part in (consensus, subjects) if part is not None)
 
     def forward(self, images: Tensor, seen: Tensor | None = None) -> tuple[Tensor, ...]:
         encoded = self.model.encode(images)
         state = self.model.start(encoded)
         keys = () if state.keys is None else (state.keys,)
-        expected = () if self.consensus is None else (self.consensus(encoded[0], seen),)
-        return *state.maps, *keys, state.hidden, state.cell, *expected
+        told = [part(encoded[0], seen) for part in self.told]
+        return *state.maps, *keys, state.hidden, state.cell, *told
 
 
 class Step(nn.Module):
@@ -115,7 +117,11 @@ def layers_of(model: SCACNN, size: int) -> list[dict]:
 
 
 def graphs_of(
-    model: SCACNN, namer: Namer | None, size: int, consensus: Consensus | None = None
+    model: SCACNN,
+    namer: Namer | None,
+    size: int,
+    consensus: Consensus | None = None,
+    subjects: Subjects | None = None,
 ) -> dict[str, Graph]:
     """The graphs by name: trunk, step, and objects where there is a namer. Batch sizes are dynamic.
 
@@ -137,14 +143,16 @@ def graphs_of(
     # Different tensors, as one that comes twice would become one input.
     tokens, image = (torch.zeros(ROWS, dtype=torch.long) for _ in range(2))
     hidden, cell = (torch.zeros(ROWS, state.hidden.shape[1]) for _ in range(2))
-    seen = [torch.zeros(IMAGES, consensus.channels[1])] if consensus is not None and consensus.reads_objects else []
+    told = {"expected": consensus, "shares": subjects}
+    told = {name: part for name, part in told.items() if part is not None}
+    seen = [torch.zeros(IMAGES, part.channels[1]) for part in told.values() if part.reads_objects][:1]
     graphs = {
         "trunk": traced(
-            Trunk(model, consensus),
+            Trunk(model, consensus, subjects),
             (pixels, *seen),
             ({0: images}, *[{0: images}] * len(seen)),
             ["images", *["seen"] * len(seen)],
-            [*names, *keys, "hidden", "cell", *(["expected"] if consensus is not None else [])],
+            [*names, *keys, "hidden", "cell", *told],
         ),
         "step": traced(
             Step(speaking),

@@ -1,5 +1,6 @@
 """The browser page's modules give what Python gives: captions, their order and scores, words, and resized pictures."""
 
+import dataclasses
 import io
 import itertools
 import random
@@ -22,6 +23,7 @@ from sca_caption.naming import Namer
 from sca_caption.nouns import Noun
 from sca_caption.onnx_captioner import naming_of
 from sca_caption.search import SearchConfig
+from sca_caption.subjects import Discreet, Rule, closed
 from sca_caption.vocab import CLITICS, Vocabulary
 
 pytestmark = needs_node
@@ -208,6 +210,8 @@ def test_nouns_that_a_caption_leaves_out(weight, tmp_path):
     seen = [sure_of(*classes) for classes in [(0,), (1,), (2,), (3,), (4,), (3, 4), (5,), (6,), (2, 3)]]
     seen += [[0.05] * 7, [0.5, 0.0, 0.45, 0.01, 0.01, 0.01, 0.02], [0.0, 0.0, 0.0, 0.3, 0.6, 0.1, 0.0]]
     given, expected, changed = [], [], 0
+    rules = [Rule((6, 8, 9), 0.35), Rule((7, 13), 0.1)]
+    described["subjects"] = [dataclasses.asdict(rule) for rule in rules] if weight else None
     for classes in [*seen, *seen]:
         pixels = torch.randint(256, (1, 3, 32, 32), generator=made, dtype=torch.uint8)
         table, state = {}, model.start(model.encode(pixels))
@@ -215,20 +219,24 @@ def test_nouns_that_a_caption_leaves_out(weight, tmp_path):
         expected_words = torch.rand(1, len(VOCABULARY), generator=made)
         ranking = Ranking(expected_words, idf, weight) if weight else None
         searching = settings | ({"num_captions": SearchConfig(settings["beam_size"]).ranked} if weight else {})
-        found = decode.beam_search(Noted(speaking, table, len(VOCABULARY)), state, **searching)
+        shares = torch.rand(1, 2, generator=made) / 2
+        silent = closed(shares, rules, len(VOCABULARY), [[]]) if weight else None
+        search = Noted(speaking, table, len(VOCABULARY))
+        found = decode.beam_search(search if silent is None else Discreet(search, silent), state, **searching)
         found = ranking.of_all(found, [[]]) if ranking else found
         namer.model = Noted(speaking, table)
-        named = namer.improve(found, state, torch.tensor([classes]), [[]], ranking, **searching)
+        named = namer.improve(found, state, torch.tensor([classes]), [[]], ranking, silent, **searching)
         changed += named[0] is not found[0]
         named = [named[0][: settings["num_captions"]]]
         probabilities = (torch.tensor(classes) @ namer.members).tolist()
-        given.append({"table": table, "probabilities": probabilities, "expected": expected_words[0].tolist()})
+        told = {"expected": expected_words[0].tolist(), "shares": shares[0].tolist()}
+        given.append({"table": table, "probabilities": probabilities} | told)
         expected.append(listed(named[0]))
     program = f"""
 import {{ captionsOf }} from "pages/naming.js";
 {BY_HEART}
 const answer = ({{ described, settings, images }}) => Promise.all(images.map((each) => captionsOf(
-  described, learnt(each.table, described.words.length), state([[]]), each.probabilities, each.expected, settings)));
+  described, learnt(each.table, described.words.length), state([[]]), each, settings)));
 """
     settings = settings | {"consensus": weight}
     found = node(program, {"described": described, "settings": settings, "images": given}, tmp_path)

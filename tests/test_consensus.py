@@ -19,7 +19,7 @@ from sca_caption.calibration import Calibration, fit
 from sca_caption.consensus import Consensus, Ranking, fitted, powers, tfidf
 from sca_caption.images import Transform
 from sca_caption.images import fit as fit_image
-from sca_caption.inference import Describer, stack
+from sca_caption.inference import Describer, read_by, stack
 from sca_caption.learn_consensus import learnt, main
 from sca_caption.metrics import Cider, ngrams_of, ptb_tokenize
 from sca_caption.objects import original
@@ -235,7 +235,7 @@ def test_it_ranks_what_a_search_finds(knowing, data):
     encoded, seen = describer.encode(batch)
     plain = decode.beam_search(describer.model, describer.model.start(encoded), **describer.settings)
     assert {len(theirs) for theirs in plain} == {6}  # more than there are beams
-    ranking = describer.ranking(describer.expected(encoded[0], seen))
+    ranking = describer.ranking(read_by(describer.consensus, encoded[0], seen))
     heavy = describer.caption_batch(batch)
     for image, (ours, theirs) in enumerate(zip(heavy, plain, strict=True)):
         likelihood = {tuple(each.tokens): each.score for each in theirs}
@@ -284,7 +284,7 @@ def test_it_reads_what_imagenets_network_saw(network, data, tmp_path):  # noqa: 
         with objects.watching(model.backbone) as below:
             maps = model.encode(batch)
         assert_close(seen, objects(torch.cat(below)))
-        expected = describer.expected(encoded[0], seen)
+        expected = read_by(describer.consensus, encoded[0], seen)
         assert_close(expected, found.consensus(maps[0], seen), rtol=1e-4, atol=1e-5)
         assert (expected - found.consensus(maps[0], seen.flip(0))).abs().max() > 1e-3
     # Without naming objects too; of stored features, in which nothing can be seen, nothing is expected.

@@ -27,12 +27,13 @@ from sca_caption.checkpoint import Checkpoint  # noqa: E402
 from sca_caption.consensus import fitted  # noqa: E402
 from sca_caption.export import export  # noqa: E402
 from sca_caption.images import Transform, fit  # noqa: E402
-from sca_caption.inference import Describer, stack  # noqa: E402
+from sca_caption.inference import Describer, read_by, stack  # noqa: E402
 from sca_caption.naming import Limits  # noqa: E402
 from sca_caption.objects import SIZE, original  # noqa: E402
 from sca_caption.onnx_captioner import OnnxCaptioner, OnnxDescriber, graph_path  # noqa: E402
 from sca_caption.onnx_graphs import Nouns, graphs_of, layers_of, resizing  # noqa: E402
 from sca_caption.search import SearchConfig  # noqa: E402
+from sca_caption.subjects import Subjects  # noqa: E402
 from sca_caption.vocab import Vocabulary  # noqa: E402
 
 WORDS = Vocabulary(TINY_WORDS)
@@ -55,7 +56,9 @@ def given():
     captions = torch.randint(4, len(WORDS), (40, 2, 5), generator=made).tolist()
     channels = model.backbone.channels[0]
     consensus = fitted(torch.rand(40, channels, generator=made), captions, len(WORDS), rank=16, ridge=0.1)
-    return Checkpoint(model, WORDS, Transform(size=32), metrics, consensus=consensus)
+    subjects = Subjects((channels,), ("people", "dogs"))
+    torch.nn.init.normal_(subjects.classifier.weight, generator=made, std=4.0)
+    return Checkpoint(model, WORDS, Transform(size=32), metrics, consensus=consensus, subjects=subjects)
 
 
 @pytest.fixture(scope="module")
@@ -290,7 +293,7 @@ def test_ranking_reads_what_the_classifier_saw(network, tmp_path):  # noqa: F811
     with torch.inference_mode():
         encoded, seen = theirs.encode(x)
         state = without.model.start(x, objects=False)
-    assert_close(state.expected, theirs.expected(encoded[0], seen), rtol=1e-3, atol=1e-4)
+    assert_close(state.expected, read_by(theirs.consensus, encoded[0], seen), rtol=1e-3, atol=1e-4)
     texts = [[[each.text for each in captions] for captions in y.caption_batch(x)] for y in (theirs, ours)]
     assert texts[0] == texts[1]
     assert [each[0].consensus for each in without.caption_batch(x)] == pytest.approx(
@@ -325,14 +328,14 @@ def test_what_a_folder_holds(given, exported):
     attended = ["alpha_0", "beta_0", "alpha_1", "beta_1"]
     assert about.pop("inputs") == {"trunk": ["images"], "step": steps}
     assert about.pop("outputs") == {
-        "trunk": ["map_0", "hidden", "cell", "expected"],
+        "trunk": ["map_0", "hidden", "cell", "expected", "shares"],
         "step": ["logits", "hidden_after", "cell_after", *attended],
     }
     layer = {"height": 8, "width": 8, "channels": 64, "spatial": True, "channel": True}
     assert about.pop("layers") == [{"name": "layer1.0"} | layer, {"name": "layer1.1"} | layer]
     assert about.pop("source")["checkpoint"] == "captioner.safetensors"
     assert about == {
-        "format_version": 3,
+        "format_version": 4,
         "bos": 1,
         "eos": 2,
         "pad": 0,
@@ -341,6 +344,10 @@ def test_what_a_folder_holds(given, exported):
         "dtypes": ["float32", "int8"],
         "calibration": {"slope": 2.0, "intercept": 1.5, "consensus": 4.0},
         "consensus": {"idf": given.consensus.idf.tolist()},
+        "subjects": [
+            {"words": WORDS.encode(["man", "woman"]), "least": 0.35},
+            {"words": WORDS.encode(["dog"]), "least": 0.1},
+        ],
         "naming": None,
     }
 

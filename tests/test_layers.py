@@ -14,14 +14,14 @@ LAYERS = {
     0: "__init__ atomic attention attention_overlay beams calibration caption_quality channel_patches "
     "classification_metrics command_line config consensus constraints contrast decode devices distributed diverse "
     "endings ensemble errors figures images java_metrics journal messages metrics nouns onnx_int8 paraphrases ptb "
-    "sampling search static_page storage teacher_forcing torchvision_compat vocab weight_average",
+    "sampling search static_page storage subjects teacher_forcing torchvision_compat vocab weight_average",
     1: "class_folders classification_data confusion sources shapes store store_captions store_images store_writer "
     "backbones networks places small_networks mobilenet efficientnet_lite progress",
     2: "captioner classifier objects",
     3: "attention_trace checkpoint naming rewards self_critical attention_strip",
     4: "attention_animation attention_figure caption_task channel_examples channel_figure classify_task distillation "
     "explain gallery grad_cam inference onnx_captioner onnx_graphs result_kinds results sidecars training",
-    5: "api benchmarks calibrate classify cli curves export learn_consensus web",
+    5: "api benchmarks calibrate classify cli curves export learn_consensus learn_subjects web",
 }
 LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
 PROGRAMS = ("preprocess", "train", "caption", "evaluate")

@@ -32,7 +32,7 @@ from sca_caption.captioner import SCACNN
 from sca_caption.config import Parser, require
 from sca_caption.decode import Rules, echoes, repeats
 from sca_caption.errors import UserError, program
-from sca_caption.inference import Describer, in_batches, stack
+from sca_caption.inference import Describer, in_batches, read_by, stack
 from sca_caption.search import SearchConfig
 from sca_caption.vocab import BOS, EOS
 
@@ -155,7 +155,7 @@ def singly(describer: Describer, path: Path) -> str:
             break
     found = sorted(ended, key=attrgetter("score"), reverse=True)[: search.beam_size]
     found = found or [Hypothesis(tokens[1:], score, score, False) for score, tokens in beams[:1]]
-    ranking = describer.ranking(describer.expected(maps[0], seen))
+    ranking = describer.ranking(read_by(describer.consensus, maps[0], seen))
     best = ranking(0, found)[0] if ranking else found[0]
     return describer.vocabulary.decode(best.tokens)
 

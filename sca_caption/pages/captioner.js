@@ -51,10 +51,11 @@ export class Captioner {
     const images = new this.ort.Tensor("uint8", pixels, [1, 3, size, size]);
     const { probabilities, seen } = described.naming ? await this.sessions.objects.run({ images }) : {};
     const ranked = described.inputs.trunk.includes("seen");
-    const { hidden, cell, expected, ...maps } = await this.sessions.trunk.run(ranked ? { images, seen } : { images });
+    const { hidden, cell, expected, shares, ...maps } = await this.sessions.trunk.run(ranked ? { images, seen } : { images });
     const start = new State(maps, hidden.data, cell.data, 1);
     const settings = { ...this.settings, num_captions: Math.min(count, this.settings.beam_size) };
-    const found = await captionsOf(described, this, start, probabilities?.data, expected?.data, settings);
+    const seenIn = { probabilities: probabilities?.data, expected: expected?.data, shares: shares?.data };
+    const found = await captionsOf(described, this, start, seenIn, settings);
     const captions = found.map((each) => ({
       text: sentence(described.words, each.tokens),
       score: each.score,

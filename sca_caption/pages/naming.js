@@ -84,26 +84,42 @@ class Speaker {
   }
 }
 
-/** The captioner without the words that are only there to be mentioned. */
-export function plain(model, known) {
+/** The captioner without the words that are only there to be mentioned, and without the `silent` ones. */
+export function plain(model, known, silent = []) {
   return {
     async step(tokens, state) {
       const said = await model.step(tokens, state);
-      if (said.width === known) return said;
       const logits = new Float32Array(tokens.length * known);
       tokens.forEach((_, row) => {
         logits.set(said.logits.subarray(row * said.width, row * said.width + known), row * known);
+        for (const id of silent) logits[row * known + id] = -Infinity;
       });
       return { ...said, logits, width: known };
     },
   };
 }
 
+/** Ids of words that captions keep from (sca_caption/subjects.py): of subjects of which too few people would speak. */
+export function silentOf(subjects, shares) {
+  return (subjects ?? []).flatMap(({ words, least }, index) => (shares[index] < Math.fround(least) ? words : []));
+}
+
 /**
  * What a search from `state` has found, or, where it leaves out a noun that the picture surely holds, captions that
- * mention it. described: model.json; probabilities: of its nouns; ranking: what `found` was ranked by after the search.
+ * mention it. described: model.json; probabilities: of its nouns; ranking: what `found` was ranked by after the search;
+ * silent: ids of words that it kept from.
  */
-export async function improved(described, model, found, state, probabilities, ranking, settings, mentions = []) {
+export async function improved(
+  described,
+  model,
+  found,
+  state,
+  probabilities,
+  ranking,
+  settings,
+  silent = [],
+  mentions = [],
+) {
   const { naming, words, known } = described;
   const surest = Math.max(...probabilities);
   if (surest < naming.threshold || mentions.length >= naming.most_groups) return found;
@@ -113,7 +129,7 @@ export async function improved(described, model, found, state, probabilities, ra
   const groups = [...mentions, group];
   const open = new Set(groups.flat());
   const added = words.map((_, id) => id).slice(known);
-  const closed = [...added, ...others(naming, words, noun, probabilities)].filter((id) => !open.has(id));
+  const closed = [...added, ...silent, ...others(naming, words, noun, probabilities)].filter((id) => !open.has(id));
   const speaker = new Speaker(model, naming, closed, group);
   const better = ranking.rank(await beamSearch(speaker, state, settings, groups), groups);
   const least = ranking.likelihood(found[0]) - naming.room - naming.room_if_sure * surest;
@@ -121,13 +137,17 @@ export async function improved(described, model, found, state, probabilities, ra
   return ranking.likelihood(better[0]) >= least && said ? better : found;
 }
 
-/** The captions of an image, best first, as Python's Describer finds them: see `beamSearch`. expected: from the trunk. */
-export async function captionsOf(described, model, state, probabilities, expected, settings) {
+/**
+ * The captions of an image, best first, as Python's Describer finds them: see `beamSearch`. What was seen: probabilities
+ * of nouns, and from the trunk expected and shares, each where the model has it.
+ */
+export async function captionsOf(described, model, state, { probabilities, expected, shares }, settings) {
   const ranking = new Ranking(expected, described.consensus?.idf ?? null, settings.consensus);
   const all = { ...settings, num_captions: ranking.chooses ? ranked(settings.beam_size) : settings.num_captions };
-  let found = ranking.rank(await beamSearch(plain(model, described.known), state, all));
+  const silent = silentOf(described.subjects, shares);
+  let found = ranking.rank(await beamSearch(plain(model, described.known, silent), state, all));
   if (described.naming && probabilities) {
-    found = await improved(described, model, found, state, probabilities, ranking, all);
+    found = await improved(described, model, found, state, probabilities, ranking, all, silent);
   }
   return found.slice(0, settings.num_captions);
 }

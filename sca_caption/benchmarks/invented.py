@@ -1,0 +1,68 @@
+"""People and dogs in captions of images that have none, with and without `subjects`.
+
+An image has none where not one of its references speaks of them (as CHAIR counts objects, Rohrbach et al. 2018, arXiv
+1809.02156); left out are those that the references speak of and the caption does not. CIDEr's document frequencies are
+those of the images' own references.
+"""
+
+import copy
+from pathlib import Path
+
+from sca_caption.config import Parser
+from sca_caption.errors import UserError, program
+from sca_caption.inference import Describer, reader
+from sca_caption.metrics import cider, ptb_tokenize
+from sca_caption.store import SPLITS, CaptionData
+from sca_caption.subjects import SUBJECTS
+
+EPILOG = """\
+examples:
+  python -m sca_caption.benchmarks.invented --data data/flickr8k.h5
+  python -m sca_caption.benchmarks.invented --data data/coco.h5 --split train val test
+"""
+
+
+def parser() -> Parser:
+    p = Parser(prog="python -m sca_caption.benchmarks.invented", description=__doc__, epilog=EPILOG)
+    p.add_argument("--data", type=Path, required=True, metavar="FILE.h5", help="see preprocess.py")
+    p.add_argument("--split", nargs="+", choices=SPLITS, default=["val"], help="(default: val)")
+    p.add_argument("--checkpoint", metavar="FILE", help="(default: the model that ships)")
+    return p
+
+
+@program
+def main(argv: list[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    data, describer = CaptionData(arguments.data), Describer(arguments.checkpoint)
+    if describer.subjects is None:
+        raise UserError(f"{arguments.checkpoint} keeps from nothing; run python -m sca_caption.learn_subjects first")
+    rows = [row for split in arguments.split for row in data.indices(split).tolist()]
+    references = [[ptb_tokenize(text) for text in data.references(row)] for row in rows]
+    free = copy.copy(describer)
+    free.subjects = None
+    names = describer.subjects.names
+    print(f"{len(rows)} images\n")
+    print("| captions | CIDEr |", " | ".join(f"{name} invented | left out" for name in names), "|")
+    print("| --- | ---: |", " | ".join(["---: | ---:"] * len(names)), "|")
+    for what, way in (("free to say them", free), ("kept from them", describer)):
+        found = way.stream(rows, reader(data, way.models, way.transform))
+        captions = [ptb_tokenize(result.captions[0].text) for result in found]
+        cells = [f"{cider(captions, references)[0]:.1f}"]
+        for name in names:
+            invented, left_out = counts(captions, references, SUBJECTS[name].words)
+            cells += [str(invented), str(left_out)]
+        print(f"| {what} |", " | ".join(cells), "|", flush=True)
+    return 0
+
+
+def counts(captions: list[list[str]], references: list[list[list[str]]], words: frozenset[str]) -> tuple[int, int]:
+    """Of how many images only the caption has one of the words, and of how many only the references."""
+    invented = left_out = 0
+    for caption, several in zip(captions, references, strict=True):
+        said, there = (not words.isdisjoint(each) for each in (caption, [word for one in several for word in one]))
+        invented, left_out = invented + (said and not there), left_out + (there and not said)
+    return invented, left_out
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
