@@ -6,7 +6,7 @@ The format holds tensors and text, never code, so loading one from a stranger ex
     format_version, task ("caption" where it is missing), config, words (a captioner's), transform, metrics,
     training (only in last.pt: where to resume), objects (a captioner's that names what ImageNet's classifier sees),
     consensus (a captioner's that knows what people agree on)
-    subjects (a captioner's that knows whether people and dogs are in an image)
+    subjects (a captioner's that knows whether people, dogs and colours are in an image)
 """
 
 import dataclasses

@@ -38,8 +38,7 @@ def test_a_captioner_that_likes_dogs(tmp_path, capsys, tiny_checkpoint):
     write(Source("made", "made for a test", records), tmp_path / "made.h5")
     flags = ["--data", str(tmp_path / "made.h5"), "--checkpoint"]
     assert invented.main([*flags, str(tmp_path / "best.pt")]) == 0
-    head, _, *lines = capsys.readouterr().out.splitlines()[2:]
-    assert head == "| captions | CIDEr | dogs invented | left out |"
-    assert [line.split("|")[3:5] for line in lines] == [[" 2 ", " 0 "], [" 0 ", " 1 "]]
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("3 images, CIDEr ") and last == "| dogs | 2 | 0 | 0 | 1 |"
     assert invented.main([*flags, str(tiny_checkpoint)]) == 2
     assert "learn_subjects" in capsys.readouterr().err

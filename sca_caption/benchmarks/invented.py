@@ -1,4 +1,4 @@
-"""People and dogs in captions of images that have none, with and without `subjects`.
+"""People, dogs and colours in captions of images that have none, with and without `subjects`.
 
 An image has none where not one of its references speaks of them (as CHAIR counts objects, Rohrbach et al. 2018, arXiv
 1809.02156); left out are those that the references speak of and the caption does not. CIDEr's document frequencies are
@@ -40,18 +40,16 @@ def main(argv: list[str] | None = None) -> int:
     references = [[ptb_tokenize(text) for text in data.references(row)] for row in rows]
     free = copy.copy(describer)
     free.subjects = None
-    names = describer.subjects.names
-    print(f"{len(rows)} images\n")
-    print("| captions | CIDEr |", " | ".join(f"{name} invented | left out" for name in names), "|")
-    print("| --- | ---: |", " | ".join(["---: | ---:"] * len(names)), "|")
-    for what, way in (("free to say them", free), ("kept from them", describer)):
-        found = way.stream(rows, reader(data, way.models, way.transform))
-        captions = [ptb_tokenize(result.captions[0].text) for result in found]
-        cells = [f"{cider(captions, references)[0]:.1f}"]
-        for name in names:
-            invented, left_out = counts(captions, references, SUBJECTS[name].words)
-            cells += [str(invented), str(left_out)]
-        print(f"| {what} |", " | ".join(cells), "|", flush=True)
+    scores, found = [], []
+    for way in (free, describer):
+        results = way.stream(rows, reader(data, way.models, way.transform))
+        captions = [ptb_tokenize(result.captions[0].text) for result in results]
+        scores.append(cider(captions, references)[0])
+        found.append([counts(captions, references, SUBJECTS[name].words) for name in describer.subjects.names])
+    print(f"{len(rows)} images, CIDEr {scores[0]:.1f} without subjects and {scores[1]:.1f} with them\n")
+    print("| | invented without | with | left out without | with |\n| --- | ---: | ---: | ---: | ---: |")
+    for name, before, after in zip(describer.subjects.names, *found, strict=True):
+        print(f"| {name} | {before[0]} | {after[0]} | {before[1]} | {after[1]} |")
     return 0
 
 

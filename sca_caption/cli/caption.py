@@ -78,8 +78,8 @@ def parser() -> Parser:
     g.add_argument("--mention", nargs="+", default=(), metavar="WORD", help="words that captions must have, at most "
                    "three; any of several: dog/puppy")  # fmt: skip
     g.add_argument("--no-objects", dest="objects", action="store_false",
-                   help="neither put in nouns that ImageNet's classifier is sure of, nor leave out people and dogs that "
-                   "are hardly there, of a model that can")  # fmt: skip
+                   help="neither put in nouns that ImageNet's classifier is sure of, nor leave out people, dogs and "
+                   "colours that are hardly there, of a model that can")  # fmt: skip
     g.add_argument("--sample", action="store_true", help="draw captions at random in place of the search")
     add_page_flags(p)
     add_flags(p, SearchConfig, SamplingConfig)
