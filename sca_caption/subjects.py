@@ -1,10 +1,10 @@
 """Kept out of captions: people, dogs and colours that are hardly there.
 
 A captioner that learnt from photographs of people and dogs speaks of them before a kitchen too, and after "in a" comes
-a colour, whichever: words follow from the words before them more than from what is seen (object hallucination: Rohrbach et
-al. 2018, arXiv 1809.02156). From an image's features, a logistic regression foretells which share of its references speaks
-of people, of dogs and of each colour, and the words of a subject that too few would speak of are closed to the search. It
-learns that from photographs without them too, so they must be among those that it is fitted to.
+a colour, whichever: words follow from the words before them more than from what is seen (object hallucination: Rohrbach
+et al. 2018, arXiv 1809.02156). From an image's features, a logistic regression foretells which share of its references
+speaks of people, of dogs and of each colour, and the words of a subject that too few would speak of are closed to the
+search. It learns that from photographs without them too, so they must be among those that it is fitted to.
 
 Shapes: B images, C channels, W words, K subjects, N images to learn from.
 """
@@ -47,7 +47,7 @@ COLOURS = ("red", "blue", "white", "black", "brown", "yellow", "green", "orange"
 class Subject:
     """`words` are said of an image only if at least the share `least` of people would use one of them.
 
-    Shares were chosen on Flickr8k's validation images and on 109 of MSCOCO. Numbers and clothes had a price in CIDEr there.
+    Shares were chosen on Flickr8k's validation images and 109 of MSCOCO. Numbers and clothes had a price in CIDEr.
     """
 
     words: frozenset[str]
