@@ -73,7 +73,7 @@ class Captioner:
 
         device: "cpu", "cuda", "cuda:1", ... or "auto", the first GPU if there is one. batch_size: images at once.
         objects: whether a model that can puts nouns that ImageNet's classifier is sure of into its captions, and leaves
-        people, dogs and colours out that are hardly there.
+        people, dogs and colours out of captions of other things.
         """
         several = [Path(checkpoint)] if isinstance(checkpoint, str | os.PathLike) else checkpoint
         return cls(Describer(several, device=device, batch_size=batch_size, objects=objects))

@@ -41,8 +41,9 @@ model.json, UTF-8:
     consensus       null, or idf, one number for each of the `known` words. A caption's consensus c is the product of its
                     tf-idf vector (counts times idf, of length 1; new words count for nothing) with `expected`; they are
                     ranked by their score + search.consensus * c; naming compares scores without it
-    subjects        null, or of each of `shares` words, ids that captions of an image keep from where the share is below
-                    least; naming may put them in all the same
+    subjects        null, or of each of `shares` words (ids), least and main: where the shares of all main ones are below
+                    least, captions keep from the words of these and of all others whose share is; naming may put them in
+                    all the same
     calibration     null, or slope, consensus and intercept: a caption is better than the median with probability
                     1 / (1 + exp(-(slope x + consensus c + intercept))), x the mean log-probability of its words, the
                     end word included

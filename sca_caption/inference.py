@@ -78,7 +78,7 @@ class Describer:
         upper bound on memory: batch_size * beam_size captions grow together. mentions: words that every caption
         must have, or of which it must have one: "dog", "cat/cats/kitten". objects: whether a model that can (see
         `naming`) puts nouns that it is sure of into its captions, and (see `subjects`) leaves people, dogs and colours
-        out that are hardly there; the first needs images, not stored features.
+        out of captions of other things; the first needs images, not stored features.
         sampling: draw captions at random so in place of the search; of `search` counts what is not about beams.
 
     Raises UserError for a checkpoint that cannot be used, a device that is not there and words it does not know.

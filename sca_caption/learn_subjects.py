@@ -1,9 +1,9 @@
 """Teach a captioner which images have people, dogs and which colours: `python -m sca_caption.learn_subjects`.
 
 Reads the train split's images and references and writes into the checkpoint a logistic regression that foretells, of a
-new image, which share of its references speaks of each of them. Captions leave out what too few would speak of
-(see `subjects`). Give it photographs of other things too: from Flickr8k alone it learns that there are people where no
-dogs are.
+new image, which share of its references speaks of each of them. Captions of other things than people and dogs leave out
+what too few would speak of (see `subjects`). Give it photographs of those: from Flickr8k alone it learns that there are
+people where no dogs are.
 """
 
 from collections.abc import Sequence
@@ -39,8 +39,8 @@ def main(argv: list[str] | None = None) -> int:
     subjects = learnt(found, data, rows, find_device(arguments.device))
     if subjects is None:
         raise UserError(
-            f"{arguments.data}: not {FEWEST} images whose captions speak of people, of dogs or of a colour, and {FEWEST} "
-            f"whose do not; add photographs of other things"
+            f"{arguments.data}: not {FEWEST} images whose captions speak of people, or of dogs, and {FEWEST} whose do "
+            f"not; add photographs of other things"
         )
     checkpoint.add_subjects(arguments.checkpoint, subjects)
     print(f"{arguments.checkpoint}: learnt {', '.join(subjects.names)} from the references of {len(rows)} images")

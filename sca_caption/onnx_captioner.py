@@ -180,7 +180,7 @@ class OnnxDescriber(Describer):
         self.calibration = Calibration(**about["calibration"]) if about["calibration"] else None
         self.lexicon = lexicon_of(about, self.words) if objects and about["naming"] else None
         rules = about["subjects"] if objects else None
-        self.rules = rules and [Rule(tuple(each["words"]), each["least"]) for each in rules]
+        self.rules = rules and [Rule(tuple(each["words"]), each["least"], each["main"]) for each in rules]
 
     def _settings_of(self, search: SearchConfig) -> dict[str, Any]:
         """As `settings_of`, with the words that the folder names."""

@@ -1,10 +1,11 @@
-"""Kept out of captions: people, dogs and colours that are hardly there.
+"""Kept out of captions of other things: people, dogs, and colours that are hardly there.
 
 A captioner that learnt from photographs of people and dogs speaks of them before a kitchen too, and after "in a" comes
 a colour, whichever: words follow from the words before them more than from what is seen (object hallucination: Rohrbach
 et al. 2018, arXiv 1809.02156). From an image's features, a logistic regression foretells which share of its references
-speaks of people, of dogs and of each colour, and the words of a subject that too few would speak of are closed to the
-search. It learns that from photographs without them too, so they must be among those that it is fitted to.
+speaks of people, of dogs and of each colour. Where too few would speak of people or dogs, both are closed to the search,
+and every colour that too few would name. It learns that from photographs without people and dogs, so they must be among
+those that it is fitted to. Other photographs are what the captioner knows best, and their captions stay as they are.
 
 Shapes: B images, C channels, W words, K subjects, N images to learn from.
 """
@@ -45,18 +46,19 @@ COLOURS = ("red", "blue", "white", "black", "brown", "yellow", "green", "orange"
 
 @dataclass(frozen=True)
 class Subject:
-    """`words` are said of an image only if at least the share `least` of people would use one of them.
+    """Where fewer than the share `least` would use one of `words`, it is hardly there; a `main` one decides for all.
 
-    Shares were chosen on Flickr8k's validation images and 109 of MSCOCO. Numbers and clothes had a price in CIDEr.
+    Shares were chosen on Flickr8k's validation images and 109 of MSCOCO.
     """
 
     words: frozenset[str]
     least: float
+    main: bool = False
 
 
 SUBJECTS = {
-    "people": Subject(frozenset(PEOPLE.split()), 0.35),
-    "dogs": Subject(frozenset(next(noun.forms for noun in read_nouns() if noun.name == "dog")), 0.1),
+    "people": Subject(frozenset(PEOPLE.split()), 0.3, main=True),
+    "dogs": Subject(frozenset(next(noun.forms for noun in read_nouns() if noun.name == "dog")), 0.1, main=True),
     **{colour: Subject(frozenset({colour}), 0.1) for colour in COLOURS},
 }
 
@@ -83,28 +85,32 @@ class Subjects(nn.Module):
 
 @dataclass(frozen=True)
 class Rule:
-    """The words of a subject, as ids, and the share below which they are not said."""
+    """A subject with its words as ids."""
 
     words: tuple[int, ...]
     least: float
+    main: bool
 
 
 def rules_of(subjects: Subjects, vocabulary: Vocabulary) -> list[Rule]:
     """Of each of the subjects, in their order."""
     known = [SUBJECTS[name] for name in subjects.names]
-    return [
-        Rule(tuple(vocabulary.encode(sorted(word for word in each.words if word in vocabulary))), each.least)
-        for each in known
-    ]
+    words = [vocabulary.encode(sorted(word for word in each.words if word in vocabulary)) for each in known]
+    return [Rule(tuple(ids), each.least, each.main) for ids, each in zip(words, known, strict=True)]
 
 
 def closed(
     shares: Tensor, rules: Sequence[Rule], words: int, mentions: Sequence[Sequence[Collection[int]]]
 ) -> Tensor:
-    """Which words are not said of each image: bool (B, W), for shares (B, K). Those of its `mentions` may be."""
+    """Which words are not said of each image: bool (B, W), for shares (B, K). Those of its `mentions` may be.
+
+    Where one of the main subjects is, none; elsewhere those of all that are not.
+    """
     found = torch.zeros(len(shares), words, dtype=torch.bool, device=shares.device)
-    for share, rule in zip(shares.unbind(1), rules, strict=True):
-        found[:, list(rule.words)] |= (share < rule.least)[:, None]
+    lacking = shares < shares.new_tensor([rule.least for rule in rules])  # (B, K)
+    others = lacking[:, [rule.main for rule in rules]].all(1)
+    for absent, rule in zip(lacking.unbind(1), rules, strict=True):
+        found[:, list(rule.words)] |= (absent & others)[:, None]
     for row, groups in zip(found, mentions, strict=True):
         row[[word for group in groups for word in group]] = False
     return found
@@ -135,14 +141,14 @@ def fitted(
 
     features: (N, C), `consensus.powers` of the images; ridge: what the sum of squared weights counts beside the mean
     cross-entropy of an image, the features having length 1 after centring. Subjects that fewer than FEWEST of the images
-    have, or lack, are left out; None where all are.
+    have, or lack, are left out; None where all the main ones are.
     """
     shares = {
         name: torch.tensor([share_of(several, each.words) for several in references])
         for name, each in SUBJECTS.items()
     }
     shares = {name: each for name, each in shares.items() if FEWEST <= (each > 0).sum() <= len(each) - FEWEST}
-    if not shares:
+    if not any(SUBJECTS[name].main for name in shares):
         return None
     found = Subjects(channels, tuple(shares))
     found.centre.copy_(features.mean(0))

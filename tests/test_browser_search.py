@@ -210,7 +210,7 @@ def test_nouns_that_a_caption_leaves_out(weight, tmp_path):
     seen = [sure_of(*classes) for classes in [(0,), (1,), (2,), (3,), (4,), (3, 4), (5,), (6,), (2, 3)]]
     seen += [[0.05] * 7, [0.5, 0.0, 0.45, 0.01, 0.01, 0.01, 0.02], [0.0, 0.0, 0.0, 0.3, 0.6, 0.1, 0.0]]
     given, expected, changed = [], [], 0
-    rules = [Rule((6, 8, 9), 0.35), Rule((7, 13), 0.1)]
+    rules = [Rule((6, 8, 9), 0.35, True), Rule((7, 13), 0.3, True), Rule((10, 11), 0.25, False)]
     described["subjects"] = [dataclasses.asdict(rule) for rule in rules] if weight else None
     for classes in [*seen, *seen]:
         pixels = torch.randint(256, (1, 3, 32, 32), generator=made, dtype=torch.uint8)
@@ -219,7 +219,7 @@ def test_nouns_that_a_caption_leaves_out(weight, tmp_path):
         expected_words = torch.rand(1, len(VOCABULARY), generator=made)
         ranking = Ranking(expected_words, idf, weight) if weight else None
         searching = settings | ({"num_captions": SearchConfig(settings["beam_size"]).ranked} if weight else {})
-        shares = torch.rand(1, 2, generator=made) / 2
+        shares = torch.rand(1, 3, generator=made) / 2
         silent = closed(shares, rules, len(VOCABULARY), [[]]) if weight else None
         search = Noted(speaking, table, len(VOCABULARY))
         found = decode.beam_search(search if silent is None else Discreet(search, silent), state, **searching)

@@ -345,8 +345,8 @@ def test_what_a_folder_holds(given, exported):
         "calibration": {"slope": 2.0, "intercept": 1.5, "consensus": 4.0},
         "consensus": {"idf": given.consensus.idf.tolist()},
         "subjects": [
-            {"words": WORDS.encode(["man", "woman"]), "least": 0.35},
-            {"words": WORDS.encode(["dog"]), "least": 0.1},
+            {"words": WORDS.encode(["man", "woman"]), "least": 0.3, "main": True},
+            {"words": WORDS.encode(["dog"]), "least": 0.1, "main": True},
         ],
         "naming": None,
     }

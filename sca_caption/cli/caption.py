@@ -79,7 +79,7 @@ def parser() -> Parser:
                    "three; any of several: dog/puppy")  # fmt: skip
     g.add_argument("--no-objects", dest="objects", action="store_false",
                    help="neither put in nouns that ImageNet's classifier is sure of, nor leave out people, dogs and "
-                   "colours that are hardly there, of a model that can")  # fmt: skip
+                   "colours in captions of other things, of a model that can")  # fmt: skip
     g.add_argument("--sample", action="store_true", help="draw captions at random in place of the search")
     add_page_flags(p)
     add_flags(p, SearchConfig, SamplingConfig)

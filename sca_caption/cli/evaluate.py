@@ -67,7 +67,7 @@ def parser() -> Parser:
                        help=f"images at once (default: {BATCH_SIZE})")  # fmt: skip
     model.add_argument("--no-objects", dest="objects", action="store_false", default=argparse.SUPPRESS,
                        help="neither put in nouns that ImageNet's classifier is sure of, nor leave out people, dogs and "
-                       "colours that are hardly there, of a model that can")  # fmt: skip
+                       "colours in captions of other things, of a model that can")  # fmt: skip
     add_flags(p, SearchConfig, without=("num_captions",))  # only the best caption is scored
     return p
 

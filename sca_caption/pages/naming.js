@@ -99,9 +99,11 @@ export function plain(model, known, silent = []) {
   };
 }
 
-/** Ids of words that captions keep from (sca_caption/subjects.py): of subjects of which too few people would speak. */
+/** Ids of words that captions keep from: sca_caption/subjects.py. */
 export function silentOf(subjects, shares) {
-  return (subjects ?? []).flatMap(({ words, least }, index) => (shares[index] < Math.fround(least) ? words : []));
+  const lacking = (subjects ?? []).filter(({ least }, index) => shares[index] < Math.fround(least));
+  const others = (subjects ?? []).every((each) => !each.main || lacking.includes(each));
+  return others ? lacking.flatMap(({ words }) => words) : [];
 }
 
 /**

@@ -26,8 +26,8 @@ class Options:
 SEARCH = {field.name: field for field in dataclasses.fields(SearchConfig)}
 OTHERS = {
     "mention": "at most three words that the caption must have, with spaces between; any of several: dog/puppy",
-    "objects": "put in nouns that ImageNet's classifier is sure of, and leave out people, dogs and colours that are "
-    "hardly there, of a model that can",
+    "objects": "put in nouns that ImageNet's classifier is sure of, and leave out people, dogs and colours in captions "
+    "of other things, of a model that can",
     "preview": "send the photograph back as a JPEG, for formats that browsers cannot show",
 }
 
