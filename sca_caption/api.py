@@ -17,7 +17,7 @@ The keywords are the command line's flags of the search:
 >>> for caption in captioner.captions("docs/grace_hopper.jpg", num_captions=2, mention=["hat"]):
 ...     print(f"{caption.confidence:.2f} {caption.text}")
 0.41 a man in a white shirt is wearing a black hat
-0.37 a man in a suit is wearing a black hat
+0.38 a man in a suit is wearing a black hat
 
 What a user can get wrong raises `UserError`, in the words of the command line:
 
