@@ -9,6 +9,7 @@ from made_photos import message
 
 from sca_caption import static_page
 from sca_caption.atomic import replacing_folder
+from sca_caption.onnx_captioner import FORMAT_VERSION
 from sca_caption.static_page import MODEL, PAGES, RUNTIME, check_runtime, is_site, write_page
 
 DESCRIPTION = {
@@ -94,3 +95,8 @@ def test_a_folder_that_is_not_the_runtime(runtime, tmp_path):
     found = message(lambda: make(tmp_path / "site", runtime))
     assert f"no dist/{RUNTIME[1]}" in found and static_page.INSTALL in found
     assert not (tmp_path / "site").exists()
+
+
+def test_the_page_reads_the_format_that_is_written():
+    (read,) = re.findall(r"FORMAT_VERSION = (\d+);", (PAGES / "worker.js").read_text(encoding="utf-8"))
+    assert int(read) == FORMAT_VERSION

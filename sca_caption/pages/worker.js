@@ -9,6 +9,7 @@ import * as ort from "./runtime/ort.wasm.bundle.min.mjs";
 import { Captioner } from "./captioner.js";
 import { PhotographError, opened } from "./photograph.js";
 
+const FORMAT_VERSION = 4; // of model.json, as in sca_caption/onnx_captioner.py
 const CAPTIONS = 3; // of a photograph: the best and two more
 let captioner;
 let last = Promise.resolve(); // photographs wait for the model and for each other
@@ -35,8 +36,9 @@ async function load({ base, files, dtype }) {
       });
     }
     const described = JSON.parse(new TextDecoder().decode(contents["model/model.json"]));
-    if (described.format_version !== 3) {
-      throw new Error(`model.json has format ${described.format_version}, this page reads 3; export the model again`);
+    if (described.format_version !== FORMAT_VERSION) {
+      const found = `model.json has format ${described.format_version}`;
+      throw new Error(`${found}, this page reads ${FORMAT_VERSION}; export the model again`);
     }
     ort.env.wasm.wasmBinary = contents[files.find(({ path }) => path.endsWith(".wasm")).path].buffer;
     ort.env.wasm.numThreads = 1; // more need headers that plain servers do not send
