@@ -5,7 +5,7 @@ The format holds tensors and text, never code, so loading one from a stranger ex
 
     format_version, task ("caption" where it is missing), config, words (a captioner's), transform, metrics,
     training (only in last.pt: where to resume), objects (a captioner's that names what ImageNet's classifier sees),
-    consensus (a captioner's that knows what people agree on)
+    consensus (a captioner's that knows what people agree on),
     subjects (a captioner's that knows whether people, dogs and colours are in an image)
 """
 
@@ -39,6 +39,11 @@ FORMAT_VERSION = 1
 INT8_VERSION = 2  # of files with int8 weights, which programs that know version 1 alone would misread
 SHIPPED = Path(__file__).with_name("weights") / "captioner.safetensors"
 _MODEL, _EXTRA, _OBJECTS, _CONSENSUS, _SUBJECTS = "model.", "extra.", "objects.", "consensus.", "subjects."
+_PARTS = {  # that a captioner may have beside it, and what says of each how it is built
+    "objects": ("first", "network"),
+    "consensus": ("rank", "channels"),
+    "subjects": ("channels", "names"),
+}
 _OTHER_TASK = {
     "caption": "is a classifier, not a captioner; use it with python -m sca_caption.classify, or --task classify",
     "classify": "is a captioner, not a classifier; use it with caption.py, or without --task classify",
@@ -77,12 +82,8 @@ def save(path: str | Path, checkpoint: Checkpoint, dtype: str = "float32") -> No
     if getattr(checkpoint.config, "tie_embeddings", False):
         del weights["word.weight"]  # the same tensor as embedding.weight
     tensors = {_MODEL + k: v for k, v in weights.items()}
-    if checkpoint.objects is not None:
-        tensors |= {_OBJECTS + k: v for k, v in checkpoint.objects.state_dict().items()}
-    if checkpoint.consensus is not None:
-        tensors |= {_CONSENSUS + k: v for k, v in checkpoint.consensus.state_dict().items()}
-    if checkpoint.subjects is not None:
-        tensors |= {_SUBJECTS + k: v for k, v in checkpoint.subjects.state_dict().items()}
+    for part in _PARTS:
+        tensors |= _tensors_of(part, getattr(checkpoint, part))
     tensors = storage.stored(tensors, dtype, robust=[_OBJECTS])
     tensors |= {_EXTRA + k: v for k, v in checkpoint.extra.items()}
     text = {
@@ -93,9 +94,7 @@ def save(path: str | Path, checkpoint: Checkpoint, dtype: str = "float32") -> No
         "transform": checkpoint.transform.to_dict(),
         "metrics": checkpoint.metrics,
         "training": checkpoint.training,
-        "objects": _described(checkpoint.objects, "first", "network"),
-        "consensus": _described(checkpoint.consensus, "rank", "channels"),
-        "subjects": _described(checkpoint.subjects, "channels", "names"),
+        **{part: _described(part, getattr(checkpoint, part)) for part in _PARTS},
     }
     metadata = {"sca_caption": json.dumps(text, ensure_ascii=False)}
     with replacing(path, make_folder=True) as temporary:
@@ -170,8 +169,12 @@ def load(path: str | Path | None = None, task: str = "caption") -> Checkpoint:
     )
 
 
-def _described(part: Objects | Consensus | Subjects | None, *names: str) -> dict | None:
-    return None if part is None else {name: getattr(part, name) for name in names}
+def _described(part: str, value: Objects | Consensus | Subjects | None) -> dict | None:
+    return None if value is None else {name: getattr(value, name) for name in _PARTS[part]}
+
+
+def _tensors_of(part: str, value: Objects | Consensus | Subjects | None) -> dict[str, Tensor]:
+    return {} if value is None else {f"{part}.{name}": tensor for name, tensor in value.state_dict().items()}
 
 
 def _objects_of(text: dict, tensors: dict[str, Tensor]) -> Objects | None:
@@ -211,22 +214,21 @@ def add_metrics(path: Path, metrics: dict) -> None:
 
 def add_consensus(path: Path, consensus: Consensus) -> None:
     """Put what ranks captions into a checkpoint; its other tensors stay as they are stored."""
-    _add(path, _CONSENSUS, consensus, "rank", "channels")
+    _add(path, "consensus", consensus)
 
 
 def add_subjects(path: Path, subjects: Subjects) -> None:
     """Put what captions keep silent about into a checkpoint; its other tensors stay as they are stored."""
-    _add(path, _SUBJECTS, subjects, "channels", "names")
+    _add(path, "subjects", subjects)
 
 
-def _add(path: Path, prefix: str, part: Consensus | Subjects, *names: str) -> None:
+def _add(path: Path, part: str, value: Consensus | Subjects) -> None:
     text, tensors = _as_stored(path)
-    stored = {prefix + name: value for name, value in part.state_dict().items()}
     dtype = str(tensors["model.word.bias"].dtype).removeprefix("torch.")
     dtype = "int8" if text["format_version"] == INT8_VERSION else dtype
-    tensors = {name: value for name, value in tensors.items() if prefix not in name}
-    text[prefix.removesuffix(".")] = _described(part, *names)
-    _store(path, text, tensors | storage.stored(stored, dtype))
+    tensors = {name: tensor for name, tensor in tensors.items() if f"{part}." not in name}
+    text[part] = _described(part, value)
+    _store(path, text, tensors | storage.stored(_tensors_of(part, value), dtype))
 
 
 def _as_stored(path: Path) -> tuple[dict, dict[str, Tensor]]:
@@ -281,9 +283,7 @@ def average(paths: Sequence[str | Path], shares: Sequence[float]) -> Checkpoint:
         found.vocabulary,
         found.transform,
         found.metrics if alone else {},
-        objects=found.objects if alone else None,
-        consensus=found.consensus if alone else None,
-        subjects=found.subjects if alone else None,
+        **{part: getattr(found, part) if alone else None for part in _PARTS},
     )
 
 

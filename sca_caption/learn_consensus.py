@@ -27,7 +27,12 @@ RIDGE, CONTRAST = 1.0, 0.05  # chosen there too
 
 
 def parser() -> Parser:
-    p = Parser(prog="python -m sca_caption.learn_consensus", description=__doc__)
+    return teaching("learn_consensus", __doc__)
+
+
+def teaching(name: str, description: str) -> Parser:
+    """The flags of a program that teaches a checkpoint something from a data file."""
+    p = Parser(prog=f"python -m sca_caption.{name}", description=description)
     p.add_argument("checkpoint", type=Path, help="best.pt of a run, or another captioner; it is changed")
     p.add_argument("--data", type=Path, required=True, metavar="FILE.h5", help="see preprocess.py")
     p.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: the first GPU, or the CPU)")

@@ -7,7 +7,6 @@ people where no dogs are.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
@@ -15,7 +14,7 @@ from sca_caption import checkpoint
 from sca_caption.config import Parser
 from sca_caption.devices import find_device
 from sca_caption.errors import UserError, program
-from sca_caption.learn_consensus import seen_of
+from sca_caption.learn_consensus import seen_of, teaching
 from sca_caption.metrics import ptb_tokenize
 from sca_caption.store import CaptionData
 from sca_caption.subjects import FEWEST, Subjects, fitted
@@ -24,11 +23,7 @@ RIDGE = 1e-4  # ten times less or three times more is as good on MSCOCO's photog
 
 
 def parser() -> Parser:
-    p = Parser(prog="python -m sca_caption.learn_subjects", description=__doc__)
-    p.add_argument("checkpoint", type=Path, help="best.pt of a run, or another captioner; it is changed")
-    p.add_argument("--data", type=Path, required=True, metavar="FILE.h5", help="see preprocess.py")
-    p.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: the first GPU, or the CPU)")
-    return p
+    return teaching("learn_subjects", __doc__)
 
 
 @program

@@ -89,6 +89,7 @@ export function plain(model, known, silent = []) {
   return {
     async step(tokens, state) {
       const said = await model.step(tokens, state);
+      if (said.width === known && !silent.length) return said;
       const logits = new Float32Array(tokens.length * known);
       tokens.forEach((_, row) => {
         logits.set(said.logits.subarray(row * said.width, row * said.width + known), row * known);
