@@ -4,10 +4,6 @@
 """
 
 import importlib
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from sca_caption.api import Caption, Captioner, ImageError, Result, UserError
 
 __version__ = "0.1.0"
 __all__ = ["Caption", "Captioner", "ImageError", "Result", "UserError"]

@@ -37,13 +37,14 @@ from PIL import Image
 from torch import Tensor
 
 from sca_caption import images
-from sca_caption.errors import UserError
+from sca_caption.config import BATCH_SIZE, SearchConfig
 from sca_caption.images import ImageError
-from sca_caption.inference import Caption, Describer, Result
-from sca_caption.search import BATCH_SIZE, SearchConfig
+from sca_caption.inference.captioning import Caption, Describer, Result
+from sca_caption.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from sca_caption.explain import Explanation
+    from sca_caption.explain.explanation import Explanation
+
 
 Picture = str | os.PathLike | bytes | Image.Image | np.ndarray | Tensor
 
@@ -118,7 +119,7 @@ class Captioner:
 
     def explain(self, picture: Picture, caption: str | None = None) -> "Explanation":
         """What was attended at every word of the caption, or would be of another, as numbers and figures."""
-        from sca_caption.explain import explain
+        from sca_caption.explain.explanation import explain
 
         return explain(self.describer, source_of(picture), caption)
 

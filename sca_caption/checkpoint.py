@@ -12,28 +12,30 @@ The format holds tensors and text, never code, so loading one from a stranger ex
 import dataclasses
 import hashlib
 import json
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sca_caption import config as configs
-from sca_caption import storage
-from sca_caption.atomic import replacing
-from sca_caption.backbones import read_state_dict
-from sca_caption.captioner import SCACNN
-from sca_caption.config import ClassifierConfig, ModelConfig, Parser
-from sca_caption.consensus import Consensus
-from sca_caption.errors import UserError, program
+from sca_caption import config
+from sca_caption.config import ClassifierConfig, ModelConfig
+from sca_caption.guidance.consensus import Consensus
+from sca_caption.guidance.hallucination import Subjects
+from sca_caption.guidance.object_classifier import Objects
 from sca_caption.images import Transform
-from sca_caption.objects import Objects, original
-from sca_caption.subjects import Subjects
+from sca_caption.models import quantization
+from sca_caption.models.sca_cnn import SCACNN
+from sca_caption.runtime.atomic_files import replacing
+from sca_caption.runtime.errors import UserError
 from sca_caption.vocab import SPECIALS, Vocabulary
+
+if TYPE_CHECKING:
+    from sca_caption.models.classifier import Classifier
+
 
 FORMAT_VERSION = 1
 INT8_VERSION = 2  # of files with int8 weights, which programs that know version 1 alone would misread
@@ -45,7 +47,7 @@ _PARTS = {  # that a captioner may have beside it, and what says of each how it 
     "subjects": ("channels", "names"),
 }
 _OTHER_TASK = {
-    "caption": "is a classifier, not a captioner; use it with python -m sca_caption.classify, or --task classify",
+    "caption": "is a classifier, not a captioner; use it with python -m sca_caption classify, or --task classify",
     "classify": "is a captioner, not a classifier; use it with caption.py, or without --task classify",
 }
 
@@ -54,7 +56,7 @@ _OTHER_TASK = {
 class Checkpoint:
     """A model with all it needs to be used: `vocabulary`, `transform`, and how well it did (`metrics`)."""
 
-    model: "SCACNN | Classifier"  # noqa: F821 (imported where one is loaded: captioning does not need it)
+    model: "SCACNN | Classifier"
     vocabulary: Vocabulary | None  # None for a classifier, whose config holds its classes
     transform: Transform
     metrics: dict = field(default_factory=dict)
@@ -84,7 +86,7 @@ def save(path: str | Path, checkpoint: Checkpoint, dtype: str = "float32") -> No
     tensors = {_MODEL + k: v for k, v in weights.items()}
     for part in _PARTS:
         tensors |= _tensors_of(part, getattr(checkpoint, part))
-    tensors = storage.stored(tensors, dtype, robust=[_OBJECTS])
+    tensors = quantization.stored(tensors, dtype, robust=[_OBJECTS])
     tensors |= {_EXTRA + k: v for k, v in checkpoint.extra.items()}
     text = {
         "format_version": INT8_VERSION if dtype == "int8" else FORMAT_VERSION,
@@ -126,7 +128,7 @@ def load(path: str | Path | None = None, task: str = "caption") -> Checkpoint:
     try:
         with safe_open(path, "pt") as file:
             text = json.loads((file.metadata() or {}).get("sca_caption", "null"))
-            tensors = storage.restored({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 (not a dict)
+            tensors = quantization.restored({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(
             f"{path} is not a checkpoint of sca_caption, or it is damaged or cut short ({error}); copy or train it again"
@@ -146,11 +148,11 @@ def load(path: str | Path | None = None, task: str = "caption") -> Checkpoint:
     vocabulary = None
     if task == "caption":
         vocabulary = Vocabulary(text["words"])
-        model = SCACNN(configs.from_dict(ModelConfig, text["config"]), len(vocabulary))
+        model = SCACNN(config.from_dict(ModelConfig, text["config"]), len(vocabulary))
     else:
-        from sca_caption.classifier import Classifier
+        from sca_caption.models.classifier import Classifier
 
-        model = Classifier(configs.from_dict(ClassifierConfig, text["config"]))
+        model = Classifier(config.from_dict(ClassifierConfig, text["config"]))
     weights = {k.removeprefix(_MODEL): v for k, v in tensors.items() if k.startswith(_MODEL)}
     try:
         if getattr(model.config, "tie_embeddings", False):
@@ -228,7 +230,7 @@ def _add(path: Path, part: str, value: Consensus | Subjects) -> None:
     dtype = "int8" if text["format_version"] == INT8_VERSION else dtype
     tensors = {name: tensor for name, tensor in tensors.items() if f"{part}." not in name}
     text[part] = _described(part, value)
-    _store(path, text, tensors | storage.stored(_tensors_of(part, value), dtype))
+    _store(path, text, tensors | quantization.stored(_tensors_of(part, value), dtype))
 
 
 def _as_stored(path: Path) -> tuple[dict, dict[str, Tensor]]:
@@ -249,86 +251,3 @@ def fingerprint(path: str | Path | None = None) -> str:
     """Sixteen hex digits that tell one checkpoint's file from another; None means the captioner that ships."""
     with open(path if path is not None else SHIPPED, "rb") as file:
         return hashlib.file_digest(file, "blake2b").hexdigest()[:16]
-
-
-def average(paths: Sequence[str | Path], shares: Sequence[float]) -> Checkpoint:
-    """The checkpoint in `paths[0]` with weights that are the mean of all, in proportion to `shares`.
-
-    Weights of runs that started from one another can be averaged, and often caption better than each (Wortsman et al.
-    2022, arXiv 2109.01903). They may attend in other forms: a tensor that some lack is the mean of those that have it.
-    Raises UserError where configs differ otherwise, and where vocabularies do.
-    """
-    found = load(paths[0])
-    total = {name: value * shares[0] for name, value in found.model.state_dict().items()}
-    weight = dict.fromkeys(total, shares[0])
-    free = dict.fromkeys(("attention", "dropout", "feature_dropout"))
-    for path, share in zip(paths[1:], shares[1:], strict=True):
-        other = load(path)
-        same = {**vars(other.config), **free} == {**vars(found.config), **free}
-        if not same or other.vocabulary != found.vocabulary:
-            raise UserError(
-                f"{path} is of another model or vocabulary than {paths[0]}; average runs of one model"
-            )
-        for name, value in other.model.state_dict().items():
-            if name in total:
-                total[name] += value * share
-                weight[name] += share
-    lacking = [name for name, share in weight.items() if not share]
-    if lacking:
-        raise UserError(f"only checkpoints with a share of 0 have {lacking[0]}; give one of them a share")
-    found.model.load_state_dict({name: value / weight[name] for name, value in total.items()})
-    alone = len(paths) == 1
-    return Checkpoint(
-        found.model,
-        found.vocabulary,
-        found.transform,
-        found.metrics if alone else {},
-        **{part: getattr(found, part) if alone else None for part in _PARTS},
-    )
-
-
-def parser() -> Parser:
-    p = Parser(
-        prog="python -m sca_caption.checkpoint",
-        description="Write a model to ship: a checkpoint, or the average of several, without training state.",
-    )
-    p.add_argument("output", type=Path, help="the file to write, e.g. captioner.safetensors")
-    p.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="best.pt of a run")
-    p.add_argument(
-        "--shares", nargs="+", type=float, metavar="X", help="of each in the average (default: equal)"
-    )
-    p.add_argument(
-        "--dtype", choices=storage.DTYPES, default="float16", help="of the weights (default: %(default)s)"
-    )
-    p.add_argument("--objects", type=Path, metavar="FILE", help="add the part that names objects: the ImageNet weights "
-                   "of an EfficientNet-Lite (the layout of efficientnet_lite_pytorch), or of the MobileNetV2 that "
-                   "training started from (torchvision's)")  # fmt: skip
-    return p
-
-
-@program
-def main(argv: list[str] | None = None) -> int:
-    """Write a model to ship: weights in few bytes without training state, of one checkpoint or averaged over several."""
-    arguments = parser().parse_args(argv)
-    shares = arguments.shares or [1.0] * len(arguments.checkpoints)
-    if len(shares) != len(arguments.checkpoints) or min(shares) < 0 or not sum(shares):
-        raise UserError(f"--shares {shares}: give one for each checkpoint, 0 or more, not all 0")
-    found = average(arguments.checkpoints, shares)
-    if arguments.objects:
-        weights = read_state_dict(arguments.objects)
-        found.objects = original(weights, found.model.backbone, found.transform.size)
-        first = found.objects.first
-        own = f"features.{first} and above are the classifier's own" if first else f"{found.objects.network}, whole"
-        print(f"objects: {own}", file=sys.stderr)
-        for name in ("consensus", "subjects"):
-            part = getattr(found, name)
-            if part is not None and part.reads_objects:
-                setattr(found, name, None)  # it knows what another network sees
-                print(f"{name}: to be learnt again (python -m sca_caption.learn_{name})", file=sys.stderr)
-    save(arguments.output, found, arguments.dtype)
-    print(f"{arguments.output}: {arguments.output.stat().st_size / 1e6:.1f} MB")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

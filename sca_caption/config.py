@@ -1,12 +1,10 @@
 """Every setting of a model and of a training run, checked when made; command-line flags are generated from the fields."""
 
-import argparse
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sca_caption.command_line import Parser
-from sca_caption.errors import UserError, choice
+from sca_caption.runtime.errors import UserError
 
 
 def setting(default, help: str, choices: Sequence[str] | None = None):
@@ -198,17 +196,13 @@ PAPER = {
     "validation_beam": 5,
     "augment": False,
 }
-
 # Small pictures, few words: a minute of CPU.
 SHAPES = {"attention_width": 64, "embedding_size": 64, "lstm_size": 128, "epochs": 8, "finetune_backbone_at": -1,
           "augment": False, "batch_size": 16, "lr": 3e-3, "label_smoothing": 0.0, "dropout": 0.1}  # fmt: skip
-
 # Self-critical training starts from a good captioner, and must not hurt it.
 SELF_CRITICAL = {"lr": 4e-5, "epochs": 5, "finetune_backbone_at": -1, "patience": 2, "validation_beam": 5,
                  "label_smoothing": 0.0}  # fmt: skip
-
 PRESETS: dict[str, dict] = {"default": {}, "paper": PAPER, "shapes": SHAPES}
-
 # Classifiers. cifar: the ResNet-18 comparison of attention blocks (160 epochs, the rate falls at 80 and 120).
 CIFAR = {"backbone": "resnet18", "stem": "cifar", "image_size": 32, "epochs": 160, "batch_size": 128, "lr": 0.1,
          "schedule": "step", "warmup": 1 / 160, "views": "pad", "workers": 0}  # fmt: skip
@@ -218,55 +212,9 @@ IMAGENET = {"image_size": 224, "epochs": 200, "batch_size": 256, "lr": 0.05, "we
             "smallest_view": 0.08, "workers": 8}  # fmt: skip
 SHAPES_CLASSES = {"backbone": "resnet18", "image_size": 64, "epochs": 6, "batch_size": 32, "optimizer": "adamw",
                   "lr": 1e-3, "weight_decay": 0.01, "views": "none", "workers": 0}  # fmt: skip
-
 CLASSIFIER_PRESETS: dict[str, dict] = {
     "cifar": CIFAR, "caltech": CALTECH, "imagenet": IMAGENET, "shapes": SHAPES_CLASSES,
 }  # fmt: skip
-
-
-def task_of(argv: Sequence[str] | None) -> str:
-    """Which of "caption" and "classify" `--task` names, before the flags of that task are known."""
-    p = Parser(add_help=False, allow_abbrev=False)
-    p.add_argument("--task", default="caption")
-    return choice(p.parse_known_args(argv)[0].task, ("caption", "classify"), "task")
-
-
-def add_flags(parser: argparse.ArgumentParser, *configs: type, without: Sequence[str] = ()) -> None:
-    """Add one flag for each field of the config classes, but for those named in `without`.
-
-    A flag that is not given leaves no trace in the namespace.
-    """
-    for config in configs:
-        group = parser.add_argument_group(config.__doc__.split(".")[0].lower())
-        for f in dataclasses.fields(config):
-            if not f.metadata or f.name in without:
-                continue
-            flag = "--" + f.name.replace("_", "-")
-            default = " ".join(f.default) if isinstance(f.default, tuple) else f.default
-            options = {"dest": f.name, "default": argparse.SUPPRESS}
-            if f.type is bool:
-                shown = "on" if f.default else "off"
-                options |= {
-                    "action": argparse.BooleanOptionalAction,
-                    "help": f"{f.metadata['help']} (default: {shown})",
-                }
-            else:
-                shown = f.metadata["help"] if default == "" else f"{f.metadata['help']} (default: {default})"
-                options |= {"help": shown, "choices": f.metadata["choices"]}
-                if isinstance(f.default, tuple):
-                    options |= {"nargs": "+", "metavar": "NAME"}
-                else:
-                    options |= {"type": f.type}
-                    if not f.metadata["choices"]:
-                        options["metavar"] = {int: "N", float: "X", str: "NAME"}[f.type]
-            group.add_argument(flag, **options)
-
-
-def make(config: type, arguments: argparse.Namespace, preset: dict | None = None):
-    """Build a config: its defaults, then the preset's values, then the flags that were given."""
-    names = {f.name for f in dataclasses.fields(config)}
-    values = {k: v for k, v in ((preset or {}) | vars(arguments)).items() if k in names}
-    return config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
 def from_dict(config: type, values: dict):
@@ -278,3 +226,59 @@ def from_dict(config: type, values: dict):
             f"unknown settings {', '.join(unknown)}; written by a newer version? upgrade sca_caption"
         )
     return config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+BATCH_SIZE = 16  # images searched at once
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """Search for captions. Raises UserError when a value makes no sense."""
+
+    beam_size: int = setting(7, "captions that grow side by side; 1: greedy, the fastest")
+    num_captions: int = setting(1, "captions an image, best first; at most the beam size")
+    min_length: int = setting(1, "fewest words in a caption")
+    max_length: int = setting(20, "most words in a caption")
+    length_penalty: float = setting(
+        0.6, "rank by log-probability / length^X; 0: as it is; more favours longer captions"
+    )
+    block_ngrams: int = setting(2, "never say the same N words in a row twice, nor 'W W' or 'W and W'; 0: off")
+    sound_endings: bool = setting(True, "never end in 'a', 'with', 'and', ...")
+    consensus: float = setting(5.5, "nats added to captions of the words that people would use; 0: off")
+    diverse_groups: int = setting(1, "groups of beams that differ")
+    diversity: float = setting(0.5, "nats off a word for each beam of groups before that says it")
+
+    @property
+    def ranked(self) -> int:
+        """Captions that a search finds where consensus ranks them, the later ones often better; 1 of greedy search."""
+        return 2 * self.beam_size if self.beam_size > 1 else 1
+
+    def __post_init__(self):
+        for name in ("beam_size", "num_captions", "min_length", "max_length"):
+            require(self, name, getattr(self, name) >= 1, "at least 1")
+        require(self, "block_ngrams", self.block_ngrams >= 0, "0 (off) or more")
+        require(self, "length_penalty", abs(self.length_penalty) <= 10, "from -10 to 10")
+        require(
+            self, "min_length", self.min_length <= self.max_length, f"at most --max-length {self.max_length}"
+        )
+        require(self, "diversity", self.diversity >= 0, "0 or more")
+        require(self, "consensus", 0 <= self.consensus < float("inf"), "0 or more")
+        even = self.diverse_groups >= 1 and self.beam_size % self.diverse_groups == 0
+        require(self, "diverse_groups", even, f"a divisor of --beam-size {self.beam_size}")
+        limit = f"at most --beam-size {self.beam_size}; ask for fewer captions or widen the beam"
+        require(self, "num_captions", self.num_captions <= self.beam_size, limit)
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """Draw captions at random in place of the search (--sample). Raises UserError when a value makes no sense."""
+
+    temperature: float = setting(1.0, "below 1: likelier words")
+    top_k: int = setting(0, "of the N likeliest words; 0: all")
+    top_p: float = setting(0.9, "of the likeliest that sum to X")
+    seed: int = setting(0, "same seed, same captions")
+
+    def __post_init__(self):
+        require(self, "temperature", 0 < self.temperature < float("inf"), "above 0")
+        require(self, "top_k", self.top_k >= 0, "0 (all) or more")
+        require(self, "top_p", 0 < self.top_p <= 1, "above 0 and at most 1")

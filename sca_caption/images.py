@@ -15,11 +15,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from sca_caption.errors import UserError, choice
+from sca_caption.runtime.errors import UserError, choice
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's RGB in 0..1, as torchvision's weights expect
 STD = (0.229, 0.224, 0.225)
-
 MODES = ("resize", "crop")
 EXTENSIONS = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".gif", ".webp", ".avif", ".bmp", ".tif",
@@ -35,7 +34,6 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
 Source = str | os.PathLike | bytes | Image.Image
 
 

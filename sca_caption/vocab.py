@@ -10,12 +10,11 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from sca_caption.errors import UserError
+from sca_caption.runtime.errors import UserError
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
 TOKENIZER = "spacy-en lower-case, compounds whole, no punctuation"  # stored beside tokens: what made them
-
 CLITICS = frozenset(("'s", "'re", "'ll", "'ve", "'m", "'d", "n't"))  # written onto the word before them
 
 

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from sca_caption import checkpoint
-from sca_caption.captioner import SCACNN
 from sca_caption.cli import caption
 from sca_caption.config import ModelConfig
 from sca_caption.images import Transform
+from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.vocab import Vocabulary
 
 # Models this small only lose time to threads, most of all where others share the cores; so do programs that tests start.

@@ -13,7 +13,7 @@ from PIL import Image
 import sca_caption
 from sca_caption import Captioner, ImageError, UserError, api
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")

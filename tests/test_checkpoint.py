@@ -8,19 +8,21 @@ import stat
 
 import pytest
 import torch
-from conftest import TINY, TINY_WORDS, tiny_captioner
-from made_photos import message
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from toy_backbone import toy  # noqa: F401
 
 from sca_caption import checkpoint
-from sca_caption.captioner import SCACNN
 from sca_caption.checkpoint import Checkpoint
+from sca_caption.cli import average
 from sca_caption.config import ModelConfig
-from sca_caption.errors import UserError
 from sca_caption.images import Transform
+from sca_caption.models.sca_cnn import SCACNN
+from sca_caption.runtime.errors import UserError
+from sca_caption.training import weight_soup
 from sca_caption.vocab import Vocabulary
+from tests.conftest import TINY, TINY_WORDS, tiny_captioner
+from tests.helpers.made_photos import message
+from tests.helpers.toy_backbone import toy  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("toy")
 TOY = ModelConfig(
@@ -137,13 +139,13 @@ def test_half_rounds_weights_to_float16_and_nothing_else(tmp_path):
 
 def test_a_checkpoint_to_ship(saved, tmp_path, capsys):
     output = tmp_path / "captioner.safetensors"
-    assert checkpoint.main([str(output), str(saved)]) == 0
+    assert average.main([str(output), str(saved)]) == 0
     assert capsys.readouterr().out == f"{output}: {output.stat().st_size / 1e6:.1f} MB\n"
     found = checkpoint.load(output)
     assert (found.training, found.extra) == ({}, {})
     assert found.metrics == made().metrics
     assert {value.dtype for value in load_file(output).values()} == {torch.float16}
-    assert checkpoint.main([str(output), str(tmp_path / "none.pt")]) == 2
+    assert average.main([str(output), str(tmp_path / "none.pt")]) == 2
     assert capsys.readouterr().err.startswith(
         f"error: cannot load checkpoint {tmp_path / 'none.pt'}: no such file"
     )
@@ -156,13 +158,13 @@ def test_the_average_is_of_every_weight(saved, tmp_path, capsys):
             parameter += number
     checkpoint.save(tmp_path / "other.pt", other)
     given = [str(tmp_path / "out"), str(saved), str(tmp_path / "other.pt")]
-    assert checkpoint.main([*given, "--shares", "3", "1"]) == 0
+    assert average.main([*given, "--shares", "3", "1"]) == 0
     found, wanted = checkpoint.load(tmp_path / "out"), made().model
     pairs = zip(found.model.parameters(), wanted.parameters(), strict=True)
     for number, (mean, first) in enumerate(pairs):
         assert torch.allclose(mean, first + number / 4, rtol=1e-3, atol=1e-3)
     assert found.metrics == {}  # it was never scored
-    assert checkpoint.main([*given, "--shares", "1"]) == 2
+    assert average.main([*given, "--shares", "1"]) == 2
     assert "give one for each checkpoint" in capsys.readouterr().err
 
 
@@ -175,19 +177,19 @@ def test_models_that_attend_in_other_forms_share_what_both_have(tmp_path):
             for parameter in model.parameters():
                 parameter.fill_(len(name))
         checkpoint.save(tmp_path / name, Checkpoint(model, Vocabulary(TINY_WORDS), Transform(32)))
-    found = checkpoint.average([tmp_path / "both", tmp_path / "spatial"], [2, 1])
+    found = weight_soup.average([tmp_path / "both", tmp_path / "spatial"], [2, 1])
     assert found.config.attention == "S-C"
     for name, value in found.model.named_parameters():
         wanted = 4.0 if ".channel." in name else (4.0 * 2 + 7.0) / 3
         torch.testing.assert_close(value, torch.full_like(value, wanted))
-    found = checkpoint.average([tmp_path / "spatial", tmp_path / "both"], [2, 1])
+    found = weight_soup.average([tmp_path / "spatial", tmp_path / "both"], [2, 1])
     assert found.config.attention == "S" and found.model.word.bias.unique().tolist() == [6.0]
-    text = message(lambda: checkpoint.average([tmp_path / "both", tmp_path / "spatial"], [0, 1]))
+    text = message(lambda: weight_soup.average([tmp_path / "both", tmp_path / "spatial"], [0, 1]))
     assert ".channel." in text and text.endswith("give one of them a share")
 
 
 def test_models_that_differ_are_not_averaged(saved, tmp_path, tiny_checkpoint):
-    text = message(lambda: checkpoint.average([saved, tiny_checkpoint], [1, 1]))
+    text = message(lambda: weight_soup.average([saved, tiny_checkpoint], [1, 1]))
     assert (
         text == f"{tiny_checkpoint} is of another model or vocabulary than {saved}; average runs of one model"
     )

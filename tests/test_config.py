@@ -4,9 +4,11 @@ import dataclasses
 import json
 
 import pytest
-from made_photos import message
 
-from sca_caption.config import PRESETS, ModelConfig, Parser, TrainConfig, add_flags, from_dict, make
+from sca_caption.cli.flags import add_flags, make
+from sca_caption.cli.parser import Parser
+from sca_caption.config import PRESETS, ModelConfig, TrainConfig, from_dict
+from tests.helpers.made_photos import message
 
 CONFIGS = (ModelConfig, TrainConfig)
 

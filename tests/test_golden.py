@@ -13,13 +13,12 @@ import matplotlib
 import pytest
 import skimage
 import torch
-from made_photos import SMALL, encoded, photo
 
 from sca_caption import Captioner
 from sca_caption.checkpoint import load
-from sca_caption.config import ClassifierConfig, ClassifierTrainConfig
-from sca_caption.inference import Describer
-from sca_caption.search import SamplingConfig, SearchConfig
+from sca_caption.config import ClassifierConfig, ClassifierTrainConfig, SamplingConfig, SearchConfig
+from sca_caption.inference.captioning import Describer
+from tests.helpers.made_photos import SMALL, encoded, photo
 
 GOLDEN = Path(__file__).parent / "golden" / "shipped.json"
 SKIMAGE = Path(skimage.__file__).parent / "data"
@@ -70,8 +69,8 @@ def captions_of_the_shipped_model() -> dict:
 
 
 def captions_of_the_exported_model(folder: Path) -> dict:
-    from sca_caption.export import export
-    from sca_caption.onnx_captioner import OnnxDescriber
+    from sca_caption.export.onnx_captioner import OnnxDescriber
+    from sca_caption.export.onnx_folder import export
 
     export(folder, load(), dtypes=["float32"])
     describer = OnnxDescriber(folder)
@@ -82,18 +81,17 @@ def captions_of_the_exported_model(folder: Path) -> dict:
 
 def training_losses(folder: Path) -> dict:
     """Losses and scores of two epochs of both tasks."""
-    import training_runs
-    from classified_pictures import class_folders
-
-    from sca_caption.classification_data import open_dataset
-    from sca_caption.classifier import Classifier
-    from sca_caption.classify_task import ClassifyTask
-    from sca_caption.store import CaptionData
-    from sca_caption.store_writer import write
-    from sca_caption.training import train
+    from sca_caption.datasets.classification import open_dataset
+    from sca_caption.datasets.hdf5_reader import CaptionData
+    from sca_caption.datasets.hdf5_writer import write
+    from sca_caption.models.classifier import Classifier
+    from sca_caption.training.classification_task import ClassifyTask
+    from sca_caption.training.loop import train
+    from tests.helpers import training_runs
+    from tests.helpers.classified_pictures import class_folders
 
     with pytest.MonkeyPatch.context() as patch:
-        import toy_backbone
+        from tests.helpers import toy_backbone
 
         toy_backbone.toy.__wrapped__(patch)
         write(

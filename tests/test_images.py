@@ -9,17 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sca_caption.errors import UserError
-from sca_caption.images import (
-    UPRIGHT,
-    ImageError,
-    Transform,
-    augment,
-    find_images,
-    fit,
-    load,
-    open_image,
-)
+from sca_caption.images import UPRIGHT, ImageError, Transform, augment, find_images, fit, load, open_image
+from sca_caption.runtime.errors import UserError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from sca_caption.errors import UserError
+from sca_caption.runtime.errors import UserError
 from sca_caption.vocab import BOS, EOS, PAD, SPECIALS, UNK, Vocabulary, has_words, tokenize
 
 

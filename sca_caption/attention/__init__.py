@@ -11,15 +11,15 @@ from torch import nn
 from sca_caption.attention.bam import BAM
 from sca_caption.attention.cbam import CBAM
 from sca_caption.attention.ccwh import CCWH
-from sca_caption.attention.conditioned import SCA
 from sca_caption.attention.coord import CoordinateAttention
 from sca_caption.attention.csham import CSHAM
 from sca_caption.attention.danet import DANet, DANetChannelAttention, PositionAttention
-from sca_caption.attention.dot_product import SelfAttention
-from sca_caption.attention.nonlocal_block import NonLocal
+from sca_caption.attention.non_local import NonLocal
+from sca_caption.attention.sca import SCA
 from sca_caption.attention.se import SE
+from sca_caption.attention.self_attention import SelfAttention
 from sca_caption.attention.sk import SK
-from sca_caption.errors import UserError, choice
+from sca_caption.runtime.errors import UserError, choice
 
 BLOCKS: dict[str, type[nn.Module]] = {
     "se": SE,

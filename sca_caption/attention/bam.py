@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from sca_caption.attention.parts import BatchNorm, at_least_one, init_he, reduced
-from sca_caption.errors import choice
+from sca_caption.attention.common import BatchNorm, at_least_one, init_he, reduced
+from sca_caption.runtime.errors import choice
 
 COMBINE = ("mul", "add")
 

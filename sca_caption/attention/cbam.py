@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from sca_caption.attention.parts import BatchNorm, init_he, reduced
-from sca_caption.errors import UserError, choice
+from sca_caption.attention.common import BatchNorm, init_he, reduced
+from sca_caption.runtime.errors import UserError, choice
 
 # Each pools a map (B, C, H, W) to (B, C). "lp" is the 2-norm, "lse" the logarithm of the sum of exponentials.
 POOLS = {

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from sca_caption.attention.parts import init_he, reduced
+from sca_caption.attention.common import init_he, reduced
 
 
 class CoordinateAttention(nn.Module):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sca_caption.attention.parts import BatchNorm
-from sca_caption.errors import choice
+from sca_caption.attention.common import BatchNorm
+from sca_caption.runtime.errors import choice
 
 CONNECTIONS = ("plain", "alternate")
 KERAS_NORM = {"eps": 1e-3, "momentum": 0.01}  # Keras' momentum is the share kept, torch's the share taken

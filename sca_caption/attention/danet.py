@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sca_caption.attention.parts import BatchNorm, reduced
+from sca_caption.attention.common import BatchNorm, reduced
 
 
 class PositionAttention(nn.Module):

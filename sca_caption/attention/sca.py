@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sca_caption.errors import choice
+from sca_caption.attention.common import at_least_one
+from sca_caption.runtime.errors import choice
 
 MODES = ("S", "C", "S-C", "C-S")
 
@@ -289,3 +290,22 @@ def clenshaw(x: Tensor, coefficients: Tensor) -> Tensor:
     for c in reversed(coefficients.unbind(1)[1:]):
         ahead, further = torch.addcmul(c[:, None] - further, twice, ahead), ahead
     return torch.addcmul(coefficients[:, :1] - further, x, ahead)
+
+
+class SCA(nn.Module):
+    """`ConditionedAttention` whose hidden state is the map's own average, h = mean over positions of V (C numbers).
+
+    mode: "C-S", "S-C", "C" or "S", the order of channel-wise and spatial attention; width: k, the attention's width.
+
+    Shapes: (B, C, H, W) -> the same. At the start all weights are near uniform and, as they are rescaled by their
+    number, the block is near the identity. Raises UserError for an unknown mode and a width below one.
+    """
+
+    def __init__(self, channels: int, *, mode: str = "C-S", width: int = 64):
+        super().__init__()
+        at_least_one(width=width)
+        self.attention = ConditionedAttention(channels, channels, width, mode)
+
+    def forward(self, x: Tensor) -> Tensor:
+        attended, _, _ = self.attention(x, mean_over_positions(x))
+        return attended

@@ -9,9 +9,9 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from sca_caption.atomic import replacing
-from sca_caption.config import Parser
-from sca_caption.errors import UserError, program
+from sca_caption.cli.parser import Parser, program
+from sca_caption.runtime.atomic_files import replacing
+from sca_caption.runtime.errors import UserError
 
 EPILOG = """\
 What follows -- goes to train.py as it is. FILE.h5 may have {layers} in its name, for features of a frozen CNN, which
@@ -22,7 +22,6 @@ differ with the number of layers:
 """
 FORMS = ("S", "C", "S-C", "C-S")
 COLUMNS = (("val", "CIDEr"), ("val", "BLEU-4"), ("test", "CIDEr"), ("test", "BLEU-4"))
-
 Scores = dict[str, dict[str, float]]  # split -> metric -> 0 to 100
 
 
@@ -62,8 +61,8 @@ def result(run: Path, data: Path, flags: Sequence[str]) -> Scores:
     file = run / "scores.json"
     if not file.exists():
         from sca_caption.cli import train
-        from sca_caption.distributed import ALONE
-        from sca_caption.store import CaptionData
+        from sca_caption.datasets.hdf5_reader import CaptionData
+        from sca_caption.runtime.distributed import ALONE
 
         lacking = [split for split in ("val", "test") if not len(CaptionData(data).indices(split))]
         if lacking:
@@ -78,9 +77,11 @@ def result(run: Path, data: Path, flags: Sequence[str]) -> Scores:
 
 def measured(checkpoint: Path, path: Path, split: str) -> dict[str, float]:
     """CIDEr and BLEU-4 of the captions of a split, found as caption.py finds them."""
-    from sca_caption.inference import Describer, reader
-    from sca_caption.metrics import cider, measure_bleu, ngrams_of, ptb_tokenize
-    from sca_caption.store import CaptionData
+    from sca_caption.datasets.hdf5_reader import CaptionData
+    from sca_caption.evaluation.caption_metrics import cider, measure_bleu, ngrams_of
+    from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
+    from sca_caption.inference.batching import reader
+    from sca_caption.inference.captioning import Describer
 
     data, describer = CaptionData(path), Describer(checkpoint)
     rows = data.indices(split).tolist()

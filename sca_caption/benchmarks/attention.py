@@ -12,10 +12,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from sca_caption.attention import BLOCKS, parse
-from sca_caption.classifier import Classifier
-from sca_caption.config import ClassifierConfig, Parser
-from sca_caption.devices import find_device
-from sca_caption.errors import UserError, program
+from sca_caption.cli.parser import Parser, program
+from sca_caption.config import ClassifierConfig
+from sca_caption.models.classifier import Classifier
+from sca_caption.runtime.devices import find_device
+from sca_caption.runtime.errors import UserError
 
 EPILOG = """\
 examples:

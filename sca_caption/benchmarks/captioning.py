@@ -26,14 +26,15 @@ from torch import Tensor
 
 from sca_caption import images
 from sca_caption.attention.sca import ConditionedAttention
-from sca_caption.beams import Hypothesis
 from sca_caption.benchmarks.start import CAPTION
-from sca_caption.captioner import SCACNN
-from sca_caption.config import Parser, require
-from sca_caption.decode import Rules, echoes, repeats
-from sca_caption.errors import UserError, program
-from sca_caption.inference import Describer, in_batches, read_by, stack
-from sca_caption.search import SearchConfig
+from sca_caption.cli.parser import Parser, program
+from sca_caption.config import SearchConfig, require
+from sca_caption.decoding.rules import Rules, echoes, repeats
+from sca_caption.decoding.stepper import Hypothesis
+from sca_caption.inference.batching import in_batches, stack
+from sca_caption.inference.captioning import Describer, read_by
+from sca_caption.models.sca_cnn import SCACNN
+from sca_caption.runtime.errors import UserError
 from sca_caption.vocab import BOS, EOS
 
 EPILOG = """\

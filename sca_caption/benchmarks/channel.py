@@ -14,9 +14,8 @@ from torch import Tensor
 
 from sca_caption.attention.sca import channel_scores, plain_channel_scores
 from sca_caption.benchmarks.memory import peak_growth
-from sca_caption.config import Parser
-from sca_caption.devices import find_device
-from sca_caption.errors import program
+from sca_caption.cli.parser import Parser, program
+from sca_caption.runtime.devices import find_device
 
 EPILOG = """\
 examples:

@@ -1,4 +1,4 @@
-"""Scoring captions: `sca_caption.metrics.evaluate` beside pycocoevalcap's scorers, one after the other.
+"""Scoring captions: `caption_metrics.evaluate` beside pycocoevalcap's scorers, one after the other.
 
 Theirs are called as their own COCOEvalCap calls them (without SPICE): both tokenizations, then BLEU, METEOR, ROUGE-L and
 CIDEr, each with its own start of Java where it has one. Ours is the whole of `evaluate`, with 1000 draws for intervals,
@@ -21,13 +21,11 @@ from pathlib import Path
 
 import numpy as np
 
-from sca_caption import sources
 from sca_caption.checkpoint import load
-from sca_caption.config import Parser, require
-from sca_caption.devices import usable_cores
-from sca_caption.errors import UserError, program
-from sca_caption.java_metrics import Meteor, Unavailable, find_java, pycocoevalcap
-from sca_caption.metrics import (
+from sca_caption.cli.parser import Parser, program
+from sca_caption.config import require
+from sca_caption.datasets import sources
+from sca_caption.evaluation.caption_metrics import (
     Scores,
     bootstrap,
     cider,
@@ -39,6 +37,9 @@ from sca_caption.metrics import (
     rouge_l,
     tokenized,
 )
+from sca_caption.evaluation.meteor_spice import Meteor, Unavailable, find_java, pycocoevalcap
+from sca_caption.runtime.devices import usable_cores
+from sca_caption.runtime.errors import UserError
 from sca_caption.vocab import SPECIALS
 
 REFERENCES, WORDS, CHANGED = (

@@ -14,13 +14,17 @@ from pathlib import Path
 import torch
 
 from sca_caption import checkpoint, images
-from sca_caption.config import Parser, require
-from sca_caption.errors import UserError, program
-from sca_caption.export import export
-from sca_caption.inference import Caption, Describer, stack
-from sca_caption.metrics import Cider, ptb_tokenize
-from sca_caption.onnx_captioner import DTYPES, OnnxDescriber, graph_path
-from sca_caption.store import CaptionData
+from sca_caption.cli.parser import Parser, program
+from sca_caption.config import require
+from sca_caption.datasets.hdf5_reader import CaptionData
+from sca_caption.evaluation.caption_metrics import Cider
+from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
+from sca_caption.export.model_json import DTYPES, graph_path
+from sca_caption.export.onnx_captioner import OnnxDescriber
+from sca_caption.export.onnx_folder import export
+from sca_caption.inference.batching import stack
+from sca_caption.inference.captioning import Caption, Describer
+from sca_caption.runtime.errors import UserError
 
 BATCH = 8
 EPILOG = """\

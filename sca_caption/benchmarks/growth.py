@@ -14,16 +14,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sca_caption.backbones import attended_layers
 from sca_caption.benchmarks.memory import peak_growth
-from sca_caption.captioner import SCACNN
 from sca_caption.checkpoint import Checkpoint
-from sca_caption.config import ModelConfig, Parser
-from sca_caption.errors import choice, program
-from sca_caption.figures import check_figure, save_figure
+from sca_caption.cli.parser import Parser, program
+from sca_caption.config import ModelConfig, SearchConfig
 from sca_caption.images import Transform
-from sca_caption.inference import Describer
-from sca_caption.search import SearchConfig
+from sca_caption.inference.captioning import Describer
+from sca_caption.models.backbone import attended_layers
+from sca_caption.models.sca_cnn import SCACNN
+from sca_caption.runtime.errors import choice
+from sca_caption.runtime.figures import check_figure, save_figure
 from sca_caption.vocab import EOS, SPECIALS, Vocabulary
 
 EPILOG = """\

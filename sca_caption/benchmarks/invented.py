@@ -8,12 +8,14 @@ those of the images' own references.
 import copy
 from pathlib import Path
 
-from sca_caption.config import Parser
-from sca_caption.errors import UserError, program
-from sca_caption.inference import Describer, reader
-from sca_caption.metrics import cider, ptb_tokenize
-from sca_caption.store import SPLITS, CaptionData
-from sca_caption.subjects import SUBJECTS
+from sca_caption.cli.parser import Parser, program
+from sca_caption.datasets.hdf5_reader import SPLITS, CaptionData
+from sca_caption.evaluation.caption_metrics import cider
+from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
+from sca_caption.guidance.hallucination import SUBJECTS
+from sca_caption.inference.batching import reader
+from sca_caption.inference.captioning import Describer
+from sca_caption.runtime.errors import UserError
 
 EPILOG = """\
 examples:
@@ -35,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     data, describer = CaptionData(arguments.data), Describer(arguments.checkpoint)
     if describer.subjects is None:
-        raise UserError(f"{arguments.checkpoint} keeps from nothing; run python -m sca_caption.learn_subjects first")
+        raise UserError(f"{arguments.checkpoint} keeps from nothing; run python -m sca_caption fit presence first")
     rows = [row for split in arguments.split for row in data.indices(split).tolist()]
     references = [[ptb_tokenize(text) for text in data.references(row)] for row in rows]
     free = copy.copy(describer)

@@ -7,7 +7,7 @@ import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 
-from sca_caption.errors import UserError
+from sca_caption.runtime.errors import UserError
 
 PAGE = 4096  # nothing takes less
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")

@@ -10,16 +10,15 @@ import re
 from pathlib import Path
 
 from sca_caption import images
-from sca_caption.config import Parser
-from sca_caption.errors import UserError, program
-from sca_caption.inference import Describer
+from sca_caption.cli.parser import Parser, program
+from sca_caption.inference.captioning import Describer
+from sca_caption.runtime.errors import UserError
 
 EPILOG = """\
 examples:
   python -m sca_caption.benchmarks.naming 101_ObjectCategories/
   python -m sca_caption.benchmarks.naming 101_ObjectCategories/ --checkpoint named.safetensors --photographs 30
 """
-
 # What people call each; other classes of Caltech-101 are not among ImageNet's.
 ACCEPTED = {
     "Leopards": "leopard jaguar",

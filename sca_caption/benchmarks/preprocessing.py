@@ -21,10 +21,11 @@ import h5py
 import numpy as np
 from PIL import Image
 
-from sca_caption.config import Parser, require
-from sca_caption.devices import usable_cores
-from sca_caption.errors import UserError, program
+from sca_caption.cli.parser import Parser, program
+from sca_caption.config import require
 from sca_caption.images import Transform, find_images
+from sca_caption.runtime.devices import usable_cores
+from sca_caption.runtime.errors import UserError
 
 DISTINCT = 50  # files that are made; the others are links to them
 CAPTIONS, WORDS, VOCABULARY = 5, 11, 20_000  # of an image, of a caption, of all

@@ -13,8 +13,9 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from sca_caption.config import Parser, require
-from sca_caption.errors import UserError, program
+from sca_caption.cli.parser import Parser, program
+from sca_caption.config import require
+from sca_caption.runtime.errors import UserError
 
 EPILOG = """\
 examples:
@@ -23,7 +24,7 @@ examples:
 """
 CAPTION = "from sca_caption.cli.caption import main; raise SystemExit(main())"
 # Where the builds of the two packages differ, torchvision cannot be imported bare.
-IMPORTS = "import torch, torchvision", "import torch; from sca_caption.torchvision_compat import torchvision"
+IMPORTS = "import torch, torchvision", "import torch; from sca_caption.runtime.torchvision_compat import torchvision"
 IMPORTED = re.compile(r"import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)")
 
 

@@ -19,15 +19,15 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from sca_caption import captioner
 from sca_caption.attention import sca
-from sca_caption.backbones import attended_layers
 from sca_caption.benchmarks.memory import peak_growth
-from sca_caption.captioner import SCACNN, Batch
-from sca_caption.config import PAPER, ModelConfig, Parser
-from sca_caption.errors import program
+from sca_caption.cli.parser import Parser, program
+from sca_caption.config import PAPER, ModelConfig
 from sca_caption.images import MEAN, STD
-from sca_caption.networks import build_network
+from sca_caption.models.backbone import attended_layers
+from sca_caption.models.networks import build_network
+from sca_caption.models.sca_cnn import SCACNN
+from sca_caption.training.batches import Batch
 
 EPILOG = """\
 examples:
@@ -124,7 +124,7 @@ def plain_formulas() -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(patch.object(sca, "channel_scores", sca.plain_channel_scores))
         stack.enter_context(patch.object(sca.SpatialAttention, "keys", keys))
-        stack.enter_context(patch.object(captioner, "pool_modulated", pool))
+        stack.enter_context(patch.object(sca, "pool_modulated", pool))
         yield
 
 

@@ -1,1 +1,6 @@
 """The four programs: flags and calls."""
+
+
+
+
+

@@ -10,15 +10,20 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sca_caption.cli.given import paths_of, take_back_images
+from sca_caption.cli.flags import add_flags, make
+from sca_caption.cli.inputs import paths_of, take_back_images
+from sca_caption.cli.parser import Parser, program
 from sca_caption.cli.serve import add_page_flags, check_page_flags, serve
 from sca_caption.cli.terminal import Printer, command, one_line, progress, report_all
-from sca_caption.config import Parser, add_flags, make
-from sca_caption.distributed import Processes, joined
-from sca_caption.errors import UserError, program
-from sca_caption.messages import marked
-from sca_caption.search import BATCH_SIZE, SamplingConfig, SearchConfig
+from sca_caption.config import BATCH_SIZE, SamplingConfig, SearchConfig
+from sca_caption.runtime.distributed import Processes, joined
+from sca_caption.runtime.errors import UserError, marked
+
+if TYPE_CHECKING:
+    from sca_caption.inference.captioning import Describer, Result
+
 
 NUMERIC = (".json", ".jsonl")  # results files that can hold lists of numbers
 EPILOG = """\
@@ -111,7 +116,7 @@ def run(argv: list[str] | None, processes: Processes) -> int:
     if processes.first:
         check_outputs(arguments, paths)
 
-    from sca_caption.inference import Describer
+    from sca_caption.inference.captioning import Describer
 
     describer = Describer(
         arguments.checkpoint,
@@ -167,15 +172,15 @@ def settings_of(arguments: argparse.Namespace) -> tuple[SearchConfig, SamplingCo
 def check_outputs(arguments: argparse.Namespace, paths: Sequence[Path]) -> None:
     """Raise UserError for what is known to fail before the model is loaded."""
     if arguments.output:
-        from sca_caption.results import check_results_file
+        from sca_caption.inference.results_file import check_results_file
 
         check_results_file(arguments.output, arguments.resume)
     if arguments.sidecar:
-        from sca_caption.sidecars import Sidecars
+        from sca_caption.inference.sidecars import Sidecars
 
         Sidecars(paths)
     if arguments.explain:
-        from sca_caption.cli.explanation import check_explanation
+        from sca_caption.cli.explain import check_explanation
 
         check_explanation(arguments.explain, arguments.explain_data, paths)
 
@@ -204,10 +209,10 @@ class Outputs:
         self.printer = Printer(single, arguments.scores, arguments.doubtful_first) if printed else None
         self.drawing = None
 
-    def open(self, opened: ExitStack, describer: "Describer", settings: dict) -> None:  # noqa: F821
+    def open(self, opened: ExitStack, describer: "Describer", settings: dict) -> None:
         """Open the files; those that need it are completed as `opened` ends. Raises UserError."""
         if self.arguments.output:
-            from sca_caption.results import image_ids, results_file
+            from sca_caption.inference.results_file import image_ids, results_file
 
             self.results = opened.enter_context(
                 results_file(
@@ -221,14 +226,14 @@ class Outputs:
                 )
             )
         if self.arguments.sidecar:
-            from sca_caption.sidecars import Sidecars
+            from sca_caption.inference.sidecars import Sidecars
 
             self.sidecars = Sidecars(self.paths, self.arguments.overwrite)
             if self.results and self.arguments.resume:
                 self.sidecars.complete(self.results.entries())
 
         if self.arguments.explain:
-            from sca_caption.cli.explanation import Drawing
+            from sca_caption.cli.explain import Drawing
 
             self.drawing = Drawing(self.arguments.explain, describer, self.arguments.explain_data)
 
@@ -240,16 +245,16 @@ class Outputs:
             return self.sidecars.missing(self.paths)
         return list(range(len(self.paths)))
 
-    def answer(self, describer: "Describer") -> Callable[[Sequence[Path]], Iterable["Result"]]:  # noqa: F821
+    def answer(self, describer: "Describer") -> Callable[[Sequence[Path]], Iterable["Result"]]:
         """What gives the results of paths, with all that the outputs need of them."""
         traced = bool(self.arguments.explain or self.arguments.with_attention)
         if not self.arguments.output:
             return partial(describer.stream, traced=traced)
-        from sca_caption.results import kind_of
+        from sca_caption.inference.results_file import kind_of
 
         return partial(kind_of(self.arguments.output).stream, describer, traced=traced)
 
-    def write(self, index: int, result: "Result") -> None:  # noqa: F821
+    def write(self, index: int, result: "Result") -> None:
         """Write what became of the image at `index`. An output passes over errors that are none of its business."""
         for output in filter(None, (self.results, self.sidecars, self.printer, self.drawing)):
             output.write(index, result)
@@ -270,7 +275,7 @@ class Outputs:
         return lines
 
 
-def write_all(results: Iterable[tuple[int, "Result"]], outputs: Outputs, count: int) -> int:  # noqa: F821
+def write_all(results: Iterable[tuple[int, "Result"]], outputs: Outputs, count: int) -> int:
     """Write all results and count those that are errors, which are told as they come."""
     quiet = outputs.arguments.quiet or (bool(outputs.printer) and sys.stdout.isatty())
     failed, (bar, say) = 0, progress(count, quiet=quiet)

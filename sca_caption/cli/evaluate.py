@@ -6,19 +6,19 @@ results file that exists. With --task classify, scores a classifier instead (see
 
 import argparse
 import hashlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from sca_caption import __version__
-from sca_caption.atomic import check_writable, replacing
-from sca_caption.cli.coco_results import ReferenceImage, match, read_predictions, read_references
-from sca_caption.config import Parser, add_flags, make, task_of
-from sca_caption.distributed import Processes, joined
-from sca_caption.errors import UserError, program
-from sca_caption.messages import warn
-from sca_caption.metrics import CONFIDENCE, Scores, evaluate
-from sca_caption.search import BATCH_SIZE, SearchConfig
+from sca_caption.cli.flags import add_flags, make, task_of
+from sca_caption.cli.parser import Parser, program
+from sca_caption.cli.reports import rounded, write
+from sca_caption.config import BATCH_SIZE, SearchConfig
+from sca_caption.evaluation.caption_metrics import CONFIDENCE, Scores, evaluate
+from sca_caption.evaluation.coco_format import ReferenceImage, match, read_predictions, read_references
+from sca_caption.runtime.atomic_files import check_writable
+from sca_caption.runtime.distributed import Processes, joined
+from sca_caption.runtime.errors import UserError, warn
 
 EPILOG = """\
 examples:
@@ -114,7 +114,7 @@ def run(argv: list[str] | None, processes: Processes) -> int:
 
 def check(arguments: argparse.Namespace) -> None:
     """Raise UserError for what can be known to fail before the work starts."""
-    from sca_caption.java_metrics import pycocoevalcap
+    from sca_caption.evaluation.meteor_spice import pycocoevalcap
 
     pycocoevalcap()
     data = arguments.data or arguments.dataset
@@ -167,7 +167,8 @@ def captioned(
     from tqdm import tqdm
 
     from sca_caption.checkpoint import SHIPPED
-    from sca_caption.inference import Describer, reader
+    from sca_caption.inference.batching import reader
+    from sca_caption.inference.captioning import Describer
 
     paths = getattr(arguments, "checkpoint", None)
     options = {
@@ -195,7 +196,7 @@ def captioned(
 
 def open_data(arguments: argparse.Namespace):
     """The data file and the rows of the split. Raises UserError where it is missing or the split is empty."""
-    from sca_caption.store import SPLITS, CaptionData
+    from sca_caption.datasets.hdf5_reader import SPLITS, CaptionData
 
     data = CaptionData(arguments.data or Path("data") / f"{arguments.dataset}.h5")
     rows = data.indices(arguments.split).tolist()
@@ -235,22 +236,6 @@ def results(scored: Sequence[tuple[ReferenceImage, str]], scores: Scores, proven
         "provenance": {**provenance, "sca_caption": __version__},
         "images": images,
     }
-
-
-def rounded(numbers):
-    """Numbers, in whatever dicts and tuples, to four decimals."""
-    if isinstance(numbers, dict):
-        return {name: rounded(each) for name, each in numbers.items()}
-    if isinstance(numbers, tuple):
-        return [rounded(each) for each in numbers]
-    return numbers if numbers is None else round(numbers, 4)
-
-
-def write(path: Path, content: dict) -> None:
-    with replacing(path) as temporary:
-        text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
-        # Half a surrogate pair, which is no UTF-8, comes out as \udXXX, which JSON reads back.
-        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def title(provenance: dict) -> tuple[str, str]:

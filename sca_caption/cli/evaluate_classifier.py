@@ -5,12 +5,18 @@ import hashlib
 from pathlib import Path
 
 from sca_caption import __version__
-from sca_caption.atomic import check_writable
-from sca_caption.classification_metrics import CONFIDENCE, Scores, most_confused, score, worst_classes
-from sca_caption.config import Parser
-from sca_caption.distributed import Processes
-from sca_caption.errors import UserError
-from sca_caption.figures import check_figure
+from sca_caption.cli.parser import Parser
+from sca_caption.evaluation.classification_metrics import (
+    CONFIDENCE,
+    Scores,
+    most_confused,
+    score,
+    worst_classes,
+)
+from sca_caption.runtime.atomic_files import check_writable
+from sca_caption.runtime.distributed import Processes
+from sca_caption.runtime.errors import UserError
+from sca_caption.runtime.figures import check_figure
 
 BATCH_SIZE = 64
 EPILOG = """\
@@ -66,7 +72,7 @@ def run(argv: list[str] | None, processes: Processes) -> int:
     import numpy as np
 
     from sca_caption import checkpoint as checkpoints
-    from sca_caption.inference import Recogniser
+    from sca_caption.inference.classification import Recogniser
 
     checkpoint = checkpoints.load(arguments.checkpoint, task="classify")
     data, source = open_data(arguments, checkpoint)
@@ -85,11 +91,11 @@ def run(argv: list[str] | None, processes: Processes) -> int:
         "images": scores.images,
     }
     if arguments.output:
-        from sca_caption.cli.evaluate import write
+        from sca_caption.cli.reports import write
 
         write(arguments.output, results(scores, data, rows, logits, provenance))
     if arguments.confusion:
-        from sca_caption.confusion import save_confusion
+        from sca_caption.evaluation.confusion_plot import save_confusion
 
         save_confusion(arguments.confusion, scores, title(provenance))
     print(markdown(scores, provenance) if arguments.markdown else report(scores, provenance))
@@ -101,7 +107,7 @@ def open_data(arguments: argparse.Namespace, checkpoint):
 
     Raises UserError where neither says it, and where the classes are not the model's.
     """
-    from sca_caption.classification_data import open_dataset
+    from sca_caption.datasets.classification import open_dataset
 
     trained_on = checkpoint.metrics.get("data") or checkpoint.training.get("data") or {}
     name = arguments.dataset or trained_on.get("dataset")
@@ -121,7 +127,7 @@ def open_data(arguments: argparse.Namespace, checkpoint):
 
 
 def listed(classes) -> str:
-    from sca_caption.class_folders import some
+    from sca_caption.datasets.image_folders import some
 
     return f"{len(classes)}: {some(list(classes))}"
 
@@ -153,7 +159,7 @@ def results(scores: Scores, data, rows, logits, provenance: dict) -> dict:
     """What goes to --output. Accuracies are 0 to 100, probabilities 0 to 1."""
     import torch
 
-    from sca_caption.cli.evaluate import rounded
+    from sca_caption.cli.reports import rounded
 
     probability, predicted = torch.from_numpy(logits).softmax(1).max(1)
     images = [

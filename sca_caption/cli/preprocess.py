@@ -5,11 +5,12 @@ import signal
 import sys
 from pathlib import Path
 
-from sca_caption.config import ModelConfig, Parser, require
-from sca_caption.errors import UserError, program
+from sca_caption.cli.parser import Parser, program
+from sca_caption.config import ModelConfig, require
+from sca_caption.datasets.hdf5_reader import ENCODINGS
+from sca_caption.datasets.sources import SOURCES, find
 from sca_caption.images import MODES, Transform
-from sca_caption.sources import SOURCES, find
-from sca_caption.store import ENCODINGS
+from sca_caption.runtime.errors import UserError
 
 SHOWN = 20  # left-out images, and notes on captions, that are printed in full
 SHAPES_SIZE = 96  # pixels: as they are drawn, and a fifth of the work
@@ -98,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
 
     from tqdm import tqdm
 
-    from sca_caption.store_writer import write
+    from sca_caption.datasets.hdf5_writer import write
 
     told = 0
 
@@ -140,7 +141,7 @@ def vocabulary_of(path: Path | None):
     if path is None:
         return None
     if path.suffix == ".h5":
-        from sca_caption.store import CaptionData
+        from sca_caption.datasets.hdf5_reader import CaptionData
 
         return CaptionData(path).vocabulary
     from sca_caption import checkpoint
@@ -173,9 +174,10 @@ def make_encoder(arguments: argparse.Namespace) -> dict:
     """The trunk of the captioner that will be trained, as store_writer.write takes it."""
     import torch
 
-    from sca_caption.backbones import attended_layers, pretrained_weights
-    from sca_caption.captioner import SCACNN
-    from sca_caption.devices import find_device
+    from sca_caption.models.backbone import attended_layers
+    from sca_caption.models.pretrained import pretrained_weights
+    from sca_caption.models.sca_cnn import SCACNN
+    from sca_caption.runtime.devices import find_device
     from sca_caption.vocab import SPECIALS
 
     device = find_device(arguments.device or "auto")

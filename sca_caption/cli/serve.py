@@ -6,9 +6,10 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-from sca_caption.config import Parser, make
-from sca_caption.errors import UserError
-from sca_caption.search import SearchConfig
+from sca_caption.cli.flags import make
+from sca_caption.cli.parser import Parser
+from sca_caption.config import SearchConfig
+from sca_caption.runtime.errors import UserError
 
 HOST, PORT = "127.0.0.1", 7860
 OF_PAGE = ("host", "port", "browser")
@@ -50,7 +51,7 @@ def flag_of(parser: Parser, name: str) -> str:
 def serve(arguments: argparse.Namespace) -> int:
     """Serve the page until Ctrl-C."""
     try:
-        from sca_caption.web import app, guard, options, server
+        from sca_caption.serve import app, guard, options, server
     except ImportError as error:
         if error.name and error.name.startswith("sca_caption"):
             raise
@@ -61,7 +62,7 @@ def serve(arguments: argparse.Namespace) -> int:
     defaults = options.Options(search, tuple(arguments.mention), arguments.objects)
     host = getattr(arguments, "host", HOST)
     with closing(server.listen(host, getattr(arguments, "port", PORT))) as listening:
-        from sca_caption.inference import Describer
+        from sca_caption.inference.captioning import Describer
 
         describer = Describer(
             arguments.checkpoint, search=search, device=arguments.device, mentions=arguments.mention

@@ -5,10 +5,16 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sca_caption.errors import UserError
-from sca_caption.messages import marked
-from sca_caption.search import BATCH_SIZE
+from sca_caption.config import BATCH_SIZE
+from sca_caption.runtime.errors import UserError, marked
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+    from sca_caption.inference.captioning import Caption, Result
+
 
 
 class Printer:
@@ -22,7 +28,7 @@ class Printer:
         self.single, self.scores = single, scores
         self.waiting: list[tuple[float, int, str]] | None = [] if doubtful_first else None
 
-    def write(self, index: int, result: "Result") -> None:  # noqa: F821
+    def write(self, index: int, result: "Result") -> None:
         if result.error:
             return
         start = "" if self.single else f"{one_line(result.item)}\t"
@@ -39,7 +45,7 @@ class Printer:
             show(text)
 
 
-def trust(caption: "Caption") -> float:  # noqa: F821
+def trust(caption: "Caption") -> float:
     return caption.mean_log_prob if caption.confidence is None else caption.confidence
 
 
@@ -63,7 +69,7 @@ def show(text: str) -> None:
         raise UserError(f"cannot write to standard output ({error.strerror}); free space") from error
 
 
-def progress(total: int, quiet: bool) -> tuple["tqdm", Callable[[str], None]]:  # noqa: F821
+def progress(total: int, quiet: bool) -> tuple["tqdm", Callable[[str], None]]:
     """A bar if stderr is a terminal and there are many images, and how to write lines on stderr beside it."""
     from tqdm import tqdm
 

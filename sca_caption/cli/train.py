@@ -5,8 +5,11 @@ import dataclasses
 from pathlib import Path
 
 from sca_caption import config
-from sca_caption.distributed import Processes, joined, restarted
-from sca_caption.errors import UserError, program
+from sca_caption.cli.flags import add_flags, make, task_of
+from sca_caption.cli.parser import Parser, program
+from sca_caption.cli.runs import check_no_run_in, check_same_settings, given, resumable, resumes
+from sca_caption.runtime.distributed import Processes, joined
+from sca_caption.runtime.errors import UserError
 
 EPILOG = """\
 examples:
@@ -20,8 +23,8 @@ examples:
 """
 
 
-def parser() -> config.Parser:
-    p = config.Parser(
+def parser() -> Parser:
+    p = Parser(
         prog="train.py",
         also=other,
         usage="train.py --dataset NAME [flags]",
@@ -54,11 +57,11 @@ def parser() -> config.Parser:
         "--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)"
     )
     p.add_argument("--quiet", action="store_true", help="no progress bar")
-    config.add_flags(p, config.ModelConfig, config.TrainConfig)
+    add_flags(p, config.ModelConfig, config.TrainConfig)
     return p
 
 
-def other() -> list[config.Parser]:
+def other() -> list[Parser]:
     """The flags with --task classify, for the shell to complete."""
     from sca_caption.cli import train_classifier
 
@@ -68,7 +71,7 @@ def other() -> list[config.Parser]:
 @program
 def main(argv: list[str] | None = None) -> int:
     with joined() as processes:
-        if config.task_of(argv) == "classify":
+        if task_of(argv) == "classify":
             from sca_caption.cli import train_classifier
 
             return train_classifier.run(argv, processes)
@@ -83,11 +86,11 @@ def run(argv: list[str] | None, processes: Processes) -> int:
     path = arguments.data or Path("data") / f"{arguments.dataset}.h5"
     settings = settings_of(arguments)
 
-    from sca_caption.backbones import attended_layers
-    from sca_caption.caption_task import CaptionTask
-    from sca_caption.devices import find_device
-    from sca_caption.store import CaptionData
-    from sca_caption.training import train
+    from sca_caption.datasets.hdf5_reader import CaptionData
+    from sca_caption.models.backbone import attended_layers
+    from sca_caption.runtime.devices import find_device
+    from sca_caption.training.caption_task import CaptionTask
+    from sca_caption.training.loop import train
 
     data = CaptionData(path)
     device = find_device(arguments.device)
@@ -129,48 +132,12 @@ def run(argv: list[str] | None, processes: Processes) -> int:
     return 0
 
 
-def given(arguments: argparse.Namespace, *configs: type) -> dict:
-    """The settings that were given as flags."""
-    names = {f.name for c in configs for f in dataclasses.fields(c)}
-    return {name: value for name, value in vars(arguments).items() if name in names}
-
-
-def resumes(arguments: argparse.Namespace, output: Path) -> bool:
-    """Whether to go on with the run in `output`: as told, or as torchrun's new attempt at it."""
-    return arguments.resume or (restarted() and (output / "last.pt").exists())
-
-
-def resumable(output: Path, task: str = "caption"):
-    """The run in `output`, to go on with. Raises UserError where there is none."""
-    from sca_caption import checkpoint
-
-    found = checkpoint.load(output / "last.pt", task)
-    if not found.training:
-        raise UserError(f"{output / 'last.pt'} has no state of a training run, as best.pt; start a new run")
-    return found
-
-
-def check_same_settings(found: dict, resumed) -> None:
-    """Raise UserError where a flag says otherwise than the run that is resumed."""
-    kept = {**resumed.training["config"], **vars(resumed.config)}
-    for name, value in found.items():
-        if (tuple(value) if isinstance(value, list) else value) != kept[name]:
-            raise UserError(
-                f"--resume goes on with the run's own settings; it has {name}={kept[name]}, found {value}"
-            )
-
-
-def check_no_run_in(output: Path) -> None:
-    if (output / "last.pt").exists():
-        raise UserError(f"{output} already holds a run; go on with --resume, or choose another --output")
-
-
 def settings_of(arguments: argparse.Namespace) -> tuple[config.ModelConfig, config.TrainConfig]:
     preset = arguments.preset or ("shapes" if arguments.dataset == "shapes" else "default")
     values = config.PRESETS[preset]
     if getattr(arguments, "objective", values.get("objective")) == "cider":
         values = values | config.SELF_CRITICAL
-    return config.make(config.ModelConfig, arguments, values), config.make(
+    return make(config.ModelConfig, arguments, values), make(
         config.TrainConfig, arguments, values
     )
 
@@ -185,7 +152,7 @@ def initial(init: str):
 def continued(arguments: argparse.Namespace, start: config.ModelConfig) -> config.ModelConfig:
     """The architecture of --init with what flags and preset say otherwise. Raises UserError for another CNN."""
     values = vars(start) | (config.PRESETS[arguments.preset] if arguments.preset else {})
-    found = config.make(config.ModelConfig, arguments, values)
+    found = make(config.ModelConfig, arguments, values)
     if found.backbone != start.backbone:
         raise UserError(
             f"--init {arguments.init} has backbone {start.backbone}, this run {found.backbone}; "
@@ -218,9 +185,9 @@ def new_model(model_config: config.ModelConfig, data, arguments: argparse.Namesp
     """The model to train: at random but for the backbone, and for what --init brings."""
     import torch
 
-    from sca_caption.backbones import pretrained_weights
-    from sca_caption.caption_task import initialise_from
-    from sca_caption.captioner import SCACNN
+    from sca_caption.models.pretrained import pretrained_weights
+    from sca_caption.models.sca_cnn import SCACNN
+    from sca_caption.training.caption_task import initialise_from
 
     torch.manual_seed(getattr(arguments, "seed", config.TrainConfig.seed))
     init, weights_file = arguments.init, arguments.backbone_weights

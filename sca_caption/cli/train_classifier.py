@@ -5,10 +5,12 @@ import dataclasses
 from pathlib import Path
 
 from sca_caption import config
-from sca_caption.cli.train import check_no_run_in, check_same_settings, given, resumable, resumes
+from sca_caption.cli.flags import add_flags, make
+from sca_caption.cli.parser import Parser
+from sca_caption.cli.runs import check_no_run_in, check_same_settings, given, resumable, resumes
 from sca_caption.config import ClassifierConfig, ClassifierTrainConfig
-from sca_caption.distributed import Processes
-from sca_caption.errors import UserError
+from sca_caption.runtime.distributed import Processes
+from sca_caption.runtime.errors import UserError
 
 EPILOG = """\
 examples:
@@ -29,8 +31,8 @@ PRESET_OF = {
 PRETRAINED = ("caltech",)  # presets that start from ImageNet weights
 
 
-def parser() -> config.Parser:
-    p = config.Parser(
+def parser() -> Parser:
+    p = Parser(
         prog="train.py --task classify",
         usage="train.py --task classify --dataset NAME [flags]",
         description=__doc__,
@@ -60,7 +62,7 @@ def parser() -> config.Parser:
         "--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)"
     )
     p.add_argument("--quiet", action="store_true", help="no progress bar")
-    config.add_flags(p, ClassifierConfig, ClassifierTrainConfig)
+    add_flags(p, ClassifierConfig, ClassifierTrainConfig)
     return p
 
 
@@ -69,14 +71,14 @@ def run(argv: list[str] | None, processes: Processes) -> int:
     arguments = parser().parse_args(argv)
     preset = arguments.preset or PRESET_OF.get(arguments.dataset, "caltech")
     values = config.CLASSIFIER_PRESETS[preset]
-    model_config = config.make(ClassifierConfig, arguments, values)
-    train_config = config.make(ClassifierTrainConfig, arguments, values)
+    model_config = make(ClassifierConfig, arguments, values)
+    train_config = make(ClassifierTrainConfig, arguments, values)
     output = arguments.output or default_output(arguments.dataset, model_config)
 
-    from sca_caption.classification_data import open_dataset
-    from sca_caption.classify_task import ClassifyTask
-    from sca_caption.devices import find_device
-    from sca_caption.training import train
+    from sca_caption.datasets.classification import open_dataset
+    from sca_caption.runtime.devices import find_device
+    from sca_caption.training.classification_task import ClassifyTask
+    from sca_caption.training.loop import train
 
     device, resumed = find_device(arguments.device), None
     if resumes(arguments, output):
@@ -116,8 +118,8 @@ def new_model(model_config: ClassifierConfig, seed: int, weights: str):
     """The model to train: at random but for the weights that the network starts from."""
     import torch
 
-    from sca_caption.backbones import pretrained_weights
-    from sca_caption.classifier import Classifier
+    from sca_caption.models.classifier import Classifier
+    from sca_caption.models.pretrained import pretrained_weights
 
     torch.manual_seed(seed)
     if weights == "none":
@@ -133,7 +135,7 @@ def new_model(model_config: ClassifierConfig, seed: int, weights: str):
 
 def report(history: list[dict]) -> None:
     """The figures that papers print: the last epoch, and the mean of the best five."""
-    from sca_caption.classification_metrics import best_mean
+    from sca_caption.evaluation.classification_metrics import best_mean
 
     scores = [record["top-1"] for record in history if "top-1" in record]
     if scores:

@@ -1,0 +1,59 @@
+"""`python -m sca_caption average`: write a model to ship, one checkpoint or the average of several."""
+
+import sys
+from pathlib import Path
+
+from sca_caption.checkpoint import save
+from sca_caption.cli.parser import Parser, program
+from sca_caption.guidance.object_classifier import original
+from sca_caption.models import quantization
+from sca_caption.models.pretrained import read_state_dict
+from sca_caption.runtime.errors import UserError
+from sca_caption.training.weight_soup import average
+
+
+def parser() -> Parser:
+    p = Parser(
+        prog="python -m sca_caption.checkpoint",
+        description="Write a model to ship: a checkpoint, or the average of several, without training state.",
+    )
+    p.add_argument("output", type=Path, help="the file to write, e.g. captioner.safetensors")
+    p.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="best.pt of a run")
+    p.add_argument(
+        "--shares", nargs="+", type=float, metavar="X", help="of each in the average (default: equal)"
+    )
+    p.add_argument(
+        "--dtype", choices=quantization.DTYPES, default="float16", help="of the weights (default: %(default)s)"
+    )
+    p.add_argument("--objects", type=Path, metavar="FILE", help="add the part that names objects: the ImageNet weights "
+                   "of an EfficientNet-Lite (the layout of efficientnet_lite_pytorch), or of the MobileNetV2 that "
+                   "training started from (torchvision's)")  # fmt: skip
+    return p
+
+
+@program
+def main(argv: list[str] | None = None) -> int:
+    """Write a model to ship: weights in few bytes without training state, of one checkpoint or averaged over several."""
+    arguments = parser().parse_args(argv)
+    shares = arguments.shares or [1.0] * len(arguments.checkpoints)
+    if len(shares) != len(arguments.checkpoints) or min(shares) < 0 or not sum(shares):
+        raise UserError(f"--shares {shares}: give one for each checkpoint, 0 or more, not all 0")
+    found = average(arguments.checkpoints, shares)
+    if arguments.objects:
+        weights = read_state_dict(arguments.objects)
+        found.objects = original(weights, found.model.backbone, found.transform.size)
+        first = found.objects.first
+        own = f"features.{first} and above are the classifier's own" if first else f"{found.objects.network}, whole"
+        print(f"objects: {own}", file=sys.stderr)
+        for name in ("consensus", "subjects"):
+            part = getattr(found, name)
+            if part is not None and part.reads_objects:
+                setattr(found, name, None)  # it knows what another network sees
+                print(f"{name}: to be learnt again (python -m sca_caption.learn_{name})", file=sys.stderr)
+    save(arguments.output, found, arguments.dtype)
+    print(f"{arguments.output}: {arguments.output.stat().st_size / 1e6:.1f} MB")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

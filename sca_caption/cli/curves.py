@@ -1,0 +1,32 @@
+"""`python -m sca_caption curves`: plot validation scores of training runs."""
+
+from pathlib import Path
+
+from sca_caption.cli.parser import Parser, program
+from sca_caption.training.plots import draw_curves, scores
+
+EPILOG = """\
+example:
+  python -m sca_caption curves runs/flickr8k runs/flickr8k-cider --output curves.svg
+"""
+
+
+def parser() -> Parser:
+    p = Parser(prog="python -m sca_caption curves", description=__doc__, epilog=EPILOG)
+    p.add_argument("runs", nargs="+", type=Path, metavar="DIR", help="--output of train.py")
+    p.add_argument("--output", type=Path, required=True, metavar="FILE", help=".svg, .png or .pdf")
+    return p
+
+
+@program
+def main(argv: list[str] | None = None) -> int:
+    arguments = parser().parse_args(argv)
+    from sca_caption.runtime.figures import check_figure, save_figure
+
+    check_figure(arguments.output, "--output")
+    save_figure(draw_curves({str(run): scores(run) for run in arguments.runs}), arguments.output, "--output")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,53 @@
+"""`caption.py --explain`: the figure of the one image."""
+
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sca_caption.runtime.errors import UserError
+from sca_caption.runtime.figures import ANIMATED, check_figure
+
+if TYPE_CHECKING:
+    from sca_caption.inference.captioning import Describer, Result
+
+
+FLAG, DATA_FLAG = "--explain", "--explain-data"
+
+
+def check_explanation(path: Path, data: Path | None, images: Sequence[Path]) -> None:
+    """Raise UserError for what is known to fail before the model is loaded."""
+    check_figure(path, FLAG, also=(ANIMATED,))
+    if len(images) != 1:
+        raise UserError(f"{FLAG} draws one image, found {len(images)}; give one")
+    if data:
+        if path.suffix.lower() == ANIMATED:
+            raise UserError(f"{DATA_FLAG} is for the channels, which {ANIMATED} does not show; leave it out")
+        from sca_caption.datasets.hdf5_reader import CaptionData
+
+        CaptionData(data)
+
+
+class Drawing:
+    """Draws the explanation of the image that it is given. Raises UserError where the file cannot be written."""
+
+    def __init__(self, path: Path, describer: "Describer", data: Path | None):
+        self.path, self.describer, self.data = path, describer, data
+
+    def write(self, index: int, result: "Result") -> None:
+        if result.error:
+            return
+        from sca_caption.explain.explanation import explained
+
+        examples = None
+        if self.data:
+            from tqdm import tqdm
+
+            from sca_caption.datasets.hdf5_reader import CaptionData
+            from sca_caption.explain.channel_patches import find_examples
+
+            bar = partial(tqdm, desc="patches", unit="batch", disable=not sys.stderr.isatty(), leave=False)
+            examples = find_examples(self.describer, CaptionData(self.data), progress=bar)
+        found = explained(self.describer, result.item, result.captions[0], result.trace, examples)
+        found.save(self.path, FLAG)

@@ -1,0 +1,53 @@
+"""Command-line flags generated from the fields of config classes."""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+
+from sca_caption.cli.parser import Parser
+from sca_caption.runtime.errors import choice
+
+
+def task_of(argv: Sequence[str] | None) -> str:
+    """Which of "caption" and "classify" `--task` names, before the flags of that task are known."""
+    p = Parser(add_help=False, allow_abbrev=False)
+    p.add_argument("--task", default="caption")
+    return choice(p.parse_known_args(argv)[0].task, ("caption", "classify"), "task")
+
+
+def add_flags(parser: argparse.ArgumentParser, *configs: type, without: Sequence[str] = ()) -> None:
+    """Add one flag for each field of the config classes, but for those named in `without`.
+
+    A flag that is not given leaves no trace in the namespace.
+    """
+    for config in configs:
+        group = parser.add_argument_group(config.__doc__.split(".")[0].lower())
+        for f in dataclasses.fields(config):
+            if not f.metadata or f.name in without:
+                continue
+            flag = "--" + f.name.replace("_", "-")
+            default = " ".join(f.default) if isinstance(f.default, tuple) else f.default
+            options = {"dest": f.name, "default": argparse.SUPPRESS}
+            if f.type is bool:
+                shown = "on" if f.default else "off"
+                options |= {
+                    "action": argparse.BooleanOptionalAction,
+                    "help": f"{f.metadata['help']} (default: {shown})",
+                }
+            else:
+                shown = f.metadata["help"] if default == "" else f"{f.metadata['help']} (default: {default})"
+                options |= {"help": shown, "choices": f.metadata["choices"]}
+                if isinstance(f.default, tuple):
+                    options |= {"nargs": "+", "metavar": "NAME"}
+                else:
+                    options |= {"type": f.type}
+                    if not f.metadata["choices"]:
+                        options["metavar"] = {int: "N", float: "X", str: "NAME"}[f.type]
+            group.add_argument(flag, **options)
+
+
+def make(config: type, arguments: argparse.Namespace, preset: dict | None = None):
+    """Build a config: its defaults, then the preset's values, then the flags that were given."""
+    names = {f.name for f in dataclasses.fields(config)}
+    values = {k: v for k, v in ((preset or {}) | vars(arguments)).items() if k in names}
+    return config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

@@ -1,0 +1,93 @@
+"""Which images the command line names: files, folders, lists on standard input, and those of the demo."""
+
+import argparse
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from sca_caption.cli.terminal import command
+from sca_caption.runtime.errors import UserError
+
+# Photographs of everyday scenes in the wheels of packages, which may or may not be installed.
+DEMO = (
+    ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg"),
+    ("skimage", "data/astronaut.png"),
+    ("skimage", "data/chelsea.png"),
+    ("skimage", "data/coffee.png"),
+    ("skimage", "data/rocket.jpg"),
+    ("sklearn", "datasets/images/china.jpg"),
+    ("sklearn", "datasets/images/flower.jpg"),
+)
+
+
+def take_back_images(arguments: argparse.Namespace) -> None:
+    """Images that stand after --checkpoint or --mention, which take all that follows, become images again."""
+    if arguments.checkpoint:
+        arguments.checkpoint, images = split(arguments.checkpoint, is_model)
+        arguments.images += map(str, images)
+    if arguments.mention:
+        arguments.mention, images = split(arguments.mention, lambda word: not is_image(word))
+        arguments.images += images
+
+
+def split(values: Sequence, belongs: Callable) -> tuple[list, list]:
+    """Those that belong to a flag, the first in any case, and the others."""
+    mine = [index == 0 or belongs(value) for index, value in enumerate(values)]
+    return [v for v, is_mine in zip(values, mine, strict=True) if is_mine], [
+        v for v, is_mine in zip(values, mine, strict=True) if not is_mine
+    ]
+
+
+def is_model(file: Path) -> bool:
+    return file.suffix in (".pt", ".safetensors")
+
+
+def is_image(word: str) -> bool:
+    """Whether what stands among words names an image: dog/puppy does not, nor does a word that is a folder's name."""
+    from sca_caption.images import EXTENSIONS
+
+    path = Path(word)
+    folder = path.is_dir() and (word.endswith(("/", os.sep)) or path.name != word)
+    return word == "-" or path.suffix.lower() in EXTENSIONS or path.is_file() or folder
+
+
+def paths_of(arguments: argparse.Namespace, prog: str) -> list[Path]:
+    """The files to caption, folders unfolded. Raises UserError where there is nothing to do."""
+    from sca_caption.images import find_images
+
+    if arguments.demo and arguments.images:
+        raise UserError(
+            f"--demo has its own photographs, found {arguments.images[0]!r} too; give one or the other"
+        )
+    if arguments.demo:
+        return demo_photographs()
+    if not arguments.images:
+        raise UserError(f"no image given; try {command(prog)} photo.jpg, or {command(prog)} --demo")
+    named = []
+    for image in arguments.images:
+        named += read_list(sys.stdin.buffer.read()) if image == "-" else [image]
+    if not named:
+        raise UserError("no paths on standard input; give one a line")
+    return find_images(named)
+
+
+def read_list(lines: bytes) -> list[str]:
+    """Paths, one a line or, as `find -print0` writes them, ended by zero bytes; in the disk's encoding."""
+    separator = b"\0" if b"\0" in lines else b"\n"
+    return [os.fsdecode(path) for line in lines.split(separator) if (path := line.rstrip(b"\r"))]
+
+
+def demo_photographs() -> list[Path]:
+    found = []
+    for package, name in DEMO:
+        spec = importlib.util.find_spec(package)  # finds the package without running it
+        if spec is not None and spec.origin:
+            found.append(Path(spec.origin).parent / name)
+    found = [path for path in found if path.is_file()]
+    if not found:
+        raise UserError(
+            "no installed package carries a photograph; run: pip install matplotlib, or give your own"
+        )
+    return found

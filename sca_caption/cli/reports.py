@@ -1,0 +1,22 @@
+"""Result files of evaluate.py."""
+
+import json
+from pathlib import Path
+
+from sca_caption.runtime.atomic_files import replacing
+
+
+def rounded(numbers):
+    """Numbers, in whatever dicts and tuples, to four decimals."""
+    if isinstance(numbers, dict):
+        return {name: rounded(each) for name, each in numbers.items()}
+    if isinstance(numbers, tuple):
+        return [rounded(each) for each in numbers]
+    return numbers if numbers is None else round(numbers, 4)
+
+
+def write(path: Path, content: dict) -> None:
+    with replacing(path) as temporary:
+        text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+        # Half a surrogate pair, which is no UTF-8, comes out as \udXXX, which JSON reads back.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -1,0 +1,44 @@
+"""Training runs on disk: what train.py checks before it starts or resumes one."""
+
+import argparse
+import dataclasses
+from pathlib import Path
+
+from sca_caption.runtime.distributed import restarted
+from sca_caption.runtime.errors import UserError
+
+
+def given(arguments: argparse.Namespace, *configs: type) -> dict:
+    """The settings that were given as flags."""
+    names = {f.name for c in configs for f in dataclasses.fields(c)}
+    return {name: value for name, value in vars(arguments).items() if name in names}
+
+
+def resumes(arguments: argparse.Namespace, output: Path) -> bool:
+    """Whether to go on with the run in `output`: as told, or as torchrun's new attempt at it."""
+    return arguments.resume or (restarted() and (output / "last.pt").exists())
+
+
+def resumable(output: Path, task: str = "caption"):
+    """The run in `output`, to go on with. Raises UserError where there is none."""
+    from sca_caption import checkpoint
+
+    found = checkpoint.load(output / "last.pt", task)
+    if not found.training:
+        raise UserError(f"{output / 'last.pt'} has no state of a training run, as best.pt; start a new run")
+    return found
+
+
+def check_same_settings(found: dict, resumed) -> None:
+    """Raise UserError where a flag says otherwise than the run that is resumed."""
+    kept = {**resumed.training["config"], **vars(resumed.config)}
+    for name, value in found.items():
+        if (tuple(value) if isinstance(value, list) else value) != kept[name]:
+            raise UserError(
+                f"--resume goes on with the run's own settings; it has {name}={kept[name]}, found {value}"
+            )
+
+
+def check_no_run_in(output: Path) -> None:
+    if (output / "last.pt").exists():
+        raise UserError(f"{output} already holds a run; go on with --resume, or choose another --output")

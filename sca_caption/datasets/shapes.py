@@ -1,0 +1,159 @@
+"""Generated pictures of one or two coloured shapes with five captions each: a data set without a download.
+
+A scene says what is in a picture; `draw` paints it and `captions` puts it in words. Everything follows from a
+seed and an index, so that a picture is made when it is needed and nothing is kept.
+"""
+
+import io
+import math
+import random
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw
+
+SIZE = 96  # pixels, the pictures' default width and height
+SMOOTH = 3  # each pixel averages SMOOTH x SMOOTH drawn ones
+COLOURS = {
+    "red": (214, 40, 40), "green": (34, 150, 70), "blue": (35, 80, 205), "yellow": (245, 205, 40),
+    "purple": (135, 50, 165),
+}  # fmt: skip
+KINDS = ("circle", "square", "triangle")
+SIZES = {"small": 0.11, "large": 0.21}  # half the width, of the picture's
+BACKGROUNDS = {"white": (250, 250, 250), "grey": (165, 165, 165), "black": (20, 20, 20)}
+PLACES = {  # centre of the one shape: x, y in widths of the picture
+    "at the top": (0.5, 0.27), "at the bottom": (0.5, 0.73), "on the left": (0.27, 0.5),
+    "on the right": (0.73, 0.5), "in the middle": (0.5, 0.5),
+}  # fmt: skip
+RELATIONS = {  # the first of two shapes is ... the second: its direction from the middle
+    "above": (0, -1), "below": (0, 1), "to the left of": (-1, 0), "to the right of": (1, 0),
+}  # fmt: skip
+INVERSE = {
+    "above": "below", "below": "above",
+    "to the left of": "to the right of", "to the right of": "to the left of",
+}  # fmt: skip
+CLASSES = tuple(sorted(f"{colour} {kind}" for colour in COLOURS for kind in KINDS))  # for classification
+
+
+@dataclass(frozen=True)
+class Shape:
+    kind: str
+    colour: str
+    size: str
+    centre: tuple[float, float]  # x, y in widths of the picture
+
+    @property
+    def short(self) -> str:
+        return f"{self.colour} {self.kind}"
+
+    @property
+    def full(self) -> str:
+        return f"{self.size} {self.colour} {self.kind}"
+
+
+@dataclass(frozen=True)
+class Scene:
+    shapes: tuple[Shape, ...]  # one or two
+    background: str
+    where: str  # one shape: a key of PLACES; two: the first's of RELATIONS to the second
+    noise: int  # seeds the caption templates and the shade of the background
+
+
+def scene(seed: int, index: int) -> Scene:
+    """Return scene number `index` of the set that `seed` names."""
+    rng = random.Random(f"shapes/{seed}/{index}")
+    background = rng.choice(list(BACKGROUNDS))
+    kinds = [rng.choice(KINDS) for _ in range(2)]
+    colours = rng.sample(list(COLOURS), 2)
+    sizes = [rng.choice(list(SIZES)) for _ in range(2)]
+
+    def near(x: float, y: float) -> tuple[float, float]:
+        return x + rng.uniform(-0.04, 0.04), y + rng.uniform(-0.04, 0.04)
+
+    if rng.random() < 0.4:
+        where = rng.choice(list(PLACES))
+        centres = [near(*PLACES[where])]
+    else:
+        where = rng.choice(list(RELATIONS))
+        x, y = RELATIONS[where]
+        centres = [near(0.5 + 0.24 * x, 0.5 + 0.24 * y), near(0.5 - 0.24 * x, 0.5 - 0.24 * y)]
+    shapes = tuple(map(Shape, kinds, colours, sizes, centres))  # as many as centres
+    return Scene(shapes, background, where, rng.randrange(2**31))
+
+
+def labelled_scene(seed: int, index: int) -> Scene:
+    """Return scene number `index` of one shape, of class `CLASSES[index % len(CLASSES)]`."""
+    rng = random.Random(f"shapes/labelled/{seed}/{index}")
+    colour, kind = CLASSES[index % len(CLASSES)].split()
+    where = rng.choice(list(PLACES))
+    centre = tuple(c + rng.uniform(-0.04, 0.04) for c in PLACES[where])
+    shape = Shape(kind, colour, rng.choice(list(SIZES)), centre)
+    return Scene((shape,), rng.choice(list(BACKGROUNDS)), where, rng.randrange(2**31))
+
+
+def draw(scene: Scene, size: int = SIZE) -> Image.Image:
+    """Paint a scene as an RGB picture of `size` x `size` pixels."""
+    rng = random.Random(scene.noise)
+    width = size * SMOOTH
+    shade = rng.randint(-12, 5)
+    image = Image.new("RGB", (width, width), tuple(level + shade for level in BACKGROUNDS[scene.background]))
+    canvas = ImageDraw.Draw(image)
+    for shape in scene.shapes:
+        colour = tuple(min(255, max(0, level + rng.randint(-12, 12))) for level in COLOURS[shape.colour])
+        x, y, r = shape.centre[0] * width, shape.centre[1] * width, SIZES[shape.size] * width
+        if shape.kind == "circle":
+            canvas.ellipse((x - r, y - r, x + r, y + r), fill=colour)
+        elif shape.kind == "square":
+            r *= 0.9
+            canvas.rectangle((x - r, y - r, x + r, y + r), fill=colour)
+        else:
+            corners = (math.radians(angle) for angle in (-90, 30, 150))
+            y, r = y + r / 5, 1.15 * r
+            canvas.polygon([(x + r * math.cos(a), y + r * math.sin(a)) for a in corners], fill=colour)
+    return image.resize((size, size), Image.Resampling.BOX)
+
+
+def captions(scene: Scene) -> tuple[str, ...]:
+    """Put a scene in words: five different sentences, all true of it."""
+    first, *rest = scene.shapes
+    if not rest:
+        sentences = [
+            f"a {first.full} {scene.where}",
+            f"a {first.full} on a {scene.background} background",
+            f"there is a {first.short} {scene.where}",
+            f"a {first.short} {scene.where} of the picture",
+            f"the picture shows a {first.full}",
+            f"a {scene.background} picture with a {first.short} {scene.where}",
+            f"one {first.full} is {scene.where}",
+        ]
+    else:
+        second, inverse = rest[0], INVERSE[scene.where]
+        sentences = [
+            f"a {first.full} {scene.where} a {second.full}",
+            f"a {first.short} {scene.where} a {second.short}",
+            f"a {second.full} {inverse} a {first.full}",
+            f"a {second.short} is {inverse} a {first.short}",
+            f"there is a {first.short} {scene.where} a {second.short}",
+            f"the {first.full} is {scene.where} the {second.short}",
+            f"a {first.short} and a {second.short} on a {scene.background} background",
+        ]
+    return tuple(random.Random(scene.noise).sample(sentences, 5))
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture as a file's bytes, made when it is called."""
+
+    seed: int
+    index: int
+    size: int = SIZE
+
+    def __call__(self) -> bytes:
+        buffer = io.BytesIO()
+        draw(scene(self.seed, self.index), self.size).save(buffer, "PNG")
+        return buffer.getvalue()
+
+
+def sample(count: int, seed: int = 0) -> list[tuple[Image.Image, str]]:
+    """Return `count` pictures with a caption each, none of them in the data set of the same seed."""
+    scenes = [scene(seed, -1 - index) for index in range(count)]
+    return [(draw(one), captions(one)[0]) for one in scenes]

@@ -1,0 +1,136 @@
+"""Why a caption has its words: where in the photograph the model looked at each, and what it selected there.
+
+>>> from sca_caption import Captioner
+>>> explanation = Captioner.load().explain("docs/grace_hopper.jpg")
+>>> explanation.words[:3], explanation.trace.layers[0].spatial.shape
+(('a', 'man', 'in'), (11, 9, 9))
+>>> figure = explanation.figure()     # matplotlib's
+>>> explanation.save("why.svg")       # or .png, .pdf, .gif
+
+Shapes: T words, C channels and H x W positions of an attended layer, S the side of the image that the model sees.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+
+from sca_caption import images
+from sca_caption.images import Source, Transform
+from sca_caption.inference.batching import stack
+from sca_caption.inference.captioning import Caption, Describer
+from sca_caption.models.attention_trace import Trace, attended_maps, numbers, trace
+from sca_caption.runtime.errors import UserError
+from sca_caption.runtime.figures import ANIMATED, DPI, check_figure, save_figure
+from sca_caption.vocab import EOS, tokenize
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from sca_caption.explain.channel_patches import Examples
+
+
+MOST_PIXELS = 1000  # of the longer side of the photograph that is drawn
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A photograph, its caption, and what was attended at every word.
+
+    photograph: upright RGB, the longer side at most MOST_PIXELS; transform: how the model sees it. words: T of them.
+    maps: of each attended layer what it holds before anything is attended, float32 (C, H, W). examples: images that
+    excite channels most, where a data file was looked through; without, their patches are the photograph's own.
+    """
+
+    photograph: Image.Image
+    transform: Transform
+    caption: Caption
+    words: tuple[str, ...]
+    trace: Trace
+    maps: tuple[np.ndarray, ...]
+    examples: "Examples | None" = None
+
+    def figure(self) -> "Figure":
+        """All of it on one page, 7.2 inches wide."""
+        from sca_caption.explain.figure import draw
+
+        return draw(self)
+
+    def save(self, path: str | Path, flag: str = "--explain") -> None:
+        """Write the figure as .png, .svg or .pdf, or an animation of the words as .gif.
+
+        The same explanation gives the same bytes. Raises UserError for another ending, and where it cannot be written.
+        """
+        path = Path(path)
+        check_figure(path, flag, also=(ANIMATED,))
+        if path.suffix.lower() == ANIMATED:
+            from sca_caption.explain.animation import save_animation
+
+            save_animation(self, path, flag)
+        else:
+            from sca_caption.explain.figure import image_dpi
+
+            figure = self.figure()
+            dpi = DPI if path.suffix.lower() == ".png" else image_dpi(figure)
+            save_figure(figure, path, flag, dpi=dpi, outlines=False)
+
+    def numbers(self) -> dict:
+        """The weights, for JSON; see `attention_trace.numbers`."""
+        return numbers(self.trace, self.words)
+
+
+def explain(
+    describer: Describer, source: Source, caption: str | None = None, *, examples: "Examples | None" = None
+) -> Explanation:
+    """Caption a photograph and say what was attended at every word; or what would be, were `caption` the caption.
+
+    examples: see `channel_examples.find_examples`. Raises UserError for an image that cannot be read, a caption with
+    words that the model does not know, and several models that speak as one.
+    """
+    describer.speaker  # noqa: B018  refuses several models before there is work
+    pixels = stack([images.load(source, describer.transform)])  # (1, 3, S, S)
+    if caption is None:
+        ((captions, found),) = describer.trace_batch(pixels)
+        return explained(describer, source, captions[0], found, examples)
+    return explained(describer, source, *_said(describer, pixels, caption), examples)
+
+
+def explained(
+    describer: Describer, source: Source, caption: Caption, found: Trace, examples: "Examples | None" = None
+) -> Explanation:
+    """The explanation of a caption of a photograph whose trace is found already."""
+    pixels = stack([images.load(source, describer.transform)])
+    photograph = images.open_image(source)
+    photograph.thumbnail((MOST_PIXELS, MOST_PIXELS), Image.Resampling.LANCZOS)
+    words = describer.words.spelled(caption.tokens)
+    maps = tuple(each[0] for each in attended_maps(describer.speaker, pixels))
+    return Explanation(photograph, describer.transform, caption, words, found, maps, examples)
+
+
+@torch.inference_mode()
+def _said(describer: Describer, pixels: torch.Tensor, text: str) -> tuple[Caption, Trace]:
+    """A caption that is given, with the model's probability of it, and its trace."""
+    words = tokenize(text)
+    if not words:
+        raise UserError(f"the caption {text!r} has no words; give some")
+    unknown = sorted({word for word in words if word not in describer.words})
+    if unknown:
+        raise UserError(f"the model does not know {', '.join(unknown)}; say it in other words")
+    tokens = describer.words.encode(words)
+    state = describer.model.start(describer.model.encode(pixels.to(describer.device)))
+    (found,) = trace(describer.speaker, state, [[*tokens, EOS]])
+    log_prob = float(np.log(np.maximum(found.probabilities, 1e-30)).sum())
+    mean = log_prob / (len(tokens) + 1)
+    caption = Caption(
+        text=describer.words.decode(tokens),
+        log_prob=log_prob,
+        score=log_prob / (len(tokens) + 1) ** describer.search.length_penalty,
+        finished=True,
+        mean_log_prob=mean,
+        confidence=describer.calibration.probability(mean) if describer.calibration else None,
+        tokens=tuple(tokens),
+    )
+    return caption, found.first(len(tokens))

@@ -1,0 +1,77 @@
+"""One image of what a captioner attended at every word of a caption, small enough to be logged at every validation.
+
+Shapes: T words, C channels and H x W positions of an attended layer, S the side of the image that the model sees.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from sca_caption.explain.overlay import multiples, painted, scale_top
+from sca_caption.images import Transform
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from sca_caption.models.attention_trace import Trace
+
+
+CHANNELS = 12  # of each layer that are shown: those with the largest weight at any word
+CELL = 1.4  # inches a word
+DPI = 72
+EVEN = 0.05  # channels' weights that differ less from even ones look alike, or their noise would look like choice
+
+
+def strip(image: np.ndarray, words: Sequence[str], trace: "Trace", title: str = "") -> np.ndarray:
+    """What `draw` makes of the same, as pixels: uint8 (height, width, 3)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(draw(image, words, trace, title))
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def draw(image: np.ndarray, words: Sequence[str], trace: "Trace", title: str = "") -> "Figure":
+    """A column a word; rows of the layers' spatial weights, then of their channels'.
+
+    image: uint8 (S, S, 3), as the model saw it. words: the T words that `trace` is of, at least one. Weights are told
+    as multiples of even attention, 1 / (H W) and 1 / C, on one scale for all pictures; below each stands its largest.
+    """
+    from matplotlib.figure import Figure
+
+    T = len(words)
+    spatial = [layer for layer in trace.layers if layer.spatial is not None]
+    channel = [layer for layer in trace.layers if layer.channel is not None]
+    photograph, seen = Image.fromarray(image), Transform(len(image))
+    top = scale_top(*(layer.spatial for layer in spatial))
+    rows = len(spatial) + len(channel) + (not spatial)  # the words need images above them in any case
+    figure = Figure((CELL * max(T, 4) + 1, CELL * rows + 0.7), dpi=DPI, layout="constrained")
+    grid = figure.add_gridspec(rows, T)
+    figure.suptitle(title, fontsize=9, x=0.01, ha="left")
+    for row in range(max(1, len(spatial))):
+        weights = spatial[row].spatial if spatial else None
+        for t, word in enumerate(words):
+            axes = figure.add_subplot(grid[row, t])
+            shares = None if weights is None else multiples(weights[t], photograph.size, seen)
+            axes.imshow(photograph if shares is None else painted(photograph, shares, top, seen))
+            axes.set(xticks=[], yticks=[])
+            if weights is not None:
+                axes.set_xlabel(f"{weights[t].max() * weights[t].size:.1f}×", fontsize=8, labelpad=2)
+            if row == 0:
+                axes.set_title(word, fontsize=11)
+            if t == 0 and spatial:
+                axes.set_ylabel(spatial[row].name, fontsize=8)
+    for row, layer in enumerate(channel, rows - len(channel)):
+        C = layer.channel.shape[1]
+        strongest = np.argsort(-layer.channel.max(0), kind="stable")[:CHANNELS]
+        axes = figure.add_subplot(grid[row, :])
+        times = layer.channel[:, strongest].T * C
+        scale = {"vmin": min(times.min(), 1 - EVEN), "vmax": max(times.max(), 1 + EVEN)}
+        shown = axes.imshow(times, cmap="magma", aspect="auto", **scale)
+        axes.set(xticks=[], yticks=range(len(strongest)))
+        axes.set_yticklabels(strongest.tolist(), fontsize=6)
+        axes.set_ylabel(f"{layer.name}\nchannels", fontsize=8)
+        figure.colorbar(shown, ax=axes, fraction=0.02, pad=0.01, format="%.2f×").ax.tick_params(labelsize=7)
+    return figure

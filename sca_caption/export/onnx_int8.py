@@ -1,0 +1,69 @@
+"""ONNX graphs whose large weights take a byte or two each, as in checkpoints of int8 (see `storage`).
+
+Matrices are int8, with a scale for each output, convolutions float16; of networks that bear it, 1x1 convolutions are
+int8 too. They are only kept so and are float32 again once the graph is loaded: products in int8 would be hardly faster
+here and change captions, and on processors without VNNI they overflow. Vectors and what is small stay as they are.
+"""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from sca_caption.models.quantization import LARGE, is_matrix
+from sca_caption.runtime.errors import UserError
+
+# Which input of a node is its weight, and along which axis of it the outputs lie.
+PLACES = {"Conv": (1, 0), "MatMul": (1, 1), "Gather": (0, 0)}
+
+
+def quantize(source: Path, target: Path, robust: bool = False) -> None:
+    """Write the graph in `source` to `target`, with int8 in it. Raises UserError where a package is missing.
+
+    robust: 1x1 convolutions may be int8 as well.
+    """
+    try:
+        import onnx
+        from onnx import TensorProto, helper, numpy_helper
+        from onnxruntime.quantization import shape_inference
+    except ImportError as error:
+        raise UserError(
+            f"int8 needs {error.name}, which is not installed; pip install 'sca-caption[export]'"
+        ) from error
+
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        prepared = Path(scratch, "prepared.onnx")
+        shape_inference.quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        model = onnx.load(prepared)
+    graph = model.graph
+    weights = {x.name: x for x in graph.initializer}
+    restored = []
+    for node in graph.node:
+        place, axis = place_of(node)
+        weight = weights.get(node.input[place]) if place is not None else None
+        if weight is None or np.prod(weight.dims) < LARGE or len(weight.dims) < 2:
+            continue
+        name, values = weight.name, numpy_helper.to_array(weight)
+        graph.initializer.remove(weights.pop(name))
+        if not is_matrix(values.shape, robust):
+            half = numpy_helper.from_array(values.astype(np.float16), f"{name}_half")
+            graph.initializer.append(half)
+            restored.append(helper.make_node("Cast", [half.name], [name], to=TensorProto.FLOAT))
+            continue
+        scale = np.abs(values).max(tuple(i for i in range(values.ndim) if i != axis), keepdims=True) / 127
+        scale[scale == 0] = 1
+        parts = (f"{name}_quantized", f"{name}_scale")
+        for part, value in zip(parts, (np.rint(values / scale).astype(np.int8), scale.flatten()), strict=True):
+            graph.initializer.append(numpy_helper.from_array(value, part))
+        restored.append(helper.make_node("DequantizeLinear", parts, [name], name=f"{name}_restored", axis=axis))
+    everything = [*restored, *graph.node]
+    del graph.node[:]
+    graph.node.extend(everything)
+    target.write_bytes(model.SerializeToString())
+
+
+def place_of(node) -> tuple[int | None, int]:
+    """As in PLACES; (None, 0) for a node without a weight."""
+    if node.op_type == "Gemm":
+        return 1, 0 if any(x.name == "transB" and x.i for x in node.attribute) else 1
+    return PLACES.get(node.op_type, (None, 0))

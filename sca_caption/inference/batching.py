@@ -1,0 +1,72 @@
+"""Batches of items, read in threads while the model computes."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sca_caption import images
+from sca_caption.images import Transform
+from sca_caption.models.sca_cnn import SCACNN
+from sca_caption.runtime.errors import UserError, warn
+
+READERS = 2  # threads that decode images; Pillow leaves the interpreter free meanwhile
+
+
+def in_batches(
+    items: Iterable, read: Callable[[Any], Any], answer: Callable[[list], Iterable], batch_size: int
+) -> Iterator[tuple[Any, Any]]:
+    """Yield each item with its answer, in order, or with the UserError that reading it raised.
+
+    `read(item)` runs in other threads, ahead by one batch; `answer` takes what it returned for the items of a batch
+    and gives an answer for each.
+    """
+    items, readers = iter(items), ThreadPoolExecutor(READERS)
+
+    def submit() -> list[tuple[Any, Future]]:
+        return [(item, readers.submit(read, item)) for item in islice(items, batch_size)]
+
+    try:
+        following = submit()
+        while following:
+            current, following = following, submit()
+            contents, errors = [], {}
+            for index, (_, future) in enumerate(current):
+                try:
+                    contents.append(future.result())
+                except UserError as error:
+                    errors[index] = error
+            answers = iter(answer(contents) if contents else ())
+            for index, (item, _) in enumerate(current):
+                yield item, errors[index] if index in errors else next(answers)
+    finally:  # also when the caller stops listening
+        readers.shutdown(wait=False, cancel_futures=True)
+
+
+def stack(contents: list[np.ndarray] | list[tuple[np.ndarray, ...]]) -> Tensor | tuple[Tensor, ...]:
+    """Images (S, S, 3) -> (B, 3, S, S); feature tuples -> a tuple of (B, ...)."""
+    if isinstance(contents[0], tuple):
+        return tuple(torch.from_numpy(np.stack(x)) for x in zip(*contents, strict=True))
+    return torch.from_numpy(np.stack(contents)).permute(0, 3, 1, 2)
+
+
+def reader(
+    data, models: Sequence[SCACNN], transform: Transform
+) -> Callable[[int], np.ndarray | tuple[np.ndarray, ...]]:
+    """How models' input is read from a data file (`store.CaptionData`): a row -> an image, or features.
+
+    Raises UserError for features of another trunk than the models'.
+    """
+    for model in models:
+        data.require_features_of(model.config.backbone, model.config.layers, model.config.backbone_attention)
+    if data.encoding == "features":
+        return data.features
+    if data.transform == transform:
+        return data.image
+    warn(f"{data.path} holds {data.transform}, the model takes {transform}")
+    return lambda row: images.fit(Image.fromarray(data.image(row)), transform)

@@ -1,0 +1,48 @@
+"""ClassificationPipeline: a classifier checkpoint applied to many images."""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sca_caption import checkpoint as checkpoints
+from sca_caption import images
+from sca_caption.checkpoint import Checkpoint
+from sca_caption.config import BATCH_SIZE
+from sca_caption.inference.batching import in_batches, stack
+from sca_caption.runtime.devices import find_device
+from sca_caption.runtime.errors import UserError
+
+
+class Recogniser:
+    """A classifier with its transform, ready on one device. Takes what Describer takes, and raises the same."""
+
+    def __init__(
+        self, checkpoint: Checkpoint | str | Path, *, device: str = "auto", batch_size: int = BATCH_SIZE
+    ):
+        if batch_size < 1:
+            raise UserError(f"--batch-size {batch_size}: must be at least 1")
+        if not isinstance(checkpoint, Checkpoint):
+            checkpoint = checkpoints.load(checkpoint, task="classify")
+        self.device, self.batch_size = find_device(device), batch_size
+        self.model, self.transform = checkpoint.model.to(self.device).eval(), checkpoint.transform
+        self.classes = checkpoint.config.classes
+
+    @torch.inference_mode()
+    def logits(self, batch: Tensor) -> np.ndarray:
+        """Images uint8 (B, 3, S, S) -> float32 (B, K)."""
+        return self.model(batch.to(self.device)).float().cpu().numpy()
+
+    def stream(
+        self, items: Iterable, read: Callable[[Any], np.ndarray] | None = None
+    ) -> Iterator[tuple[Any, np.ndarray | UserError]]:
+        """Yield each item with its logits (K,), in order, or with the UserError that `read(item)` raised.
+
+        `read` gives an image at model size, uint8 (S, S, 3); by default it opens the item as an image file.
+        """
+        read = read or partial(images.load, transform=self.transform)
+        return in_batches(items, read, lambda contents: self.logits(stack(contents)), self.batch_size)

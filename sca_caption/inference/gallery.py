@@ -1,0 +1,153 @@
+"""A page of HTML with all photographs and their captions, to search and look at: one file, which asks no network.
+
+The page's parts are in pages/. Its data stand in it as JSON, an entry a line: what other results files have, and
+
+    link        the photograph's address, relative to the page
+    thumbnail   it, small, as a data: address
+    attention   where the model looked, word by word, where it has spatial attention:
+                {"words": [T texts], "shape": [T, H, W], "peak": what 255 stands for, in multiples of even attention,
+                 "alpha": T H W bytes in base64, "cropped": whether the model saw the central square only}
+"""
+
+import base64
+import hashlib
+import io
+import itertools
+import json
+import os
+import urllib.parse
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from sca_caption.inference.journal import require_same
+from sca_caption.inference.results_formats import Kind
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sca_caption.images import Transform
+    from sca_caption.inference.captioning import Describer, Result
+    from sca_caption.models.attention_trace import Trace
+    from sca_caption.vocab import Vocabulary
+
+
+PAGES = Path(__file__).with_name("gallery_page")
+SIDE, QUALITY = 256, 60  # of thumbnails: pixels, and WebP's quality
+ENTRIES, ABOUT = (
+    '<script type="application/json" id="entries">\n',
+    '<script type="application/json" id="about">',
+)
+END = "</script>\n"
+
+
+@dataclass
+class Photograph:
+    """An image file and, once it was read, a small WebP of it."""
+
+    path: Path
+    thumbnail: bytes = b""
+    cropped: bool = False
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+
+def read(photograph: Photograph, transform: "Transform") -> "np.ndarray":
+    """The photograph at model size, uint8 (S, S, 3); makes its thumbnail on the way."""
+    from sca_caption.images import load_with_thumbnail
+
+    pixels, small = load_with_thumbnail(photograph.path, transform, SIDE)
+    stream = io.BytesIO()
+    small.save(stream, "WEBP", quality=QUALITY, method=2)
+    photograph.thumbnail, photograph.cropped = stream.getvalue(), transform.mode == "crop"
+    return pixels
+
+
+class Gallery(Kind):
+    """The page. With `doubtful_first` it opens sorted so; its file keeps the order of the photographs."""
+
+    sort_key = None
+
+    @staticmethod
+    def stream(describer: "Describer", paths: Iterable[Path], traced: bool = False) -> Iterable["Result"]:
+        traced = traced or len(describer.models) == 1  # several attend each for itself
+        photographs = map(Photograph, paths)
+        return describer.stream(photographs, partial(read, transform=describer.transform), traced=traced)
+
+    def entry(self, image_id: int, result: "Result") -> dict:
+        entry = super().entry(image_id, result)
+        entry["link"] = link(result.item.path, self.path.parent)
+        entry["thumbnail"] = f"data:image/webp;base64,{base64.b64encode(result.item.thumbnail).decode()}"
+        attention = result.trace and attention_of(result.trace, result.captions[0].tokens, self.words)
+        if attention:
+            entry["attention"] = attention | ({"cropped": True} if result.item.cropped else {})
+        return entry
+
+    def write(self, file: TextIO, entries: Iterable[dict], failed: Sequence[str]) -> None:
+        style, script = ((PAGES / f"gallery.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+        page = (PAGES / "gallery.html").read_text(encoding="utf-8")
+        page = page.replace("{{style}}", style).replace("{{style hash}}", hash_of(style))
+        page = page.replace("{{script hash}}", hash_of(script))
+        before, after = page.split("{{data}}\n")
+        file.write(before + ENTRIES)
+        for entry in entries:
+            file.write(in_script(entry) + "\n")
+        about = {"settings": self.settings, "failed": list(failed), "doubtful_first": self.doubtful_first}
+        file.write(END + ABOUT + in_script(about) + END + after.replace("{{script}}", script))
+
+    def read(self) -> Iterator[dict]:
+        with open(self.path, encoding="utf-8") as file:
+            about = next((line for line in file if line.startswith(ABOUT)), "")
+            about = json.loads(about.removeprefix(ABOUT).removesuffix(END))
+            require_same(self.path, about["settings"], self.settings)
+            file.seek(0)
+            for line in file:
+                if line == ENTRIES:
+                    break
+            for line in file:
+                if line.startswith(END.strip()):
+                    return
+                yield json.loads(line)
+
+
+def attention_of(trace: "Trace", tokens: Sequence[int], words: "Vocabulary") -> dict | None:
+    """Where the last layer with spatial attention looked at every word, in few bytes; None where there is none."""
+    import numpy as np
+
+    spatial = next((layer.spatial for layer in reversed(trace.layers) if layer.spatial is not None), None)
+    if spatial is None or not spatial.size:
+        return None
+    peak = spatial.max().item()
+    levels = np.round(spatial * (255 / peak)).astype(np.uint8)  # (T, H, W)
+    texts = [words.decode(tokens[:count]) for count in range(len(tokens) + 1)]
+    return {
+        "words": [text[len(before) :] for before, text in itertools.pairwise(texts)],
+        "shape": list(levels.shape),
+        "peak": round(peak * spatial[0].size, 3),
+        "alpha": base64.b64encode(levels.tobytes()).decode(),
+    }
+
+
+def link(path: Path, folder: Path) -> str:
+    """The address of a file in a page of `folder`, whatever bytes its name has."""
+    try:
+        path = os.path.relpath(path, folder)
+    except ValueError:  # on another drive
+        return Path(path).absolute().as_uri()
+    return urllib.parse.quote(os.fsencode(path.replace(os.sep, "/")))
+
+
+def in_script(value: dict) -> str:
+    """JSON that can stand in a script element: nothing in it, a file's name say, can end that or begin another."""
+    return json.dumps(value, ensure_ascii=False).replace("<", "\\u003c")
+
+
+def hash_of(text: str) -> str:
+    """By which a Content-Security-Policy knows a script or a style that stands in the page."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -1,0 +1,88 @@
+"""Captions in text files beside the photographs, photo.txt beside photo.jpg, as trainers of image models read them."""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sca_caption.runtime.atomic_files import replacing
+from sca_caption.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from sca_caption.inference.captioning import Result
+
+
+ENDING = ".txt"
+
+
+class Sidecars:
+    """The text files of a run. A person's own text stays: what is there already is replaced only with `overwrite`.
+
+    Raises UserError where two images would share a file and where a folder cannot be written to. written: new or
+    replaced files, or ones that held the same. kept: files with other text. before: files that `missing` and
+    `complete` found.
+    """
+
+    def __init__(self, paths: Iterable[Path], overwrite: bool = False):
+        self.overwrite, self.written, self.kept, self.before = overwrite, 0, 0, 0
+        self.owners: dict[Path, Path] = {}
+        for path in paths:
+            if path.suffix.lower() == ENDING:
+                raise UserError(f"--sidecar: {path} ends in {ENDING} itself; rename it")
+            owner = self.owners.setdefault(sidecar_of(path), path)
+            if owner != path:
+                raise UserError(
+                    f"--sidecar: {owner} and {path} would both have {sidecar_of(path).name}; rename one or "
+                    f"leave it out"
+                )
+        for folder in dict.fromkeys(path.parent for path in self.owners):
+            if folder.is_dir() and not os.access(folder, os.W_OK):
+                raise UserError(f"--sidecar: no permission to write in {folder}; change it or use --output")
+
+    def missing(self, paths: Sequence[Path]) -> list[int]:
+        """Which of the paths, by their positions, have no text file yet."""
+        found = [index for index, path in enumerate(paths) if not sidecar_of(path).exists()]
+        self.before = len(paths) - len(found)
+        return found
+
+    def write(self, index: int, result: "Result") -> None:
+        """Write the captions of an image, best first, a line each."""
+        if not result.error:
+            self.put(Path(result.item), [caption.text for caption in result.captions])
+
+    def complete(self, entries: Iterable[dict]) -> None:
+        """Write the files that are missing of images that an earlier run captioned, from entries of `results`."""
+        for entry in entries:
+            path = Path(entry["file_name"])
+            if sidecar_of(path) not in self.owners:
+                continue
+            if sidecar_of(path).exists():
+                self.before += 1
+            else:
+                self.put(path, [each["caption"] for each in entry.get("captions", [entry])])
+
+    def put(self, path: Path, captions: Sequence[str]) -> None:
+        sidecar, text = sidecar_of(path), "".join(f"{caption}\n" for caption in captions).encode()
+        try:
+            there = sidecar.read_bytes()
+        except OSError:
+            there = None
+        if there is not None and there != text and not self.overwrite:
+            self.kept += 1
+            return
+        if there != text:
+            with replacing(sidecar, "folder") as temporary:
+                temporary.write_bytes(text)
+        self.written += 1
+
+    def summary(self, count: int) -> list[str]:
+        """What was done, to tell the user."""
+        done, before = self.written + self.before, f", {self.before} of them before" if self.before else ""
+        lines = [f"{done} of {count} images have their captions beside them, as {ENDING}{before}"]
+        if self.kept:
+            lines.append(f"{self.kept} have other text there, which was kept; --overwrite replaces it")
+        return lines
+
+
+def sidecar_of(path: Path) -> Path:
+    return path.with_suffix(ENDING)

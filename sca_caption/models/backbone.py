@@ -1,0 +1,341 @@
+"""Any torchvision CNN, cut at the layers that SCA-CNN attends (Chen et al. 2017, section 3.1).
+
+A CNN is traced once with torch.fx and cut at its attended layers V1, V2, ... into
+
+    trunk:      image -> V1          run once an image
+    segment i:  attended Vi -> Vi+1  run again at every word
+
+Values that a segment needs beside Vi (a residual shortcut that starts further down) travel along as `carried` tensors.
+Batch norms are kept in evaluation mode in captioning, so each one that follows a convolution is folded into it.
+MobileNetV2 without such weights to fold, as checkpoints need it, is built in such pieces at once (see `mobilenet`).
+
+With `attention` the CNN is one of `networks.NETWORKS` with blocks in it. A block is one node of the graph: nothing in
+it is folded, so that it starts and learns as its paper says; only, its batch norms are in evaluation mode as well.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from operator import attrgetter
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from sca_caption.models import mobilenet_v2
+from sca_caption.models.pretrained import NOT_TORCHVISIONS, _names
+from sca_caption.runtime.errors import UserError, choice
+
+_VGG19 = ("features.31", "features.33", "features.35")  # conv5_2, conv5_3, conv5_4 after their ReLU
+_RESNET = ("layer4.2.relu", "layer4.2.relu_1", "layer4.2")  # res5c_branch2a, res5c_branch2b, res5c
+# The layers to attend, lowest first; attending n layers takes the last n.
+ATTENDED: dict[str, tuple[str, ...]] = {
+    "vgg19": _VGG19,
+    "resnet18": ("layer4.0", "layer4.1.relu", "layer4.1"),
+    "resnet34": ("layer4.1", "layer4.2.relu", "layer4.2"),
+    "resnet50": _RESNET,
+    "resnet101": _RESNET,
+    "resnet152": _RESNET,
+    "mobilenet_v2": ("features.16", "features.17", "features.18"),
+}
+IMAGES_AT_ONCE = 4  # what a CPU takes at once where nothing learns: the early maps of more do not fit in its caches
+
+
+def attended_layers(backbone: str, layers: Sequence[str]) -> tuple[str, ...]:
+    """Resolve `--layers`: a count ("2") means the backbone's last attended layers, names are returned as they are.
+
+    Raises UserError for a count out of range, an unknown backbone, or one that has no default layers.
+    """
+    if len(layers) != 1 or not layers[0].isdigit():
+        return tuple(layers)
+    count = int(layers[0])
+    choice(backbone, _names(), "backbone")
+    if backbone not in ATTENDED:
+        raise UserError(
+            f"no default layers for backbone {backbone!r}; name them, lowest first, e.g. --layers layer3 layer4 "
+            f"(defaults exist for: {', '.join(sorted(ATTENDED))})"
+        )
+    defaults = ATTENDED[backbone]
+    if not 1 <= count <= len(defaults):
+        raise UserError(f"--layers {count} for {backbone}: choose 1 to {len(defaults)}, or name the layers")
+    return defaults[-count:]
+
+
+class Backbone(nn.Module):
+    """A CNN of torchvision (or MobileNeXt, LeNet) cut at `layers` (lowest first).
+
+    weights: a state dict in torchvision's layout for this network, or None for random initialisation.
+    attention, at: the blocks inside it, as `networks.build_network` takes them; they start as their papers say.
+    `channels[i]` is the number of channels of attended layer i.
+
+    Raises UserError for unknown names, weights that do not fit, and blocks that all stand above the attended layers.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        layers: Sequence[str],
+        weights: dict[str, Tensor] | None = None,
+        attention: str = "",
+        at: Sequence[str] = (),
+    ):
+        super().__init__()
+        self.name, self.layers = name, tuple(layers)
+        # The pieces are in a plain list, so that parameters are registered once, under `network`.
+        blocks = mobilenet_v2.blocks_of(layers) if name == "mobilenet_v2" else []
+        if blocks and weights is None and not (attention or at):  # spares the import of torchvision
+            self.network, self._block_paths = mobilenet_v2.MobileNetV2(blocks[-1] + 1).eval(), ()
+            self._segments = self.network.cut(blocks)
+            self.channels = tuple(self.network.channels[block] for block in blocks)
+        else:
+            self._segments = self._traced(name, layers, weights, attention, at)
+            self.channels = self._probe()
+        self._frozen = None  # of the trunk, what comes before all that learns; see `set_trainable`
+        # In this layout 1x1 convolutions are matrix products.
+        self.network.to(memory_format=torch.channels_last)
+
+    def _traced(
+        self,
+        name: str,
+        layers: Sequence[str],
+        weights: dict[str, Tensor] | None,
+        attention: str,
+        at: Sequence[str],
+    ) -> list[fx.GraphModule]:
+        """Build the network, `network`, and cut it: the trunk, then the segments."""
+        model = (_build_attended(name, attention, at) if attention or at else _build(name)).eval()
+        inserted = _blocks(model) if attention else {}
+        graph, nodes = _trace(model, name, layers, inserted)
+        used = {n.target for n in graph.nodes if n.op in ("call_module", "get_attr")}
+        self._block_paths = tuple(path for path in inserted if path in used)
+        if inserted and not self._block_paths:
+            path = next(iter(inserted))
+            raise UserError(
+                f"{attention} stands at {path} of {name}, above {layers[-1]}, the last attended layer, where nothing "
+                f"reads it; attend {path} last (--layers), or name lower stages (--backbone-at)"
+            )
+        if weights is not None:
+            _load(model, name, weights, used, inserted)
+        self.network = fx.GraphModule(model, graph)  # holds the parameters, and only those that are used
+        self._nodes = _fold_batchnorms(self.network, nodes)
+        return _cut(self.network, self._nodes)
+
+    def _probe(self) -> tuple[int, ...]:
+        """The number of channels of each attended layer, by running the network."""
+        with torch.no_grad():
+            maps = self.trunk(torch.zeros(1, 3, 96, 96))
+            channels = [maps[0].shape[1]]
+            for i in range(len(self.layers) - 1):
+                maps = self.segment(i, maps[0], maps[1:])
+                channels.append(maps[0].shape[1])
+        if maps[0].dim() != 4:
+            raise UserError(
+                f"layer {self.layers[-1]!r} of {self.name} is not a feature map (it has no height and width)"
+            )
+        return tuple(channels)
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """Batch norms that could not be folded, and dropout, stay in evaluation mode."""
+        return super().train(False)
+
+    def blocks(self) -> dict[str, nn.Module]:
+        """The attention blocks inside the CNN, by module path."""
+        return {path: self.network.get_submodule(path) for path in self._block_paths}
+
+    def set_trainable(self, trainable: bool, first: str = "") -> None:
+        """Let the CNN learn, or freeze it; with `first`, what comes before that layer stays frozen.
+
+        The attention blocks always learn, wherever they stand: no weights were loaded for them.
+        Raises UserError when no parameter belongs to `first`.
+        """
+        self.requires_grad_(trainable)
+        below = []
+        for name, parameter in self.network.named_parameters():
+            if f"{name}.".startswith(f"{first}.") or not first:
+                break
+            below.append(parameter)
+        else:
+            raise UserError(
+                f"--finetune-from {first!r}: {self.name} has no such layer; e.g. {name.rpartition('.')[0]}"
+            )
+        for parameter in below:
+            parameter.requires_grad_(False)
+        for block in self.blocks().values():
+            block.requires_grad_(True)
+        self._frozen = self._split_trunk()
+
+    def _split_trunk(self) -> tuple[nn.Module, nn.Module | None] | None:
+        """The trunk's part below the first parameter that learns, and the rest of it; None where nothing is frozen."""
+        if not any(p.requires_grad for p in self._segments[0].parameters()):
+            return self._segments[0], None
+        if isinstance(self.network, mobilenet_v2.MobileNetV2):
+            return self.network.split(self._segments[0])
+        order = list(self.network.graph.nodes)
+        first = next(node for node in order if self._learns(node))
+        before = order[order.index(first) - 1]
+        return None if before.op == "placeholder" else tuple(_cut(self.network, [before, *self._nodes])[:2])
+
+    def _learns(self, node: fx.Node) -> bool:
+        if node.op == "get_attr":
+            return attrgetter(node.target)(self.network).requires_grad
+        if node.op != "call_module":
+            return False
+        return any(p.requires_grad for p in self.network.get_submodule(node.target).parameters())
+
+    def trunk(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, H, W) normalised images -> V1 (B, C, h, w), then the carried tensors."""
+        images = images.contiguous(memory_format=torch.channels_last)
+        if not torch.is_grad_enabled():
+            return in_parts(self._segments[0], images)
+        if self._frozen is None:
+            return self._segments[0](images)
+        frozen, learning = self._frozen
+        with torch.no_grad():
+            maps = in_parts(frozen, images)
+        return maps if learning is None else learning(*maps)
+
+    def segment(self, index: int, attended: Tensor, carried: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Attended V of layer `index` and its carried tensors -> V of the next layer, and that one's carried tensors."""
+        return self._segments[index + 1](attended, *carried)
+
+
+def in_parts(piece: Callable[[Tensor], tuple[Tensor, ...]], images: Tensor) -> tuple[Tensor, ...]:
+    """piece(images), on a CPU some at a time: the early maps of more images do not fit in its caches."""
+    if images.device.type != "cpu" or torch.compiler.is_compiling() or len(images) <= IMAGES_AT_ONCE:
+        return piece(images)
+    parts = [piece(part) for part in images.split(IMAGES_AT_ONCE)]
+    return tuple(torch.cat(maps) for maps in zip(*parts, strict=True))
+
+
+def _build(name: str) -> nn.Module:
+    from sca_caption.runtime.torchvision_compat import torchvision
+
+    choice(name, _names(), "backbone")
+    if name in NOT_TORCHVISIONS:
+        from sca_caption.models.networks import build_network
+
+        return build_network(name)
+    options = {}
+    if name in ("googlenet", "inception_v3"):  # transform_input: their weights expect pixels scaled otherwise
+        options = {"aux_logits": False, "init_weights": True, "transform_input": True}
+    return torchvision.models.get_model(name, weights=None, **options)
+
+
+def _build_attended(name: str, attention: str, at: Sequence[str]) -> nn.Module:
+    from sca_caption.models.networks import NETWORKS, build_network
+
+    return build_network(choice(name, NETWORKS, "backbone with attention"), attention=attention, at=at)
+
+
+def _blocks(model: nn.Module) -> dict[str, nn.Module]:
+    from sca_caption.models.networks import blocks
+
+    return blocks(model)
+
+
+def _trace(
+    model: nn.Module, name: str, layers: Sequence[str], blocks: dict[str, nn.Module]
+) -> tuple[fx.Graph, list[fx.Node]]:
+    """The network's graph up to the last attended layer, and the attended nodes in it; each block is one node.
+
+    A layer is named as torchvision names nodes: a module ("layer4.2") means its output, "layer4.2.relu_1" one call in it.
+    """
+    # In this order: the first makes torchvision one that can be imported.
+    from sca_caption.runtime.torchvision_compat import torchvision  # noqa: F401, I001
+    from torchvision.models.feature_extraction import NodePathTracer
+
+    tracer = NodePathTracer(leaf_modules=list({type(block) for block in blocks.values()}))
+    graph = tracer.trace(model)
+    paths = dict(tracer.node_to_qualname.items())
+    nodes = []
+    for layer in layers:
+        matches = [node for node, path in paths.items() if path == layer or path.startswith(layer + ".")]
+        if not matches:
+            known = dict.fromkeys(_shorten(path) for path in paths.values())
+            raise UserError(f"{name} has no layer {layer!r}; its layers: {', '.join(known)}")
+        nodes.append(matches[-1])
+    order = list(graph.nodes)
+    positions = [order.index(node) for node in nodes]
+    if not nodes or positions != sorted(set(positions)):
+        raise UserError(f"layers must be different and lowest first; found: {' '.join(layers)}")
+    for node in reversed(order):  # what no attended layer needs: the head, and branches that only it reads
+        if not node.users and node is not nodes[-1]:
+            graph.erase_node(node)
+    graph.output(nodes[-1])
+    return graph, nodes
+
+
+def _shorten(path: str) -> str:
+    return ".".join(path.split(".")[:2])
+
+
+def _load(
+    model: nn.Module, name: str, weights: dict[str, Tensor], used: set[str], blocks: Collection[str]
+) -> None:
+    """Load a torchvision state dict.
+
+    A head that is not used may be missing or have another number of classes; parameters of blocks may be missing.
+    """
+    expected = model.state_dict()
+    needed = {key for key in expected if any(key == u or key.startswith(f"{u}.") for u in used)}
+    needed -= {key for key in needed - weights.keys() if key.startswith(tuple(f"{b}." for b in blocks))}
+    counted = {key for key in needed if not key.endswith("num_batches_tracked")}
+    wrong = sorted(
+        key
+        for key in counted
+        if key not in weights or tuple(weights[key].shape) != tuple(expected[key].shape)
+    )
+    if wrong:
+        raise UserError(
+            f"these weights do not fit {name}: {len(wrong)} of {len(counted)} tensors missing or of another shape, "
+            f"first {wrong[0]!r}; give a state dict of torchvision's {name}"
+        )
+    model.load_state_dict({key: weights[key] for key in needed if key in weights}, strict=False)
+
+
+def _fold_batchnorms(network: fx.GraphModule, attended: Sequence[fx.Node]) -> list[fx.Node]:
+    """Fold each evaluation-mode batch norm into the convolution before it, which computes the same with one pass less.
+
+    Returns the attended nodes: where one was a folded batch norm, its convolution. So the parameters' names and
+    meaning do not depend on which layers are attended, and `--init` can go from one choice of layers to another.
+    """
+    attended = list(attended)
+    modules = dict(network.named_modules())
+    for node in list(network.graph.nodes):
+        if node.op != "call_module" or not isinstance(modules[node.target], nn.BatchNorm2d):
+            continue
+        conv = node.args[0]
+        follows = conv.op == "call_module" and isinstance(modules[conv.target], nn.Conv2d)
+        if not follows or len(conv.users) > 1 or conv in attended:
+            continue
+        fused = fuse_conv_bn_eval(modules[conv.target], modules[node.target])
+        parent, _, child = conv.target.rpartition(".")
+        setattr(network.get_submodule(parent), child, fused)
+        node.replace_all_uses_with(conv)
+        network.graph.erase_node(node)
+        attended = [conv if n is node else n for n in attended]
+    network.delete_all_unused_submodules()
+    network.recompile()
+    return attended
+
+
+def _cut(network: fx.GraphModule, attended: Sequence[fx.Node]) -> list[fx.GraphModule]:
+    """The trunk and the segments between attended nodes, as modules that share `network`'s parameters."""
+    order = [node for node in network.graph.nodes if node.op != "output"]
+    position = {node: i for i, node in enumerate(order)}
+    segments = []
+    inputs, start = [n for n in order if n.op == "placeholder"], 0
+    for node in attended:
+        end = position[node]
+        carried = [
+            n
+            for n in order[:end]
+            if any(position.get(user, -1) > end for user in n.users) and n.op != "get_attr"
+        ]
+        graph = fx.Graph()
+        copies = {n: graph.placeholder(n.name) for n in inputs}
+        for n in order[start : end + 1]:
+            if n not in copies:
+                copies[n] = graph.node_copy(n, copies.__getitem__)
+        graph.output(tuple(copies[n] for n in (node, *carried)))
+        segments.append(fx.GraphModule(network, graph))
+        inputs, start = [node, *carried], end + 1
+    return segments

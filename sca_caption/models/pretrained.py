@@ -1,0 +1,74 @@
+"""Pretrained weights of CNNs, from torchvision or from a file."""
+
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sca_caption.runtime.errors import UserError, choice
+
+NOT_TORCHVISIONS = ("lenet", "mobilenext")
+
+
+def pretrained_weights(name: str, file: str | Path | None = None) -> dict[str, Tensor]:
+    """ImageNet weights of a torchvision network: from `file` (.safetensors, .pth), else torchvision's download.
+
+    Raises UserError when the file cannot be read, the download fails, or there is none; the message names
+    --backbone-weights.
+    """
+    choice(name, _names(), "backbone")
+    if file is not None:
+        return _present_names(read_state_dict(Path(file)))
+    if name in NOT_TORCHVISIONS:
+        raise UserError(
+            f"there are no ImageNet weights of {name} to download; pass --backbone-weights FILE (a state dict), or "
+            f"'none' to start at random"
+        )
+    from sca_caption.runtime.torchvision_compat import torchvision
+
+    try:
+        return _present_names(
+            torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(progress=True)
+        )
+    except (OSError, RuntimeError, AttributeError) as error:
+        raise UserError(
+            f"ImageNet weights of {name} could not be downloaded ({_one_line(error)}); get them on another machine and "
+            f"pass --backbone-weights FILE (a torchvision state dict, .pth or .safetensors), or 'none' to start at random"
+        ) from error
+
+
+def _present_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """DenseNet's files still say `denselayer1.norm.1`, which torchvision has named `norm1` since."""
+    return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(?=\d\.)", r"\1", k): v for k, v in state.items()}
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """A state dict from a .safetensors or a torch file, as float32. Never executes a pickle."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise UserError(f"no weights file {path}; give an existing .safetensors or .pth file")
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, Exception) as error:
+        raise UserError(
+            f"cannot read weights from {path} ({_one_line(error)}); give a state dict file"
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UserError(f"{path} holds no state dict of tensors; save model.state_dict()")
+    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _names() -> list[str]:
+    from sca_caption.runtime.torchvision_compat import torchvision
+
+    return [*torchvision.models.list_models(module=torchvision.models), *NOT_TORCHVISIONS]

@@ -1,0 +1,153 @@
+"""Training a classifier."""
+
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from sca_caption import images
+from sca_caption.checkpoint import Checkpoint
+from sca_caption.config import ClassifierTrainConfig
+from sca_caption.datasets.classification import LabelledImages
+from sca_caption.evaluation import classification_metrics
+from sca_caption.images import Transform
+from sca_caption.models.classifier import Classifier
+from sca_caption.runtime.distributed import ALONE, Processes
+from sca_caption.runtime.errors import UserError
+from sca_caption.training import batches
+
+PAD = 4  # pixels on each side that --views pad adds before it crops
+
+
+class Views(Dataset):
+    """(image uint8 (3, S, S), label) by (epoch, image index), so that a view depends on nothing else.
+
+    config: how training images are varied; None gives every image as a user's is prepared.
+    """
+
+    def __init__(
+        self, data: LabelledImages, transform: Transform, config: ClassifierTrainConfig | None = None
+    ):
+        self.data, self.transform, self.config = data, transform, config
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
+        epoch, index = key
+        pixels = self.data.pixels(index)
+        if self.config is not None:
+            rng = random.Random(f"{self.config.seed} {epoch} {index}")
+            pixels = view(pixels, self.transform, rng, self.config)
+        elif pixels.shape[:2] != (self.transform.size, self.transform.size):
+            pixels = images.fit(Image.fromarray(pixels), self.transform)
+        return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1), int(self.data.labels[index])
+
+
+def view(
+    pixels: np.ndarray, transform: Transform, rng: random.Random, config: ClassifierTrainConfig
+) -> np.ndarray:
+    """A random view for training of pixels uint8 (H, W, 3), as `config.views` says: uint8 (S, S, 3)."""
+    if config.views == "resized":
+        smallest = config.smallest_view
+        return images.augment(pixels, transform, rng, True, smallest=smallest, aspect=3 / 4, lighting=0.0)
+    if pixels.shape[:2] != (transform.size, transform.size):
+        pixels = images.fit(Image.fromarray(pixels), transform)
+    if config.views == "pad":
+        padded = np.pad(pixels, ((PAD, PAD), (PAD, PAD), (0, 0)))
+        top, left = rng.randint(0, 2 * PAD), rng.randint(0, 2 * PAD)
+        pixels = padded[top : top + transform.size, left : left + transform.size]
+        if rng.random() < 0.5:
+            pixels = pixels[:, ::-1]
+    return pixels
+
+
+class ClassifyTask:
+    """A classifier on its device, labelled images, and how it is trained. Scored by accuracy on the split val.
+
+    source: {"dataset", "root"} of `data`, so that a checkpoint says what it was trained on.
+    """
+
+    measured, score, improves = "loss", "top-1", False
+
+    def __init__(
+        self,
+        model: Classifier,
+        data: LabelledImages,
+        config: ClassifierTrainConfig,
+        source: dict,
+        processes: Processes = ALONE,
+    ):
+        self.model, self.data, self.config, self.source = processes.synchronised(model), data, config, source
+        self.processes = processes
+        self.device = model.mean.device
+        self.transform = Transform(model.config.image_size, "crop")
+        self.rows = data.indices("train")
+        if config.limit:
+            self.rows = np.random.default_rng(config.seed).permutation(self.rows)[: config.limit]
+        # The last, smaller batch of an epoch is left out: batch norms would read noise, or one image, in it.
+        self.steps = len(self.rows) // config.batch_size
+        self.images = self.steps * config.batch_size
+        if not self.steps:
+            raise UserError(
+                f"--batch-size {config.batch_size}: more than the {len(self.rows)} training images; give a smaller one"
+            )
+        self.views = Views(data, self.transform, config)
+
+    def summary(self) -> str:
+        name = " + ".join(filter(None, (self.model.config.backbone, self.model.config.attention)))
+        return (
+            f"{name} on {self.data.name}: {len(self.rows)} training and {len(self.data.indices('val'))} validation "
+            f"images ({self.data.splits_note}), {len(self.data.classes)} classes"
+        )
+
+    def parameter_groups(self) -> list[dict]:
+        return [{"params": list(self.model.parameters()), "peak": self.config.lr}]
+
+    def start_epoch(self, epoch: int) -> None:
+        self.model.train()
+
+    def batches(self, epoch: int) -> Iterator[list[Tensor]]:
+        order = np.random.default_rng([self.config.seed, epoch]).permutation(self.rows)[: self.images]
+        keys = [(epoch, int(i)) for i in order]
+        return batches.loader(self.views, keys, self.config, processes=self.processes)
+
+    def loss(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, float, int]:
+        pixels, labels = (x.to(self.device) for x in batch)
+        loss = self.model.loss(pixels, labels, self.config.label_smoothing, self.config.mixup)
+        # All batches are whole, so every process has about batch_size / size images.
+        return loss * (len(labels) * self.processes.size / self.config.batch_size), loss.item(), len(labels)
+
+    def validate(self) -> tuple[dict[str, float], list[str]] | None:
+        rows = self.data.indices("val")
+        if not len(rows):
+            return None
+        views = Views(self.data, self.transform)
+        mine = predict(self.model, views, self.processes.share(rows), self.config)
+        logits = np.stack(self.processes.gather(mine))
+        scores = classification_metrics.score(logits, self.data.labels[rows], self.data.classes)
+        return {"top-1": scores.top1, "top-5": scores.top5}, []
+
+    def pictures(self) -> dict[str, np.ndarray]:
+        return {}
+
+    def degraded(self, history: list[dict]) -> str:
+        return ""
+
+    def checkpoint(self, metrics: dict) -> Checkpoint:
+        return Checkpoint(self.model, None, self.transform, metrics | {"data": self.source})
+
+    def provenance(self) -> dict:
+        return {"data": self.source}
+
+
+@torch.inference_mode()
+def predict(model: Classifier, views: Views, rows: np.ndarray, config: ClassifierTrainConfig) -> np.ndarray:
+    """Logits (N, K), in float32, of the images in `rows`."""
+    model.eval()
+    device, found = model.mean.device, [torch.empty(0, len(model.config.classes))]
+    for pixels, _ in batches.loader(views, [(0, int(i)) for i in rows], config):
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.amp and device.type == "cuda"):
+            found.append(model(pixels.to(device)).float().cpu())
+    return torch.cat(found).numpy()

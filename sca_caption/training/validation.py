@@ -1,0 +1,58 @@
+"""Free-running validation of a captioner during training."""
+
+import numpy as np
+import torch
+
+from sca_caption.config import SearchConfig, TrainConfig
+from sca_caption.datasets.hdf5_reader import CaptionData
+from sca_caption.decoding import beam_search
+from sca_caption.evaluation.caption_metrics import Cider
+from sca_caption.evaluation.caption_quality import Quality, quality
+from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
+from sca_caption.models.sca_cnn import SCACNN
+from sca_caption.runtime.distributed import ALONE, Processes
+from sca_caption.training import batches
+from sca_caption.training.batches import CaptionedImages, collate
+
+SAMPLES = 3  # captions of the validation set shown each epoch
+
+
+class Validation:
+    """CIDEr of free-running captions against the raw references: what a user would see, not teacher forcing."""
+
+    def __init__(self, data: CaptionData, indices: np.ndarray, processes: Processes = ALONE):
+        self.data, self.indices, self.processes = data, [int(i) for i in indices], processes
+        self.shown = self.indices[:: max(1, len(self.indices) // SAMPLES)][:SAMPLES]
+        references = [[ptb_tokenize(text) for text in data.references(i)] for i in self.indices]
+        self.cider, self.people = (
+            Cider(references),
+            quality([words for several in references for words in several]),
+        )
+
+    @torch.inference_mode()
+    def __call__(
+        self, model: SCACNN, config: TrainConfig, device: torch.device
+    ) -> tuple[float, Quality, list[tuple[str, str]]]:
+        """(CIDEr in the 0-100 form, the captions' quality, a few (file name, caption) to look at)."""
+        model.eval()
+        dataset = CaptionedImages(self.data, config, augment=False)
+        captions, mine = [], self.processes.share(self.indices)
+        for batch in batches.loader(dataset, [(0, i) for i in mine], config, collate):
+            state = model.start(model.encode(batch.to(device).images))
+            if config.validation_beam == 1:
+                found = beam_search.greedy(model, state)
+            else:
+                beams = beam_search.beam_search(
+                    model,
+                    state,
+                    beam_size=config.validation_beam,
+                    length_penalty=config.validation_length_penalty,
+                    block_ngrams=SearchConfig.block_ngrams,
+                )
+                found = [best for best, *_ in beams]
+            captions += [self.data.vocabulary.decode(hypothesis.tokens) for hypothesis in found]
+        captions = self.processes.gather(captions)
+        words = [ptb_tokenize(caption) for caption in captions]
+        score, _ = self.cider.score(words)
+        by_row = dict(zip(self.indices, captions, strict=True))
+        return score, quality(words), [(self.data.file_name(row), by_row[row]) for row in self.shown]

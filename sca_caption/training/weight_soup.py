@@ -1,0 +1,43 @@
+"""Average the weights of several checkpoints into one model."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sca_caption.checkpoint import _PARTS, Checkpoint, load
+from sca_caption.runtime.errors import UserError
+
+
+def average(paths: Sequence[str | Path], shares: Sequence[float]) -> Checkpoint:
+    """The checkpoint in `paths[0]` with weights that are the mean of all, in proportion to `shares`.
+
+    Weights of runs that started from one another can be averaged, and often caption better than each (Wortsman et al.
+    2022, arXiv 2109.01903). They may attend in other forms: a tensor that some lack is the mean of those that have it.
+    Raises UserError where configs differ otherwise, and where vocabularies do.
+    """
+    found = load(paths[0])
+    total = {name: value * shares[0] for name, value in found.model.state_dict().items()}
+    weight = dict.fromkeys(total, shares[0])
+    free = dict.fromkeys(("attention", "dropout", "feature_dropout"))
+    for path, share in zip(paths[1:], shares[1:], strict=True):
+        other = load(path)
+        same = {**vars(other.config), **free} == {**vars(found.config), **free}
+        if not same or other.vocabulary != found.vocabulary:
+            raise UserError(
+                f"{path} is of another model or vocabulary than {paths[0]}; average runs of one model"
+            )
+        for name, value in other.model.state_dict().items():
+            if name in total:
+                total[name] += value * share
+                weight[name] += share
+    lacking = [name for name, share in weight.items() if not share]
+    if lacking:
+        raise UserError(f"only checkpoints with a share of 0 have {lacking[0]}; give one of them a share")
+    found.model.load_state_dict({name: value / weight[name] for name, value in total.items()})
+    alone = len(paths) == 1
+    return Checkpoint(
+        found.model,
+        found.vocabulary,
+        found.transform,
+        found.metrics if alone else {},
+        **{part: getattr(found, part) if alone else None for part in _PARTS},
+    )

@@ -1,0 +1,306 @@
+"""What every attention block owes its users. Registering a block runs all of this on it; see `lively_blocks.VARIANTS`."""
+
+import copy
+import pickle
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from sca_caption.attention import BLOCKS, build, build_spec, options_of, parse
+from sca_caption.runtime.errors import UserError
+from tests.helpers.lively_blocks import CASES, CHANNELS, DEFAULTS, case_name, lively, picture
+
+every_case = pytest.mark.parametrize("case", CASES, ids=case_name)
+every_block = pytest.mark.parametrize("case", DEFAULTS, ids=case_name)
+every_name = pytest.mark.parametrize("name", BLOCKS)
+
+# out / x with all parameters at zero: gates of a half, uniform weights, no residual branch.
+AT_ZERO = {
+    "se": 1 / 2,
+    "sk": 0,  # its batch norms pass nothing on
+    "bam": 1 + 1 / 2,
+    "cbam": 1 / 2 * 1 / 2,
+    "cbam spatial=False": 1 / 2,
+    "coord": 1 / 2 * 1 / 2,
+    "csham": 1 / 2 * 1 / 2,
+    "csham connection=alternate": (1 / 2) ** 4,
+    "ccwh": (1 / 2 + 1 / 2) / 2 + 1 / 2,
+    "self_attention": 1,
+    "nonlocal": 1,
+    "danet_position": 1,
+    "danet_channel": 1,
+    "danet": 0,
+    "sca": 1,
+}
+IDENTITY_AT_START = ("self_attention", "nonlocal", "danet_position", "danet_channel")
+
+
+class Pass(NamedTuple):
+    """Forward and backward once, the loss a random linear function of the output."""
+
+    output: Tensor
+    input_gradient: Tensor
+    gradients: dict[str, Tensor | None]  # of the parameters, by name
+
+
+def run(block: nn.Module, x: Tensor) -> Pass:
+    block.zero_grad()
+    x = x.clone().requires_grad_()
+    output = block(x)
+    (output * picture(*output.shape, seed=9).to(output)).sum().backward()
+    return Pass(
+        output.detach(), x.grad, {name: parameter.grad for name, parameter in block.named_parameters()}
+    )
+
+
+# ---- shapes ----------------------------------------------------------------------------------------------------------
+
+
+@every_case
+@pytest.mark.parametrize("size", [(8, 8), (5, 9), (6, 3), (1, 1), (1, 4), (2, 1)], ids=str)
+def test_any_size_keeps_its_shape(case, size):
+    block, x = lively(case), picture(2, CHANNELS, *size)
+    for mode in (block.eval(), block.train()):
+        output = mode(x)
+        assert output.shape == x.shape
+        assert output.dtype == x.dtype
+        assert output.isfinite().all()
+
+
+@every_case
+@pytest.mark.parametrize("channels", [1, 3, 20, 130])
+def test_any_number_of_channels(case, channels):
+    name, options = case
+    if name == "sk" or "heads" in options:  # these must divide the channels
+        options = options | ({"groups": 1} if name == "sk" else {"heads": 1})
+    x = picture(2, channels, 4, 3)
+    assert lively((name, options), channels)(x).shape == x.shape
+
+
+@every_case
+def test_an_image_does_not_depend_on_its_batch_in_evaluation(case):
+    block, x = lively(case), picture(3, CHANNELS, 6, 5)
+    together = block(x)
+    for i in range(len(x)):
+        assert_close(together[i : i + 1], block(x[i : i + 1]), rtol=1e-4, atol=1e-5)
+
+
+@every_case
+def test_the_input_is_left_as_it_was(case):
+    x = picture(2, CHANNELS, 4, 4)
+    kept = x.clone()
+    lively(case).train()(x)
+    assert torch.equal(x, kept)
+
+
+# ---- learning --------------------------------------------------------------------------------------------------------
+
+
+@every_case
+def test_every_parameter_and_the_input_get_a_gradient(case):
+    missing = set(dict(lively(case).named_parameters())) | {"the input"}
+    for seed in range(4):  # a narrow layer may be behind closed ReLUs for one choice of weights, not for each
+        _, of_input, of_parameters = run(lively(case, seed=seed), picture(4, CHANNELS, 6, 5))
+        for name, gradient in [("the input", of_input), *of_parameters.items()]:
+            assert gradient is None or gradient.isfinite().all(), f"gradient of {name}"
+            if gradient is not None and gradient.any():
+                missing.discard(name)
+    assert not missing, f"no gradient for {', '.join(sorted(missing))}"
+
+
+@every_case
+def test_gradients_are_the_derivatives(case):
+    name, options = case
+    if name == "sk":
+        options = {"groups": 2, "least": 2}
+    block = lively((name, options), channels=4).double()
+    x = picture(2, 4, 3, 2).double().requires_grad_()
+    assert torch.autograd.gradcheck(block, x)
+    assert torch.autograd.gradcheck(block.train(), x, nondet_tol=1e-9)
+
+
+@every_case
+def test_training_uses_and_follows_the_batch(case):
+    """With batch norm, training mode differs from evaluation and moves every running statistic; without, neither."""
+    block, x = lively(case), picture(4, CHANNELS, 6, 5)
+    before = {name: buffer.clone() for name, buffer in block.named_buffers()}
+    evaluated = block(x)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in block.named_buffers())
+    trained = block.train()(x)
+    for name, buffer in block.named_buffers():
+        assert not torch.equal(buffer, before[name]), f"{name} did not move"
+    assert torch.equal(evaluated, trained) == (not before)
+
+
+@every_case
+def test_it_trains_on_one_image_of_one_pixel(case):
+    done = run(lively(case).train(), picture(1, CHANNELS, 1, 1))
+    assert done.output.isfinite().all()
+    assert all(gradient.isfinite().all() for gradient in done.gradients.values())
+
+
+@every_block
+def test_training_moves_every_parameter_from_the_start(case):
+    """Where a start is at zero, what stands before it has no gradient at first; two steps on, it must have."""
+    torch.manual_seed(0)
+    name, options = case
+    block = build(name, CHANNELS, **options).train()
+    start = {name: parameter.clone() for name, parameter in block.named_parameters()}
+    optimizer = torch.optim.SGD(block.parameters(), lr=0.1)
+    for step in range(3):
+        run(block, picture(4, CHANNELS, 6, 5, seed=step))
+        optimizer.step()
+    for name, parameter in block.named_parameters():
+        assert not torch.equal(parameter, start[name]), f"{name} did not move"
+
+
+# ---- starts ----------------------------------------------------------------------------------------------------------
+
+
+@every_case
+def test_with_all_parameters_at_zero_it_is_the_closed_form(case):
+    block, x = lively(case), picture(2, CHANNELS, 6, 5)
+    with torch.no_grad():
+        for parameter in block.parameters():
+            parameter.zero_()
+    factor = AT_ZERO.get(case_name(case), AT_ZERO[case[0]])
+    for mode in (block.eval(), block.train()):
+        assert_close(mode(x), factor * x)
+
+
+@every_case
+def test_blocks_that_start_as_the_identity_do(case):
+    name, options = case
+    torch.manual_seed(0)
+    block, x = build(name, CHANNELS, **options), picture(2, CHANNELS, 6, 5)
+    for mode in (block.eval(), block.train()):
+        assert torch.equal(mode(x), x) == (name in IDENTITY_AT_START)
+
+
+@pytest.mark.parametrize("mode", ["C-S", "S-C", "C", "S"])
+def test_sca_starts_near_the_identity(mode):
+    torch.manual_seed(0)
+    x = picture(2, CHANNELS, 6, 5)
+    ratio = build("sca", CHANNELS, mode=mode)(x) / x
+    assert 0.5 < ratio.min() < ratio.max() < 2
+    assert ratio.mean().item() == pytest.approx(1, abs=0.02)
+
+
+# ---- as networks use them --------------------------------------------------------------------------------------------
+
+
+@every_case
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_mixed_precision_stays_close(case, dtype):
+    block, x = lively(case), picture(2, CHANNELS, 6, 5).to(dtype)
+    exact = block(x.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        output, _, of_parameters = run(block, x)
+    assert output.dtype in (torch.float32, torch.bfloat16)
+    assert (output - exact).norm() < 0.03 * exact.norm()
+    for name, gradient in of_parameters.items():
+        assert gradient.dtype == torch.float32 and gradient.isfinite().all(), f"gradient of {name}"
+
+
+def assert_same(found: Pass, wanted: Pass) -> None:
+    assert_close(found.output, wanted.output, rtol=1e-4, atol=1e-5)
+    assert_close(found.input_gradient, wanted.input_gradient, rtol=1e-3, atol=1e-4)
+    for name, gradient in wanted.gradients.items():
+        assert_close(found.gradients[name], gradient, rtol=1e-3, atol=1e-3)
+
+
+@every_case
+def test_it_compiles_as_one_graph(case):
+    block, x = lively(case), picture(2, CHANNELS, 6, 5)
+    eager = run(block, x)
+    torch.compiler.reset()
+    block.compile(fullgraph=True, backend="aot_eager")
+    assert_same(run(block, x), eager)
+
+
+@every_case
+def test_channels_last_gives_the_same(case):
+    block, x = lively(case), picture(2, CHANNELS, 6, 5)
+    contiguous = run(block, x)
+    block, x = block.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
+    assert_same(run(block, x), contiguous)
+
+
+@every_case
+def test_double_precision_agrees(case):
+    block, x = lively(case), picture(2, CHANNELS, 6, 5)
+    single = block(x)
+    double = block.double()(x.double())
+    assert double.dtype == torch.float64
+    assert_close(single.double(), double, rtol=1e-4, atol=1e-5)
+
+
+@every_case
+def test_state_dict_copy_and_pickle_keep_the_block(case):
+    name, options = case
+    block, x = lively(case), picture(2, CHANNELS, 6, 5)
+    loaded = build(name, CHANNELS, **options).eval()
+    loaded.load_state_dict(block.state_dict())
+    for same in (loaded, copy.deepcopy(block), pickle.loads(pickle.dumps(block))):
+        assert torch.equal(same(x), block(x))
+
+
+# ---- mistakes --------------------------------------------------------------------------------------------------------
+
+
+@every_name
+def test_an_unknown_option_is_named_with_the_valid_ones(name):
+    valid = ", ".join(sorted(options_of(name))) or "none"
+    with pytest.raises(UserError, match=f"unknown option 'redaction' of {name}; one of: {valid}$"):
+        build(name, CHANNELS, redaction=4)
+    with pytest.raises(UserError, match=f"unknown option 'redaction' of {name}; .* one of: {valid}$"):
+        parse(f"{name}:redaction=4")
+
+
+def options_of_type(kind: type) -> list[tuple[str, str]]:
+    return [
+        (name, option)
+        for name in BLOCKS
+        for option, default in options_of(name).items()
+        if type(default) is kind
+    ]
+
+
+@pytest.mark.parametrize(("name", "option"), options_of_type(str))
+def test_an_unknown_value_is_named_with_the_valid_ones(name, option):
+    with pytest.raises(UserError, match=r"unknown .*'sideways'; one of: "):
+        build(name, CHANNELS, **{option: "sideways"})
+
+
+@pytest.mark.parametrize(("name", "option"), options_of_type(int))
+def test_a_number_below_one_is_named(name, option):
+    with pytest.raises(UserError, match=f"{option}=0"):
+        build(name, CHANNELS, **{option: 0})
+
+
+def test_an_unknown_block_lists_the_valid_ones():
+    with pytest.raises(UserError, match=r"unknown attention 'cbma'; one of: .*cbam.*self_attention"):
+        build("cbma", CHANNELS)
+
+
+@every_case
+def test_a_command_line_can_ask_for_it(case):
+    name, options = case
+    texts = []
+    for option, value in options.items():
+        text = "+".join(value) if isinstance(value, tuple) else str(value)
+        texts.append(f"{option}={text.lower() if isinstance(value, bool) else text}")
+    spec = name + (":" if texts else "") + ",".join(texts)
+    assert parse(spec) == (name, options)
+    wanted = build(name, CHANNELS, **options)
+    assert str(build_spec(spec, CHANNELS)) == str(wanted)
+
+
+@every_name
+def test_options_are_keywords(name):
+    """`build` and `parse` know an option by its name alone."""
+    with pytest.raises(TypeError):
+        BLOCKS[name](CHANNELS, 4)

@@ -1,0 +1,126 @@
+"""The benchmarks, at tiny sizes: what they count is right, and both sides of a comparison compute the same."""
+
+import re
+import sys
+
+import pytest
+import torch
+
+from sca_caption.benchmarks import attention, channel, growth, memory, training
+from sca_caption.training.batches import Batch
+from tests.helpers.made_photos import message
+
+
+def rows(text: str) -> list[list[str]]:
+    """The cells of a printed Markdown table, below its head."""
+    return [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"
+    ][2:]
+
+
+def test_the_table_of_blocks(capsys):
+    flags = [
+        "--backbone",
+        "lenet",
+        "--image-size",
+        "32",
+        "--attention",
+        "se",
+        "bam:combine=add",
+        "--rounds",
+        "1",
+    ]
+    assert attention.main([*flags, "--batch-size", "2", "--device", "cpu"]) == 0
+    plain, se, bam = rows(capsys.readouterr().out)
+    assert (plain[0], se[0], bam[0]) == ("none", "se", "bam:combine=add")
+    assert plain[3:] == ["1.00", "1.00"] and all(float(ratio) > 0 for ratio in se[3:] + bam[3:])
+    parameters = [int(row[1].replace(",", "")) for row in (plain, se, bam)]
+    assert parameters[0] < min(parameters[1:])
+    assert attention.main(["--attention", "cbma"]) == 2
+    assert capsys.readouterr().err.startswith("error: unknown attention 'cbma'; one of: ")
+
+
+def test_multiply_adds_are_those_of_the_layers():
+    arguments = attention.parser().parse_args(["--backbone", "lenet", "--image-size", "32"])
+    model = attention.model("", arguments)
+    counted = []
+
+    def note(module, inputs, output):
+        fan_in = module.weight[0].numel()  # of a convolution's or a linear layer's one output
+        counted.append(output.numel() * fan_in)
+
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+            module.register_forward_hook(note)
+    images = torch.zeros(1, 3, 32, 32, dtype=torch.uint8)
+    assert attention.multiply_adds(model, images) == sum(counted) > 0
+
+
+def test_the_two_formulas_of_channel_attention_agree(capsys):
+    size = ["--batch-size", "32", "--channels", "256", "--width", "64", "--rounds", "1", "--device", "cpu"]
+    if sys.platform != "linux":
+        pytest.skip("peak memory is measured on Linux only")
+    assert channel.main(size) == 0
+    out = capsys.readouterr().out
+    assert [row[0] for row in rows(out)] == ["plain", "interpolated"]
+    differences = [float(x) for x in re.findall(r"\d\.?\d*e-\d+", out.splitlines()[-1])]
+    assert len(differences) == 5 and max(differences) < 1e-3 and differences[0] < 1e-5
+
+
+def _nothing(size: int) -> tuple[int]:
+    return (size,)
+
+
+def _hold(size: int) -> None:
+    torch.zeros(size, dtype=torch.uint8).fill_(1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is measured on Linux only")
+def test_peak_memory_is_what_was_held():
+    assert memory.peak_growth(_nothing, _hold, 100_000_000) == pytest.approx(100e6, rel=0.05)
+
+
+def test_other_systems_are_told(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "RESET", tmp_path / "missing")
+    assert message(lambda: memory.peak_growth(_nothing, _hold, 1)).startswith(
+        "peak memory is measured on Linux only"
+    )
+
+
+def test_the_plain_training_step_computes_what_ours_does():
+    model, batch = training.made("resnet18", "1", 2, 3, 40)
+    gradients = []
+    for way in training.WAYS:
+        loss = training.step(model, batch, way)
+        parts = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        gradients.append((loss, parts))
+    (plain, wanted), (ours, found) = gradients
+    assert ours == pytest.approx(plain, rel=1e-6) and found.keys() == wanted.keys()
+    for name, value in found.items():
+        torch.testing.assert_close(
+            value, wanted[name], atol=1e-4 * wanted[name].abs().max().item(), rtol=1e-3
+        )
+    work = [training.multiply_adds(model, batch, way) for way in training.WAYS]
+    trunk = training.multiply_adds(
+        model, Batch(batch.images[:1], batch.captions[:1, :1], torch.zeros(1).long()), "ours"
+    )
+    assert work[0] - work[1] > 4 * 2 * 0.9 * 1.5e9 and trunk < work[1]  # the CNN, of 1.8 G, runs 8 times less
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is measured on Linux only")
+def test_growth_has_a_row_and_a_panel_for_each_size(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(growth, "AXES", {"images": (2, 4), "beams": (1, 2)})
+    small = {"images": 2, "words": 2, "beams": 2, "vocabulary": 20, "batch": 2}
+    monkeypatch.setattr(growth, "USUAL", small)
+    assert growth.main(["--output", str(tmp_path / "x.svg"), "--sizes", "images"]) == 0
+    out = rows(capsys.readouterr().out)
+    assert [row[:2] for row in out] == [["images", "2"], ["images", "4"]]
+    assert out[1][3].startswith("2 times the size, ")
+    assert "seconds" in (tmp_path / "x.svg").read_text()
+    describer, pixels, count = growth.prepare(small | {"beams": 1, "words": 3}, toy=True)
+    assert count == 2
+    for result in describer.stream(range(2), lambda number: pixels[number]):
+        assert len(result.captions[0].text.split()) == 3 and not result.captions[0].finished
+    assert growth.main(["--output", str(tmp_path / "x.svg"), "--sizes", "colours"]) == 2
+    assert "unknown size 'colours'; one of: " in capsys.readouterr().err
+    assert growth.main(["--output", str(tmp_path / "x.txt")]) == 2

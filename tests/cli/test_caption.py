@@ -1,0 +1,337 @@
+"""The program `caption.py`: what it prints, writes and returns, on a tiny captioner and made images."""
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from sca_caption import __version__
+from sca_caption.cli import caption
+from sca_caption.cli import inputs as given
+from sca_caption.config import SearchConfig
+from sca_caption.inference.captioning import Describer
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def expected(tiny_checkpoint):
+    """expected(paths, **search) -> the captions of each, by `inference`."""
+
+    def expected(paths, **search):
+        describer = Describer(tiny_checkpoint, search=SearchConfig(**search))
+        return [result.captions for result in describer.stream(paths)]
+
+    return expected
+
+
+def left_over(folder):
+    return [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_one_image_prints_its_caption_and_nothing_else(run, expected, photos):
+    assert run(photos[1]) == (0, f"{expected(photos[1:2])[0][0].text}\n", "")
+
+
+def test_several_captions_of_one_image_are_lines_best_first(run, expected, photos):
+    lines = [c.text for c in expected(photos[:1], num_captions=3, beam_size=4)[0]]
+    assert len(set(lines)) == 3
+    assert run(photos[0], "--num-captions", 3, "--beam-size", 4) == (0, "\n".join(lines) + "\n", "")
+
+
+def test_search_flags_reach_the_search(run, expected, photos):
+    flags = {"beam_size": 2, "min_length": 3, "max_length": 3, "length_penalty": -1.0, "block_ngrams": 1}
+    arguments = [x for name, value in flags.items() for x in ("--" + name.replace("_", "-"), value)]
+    assert run(photos[5], *arguments)[1].strip() == expected(photos[5:6], **flags)[0][0].text
+
+
+def test_several_models_speak_as_one_and_images_may_follow_them(
+    run, expected, photos, tiny_checkpoint, capsys
+):
+    text = expected(photos[1:2])[0][0].text
+    assert caption.main(["--checkpoint", str(tiny_checkpoint), str(tiny_checkpoint), str(photos[1])]) == 0
+    assert capsys.readouterr().out == f"{text}\n"
+
+
+def test_words_to_mention(run, photos):
+    status, out, err = run(*photos[:3], "--mention", "cat/dog", "Water")
+    assert (status, err) == (0, "")
+    for line in out.splitlines():
+        words = line.split("\t")[1].split()
+        assert {"cat", "dog"} & set(words) and "water" in words
+
+
+def test_images_may_follow_words_to_mention(run, photos, monkeypatch):
+    photo = photos[0]
+    assert run("--mention", "cat/dog", "water", photo) == run(photo, "--mention", "cat/dog", "water")
+    monkeypatch.chdir(photo.parent)
+    photo.rename("runs")  # a file without an ending; and a folder that is named like a word
+    Path("red").mkdir()
+    status, out, err = run("--mention", "dog", "red", "runs", "more/")
+    assert (status, err) == (0, "")
+    assert [line.split("\t")[0] for line in out.splitlines()] == ["runs", "more/f.jpg", "more/g.PNG"]
+    assert all({"dog", "red"} <= set(line.split("\t")[1].split()) for line in out.splitlines())
+
+
+def test_the_doubtful_come_first(run, expected, photos):
+    folder = photos[0].parent
+    in_order = run(folder, "--scores")[1].splitlines(keepends=True)
+    trust = [captions[0].mean_log_prob for captions in expected(photos)]  # not as printed: there some are equal
+    by_trust = [line for _, line in sorted(zip(trust, in_order, strict=True))]
+    assert by_trust != in_order
+    assert run(folder, "--scores", "--doubtful-first") == (0, "".join(by_trust), "")
+
+
+def test_quiet_tells_errors_only(run, photos, tmp_path):
+    missing, output = tmp_path / "no.jpg", tmp_path / "x.csv"
+    status, out, err = run(photos[0], missing, "--quiet", "--output", output)
+    assert (status, out) == (1, "")
+    assert err.startswith(f"error: {missing}: no such file") and err.count("\n") == 1
+    assert run(photos[0], "--quiet", "--output", output) == (0, "", "")
+
+
+def test_files_and_folders_print_path_tab_caption_in_order(run, expected, photos):
+    paths = [photos[2], *photos]
+    lines = [f"{path}\t{captions[0].text}\n" for path, captions in zip(paths, expected(paths), strict=True)]
+    assert run(photos[2], photos[0].parent) == (0, "".join(lines), "")
+    assert run(photos[0].parent, "--batch-size", 2) == (0, "".join(lines[1:]), "")
+
+
+def test_a_folder_with_one_image_names_it(run, photos):
+    folder = photos[5].parent
+    photos[6].unlink()
+    assert run(folder)[1].startswith(f"{photos[5]}\t")
+
+
+@pytest.mark.parametrize("form", ["{0}\n{1}\n", "{0}\r\n\r\n{1}", "{0}\0{1}\0"])
+def test_paths_from_standard_input(form, run, photos, monkeypatch):
+    text = form.format(photos[3], photos[5].parent)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(os.fsencode(text))))
+    status, out, err = run("-")
+    assert (status, err) == (0, "")
+    assert [line.split("\t")[0] for line in out.splitlines()] == [str(photos[i]) for i in (3, 5, 6)]
+
+
+def test_a_results_file_is_what_coco_reads(run, expected, photos, tmp_path):
+    output = tmp_path / "out.json"
+    status, out, err = run(photos[0].parent, "--output", output)
+    assert (status, out, err) == (0, "", f"7 of 7 images captioned in {output}\n")
+    best = [captions[0] for captions in expected(photos)]
+    entries = json.loads(output.read_text())
+    assert [list(entry) for entry in entries] == [["image_id", "file_name", "caption", "score"]] * 7
+    assert [entry["image_id"] for entry in entries] == [1, 2, 3, 4, 5, 6, 7]
+    assert [entry["file_name"] for entry in entries] == list(map(str, photos))
+    assert [entry["caption"] for entry in entries] == [caption.text for caption in best]
+    assert [entry["score"] for entry in entries] == pytest.approx([c.score for c in best], abs=1e-3)
+    assert not left_over(tmp_path)
+
+
+def test_the_same_in_json_lines_and_csv(run, photos, tmp_path):
+    for name in ("out.json", "out.jsonl", "out.CSV"):
+        assert run(photos[0].parent, "--output", tmp_path / name)[0] == 0
+    entries = json.loads((tmp_path / "out.json").read_text())
+    assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == entries
+    with open(tmp_path / "out.CSV", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows == [{key: str(value) for key, value in entry.items()} for entry in entries]
+
+
+def test_several_captions_with_their_probabilities_in_results(run, expected, photos, tmp_path):
+    for name in ("out.json", "out.csv"):
+        run(*photos[:2], "--num-captions", 2, "--output", tmp_path / name)
+    found = expected(photos[:2], num_captions=2)
+    for entry, captions in zip(json.loads((tmp_path / "out.json").read_text()), found, strict=True):
+        assert entry["caption"] == captions[0].text
+        assert [each["caption"] for each in entry["captions"]] == [caption.text for caption in captions]
+        log_probs = [each["log_prob"] for each in entry["captions"]]
+        assert log_probs == pytest.approx([caption.log_prob for caption in captions], abs=1e-3)
+    with open(tmp_path / "out.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["image_id"], row["caption"]) for row in rows] == [
+        (str(image + 1), caption.text) for image, captions in enumerate(found) for caption in captions
+    ]
+
+
+def test_bad_files_among_good_ones(run, photos, tmp_path):
+    torn, text = tmp_path / "torn.png", tmp_path / "text.jpg"
+    torn.write_bytes(photos[1].read_bytes()[:60])
+    text.write_text("not an image")
+    status, out, err = run(photos[0], torn, tmp_path / "missing.jpg", photos[1], text)
+    assert status == 1
+    assert [line.split("\t")[0] for line in out.splitlines()] == [str(photos[0]), str(photos[1])]
+    lines = err.splitlines()
+    for line, path in zip(lines, (torn, tmp_path / "missing.jpg", text), strict=True):
+        assert line.startswith(f"error: {path}: ")
+    assert "no such file" in lines[1]
+
+    output = tmp_path / "out.json"
+    status, out, err = run(torn, *photos[:2], "--output", output)
+    assert (status, out) == (1, "")
+    assert err.endswith(f"\n2 of 3 images captioned in {output}\n")
+    assert [entry["image_id"] for entry in json.loads(output.read_text())] == [2, 3], (
+        "ids stay those of the input"
+    )
+
+
+def test_only_bad_files(run, tmp_path):
+    torn, output = tmp_path / "torn.png", tmp_path / "out.json"
+    torn.write_bytes(b"\x89PNG\r\n\x1a\n")
+    output.write_text("of an earlier run")
+    for arguments in ([torn], [tmp_path / "none.jpg"], [torn, torn], [torn, "--output", output]):
+        status, out, err = run(*arguments)
+        assert (status, out) == (2, "")
+        assert len(err.splitlines()) == len([a for a in arguments if str(a).endswith(("png", "jpg"))])
+        assert err.startswith(f"error: {arguments[0]}: ")
+    assert output.read_text() == "of an earlier run"
+    assert not left_over(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "no image given; try "),
+        (["{empty}"], "{empty}: a folder without images; "),
+        (["{photo}", "--num-captions", "8"], "--num-captions 8: must be at most --beam-size 7; "),
+        (["{photo}", "--beam-size", "two"], "argument --beam-size: invalid int value: 'two'; see "),
+        (["{photo}", "--beams", "2"], "unrecognized arguments: --beams 2; see "),
+        (["{photo}", "--batch-size", "0"], "--batch-size 0: must be at least 1"),
+        (["{photo}", "--device", "abacus"], "no device 'abacus' here "),
+        (
+            ["{photo}", "--output", "{empty}/x.txt"],
+            "--output {empty}/x.txt: unknown kind '.txt'; one of: .json",
+        ),
+        (
+            ["{photo}", "--output", "{empty}/no/x.csv"],
+            "--output {empty}/no/x.csv: no folder {empty}/no; make it",
+        ),
+        (["{photo}", "--demo"], "--demo has its own photographs, found '{photo}' too; "),
+        (["-"], "no paths on standard input; "),
+        (
+            ["{photo}", "--mention", "dogs"],
+            "--mention 'dogs': not among the words that the model knows; nearest: dog",
+        ),
+        (
+            ["{photo}", "--mention", *"abcd"],
+            "--mention: at most 3 words, found 4; join alternatives by /: dog/puppy",
+        ),
+        (["{photo}", "--min-length", "21"], "--min-length 21: must be at most --max-length 20"),
+        (["{photo}", "--checkpoint", "{photo}"], "{photo} is not a checkpoint "),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, photos, tmp_path, tiny_checkpoint, capsys, monkeypatch):
+    names = {"photo": photos[0], "empty": tmp_path / "empty"}
+    names["empty"].mkdir()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
+    arguments = [f"--checkpoint={tiny_checkpoint}", *(argument.format(**names) for argument in arguments)]
+    assert caption.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"error: {message.format(**names)}")
+    assert err.count("\n") == 1
+    assert list(names["empty"].iterdir()) == []
+
+
+def test_odd_file_names_stay_on_one_line(run, photos, tmp_path):
+    names = [
+        b"tab\there.png",
+        b"new\nline\r.png",
+        b"esc\x1b[31m.png",
+        b"latin-\xe9.png",
+        "caf\u00e9 \u732b.png".encode(),
+    ]
+    paths = [Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)) for name in names]
+    for path in paths:
+        Image.new("RGB", (9, 9)).save(path)
+    status, out, err = run(*paths, tmp_path / "no\nsuch.jpg")
+    assert status == 1
+    assert [line.split("\t")[0].rpartition("/")[2] for line in out.split("\n")[:-1]] == [
+        "tab\\there.png",
+        "new\\nline\\r.png",
+        "esc\\x1b[31m.png",
+        "latin-\\udce9.png",
+        "caf\u00e9 \u732b.png",
+    ]
+    assert err.startswith(f"error: {tmp_path}/no\\nsuch.jpg: ")
+    assert err.count("\n") == 1
+    assert run(*paths, "--output", tmp_path / "out.json")[0] == 0
+    entries = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert [entry["file_name"] for entry in entries] == list(map(str, paths)), (
+        "bytes that are no UTF-8 survive"
+    )
+
+
+def test_the_demo_captions_a_real_photograph_and_says_how_to_go_on(run):
+    status, out, err = run("--demo")
+    assert (status, err) == (0, "")
+    *captions, blank, last = out.splitlines()
+    assert blank == ""
+    assert last.startswith("To caption your own: ")
+    assert all(len(line.split("\t")) == 2 for line in captions)
+    assert any(line.split("\t")[0].endswith("grace_hopper.jpg") for line in captions)
+
+
+def test_a_demo_without_photographs(run, monkeypatch):
+    monkeypatch.setattr(given, "DEMO", (("no_such_package", "a.jpg"), ("sca_caption", "no_such_file.jpg")))
+    status, out, err = run("--demo")
+    assert (status, out) == (2, "")
+    assert "pip install matplotlib" in err
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as exit:
+        caption.main(["--version"])
+    assert exit.value.code == 0
+    assert capsys.readouterr().out.split()[-1] == __version__
+
+
+def python(*arguments, stdout=subprocess.PIPE):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_help_is_instant_and_short(monkeypatch):
+    code = (
+        "import sys; from sca_caption.cli.caption import main\n"
+        "try: main(['--help'])\n"
+        "finally: print(sorted(sys.modules))"
+    )
+    monkeypatch.setenv("COLUMNS", "100")
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr
+    page, _, modules = done.stdout.rpartition("\n[")
+    assert not {"'torch'", "'numpy'", "'PIL'", "'matplotlib'"} & set(modules.strip("]\n").split(", "))
+    assert len(page.splitlines()) < 100, "two pages"
+
+
+def test_the_program_as_users_start_it(tiny_checkpoint, photos, expected):
+    """In its own process: only the caption on stdout, and nothing imported that captioning does not need."""
+    code = (
+        "import sys, runpy\n"
+        "try: runpy.run_path('caption.py', run_name='__main__')\n"
+        "finally: print(*sys.modules, file=sys.stderr)"
+    )
+    done = python("-c", code, str(photos[0]), "--checkpoint", str(tiny_checkpoint))
+    assert (done.returncode, done.stdout) == (0, f"{expected(photos[:1])[0][0].text}\n")
+    needless = {"spacy", "nltk", "pycocoevalcap", "matplotlib", "h5py", "tensorboard", "skimage", "sklearn"}
+    assert not needless & set(done.stderr.split())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_standard_output_on_a_full_disk(tiny_checkpoint, photos):
+    with open("/dev/full", "w") as full:
+        done = python("caption.py", str(photos[0]), "--checkpoint", str(tiny_checkpoint), stdout=full)
+    message = "error: cannot write to standard output (No space left on device); free space\n"
+    assert (done.returncode, done.stderr) == (2, message)

@@ -1,0 +1,277 @@
+"""evaluate.py: the captions and references it scores, what it prints and writes, and what it says of mistakes."""
+
+import json
+
+import pytest
+
+from sca_caption.cli.evaluate import main
+from sca_caption.config import SearchConfig
+from sca_caption.datasets.hdf5_reader import CaptionData
+from sca_caption.datasets.sources.records import Source
+from sca_caption.evaluation import caption_metrics as metrics
+from sca_caption.evaluation import meteor_spice as java_metrics
+from sca_caption.evaluation.meteor_spice import Unavailable
+from sca_caption.inference.captioning import Describer
+from tests.helpers.made_photos import record, write
+
+REFERENCES = {
+    "photo 2.png": ["A dog runs.", "the red dog runs"],
+    "photo 3.png": ["Two cats sit on grass.", "cats"],
+    "photo 4.png": ["A man can't see the water."],
+}
+
+
+@pytest.fixture(autouse=True)
+def no_java(monkeypatch):
+    def none():
+        raise Unavailable("no Java here")
+
+    monkeypatch.setattr(java_metrics, "find_java", none)
+
+
+@pytest.fixture(scope="module")
+def data_file(tmp_path_factory):
+    """Two images to train on and three of test, with REFERENCES."""
+    records = [record(0), record(1)]
+    records += [record(2 + i, "test", REFERENCES[name]) for i, name in enumerate(REFERENCES)]
+    path = tmp_path_factory.mktemp("data") / "made.h5"
+    write(Source("made", "made for a test", records), path)
+    return path
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Writes JSON to a file of the test and returns its path as text."""
+
+    def write_json(name, content):
+        path = tmp_path / name
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        return str(path)
+
+    return write_json
+
+
+def coco(references):
+    names = list(references)
+    return {
+        "images": [{"id": 10 + i, "file_name": name} for i, name in enumerate(names)],
+        "annotations": [
+            {"image_id": 10 + i, "caption": text} for i, name in enumerate(names) for text in references[name]
+        ],
+    }
+
+
+def error_of(capsys, *arguments):
+    """The one line that a mistake prints."""
+    assert main(list(arguments)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    lines = [line for line in err.splitlines() if not line.startswith("warning:")]
+    assert len(lines) == 1 and lines[0].startswith("error: ")
+    return lines[0]
+
+
+def scores_of(path):
+    content = json.loads(path.read_text())
+    return content["metrics"], {image["file_name"]: image for image in content["images"]}
+
+
+def test_a_split_is_captioned_and_scored(data_file, tiny_checkpoint, tmp_path, capsys):
+    output = tmp_path / "results.json"
+    arguments = ["--data", str(data_file), "--checkpoint", str(tiny_checkpoint), "--output", str(output)]
+    assert main([*arguments, "--beam-size", "2", "--max-length", "5", "--batch-size", "2"]) == 0
+
+    data = CaptionData(data_file)
+    describer = Describer(tiny_checkpoint, search=SearchConfig(beam_size=2, max_length=5))
+    rows = data.indices("test").tolist()
+    captions = {data.file_name(r.item): r.captions[0].text for r in describer.stream(rows, read=data.image)}
+    expected = metrics.evaluate(captions, REFERENCES)
+    content = json.loads(output.read_text())
+    found = {image["file_name"]: image for image in content["images"]}
+    assert {name: image["caption"] for name, image in found.items()} == captions
+    assert {name: image["references"] for name, image in found.items()} == REFERENCES
+    assert found["photo 3.png"]["image_id"] == 1003
+    assert content["metrics"] == pytest.approx(expected.metrics, abs=1e-4)
+    for name, image in found.items():
+        assert image["scores"] == pytest.approx(expected.images[name], abs=1e-4)
+    assert content["confidence"]["CIDEr"] == pytest.approx(expected.confidence["CIDEr"], abs=1e-4)
+    assert content["missing"] == {"METEOR": "no Java here"}
+    assert content["metrics"]["METEOR"] is None
+    source = content["provenance"]
+    assert source["checkpoint"] == str(tiny_checkpoint) and len(source["checkpoint_sha256"]) == 64
+    assert (source["dataset"], source["split"], source["images"]) == ("made", "test", 3)
+    assert source["search"] == {
+        name: value
+        for name, value in vars(SearchConfig(beam_size=2, max_length=5)).items()
+        if name != "num_captions"
+    }
+
+    table = capsys.readouterr().out.splitlines()
+    assert table[0] == f"{tiny_checkpoint}, beam 2: 3 images of made test"
+    figures = {line.split()[0]: line.split()[1] for line in table[3:]}
+    assert figures == {n: "-" if s is None else f"{s:.2f}" for n, s in expected.metrics.items()}
+    assert [line for line in table if line.startswith("METEOR")] == ["METEOR        -   no Java here"]
+    assert list(tmp_path.iterdir()) == [output], "no temporary file is left"
+
+
+def test_limit_takes_the_first_images(data_file, tiny_checkpoint, tmp_path):
+    output = tmp_path / "results.json"
+    assert main(["--data", str(data_file), "--checkpoint", str(tiny_checkpoint), "--limit", "2",
+                 "--output", str(output)]) == 0  # fmt: skip
+    assert list(scores_of(output)[1]) == ["photo 2.png", "photo 3.png"]
+
+
+CAPTIONS = {"photo 4.png": "a man in water", "photo 2.png": "the dog runs", "photo 3.png": "two cats"}
+
+
+@pytest.mark.parametrize(
+    "predictions",
+    [
+        [{"image_id": 10 + list(REFERENCES).index(name), "caption": text} for name, text in CAPTIONS.items()],
+        [{"image_id": str(10 + list(REFERENCES).index(n)), "caption": text} for n, text in CAPTIONS.items()],
+        # Numbers made up by the captioner are other images' numbers in the references; names decide.
+        [{"image_id": 12 - i, "file_name": n, "caption": t} for i, (n, t) in enumerate(CAPTIONS.items())],
+        [{"file_name": f"my/photos/{name}", "caption": text} for name, text in CAPTIONS.items()],
+        {"metrics": {}, "images": [{"file_name": name, "caption": text} for name, text in CAPTIONS.items()]},
+    ],
+    ids=["numbers", "numbers as text", "names", "names in folders", "own results"],
+)
+def test_a_results_file_is_matched_to_coco_references(predictions, save, tmp_path):
+    output = tmp_path / "results.json"
+    given = save("out.json", predictions), save("captions.json", coco(REFERENCES))
+    assert main(["--predictions", given[0], "--references", given[1], "--output", str(output)]) == 0
+    found, images = scores_of(output)
+    assert {name: image["caption"] for name, image in images.items()} == CAPTIONS
+    assert {name: image["references"] for name, image in images.items()} == REFERENCES
+    assert found == pytest.approx(metrics.evaluate(CAPTIONS, REFERENCES).metrics, abs=1e-4)
+
+
+def test_references_by_file_name_and_from_a_data_file(save, data_file, tmp_path):
+    predictions = save("out.json", [{"file_name": name, "caption": text} for name, text in CAPTIONS.items()])
+    outputs = [tmp_path / "a.json", tmp_path / "b.json"]
+    by_name = ["--references", save("references.json", REFERENCES)]
+    for output, references in zip(outputs, (by_name, ["--data", str(data_file)]), strict=True):
+        assert main(["--predictions", predictions, *references, "--output", str(output)]) == 0
+    assert scores_of(outputs[0])[0] == scores_of(outputs[1])[0]
+
+
+def test_images_without_a_prediction_are_counted(save, tmp_path, capsys):
+    output = tmp_path / "results.json"
+    predictions = save("out.json", [{"image_id": 11, "caption": "two cats"}])
+    references = save("captions.json", coco(REFERENCES))
+    assert main(["--predictions", predictions, "--references", references, "--output", str(output)]) == 0
+    assert "warning: 2 of 3 images have no prediction and are not scored" in capsys.readouterr().err
+    assert json.loads(output.read_text())["provenance"]["images_without_prediction"] == 2
+
+
+def test_text_that_is_no_unicode_survives(save, tmp_path):
+    broken, output = "a caf\u00e9 \ud83d dog", tmp_path / "results.json"
+    predictions = save("out.json", [{"file_name": "x.jpg", "caption": broken}])
+    references = save("references.json", {"x.jpg": [broken]})
+    assert main(["--predictions", predictions, "--references", references, "--output", str(output)]) == 0
+    found, images = scores_of(output)
+    assert images["x.jpg"]["caption"] == broken
+    assert found["BLEU-1"] == pytest.approx(100)
+
+
+def test_markdown_is_a_table_with_the_scores(save, capsys):
+    predictions = save("out.json", [{"file_name": name, "caption": text} for name, text in CAPTIONS.items()])
+    references = save("references.json", REFERENCES)
+    assert main(["--predictions", predictions, "--references", references, "--markdown"]) == 0
+    header, line, row, _, reason = capsys.readouterr().out.splitlines()
+    cells = dict(zip(header.split(" | "), row.split(" | "), strict=True))
+    assert set(line) == set("| -")
+    scores = metrics.evaluate(CAPTIONS, REFERENCES).metrics
+    assert cells["BLEU-1"] == f"{scores['BLEU-1']:.1f}"
+    assert cells["METEOR"] == "-"
+    assert cells["images"] == f"{references}, 3"
+    assert reason == "METEOR: no Java here"
+
+
+@pytest.mark.parametrize(
+    ("predictions", "message"),
+    [
+        ([{"image_id": 1, "caption": "a"}], "1 of 1 captions are of images without references, image_id 1;"),
+        ([{"image_id": 10, "caption": "a"}] * 2, "several captions for image_id 10; keep one"),
+        ([{"image_id": 10, "caption": None}], "entry 1: found {'image_id': 10, 'caption': None}"),
+        ([{"image_id": 10, "caption": "a"}, {"caption": "a"}], "entry 2: found {'caption': 'a'}"),
+        ([], "has no captions in it"),
+        ({"annotations": []}, "is not a COCO results file"),
+        ("not JSON", "is not JSON"),
+        ('[{"image_id": 10, "capt', "is not JSON"),
+    ],
+)
+def test_bad_predictions_are_one_line(predictions, message, save, capsys):
+    given = save("out.json", predictions), save("captions.json", coco(REFERENCES))
+    assert message in error_of(capsys, "--predictions", given[0], "--references", given[1])
+
+
+@pytest.mark.parametrize(
+    ("references", "message"),
+    [
+        ([1, 2], "holds no reference captions: found a list of 2"),
+        ({"photo.png": []}, "holds no reference captions: found an object with photo.png"),
+        ({"images": [{"file_name": "x"}], "annotations": []}, "an entry lacks 'id'"),
+        ({"a/photo.png": ["a"], "b/photo.png": ["b"]}, "several images of file_name photo.png"),
+    ],
+)
+def test_bad_references_are_one_line(references, message, save, capsys):
+    given = save("out.json", [{"file_name": "photo.png", "caption": "a"}]), save("captions.json", references)
+    assert message in error_of(capsys, "--predictions", given[0], "--references", given[1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to score; give --dataset NAME"),
+        (["--references", "x.json"], "--references needs --predictions"),
+        (["--predictions", "x.json"], "found neither, give one"),
+        (["--predictions", "x.json", "--references", "y.json", "--dataset", "z"], "found both, give one"),
+        (["--predictions", "x.json", "--dataset", "z", "--beam-size", "3"], "--beam-size has no effect"),
+        (["--predictions", "x.json", "--references", "y.json"], "cannot read x.json: No such file"),
+        (["--dataset", "nowhere"], "make it with: python preprocess.py --dataset nowhere"),
+        (["--dataset", "x", "--limit", "0"], "--limit 0: must be at least 1"),
+        (["--dataset", "x", "--num-captions", "2"], "unrecognized arguments: --num-captions 2"),
+        (["--dataset", "x", "--output", "no/such/folder.json"], "no folder no/such, make it"),
+        (["--dataset", "x", "--output", "."], "it is a folder"),
+    ],
+)
+def test_mistakes_in_the_command_are_one_line(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert message in error_of(capsys, *arguments)
+
+
+def test_an_empty_split_names_the_others(data_file, capsys):
+    message = error_of(capsys, "--data", str(data_file), "--split", "val")
+    assert "has no images in split val; choose --split from: train, test" in message
+
+
+def test_without_pycocoevalcap_nothing_is_captioned(monkeypatch, capsys):
+    monkeypatch.setattr(java_metrics.importlib.util, "find_spec", lambda name: None)
+    assert "run: pip install -e '.[eval]'" in error_of(capsys, "--dataset", "x")
+
+
+def test_features_of_another_trunk_are_refused(tmp_path, tiny_checkpoint, capsys):
+    records = [record(i, split) for i, split in enumerate(("train", "test"))]
+    path = tmp_path / "features.h5"
+    write(
+        Source("made", "made for a test", records), path, encoding="features",
+        encode=lambda pixels: [pixels.reshape(len(pixels), -1)[:, :4]],
+        features_of={"backbone": "vgg19", "layers": ["conv5_4"]},
+    )  # fmt: skip
+    message = error_of(capsys, "--data", str(path), "--checkpoint", str(tiny_checkpoint))
+    assert "holds features of vgg19 cut at conv5_4, the model has resnet18" in message
+
+
+def test_a_full_disk_leaves_no_file(save, tmp_path, monkeypatch, capsys):
+    predictions = save("out.json", [{"file_name": name, "caption": text} for name, text in CAPTIONS.items()])
+    references = save("references.json", REFERENCES)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sca_caption.runtime.atomic_files.os.replace", full)
+    output = tmp_path / "results.json"
+    arguments = ("--predictions", predictions, "--references", references, "--output", str(output))
+    assert "No space left on device" in error_of(capsys, *arguments)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json", "references.json"]

@@ -1,0 +1,205 @@
+"""`train.py --task classify`, as its users run it."""
+
+import dataclasses
+import shutil
+
+import pytest
+import torch
+
+from sca_caption import checkpoint
+from sca_caption.attention import BLOCKS
+from sca_caption.checkpoint import Checkpoint
+from sca_caption.cli import flags as flags_module
+from sca_caption.cli.train import main
+from sca_caption.cli.train_classifier import default_output, parser, report
+from sca_caption.config import CLASSIFIER_PRESETS, ClassifierConfig, ClassifierTrainConfig
+from sca_caption.images import Transform
+from sca_caption.models.networks import NETWORKS, build_network
+from sca_caption.runtime.torchvision_compat import torchvision
+from sca_caption.training import loop as training
+from sca_caption.training import optim
+from sca_caption.vocab import Vocabulary
+from tests.conftest import tiny_captioner
+from tests.helpers.classified_pictures import class_folders
+
+COMMON = ["--task", "classify", "--dataset", "folder", "--device", "cpu"]
+SMALL = ["--backbone", "lenet", "--image-size", "32", "--backbone-weights", "none"]
+QUICK = ["--epochs", "2", "--batch-size", "8", "--workers", "0", "--views", "none", "--lr", "0.01"]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A working directory with pictures of four classes in data/folder."""
+    class_folders(tmp_path / "data" / "folder")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(training, "summary_writer", lambda output: None)
+    return tmp_path
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    status = main([*COMMON, *arguments])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def mistake(capsys, *arguments: str) -> str:
+    """What the program says on the way out with status 2: one line, and nothing was trained."""
+    status, out, err = run(capsys, *arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("error: ") and err.endswith("\n") and err.count("\n") == 1
+    return err.removeprefix("error: ").removesuffix("\n")
+
+
+def test_it_trains_resumes_and_says_where_the_model_is(here, capsys):
+    status, out, err = run(capsys, *SMALL, *QUICK, "--attention", "cbam:reduction=4", "--at", "conv2")
+    lines = out.splitlines()
+    assert (status, err) == (0, "")
+    assert lines[0].startswith("lenet + cbam:reduction=4 on folder: 32 training and 8 validation images (")
+    assert [line[:10] for line in lines if line.startswith("epoch")] == ["epoch  1/2", "epoch  2/2"]
+    assert lines[-2].startswith("top-1: ") and "mean of the best five" in lines[-2]
+    folder = "runs/folder-lenet-cbam-reduction-4-conv2"
+    assert lines[-1] == f"best model: {folder}/best.pt"
+    best = checkpoint.load(f"{folder}/best.pt", "classify")
+    assert best.config == ClassifierConfig(
+        "lenet", "cbam:reduction=4", ("conv2",), "imagenet", 32, ("apple", "leaf", "plum", "sky")
+    )
+    assert best.transform == Transform(32, "crop")
+
+    again = ["--backbone", "lenet", "--attention", "cbam:reduction=4", "--at", "conv2"]
+    text = mistake(capsys, *SMALL, *QUICK, *again)
+    assert text == f"{folder} already holds a run; go on with --resume, or choose another --output"
+    status, out, _ = run(capsys, *again, "--resume")
+    assert status == 0 and out.splitlines()[-1] == lines[-1]
+    text = mistake(capsys, *again, "--output", folder, "--resume", "--epochs", "9")
+    assert text == "--resume goes on with the run's own settings; it has epochs=2, found 9"
+
+    shutil.rmtree("data/folder/sky")
+    text = mistake(capsys, *again, "--resume")
+    assert text.startswith(
+        f"folder has other classes (3) than {folder}/last.pt (4); resume with the data it "
+    )
+
+
+def test_mistakes_are_one_line_and_leave_nothing(here, capsys):
+    names = ", ".join(sorted(BLOCKS))
+    for flags, text in (
+        (["--attention", "cbma"], f"unknown attention 'cbma'; one of: {names}"),
+        (["--backbone", "resnet19"], f"unknown backbone 'resnet19'; one of: {', '.join(sorted(NETWORKS))}"),
+        (["--attention", "se", "--at", "layer9"], "unknown stage of lenet 'layer9'; one of: conv1, conv2"),
+        (
+            ["--attention", "bam:ratio=2"],
+            "'bam:ratio=2': unknown option 'ratio' of bam; write bam:OPTION=VALUE ",
+        ),
+        (["--attention", "se:bias=maybe"], "unknown value of se:bias 'maybe'; one of: false, true"),
+        (["--attention", "se:reduction=few"], "se:reduction=few: give a number"),
+        (["--at", "conv1"], "stages conv1 are named and no attention block to put there; name a block"),
+        (["--stem", "resnet"], "argument --stem: invalid choice: 'resnet'"),
+        (["--dataset", "cifar11"], "unknown dataset for classification 'cifar11'; one of: "),
+        (["--root", "nowhere"], "folder not found: nowhere is no such folder; "),
+        (["--backbone-weights", "none.pth"], "no weights file none.pth; give an existing "),
+        (["--epochs", "0"], "--epochs 0: must be at least 1"),
+        (["--mixup", "-1"], "--mixup -1.0: must be 0 or more"),
+        (["--batch-size", "64"], "--batch-size 64: more than the 32 training images; give a smaller one"),
+        (["--device", "abacus"], "no device 'abacus' here ("),
+        (
+            ["--objective", "cider"],
+            "unrecognized arguments: --objective cider; see train.py --task classify --help",
+        ),
+        (["--resume"], "cannot load checkpoint runs/folder-lenet/last.pt: no such file; "),
+        (["--task", "paint"], "unknown task 'paint'; one of: caption, classify"),
+        (["--output", "data/folder/sky/0.png"], "cannot write to data/folder/sky/0.png (File exists); "),
+    ):
+        assert mistake(capsys, *SMALL, *QUICK, *flags).startswith(text), flags
+    assert [p.name for p in here.iterdir()] == ["data"]
+
+
+def test_data_that_cannot_be_learnt_from_is_one_line(here, capsys):
+    (here / "data" / "folder" / "void").mkdir()
+    text = mistake(capsys, *SMALL, *QUICK)
+    assert text.startswith("class 'void' is empty: no images in data/folder/void; ")
+    shutil.rmtree(here / "data" / "folder")
+    (here / "data" / "folder").mkdir()
+    assert "data/folder" in mistake(capsys, *SMALL, *QUICK)
+    assert not (here / "runs").exists()
+
+
+def test_weights_of_another_network_are_one_line(here, capsys):
+    torch.save(build_network("resnet18").state_dict(), "resnet18.pth")
+    text = mistake(capsys, *SMALL, *QUICK, "--backbone-weights", "resnet18.pth")
+    assert text.startswith("these weights do not fit lenet: ")
+
+
+def test_a_captioners_run_is_not_resumed(here, capsys):
+    words = [f"word{i}" for i in range(16)]
+    made = Checkpoint(tiny_captioner(), Vocabulary(words), Transform(32))
+    checkpoint.save(here / "runs" / "folder-lenet" / "last.pt", made)
+    text = mistake(capsys, "--backbone", "lenet", "--resume")
+    assert text.startswith("runs/folder-lenet/last.pt is a captioner, not a classifier; ")
+
+
+def test_weights_come_from_a_file_or_a_download(here, capsys, monkeypatch):
+    torch.manual_seed(3)
+    weights = build_network("resnet18").state_dict()
+    torch.save(weights, "resnet18.pth")
+    flags = ["--backbone", "resnet18", "--image-size", "32", *QUICK, "--epochs", "1", "--lr", "1e-9"]
+    status, out, err = run(capsys, *flags, "--attention", "se", "--backbone-weights", "resnet18.pth")
+    assert (status, err) == (0, "")
+    assert out.startswith("starting from resnet18.pth; ")
+    found = checkpoint.load("runs/folder-resnet18-se/best.pt", "classify").model.network.state_dict()
+    for name in ("conv1.weight", "layer4.1.conv2.weight"):
+        torch.testing.assert_close(found[name], weights[name], atol=1e-5, rtol=0)
+
+    def fail(*_, **__):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", fail)
+    text = mistake(capsys, *flags)  # folder's preset starts from a download
+    assert text.startswith("ImageNet weights of resnet18 could not be downloaded (no network); ")
+    assert "--backbone-weights FILE" in text
+
+
+# ---- settings --------------------------------------------------------------------------------------------------------
+
+CONFIGS = (ClassifierConfig, ClassifierTrainConfig)
+
+
+@pytest.mark.parametrize("preset", CLASSIFIER_PRESETS)
+def test_presets_name_settings_and_flags_go_before_them(preset):
+    values = CLASSIFIER_PRESETS[preset]
+    assert set(values) <= {field.name for each in CONFIGS for field in dataclasses.fields(each)}
+    arguments = parser().parse_args(["--dataset", "x", "--image-size", "48", "--lr", "0.5"])
+    assert flags_module.make(ClassifierConfig, arguments, values).image_size == 48
+    made = flags_module.make(ClassifierTrainConfig, arguments, values)
+    assert (made.lr, made.epochs) == (0.5, values["epochs"])
+
+
+def test_the_cifar_preset_is_the_published_recipe():
+    """160 epochs, SGD 0.1 / 0.9 / 1e-4, a tenth at 80 and 120, batch 128, an epoch of warm-up, crops and flips."""
+    nothing = parser().parse_args(["--dataset", "cifar10"])
+    model, train = (flags_module.make(each, nothing, CLASSIFIER_PRESETS["cifar"]) for each in CONFIGS)
+    assert (model.backbone, model.stem, model.image_size) == ("resnet18", "cifar", 32)
+    assert (train.epochs, train.batch_size, train.optimizer) == (160, 128, "sgd")
+    assert (train.lr, train.weight_decay, train.schedule, train.views) == (0.1, 1e-4, "step", "pad")
+    assert train.warmup * train.epochs == 1 and not train.label_smoothing and not train.mixup
+    steps = 390
+    rate = [0.1 * optim.rate_factor(e * steps, 160 * steps, train) for e in range(160)]
+    assert rate[1:] == pytest.approx([0.1] * 79 + [0.01] * 40 + [0.001] * 40)
+
+
+def test_the_folder_of_a_run_names_what_was_trained():
+    made = ClassifierConfig("resnet50", "bam:combine=add,reduction=8", ("layer1", "layer2"))
+    assert (
+        str(default_output("cifar10", made))
+        == "runs/cifar10-resnet50-bam-combine-add-reduction-8-layer1-layer2"
+    )
+    assert str(default_output("shapes", ClassifierConfig())) == "runs/shapes-resnet18"
+
+
+def test_the_report_has_the_last_epoch_and_the_best_five(capsys):
+    report([{"top-1": x} for x in (10.0, 80.0, 90.0, 70.0, 60.0, 50.0, 65.0)])
+    assert capsys.readouterr().out == "top-1: 65.00 in the last epoch, 73.00 in the mean of the best five\n"
+
+
+def test_help_fits_on_two_pages(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    assert len(parser().format_help().splitlines()) < 80

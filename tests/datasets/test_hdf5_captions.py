@@ -1,0 +1,126 @@
+"""Captions in the data file, against one pass over lists of words."""
+
+import collections
+import random
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+
+from sca_caption.datasets import hdf5_captions as store_captions
+from sca_caption.datasets.hdf5_captions import AT_ONCE, LONGEST, Captions
+from sca_caption.datasets.hdf5_reader import SPLITS
+from sca_caption.datasets.sources.records import Record
+from sca_caption.vocab import SPECIALS, UNK, _splitter, has_words, tokenize
+from tests.helpers.made_photos import record
+
+WORDS = [
+    *"adbeg",
+    "dog",
+    "runs",
+    "man's",
+    "t-shirt",
+    "isn't",
+    ",",
+    ".",
+    "!",
+    "été",
+    "<unk>",
+    '"quoted"',
+    "3.5",
+    "cannot",
+]
+
+
+def records(count: int, longest: int) -> list[Record]:
+    """Random captions in random splits; every seventh record has one that is blank."""
+    rng = random.Random(0)
+    made = []
+    for number in range(count):
+        captions = [
+            " ".join(rng.choices(WORDS, k=rng.randint(1, longest))) + " dog" for _ in range(rng.randint(1, 5))
+        ]
+        captions += [" . "] if number % 7 == 0 else []
+        made.append(record(number, ("train", *rng.choices(SPLITS, k=count))[number], captions, b""))
+    return made
+
+
+def written(made: list[Record], path, steps: int, min_count: int) -> tuple[Captions, dict, dict]:
+    """The Captions, what they report, and what stands in the file; `steps` records come before the rest."""
+    captions = Captions(made)
+    for _ in range(steps):
+        captions.follow()
+    captions.finish()
+    splits = np.array([SPLITS.index(record.split) for record in made], np.uint8)
+    with h5py.File(path, "w") as file:
+        report = captions.write(file, splits, min_count)
+        stored = {name: dataset[()] for name, dataset in file["captions"].items()}
+    return captions, report, stored
+
+
+@pytest.mark.parametrize("longest", [9, LONGEST + 30])
+@pytest.mark.parametrize("steps", [0, 3])
+def test_captions_are_those_of_one_pass_over_lists(tmp_path, monkeypatch, longest, steps):
+    monkeypatch.setattr(store_captions, "BLOCK", 16)
+    made = [*records(60, longest), record(60, "val", ("a rare one",), b"")]
+    captions, report, stored = written(made, tmp_path / "x.h5", steps, min_count=9)
+
+    rows = [(row, text) for row, each in enumerate(made) for text in each.captions if has_words(text)]
+    tokens = [tokenize(text) for _, text in rows]
+    split_of = [made[row].split for row, _ in rows]
+    counts = collections.Counter(
+        word for words, split in zip(tokens, split_of, strict=True) if split == "train" for word in words
+    )
+    vocabulary = sorted((w for w, n in counts.items() if n >= 9), key=lambda word: (-counts[word], word))
+    ids = {word: number for number, word in enumerate(vocabulary, len(SPECIALS))}
+    cut = [words[:LONGEST] for words in tokens]
+    assert stored["image"].tolist() == [row for row, _ in rows]
+    assert [text.decode() for text in stored["text"]] == [text for _, text in rows]
+    assert stored["length"].tolist() == list(map(len, cut))
+    assert stored["tokens"].shape == (len(rows), max(map(len, cut)))
+    for found, words in zip(stored["tokens"], cut, strict=True):
+        assert found[: len(words)].tolist() == [ids.get(word, UNK) for word in words]
+        assert not found[len(words) :].any()
+    assert captions.problems == [(each.file_name, "a caption without a word; left out") for each in made[::7]]
+    assert report["vocabulary"] == len(vocabulary) < len(set().union(*tokens))
+    assert report["captions"] == {split: split_of.count(split) for split in SPLITS}
+    assert report["longest"] == max(map(len, tokens))
+    assert report["shortened"] == sum(len(words) > LONGEST for words in tokens)
+    for split, share in report["coverage"].items():
+        words = [word for each, s in zip(tokens, split_of, strict=True) if s == split for word in each]
+        assert share == pytest.approx(sum(word in ids for word in words) / len(words))
+
+
+def test_they_follow_records_that_come_and_catch_up():
+    made, kept = records(12, 3), []
+    captions = Captions(kept)
+    captions.follow()
+    captions.starting.join()
+    for number, each in enumerate(made):
+        kept.append(each)
+        captions.follow()
+        assert captions.done == number + 1
+    kept += made
+    captions.follow()
+    assert captions.done == len(made) + AT_ONCE
+    captions.finish()
+    assert captions.done == len(kept) == 2 * len(made)
+
+
+def test_words_are_split_alike_wherever_they_stand():
+    rng = random.Random(1)
+    for _ in range(500):
+        text = " ".join(
+            rng.choices([*WORDS, "u.s.", "o'clock", "(small)", "man's/dog's", "\u00a0", "10am", "--"], k=12)
+        )
+        whole = [token.text for token in _splitter()(text.lower()) if has_words(token.text)]
+        assert tokenize(text) == whole
+
+
+def test_splitting_captions_imports_no_torch_and_leaves_it_importable():
+    program = "import sys\nfrom sca_caption.vocab import tokenize\nprint(tokenize('A dog'))\n"
+    program += "assert 'torch' not in sys.modules\nimport torch\nprint(torch.ones(1).item())"
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert run.stdout == "['a', 'dog']\n1.0\n"

@@ -1,0 +1,260 @@
+"""The data file: what went in comes out, in any process, and a file that is damaged says so."""
+
+import collections
+import io
+import json
+import multiprocessing
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from sca_caption.datasets import hdf5_images as store_images
+from sca_caption.datasets.hdf5_reader import CaptionData
+from sca_caption.datasets.sources.records import Source
+from sca_caption.images import ImageError, fit
+from sca_caption.vocab import UNK, Vocabulary, tokenize
+from tests.helpers.made_photos import SMALL, change, dataset, encoded, message, photo, record, write
+
+
+def test_every_field_comes_back(tmp_path):
+    captions = [
+        ("A dog's red t-shirt.", "two dogs", "a dog"),
+        ("a\tcat \n sleeps", "…", "a caf\u00e9 \ud83d cat\0"),
+        ("a zebra",),
+        ("dog " * 130,),
+    ]
+    source = dataset(4)
+    for row, texts in enumerate(captions):
+        change(source, row, captions=texts, file_name=f"naïve {row} 画.png")
+    source.problems.append(("row 7", "not a caption line"))
+    report = write(source, tmp_path / "made.h5", encoding="raw", min_count=1)
+    data = CaptionData(tmp_path / "made.h5")
+
+    assert len(data) == 4
+    assert [data.file_name(i) for i in range(4)] == [f"naïve {i} 画.png" for i in range(4)]
+    assert [data.image_id(i) for i in range(4)] == [1000, 1001, 1002, 1003]
+    assert [data.indices(split).tolist() for split in ("train", "val", "test")] == [[0, 1], [2], [3]]
+    assert (data.transform, data.encoding) == (SMALL, "raw")
+    assert (data.source, data.min_count) == ("made for a test", 1)
+    for i in range(4):
+        assert np.array_equal(data.image(i), fit(photo(i), SMALL))
+    assert data.references(0) == ["A dog's red t-shirt.", "two dogs", "a dog"]
+    assert data.references(1) == ["a cat sleeps", "a café ? cat"]
+
+    in_train = " ".join(captions[0] + captions[1]).replace("\ud83d", "?").replace("\0", " ")
+    counts = collections.Counter(tokenize(in_train))
+    assert data.vocabulary.words[4:] == tuple(sorted(counts, key=lambda word: (-counts[word], word)))
+    vocabulary = data.vocabulary.words
+    words = [[[vocabulary[i] for i in caption] for caption in data.captions(row)] for row in range(4)]
+    assert words[0] == [["a", "dog", "'s", "red", "t-shirt"], ["two", "dogs"], ["a", "dog"]]
+    assert words[1] == [["a", "cat", "sleeps"], ["a", "café", "cat"]]
+    assert words[2] == [["a", "<unk>"]]  # zebra stands in val alone
+    assert words[3] == [["dog"] * 100]
+
+    assert report.images == {"train": 2, "val": 1, "test": 1}
+    assert report.captions == {"train": 5, "val": 1, "test": 1}
+    assert report.coverage == {"train": 1.0, "val": 0.5, "test": 1.0}
+    assert (report.vocabulary, report.longest, report.shortened) == (len(counts), 130, 1)
+    assert report.skipped == []
+    left_out = [("row 7", "not a caption line"), ("naïve 1 画.png", "a caption without a word; left out")]
+    assert report.problems == data.skipped == left_out
+    assert "notes       2 on the captions: 1 not a caption line; 1 a caption without a word" in str(report)
+
+
+def test_the_vocabulary_is_train_only_and_cut_at_min_count(tmp_path):
+    source = dataset(6)
+    texts = ["one two three", "one two", "one", "four four four", "five five five", "one two three"]
+    for row, text in enumerate(texts):
+        change(source, row, captions=(text,))
+    report = write(source, tmp_path / "made.h5", min_count=2)
+    data = CaptionData(tmp_path / "made.h5")
+    assert data.vocabulary == Vocabulary(["four", "one", "two"])
+    assert data.captions(4) == [[UNK] * 3]
+    assert data.captions(5) == [[5, 6, UNK]]
+    assert report.coverage == {"train": 8 / 9, "val": 0.0, "test": 2 / 3}
+
+
+def test_jpeg_is_near_and_a_finished_jpeg_is_kept_byte_for_byte(tmp_path):
+    square = photo(1, (32, 32))
+    finished = encoded(square, "JPEG", quality=70)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    unfinished = {
+        "another size": encoded(photo(1, (33, 32)), "JPEG"),
+        "turned": encoded(square, "JPEG", exif=exif.tobytes()),
+        "grey": encoded(square.convert("L"), "JPEG"),
+        "CMYK": encoded(square.convert("CMYK"), "JPEG"),
+        "PNG": encoded(square),
+        "with luggage": encoded(square, "JPEG", comment=b"x" * 9000),
+    }
+    records = [record(i, data=data) for i, data in enumerate([finished, *unfinished.values()])]
+    write(Source("made", "made", records), tmp_path / "made.h5", quality=95)
+    data = CaptionData(tmp_path / "made.h5")
+    assert data.jpeg(0) == finished
+    for i, original in enumerate(unfinished.values(), 1):
+        assert data.jpeg(i) != original
+        with Image.open(io.BytesIO(data.jpeg(i))) as stored:
+            assert (stored.format, stored.mode, stored.size) == ("JPEG", "RGB", (32, 32))
+    wanted = [square, photo(1, (33, 32)), square.transpose(Image.Transpose.ROTATE_270), square.convert("L")]
+    for i, image in enumerate(wanted):
+        difference = data.image(i).astype(int) - fit(image.convert("RGB"), SMALL)
+        assert np.abs(difference).mean() < 4, i
+    assert "holds jpeg images; preprocess with --encoding features" in message(lambda: data.features(0))
+
+
+def halves(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A trunk of two outputs: (B, 3, 2, 2) means of quarters and (B, 3) maxima."""
+    quarters = pixels.reshape(-1, 2, 16, 2, 16, 3).mean((2, 4)).transpose(0, 3, 1, 2)
+    return quarters, pixels.max((1, 2))
+
+
+def test_features_are_what_the_trunk_returned(tmp_path, monkeypatch):
+    monkeypatch.setattr(store_images, "BATCH", 4)  # of ten: two whole batches and a rest
+    trunk = {"backbone": "halves"}
+    write(dataset(), tmp_path / "made.h5", encoding="features", encode=halves, features_of=trunk)
+    data = CaptionData(tmp_path / "made.h5")
+    assert data.features_of == trunk
+    for i in range(10):
+        quarters, maxima = halves(fit(photo(i), SMALL)[None])
+        found = data.features(i)
+        assert [array.dtype for array in found] == [np.float16] * 2
+        assert np.array_equal(found[0], quarters[0].astype(np.float16))
+        assert np.array_equal(found[1], maxima[0].astype(np.float16))
+    assert "holds features, not JPEG; preprocess with --encoding jpeg" in message(lambda: data.image(0))
+    text = message(lambda: data.require_features_of("halves", [], "se"))
+    assert text.startswith(f"{data.path} holds features of a CNN without attention blocks, the model has se in it; ")
+
+    def huge(pixels):
+        return [pixels.mean((1, 2)) * 1e9]
+
+    said = message(lambda: write(dataset(), tmp_path / "huge.h5", encoding="features", encode=huge))
+    assert said == "the features do not fit float16 (beyond 65504); take another backbone or layer"
+    assert [path.name for path in tmp_path.iterdir()] == ["made.h5"]
+
+
+class Images(Dataset):
+    """For a DataLoader: pixels and captions of every image."""
+
+    def __init__(self, path):
+        self.data = CaptionData(path)
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, index: int):
+        data = self.data
+        return data.image(index), data.captions(index), data.references(index), data.file_name(index)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn"])
+def test_workers_read_what_this_process_reads(tmp_path, method):
+    write(dataset(), tmp_path / "made.h5")
+    images = Images(tmp_path / "made.h5")
+    here = [images[i] for i in range(10)]  # the file is open when the worker is made
+    loader = DataLoader(images, batch_size=None, num_workers=1, multiprocessing_context=method)
+    for a, b in zip(here, loader, strict=True):
+        assert np.array_equal(a[0], b[0])
+        assert a[1:] == tuple(b[1:])
+
+
+def read_all(path, queue) -> None:
+    data = CaptionData(path)
+    queue.put([data.jpeg(i) for _ in range(20) for i in range(10)])
+
+
+def test_two_processes_read_at_once_while_the_file_is_replaced(tmp_path):
+    path = tmp_path / "made.h5"
+    write(dataset(), path)
+    data = CaptionData(path)
+    wanted = [data.jpeg(i) for _ in range(20) for i in range(10)]
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    readers = [context.Process(target=read_all, args=(path, queue)) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    write(dataset(), path)
+    assert [queue.get(timeout=120) for _ in readers] == [wanted, wanted]
+    for reader in readers:
+        reader.join()
+    assert [data.jpeg(i) for _ in range(20) for i in range(10)] == wanted  # from the file that was replaced
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    path = tmp_path_factory.mktemp("made") / "made.h5"
+    write(dataset(), path)
+    return path
+
+
+def remake(path, made, **attributes):
+    path.write_bytes(made.read_bytes())
+    with h5py.File(path, "r+") as file:
+        for name, value in attributes.items():
+            file.attrs[name] = value
+
+
+AGAIN = "; make it again with preprocess.py"
+
+
+def test_files_that_cannot_be_used_say_why_in_one_line(tmp_path, made, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "x.h5"
+
+    def said() -> str:
+        return message(lambda: CaptionData(path))
+
+    assert said() == f"no data file {path}; make it with: python preprocess.py --dataset NAME --output {path}"
+    at_default = "no data file data/flickr8k.h5; make it with: python preprocess.py --dataset flickr8k"
+    assert message(lambda: CaptionData("data/flickr8k.h5")) == at_default
+    for content in (b"", b"text", b"\x89PNG\r\n\x1a\n"):
+        path.write_bytes(content)
+        assert said() == f"data file {path} is not an HDF5 file{AGAIN}"
+    whole = made.read_bytes()
+    for share in (0.1, 0.5, 0.99):
+        path.write_bytes(whole[: int(share * len(whole))])
+        assert said() == f"data file {path} is damaged or cut short{AGAIN}"
+    remake(path, made, format_version=2)
+    assert said() == f"data file {path} has format version 2, and this program reads version 1{AGAIN}"
+    remake(path, made, complete=False)
+    assert said() == f"data file {path} is incomplete: its making was interrupted{AGAIN}"
+    remake(path, made, format="something")
+    assert said() == f"data file {path} is an HDF5 file, but not one of sca_caption{AGAIN}"
+    remake(path, made, vocabulary="[")
+    assert said().startswith(f"data file {path} lacks what its format promises (")
+    path.unlink()
+    path.mkdir()
+    assert said() == f"data file {path} is not an HDF5 file{AGAIN}"
+
+
+def test_a_damaged_image_inside_is_named(tmp_path, made):
+    path = tmp_path / "x.h5"
+    path.write_bytes(made.read_bytes())
+    with h5py.File(path, "r+") as file:
+        start = int(file["images/offsets"][3])
+        file["images/data"][start : start + 2] = 0
+    with pytest.raises(ImageError, match=r"x\.h5, image photo 3\.png: not an image"):
+        CaptionData(path).image(3)
+
+
+def test_unknown_split_lists_the_choices(made):
+    data = CaptionData(made)
+    assert message(lambda: data.indices("dev")) == "unknown split 'dev'; one of: test, train, val"
+
+
+def test_a_vocabulary_as_big_as_coco_s_fits(tmp_path):
+    words = [
+        f"w{number:05d}{'x' * 20}" for number in range(10_000)
+    ]  # HDF5's usual limit of an attribute: 64 kB
+    source = dataset(3, captions=tuple(" ".join(words[i : i + 90]) for i in range(0, 10_000, 90)))
+    write(source, tmp_path / "made.h5")
+    assert CaptionData(tmp_path / "made.h5").vocabulary.words[4:] == tuple(words)
+
+
+def test_images_without_numbers_get_their_row(tmp_path):
+    write(dataset(image_id=None), tmp_path / "made.h5")
+    data = CaptionData(tmp_path / "made.h5")
+    assert [data.image_id(i) for i in range(10)] == list(range(10))
+    assert json.loads(json.dumps(data.image_id(3))) == 3  # an int, not numpy's

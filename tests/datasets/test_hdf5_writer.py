@@ -1,0 +1,284 @@
+"""Writing the data file: bad images, full disks, interruptions, memory, parallel work."""
+
+import dataclasses
+import errno
+import functools
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from sca_caption.datasets import hdf5_images as store_images
+from sca_caption.datasets import hdf5_writer as store_writer
+from sca_caption.datasets.hdf5_images import AHEAD, TASK, Column, in_order, prepare
+from sca_caption.datasets.hdf5_reader import CaptionData
+from sca_caption.datasets.sources.records import Source
+from sca_caption.images import ORIENTATION, Transform, fit, load
+from tests.helpers.made_photos import (
+    SMALL,
+    change,
+    dataset,
+    encoded,
+    fail,
+    give,
+    message,
+    photo,
+    record,
+    write,
+)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    path = tmp_path_factory.mktemp("made") / "made.h5"
+    write(dataset(), path)
+    return path
+
+
+def contents(path) -> dict:
+    """Everything that an HDF5 file holds, by name."""
+    found = {}
+    with h5py.File(path) as file:
+        found["/"] = dict(file.attrs), None
+        file.visititems(
+            lambda name, item: found.update(
+                {name: (dict(item.attrs), getattr(item, "shape", None) and item[()])}
+            )
+        )
+    return found
+
+
+def same(a, b) -> bool:
+    """Equality of what `contents` returns, arrays included."""
+    return repr(a) == repr(b) and all(
+        np.array_equal(a[name][1], b[name][1]) for name in a if name != "/" and a[name][1] is not None
+    )
+
+
+def test_parallel_and_serial_writing_make_the_same_file(tmp_path, made):
+    write(dataset(), tmp_path / "parallel.h5", workers=3)
+    assert (tmp_path / "parallel.h5").read_bytes() == made.read_bytes()
+    assert same(contents(tmp_path / "parallel.h5"), contents(made))
+
+
+def metadata(orientation: int) -> dict:
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    return {"exif": exif.tobytes(), "comment": b"by somebody", "icc_profile": b"a profile", "dpi": (300, 300)}
+
+
+FILES = {
+    "png": encoded(photo(1)),
+    "grey of model size": encoded(photo(2, (32, 32)).convert("L"), "JPEG"),
+    "png of model size": encoded(photo(3, (32, 32))),
+    "turned, of model size": encoded(photo(4, (32, 32)), "JPEG", **metadata(6)),
+    "jpeg with metadata": encoded(photo(5, (40, 30)), "JPEG", **metadata(1)),
+    "big jpeg": encoded(photo(6, (400, 300)), "JPEG", **metadata(3)),
+    "transparent": encoded(photo(7).convert("RGBA"), "PNG"),
+}
+
+
+@pytest.mark.parametrize("data", FILES.values(), ids=FILES)
+@pytest.mark.parametrize("mode", ["resize", "crop"])
+def test_what_is_stored_is_the_compressed_array_of_the_image(data, mode):
+    transform = Transform(32, mode)
+    pixels = load(data, transform)
+    options = {"transform": transform, "quality": 80}
+    prepared = prepare(functools.partial(give, data), encoding="jpeg", **options)
+    assert prepared == encoded(Image.fromarray(pixels), "JPEG", quality=80)  # and no metadata
+    assert np.array_equal(prepare(functools.partial(give, data), encoding="raw", **options), pixels)
+
+
+BAD = [
+    (FileNotFoundError(errno.ENOENT, "No such file"), "missing", "No such file"),
+    (PermissionError(errno.EACCES, "Permission denied"), "unreadable", "Permission denied"),
+    (OSError("a.zip: b.jpg fails its checksum"), "unreadable", "a.zip: b.jpg fails its checksum"),
+    (ValueError("embedded null byte"), "unreadable", "embedded null byte"),
+]
+
+
+def with_bad_images() -> Source:
+    """Twelve usable images among ones that fail in every way."""
+    source = dataset(12)
+    for number, (error, _, _) in enumerate(BAD, 50):
+        source.records.insert(3, dataclasses.replace(record(number), read=functools.partial(fail, error)))
+    source.records.insert(0, record(60, data=b""))
+    source.records.append(record(61, data=encoded(photo(61))[:200]))
+    source.records.append(record(62, captions=("", " . ")))
+    source.records.append(record(5))
+    return source
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_bad_images_are_skipped_told_and_counted(tmp_path, workers):
+    told, path = [], tmp_path / "made.h5"
+
+    def tell(name, reason):
+        told.append((name, reason))
+
+    report = write(with_bad_images(), path, workers=workers, max_skipped=6, on_skip=tell)
+    kinds = {name: (kind, reason) for name, kind, reason in report.skipped}
+    for number, (_, kind, reason) in enumerate(BAD, 50):
+        assert kinds[f"photo {number}.png"] == (kind, reason)
+    assert kinds["photo 60.png"] == ("damaged", "empty file (0 bytes); get the file again")
+    assert kinds["photo 61.png"][0] == "damaged"
+    assert kinds["photo 62.png"] == ("without a caption", "no caption with a word in it")
+    assert kinds["photo 5.png"] == ("duplicate", "listed twice; the first is kept")
+    data = CaptionData(path)
+    assert told == [(name, reason) for name, _, reason in report.skipped] == data.skipped
+    assert (
+        "skipped     8 images: 3 unreadable; 2 damaged; 1 without a caption; 1 duplicate; 1 missing"
+        in str(report)
+    )
+    assert sorted(data.image_id(i) for i in range(len(data))) == list(range(1000, 1012))
+    for i in range(len(data)):  # rows stay aligned with their images
+        wanted = fit(photo(data.image_id(i) - 1000), SMALL).astype(int)
+        assert np.abs(data.image(i) - wanted).mean() < 4
+
+
+def test_one_more_bad_image_than_allowed_writes_nothing(tmp_path):
+    said = message(lambda: write(with_bad_images(), tmp_path / "made.h5", max_skipped=5, workers=2))
+    assert said.startswith("more than 5 images are missing or damaged, the last photo 61.png (damaged image")
+    assert said.endswith("nothing was written; mend them or raise --max-skipped")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_to_train_on_is_an_error(tmp_path):
+    source = dataset(split="val")
+    said = "nothing to train on: 10 images are listed and 10 are usable, none of them in the train split"
+    assert message(lambda: write(source, tmp_path / "made.h5")).startswith(said)
+    source.records[0] = record(0, data=b"bad")
+    said = "nothing to train on: 10 images are listed and 9 are usable"
+    assert message(lambda: write(source, tmp_path / "made.h5")).startswith(said)
+    assert "0 images are listed" in message(lambda: write(Source("", "", []), tmp_path / "made.h5"))
+    said = "no word stands 99 times in the captions of train; lower --min-count"
+    assert message(lambda: write(dataset(), tmp_path / "made.h5", min_count=99)) == said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_in_the_middle_leaves_the_old_file_and_no_other(tmp_path, made):
+    path = tmp_path / "made.h5"
+    path.write_bytes(made.read_bytes())
+    for error in (KeyboardInterrupt(), RuntimeError("a bug"), MemoryError()):
+        source = dataset()
+        change(source, 6, read=functools.partial(fail, error))
+        with pytest.raises(type(error)):
+            write(source, path)
+        assert [file.name for file in tmp_path.iterdir()] == ["made.h5"]
+        assert path.read_bytes() == made.read_bytes()
+
+
+class FullDisk(store_writer._Output):
+    """Has room for 20 kB."""
+
+    def write(self, data) -> int:
+        if self.tell() + len(data) > 20_000:
+            self.error = OSError(errno.ENOSPC, "No space left on device")
+        return super().write(data)
+
+
+@pytest.mark.parametrize("encoding", ["jpeg", "raw"])
+def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch, encoding):
+    monkeypatch.setattr(store_writer, "_Output", FullDisk)
+    monkeypatch.setattr(store_images, "BUFFER", 2000)
+    said = message(lambda: write(dataset(40), tmp_path / "made.h5", encoding=encoding))
+    wanted = r"cannot write \S+made\.h5: disk full \(\d+ MB free\); free some or change --output"
+    assert re.fullmatch(wanted, said)
+    assert list(tmp_path.iterdir()) == []
+
+
+LIMITED = """
+import resource, sys
+from sca_caption.errors import UserError
+from sca_caption.images import Transform
+from sca_caption.sources import find
+from sca_caption.store_writer import write
+source = find("shapes", count=10)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
+try:
+    write(source, sys.argv[1], transform=Transform(700), encoding="raw", workers=1)
+except UserError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("limit", [0, 2_000, 50_000, 5_000_000])
+def test_a_file_that_cannot_grow_is_told_in_one_line_and_hdf5_does_not_crash(tmp_path, limit):
+    path = tmp_path / "made.h5"
+    command = [sys.executable, "-c", LIMITED, str(path), str(limit)]
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    said = f"cannot write {path}: File too large; check the disk or change --output\n"
+    assert (run.returncode, run.stdout, run.stderr) == (0, said, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_places_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").touch()
+    assert "is a folder; name a file in it" in message(lambda: write(dataset(), tmp_path))
+    assert "File exists" in message(lambda: write(dataset(), tmp_path / "file" / "made.h5"))
+    write(dataset(), tmp_path / "new" / "folder" / "made.h5")
+    assert len(CaptionData(tmp_path / "new" / "folder" / "made.h5")) == 10
+
+
+def test_what_a_killed_writer_left_is_removed_but_not_what_another_is_writing(tmp_path):
+    abandoned, alive = tmp_path / ".made.h5.1.partial", tmp_path / ".made.h5.2.partial"
+    abandoned.write_bytes(b"half")
+    with store_writer._Output(alive):
+        write(dataset(), tmp_path / "made.h5")
+        assert sorted(path.name for path in tmp_path.iterdir()) == [".made.h5.2.partial", "made.h5"]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_workers_are_never_more_than_a_few_images_ahead(workers):
+    taken = 0
+
+    def items():
+        nonlocal taken
+        for number in range(5 * AHEAD):
+            taken += 1
+            yield number
+
+    for done, result in enumerate(in_order(abs, items(), workers), 1):
+        assert result == done - 1
+        assert taken - done < workers * AHEAD
+    assert done == 5 * AHEAD
+
+
+@pytest.mark.parametrize("count", [0, 1, TASK - 1, TASK, TASK + 1, 2 * TASK, 3 * AHEAD + 1])
+def test_workers_return_every_result_in_order(count):
+    assert list(in_order(abs, iter(range(-count, 0)), 2)) == list(range(count, 0, -1))
+
+
+@pytest.mark.parametrize("encoding", ["jpeg", "raw", "features"])
+def test_the_writer_holds_a_bounded_number_of_bytes(tmp_path, monkeypatch, encoding):
+    monkeypatch.setattr(store_images, "BUFFER", 10_000)
+    monkeypatch.setattr(store_images, "BATCH", 1)
+    held = []
+    add = Column.add
+
+    def watched(self, rows):
+        add(self, rows)
+        held.append(sum(row.nbytes for row in self.rows))
+        assert held[-1] == self.waiting < 10_000
+
+    monkeypatch.setattr(Column, "add", watched)
+    encode = (lambda pixels: [pixels]) if encoding == "features" else None
+    write(dataset(60), tmp_path / "made.h5", encoding=encoding, encode=encode)
+    assert max(held) > 5_000
+    assert len(held) >= 30
+
+
+def die(_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_is_told():
+    assert message(lambda: list(in_order(die, [1, 2, 3], 2))) == (
+        "a worker process was killed, mostly for want of memory; try --workers 1"
+    )

@@ -1,0 +1,100 @@
+"""The picture of a confusion matrix, read back from its SVG: names, counts and what is left out."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sca_caption.evaluation.classification_metrics import score
+from sca_caption.evaluation.confusion_plot import NAMED, save_confusion
+from sca_caption.runtime import figures
+from sca_caption.runtime.errors import UserError
+from sca_caption.runtime.figures import check_figure, shortened
+
+
+def texts(path: Path) -> list[str]:
+    """What is written in an SVG of matplotlib's, which puts each text as a comment beside its outlines."""
+    return re.findall(r"<!-- (.*?) -->", path.read_text(encoding="utf-8"))
+
+
+def drawn(path: Path, labels: list[int], predicted: list[int], classes: list[str]) -> list[str]:
+    save_confusion(
+        path, score(np.eye(len(classes))[predicted], np.array(labels), classes), "a model on a set"
+    )
+    return texts(path)
+
+
+def test_counts_and_names_of_few_classes(tmp_path):
+    found = drawn(tmp_path / "c.svg", [0] * 41 + [1] * 30, [0] * 34 + [1] * 37, ["cat", "$dog$"])
+    assert found.count("cat") == 2 and found.count("$dog$") == 2  # on both axes, not as a formula
+    for count in ("34", "7", "30"):
+        assert count in found
+    assert "0" in found and found.count("0") == 1  # the colour bar's; a cell without images stays empty
+    assert "a model on a set" in found and "top-1 90.1 % (95% interval 81.0 to 95.1), 71 images" in found
+    assert {"predicted", "truth"} <= set(found)
+
+
+def test_no_counts_from_21_classes_on(tmp_path):
+    labels = np.repeat(np.arange(21), 33).tolist()
+    names = [f"kind {index}" for index in range(21)]
+    found = drawn(tmp_path / "c.svg", labels, labels, names)
+    assert "33" not in found and all(found.count(name) == 2 for name in names)
+    assert "33" in drawn(tmp_path / "c.svg", labels[: 33 * 20], labels[: 33 * 20], names[:20])
+
+
+def test_a_hundred_and_one_classes_are_named_and_more_are_numbered(tmp_path):
+    for count in (101, NAMED + 1):
+        names = [f"kind {index}" for index in range(count)]
+        found = drawn(tmp_path / "c.svg", list(range(count)), list(range(count)), names)
+        assert (names[50] in found) == (count == 101)
+        assert ("truth (number of the class)" in found) == (count > NAMED)
+        assert len(found) < 300
+
+
+def test_a_class_without_images_and_kinds_of_file(tmp_path):
+    for ending, start in (("png", b"\x89PNG"), ("PDF", b"%PDF"), ("svg", b"<?xml")):
+        path = tmp_path / f"c.{ending}"
+        drawn(path, [0, 2], [0, 1], ["a", "b", "c"]) if ending == "svg" else save_confusion(
+            path, score(np.eye(3)[[0, 1]], np.array([0, 2]), ["a", "b", "c"]), "x"
+        )
+        assert path.read_bytes().startswith(start)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["c.PDF", "c.png", "c.svg"]
+
+
+def test_names_without_a_glyph_do_not_warn(tmp_path, recwarn):
+    drawn(tmp_path / "c.svg", [0, 1], [0, 1], ["猫", "犬"])
+    drawn(tmp_path / "c.svg", [0, 1], [0, 1], ["a" * 60, "b"])
+    assert "a" * 23 + "…" in texts(tmp_path / "c.svg") and not recwarn.list
+
+
+def test_what_is_refused(tmp_path):
+    check_figure(tmp_path / "c.Svg", "--confusion")
+    for name, reason in (
+        ("c.gif", "unknown kind of picture '.gif'; one of: .pdf, .png, .svg"),
+        ("c", "unknown kind of picture ''; one of"),
+        ("no/c.png", "no folder .*no, make it"),
+    ):
+        with pytest.raises(UserError, match=rf"--confusion .*{re.escape(name)}: {reason}"):
+            check_figure(tmp_path / name, "--confusion")
+
+
+def test_shortened():
+    assert shortened("short") == "short" and shortened("x" * 24) == "x" * 24
+    assert shortened("a long name", 7) == "a long…"
+
+
+@pytest.mark.parametrize("count", [3, 20, 101])
+def test_all_that_is_written_lies_within_the_picture(count, tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(figures, "save_figure", lambda figure, *_: drawn.append(figure))
+    labels = np.arange(count)
+    names = tuple(f"class_long_name_{k}" for k in range(count))
+    save_confusion(tmp_path / "c.png", score(np.eye(count), labels, names), "a title")
+    figure = drawn[0]
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        for label in (axes.xaxis.label, axes.yaxis.label, axes.title):
+            if label.get_text():
+                box = label.get_window_extent()
+                assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= figure.bbox.x1 and box.y1 <= figure.bbox.y1

@@ -1,0 +1,427 @@
+"""The static page in a real browser: the same captions as Python's, attention word by word, and nothing sent anywhere."""
+
+import base64
+import csv
+import io
+import json
+import os
+import re
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
+
+from tests.conftest import TINY_WORDS, tiny_captioner
+from tests.guidance.test_object_classifier import network, reading_both, speaking  # noqa: F401 (a fixture)
+from tests.helpers.chromium import browser_page, needs_browser, served
+from tests.helpers.made_photos import encoded, photo
+
+pytest.importorskip("onnxscript", reason="writing ONNX needs onnx and onnxscript")
+pytest.importorskip("onnxruntime", reason="the page is compared with onnxruntime under Python")
+expect = pytest.importorskip("playwright.sync_api", reason="needs playwright to drive a browser").expect
+
+from sca_caption import images
+from sca_caption.checkpoint import Checkpoint
+from sca_caption.config import SearchConfig
+from sca_caption.export import browser_site as static_page
+from sca_caption.export.onnx_captioner import OnnxDescriber
+from sca_caption.export.onnx_folder import export
+from sca_caption.guidance.confidence import Calibration
+from sca_caption.guidance.novel_objects import Limits
+from sca_caption.guidance.object_classifier import original
+from sca_caption.images import Transform
+from sca_caption.inference.batching import stack
+from sca_caption.inference.captioning import Describer
+from sca_caption.vocab import EOS, Vocabulary
+
+ROOT = Path(__file__).parents[2]
+RUNTIME = Path(os.environ.get("ONNXRUNTIME_WEB", ROOT / "node_modules" / "onnxruntime-web"))
+needs_runtime = pytest.mark.skipif(
+    not (RUNTIME / "dist").is_dir(), reason=f"needs onnxruntime-web; {static_page.INSTALL}"
+)
+expect.set_options(timeout=120_000)  # where other programs have the processors
+CAPTIONED = re.compile(r"\d+ captioned$")
+
+
+@pytest.fixture(scope="module")
+def given() -> Checkpoint:
+    model = tiny_captioner()
+    with torch.no_grad():
+        model.word.bias[EOS] -= 0.3  # captions of one word to twenty, no two photographs' the same
+    return Checkpoint(model, Vocabulary(TINY_WORDS), Transform(size=32), Calibration(2.0, 1.5).metrics())
+
+
+@pytest.fixture(scope="module")
+def site(given, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("browser") / "site"
+    export(folder, given, dtypes=["float32"], runtime=RUNTIME)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def opened(site):
+    """The page with its model loaded, and the addresses that it and its worker have asked for."""
+    with served(site) as address, browser_page() as page:
+        page.asked = []
+        page.context.on("request", lambda request: page.asked.append(request.url))
+        page.address = address
+        page.goto(address)
+        page.wait_for_selector("#model", state="hidden")
+        yield page
+
+
+@pytest.fixture
+def page(opened):
+    """The same page without photographs."""
+    if opened.locator("#clear").is_visible():
+        opened.fill("#search", "")
+        opened.click("#clear")
+    opened.mouse.move(0, 0)
+    opened.set_viewport_size({"width": 1200, "height": 800})
+    yield opened
+    assert opened.messages == []
+
+
+@contextmanager
+def another(opened):
+    """A new page beside the one that all tests share."""
+    page, messages = opened.context.browser.new_page(), []
+    page.on("pageerror", lambda error: messages.append(str(error)))
+    yield page
+    page.close()
+    assert messages == []
+
+
+def file(name: str, content: bytes, kind: str = "image/png") -> dict:
+    return {"name": name, "mimeType": kind, "buffer": content}
+
+
+def give(page, files: list[dict]) -> None:
+    page.set_input_files("#files", files)
+    expect(page.locator("#count")).to_have_text(CAPTIONED)
+
+
+def saved(page, button: str) -> str:
+    with page.expect_download() as download:
+        page.click(button)
+    return Path(download.value.path()).read_text(encoding="utf-8")
+
+
+def pictures(count: int) -> list[bytes]:
+    """Lossless ones of many sizes, which the browser and Pillow decode alike."""
+    sizes = [(40 + 17 * i, 150 - 9 * i) for i in range(count)]
+    return [encoded(photo(number, size)) for number, size in enumerate(sizes)]
+
+
+def captions_of(describer: Describer, contents: list[bytes]):
+    return [result.captions for result in describer.stream(contents)]
+
+
+pytestmark = [needs_browser, needs_runtime]
+
+
+# ---- captions --------------------------------------------------------------------------------------------------------
+
+
+def test_captions_are_pythons(page, given):
+    contents = pictures(10)
+    give(page, [file(f"{i}.png", content) for i, content in enumerate(contents)])
+    found = json.loads(saved(page, "#json"))
+    wanted = captions_of(Describer(given, search=SearchConfig(num_captions=3)), contents)
+    assert len({captions[0].text for captions in wanted}) >= 3
+    for index, (entry, captions) in enumerate(zip(found, wanted, strict=True)):
+        best = captions[0]
+        assert entry["file_name"] == f"{index}.png" and entry["image_id"] == index + 1
+        assert entry["caption"] == best.text
+        assert entry["score"] == pytest.approx(best.score, abs=1e-3)
+        assert entry["confidence"] == pytest.approx(best.confidence, abs=1e-3)
+        card = page.locator(".card").nth(len(contents) - 1 - index)  # newest first
+        assert card.locator(".caption").inner_text().split() == best.text.split()
+        assert card.locator("img").get_attribute("alt") == best.text
+        others = card.locator(".others li").all_text_contents()
+        assert [text.rpartition(" (")[0] for text in others] == [caption.text for caption in captions[1:]]
+    rows = [*csv.DictReader(io.StringIO(saved(page, "#csv")))]
+    assert [{name: str(value) for name, value in entry.items()} for entry in found] == rows
+
+
+def coloured_objects(path: Path, nouns: int) -> None:
+    """A graph that sees as many objects as there are nouns in an image's mean colour."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    weights = np.random.default_rng(0).normal(0, 0.1, (3, nouns)).astype(np.float32)
+    nodes = [
+        helper.make_node("Cast", ["images"], ["levels"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["levels", "places"], ["colour"], keepdims=0),
+        helper.make_node("MatMul", ["colour", "weights"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "objects",
+        [helper.make_tensor_value_info("images", onnx.TensorProto.UINT8, ["B", 3, 32, 32])],
+        [helper.make_tensor_value_info("probabilities", onnx.TensorProto.FLOAT, ["B", nouns])],
+        [numpy_helper.from_array(weights, "weights"), numpy_helper.from_array(np.array([2, 3]), "places")],
+    )
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
+
+
+def test_objects_are_named_as_in_python(opened, site, tmp_path):
+    """Against the same graphs under onnxruntime; the nouns stand beside a captioner that was exported without any."""
+    names = ["dog", "cat", "ball", "grass", "water"]
+    folder = tmp_path / "site"
+    shutil.copytree(site / "model", folder / "model")
+    about = json.loads((folder / "model" / "model.json").read_text(encoding="utf-8"))
+    ids = {word: index for index, word in enumerate(about["words"])}
+    kinds = {"dog": "animals", "cat": "animals"}
+    nouns = [
+        {"kind": kinds.get(name, ""), "name": name, "plural": None, "forms": [name], "classes": [number]}
+        | {"group": [ids[name]]}
+        for number, name in enumerate(names)
+    ]
+    naming = vars(Limits(room=99.0)) | {"most_groups": 3, "nouns": nouns}  # any caption with the noun will do
+    naming |= {
+        "agreement": [[ids["a"], [ids["grass"], ids["water"]]]],
+        "no_compound": [ids["on"], ids["red"]],
+    }
+    about |= {"naming": naming, "inputs": about["inputs"] | {"objects": ["images"]}}
+    about |= {"outputs": about["outputs"] | {"objects": ["probabilities"]}}
+    (folder / "model" / "model.json").write_text(json.dumps(about), encoding="utf-8")
+    coloured_objects(folder / "model" / "objects.onnx", len(names))
+    static_page.write_page(folder, RUNTIME)
+    contents = pictures(12)
+    wanted = [captions[0].text for captions in captions_of(OnnxDescriber(folder / "model"), contents)]
+    plain = captions_of(OnnxDescriber(folder / "model", objects=False), contents)
+    changed = [text for text, captions in zip(wanted, plain, strict=True) if text != captions[0].text]
+    assert len(set(changed)) >= 3
+    with served(folder) as address, another(opened) as page:
+        page.goto(address)
+        give(page, [file(f"{i}.png", content) for i, content in enumerate(contents)])
+        assert [entry["caption"] for entry in json.loads(saved(page, "#json"))] == wanted
+
+
+def test_captions_are_ranked_by_what_the_classifier_saw(opened, network, tmp_path):  # noqa: F811
+    words = Vocabulary(["a", "dog", "cat", "on", "is", "in"])
+    model, consensus = speaking(network, words), reading_both(words)
+    consensus.widen.weight *= 100  # more than likelihood says
+    objects = original(network.state_dict(), model.backbone)
+    given = Checkpoint(model, words, Transform(64), objects=objects, consensus=consensus)
+    export(tmp_path / "site", given, dtypes=["float32"], runtime=RUNTIME)
+    contents = pictures(8)
+    wanted = [captions[0].text for captions in captions_of(Describer(given), contents)]
+    blind = consensus.narrow.weight.clone()
+    consensus.narrow.weight[:, 320:] = 0
+    assert [captions[0].text for captions in captions_of(Describer(given), contents)] != wanted
+    consensus.narrow.weight.copy_(blind)
+    with served(tmp_path / "site") as address, another(opened) as page:
+        page.goto(address)
+        give(page, [file(f"{i}.png", content) for i, content in enumerate(contents)])
+        assert [entry["caption"] for entry in json.loads(saved(page, "#json"))] == wanted
+
+
+# ---- pictures --------------------------------------------------------------------------------------------------------
+
+TO_PIXELS = """async ([content, transform]) => {
+  const { opened } = await import("/photograph.js");
+  const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
+  return [...(await opened(new File([bytes], "a"), transform)).pixels];
+}"""
+
+
+def differences(page, content: bytes, size: int = 32, mode: str = "resize") -> np.ndarray:
+    """How far the browser's pixels are from Python's, in levels."""
+    transform = Transform(size, mode)
+    found = page.evaluate(TO_PIXELS, [base64.b64encode(content).decode(), transform.to_dict()])
+    found = np.array(found).reshape(3, transform.size, transform.size).transpose(1, 2, 0)
+    return np.abs(found - images.load(content, transform).astype(int))
+
+
+def lossless() -> dict[str, bytes]:
+    picture = photo(3, (57, 41))
+    levels = np.asarray(picture.convert("L"))
+    holes = picture.convert("RGBA")
+    holes.putalpha(Image.fromarray(np.where(levels > 99, 255, 0).astype(np.uint8)))
+    gamma = PngInfo()
+    gamma.add(b"gAMA", (100_000).to_bytes(4, "big"))
+    palette = picture.quantize(9)
+    return {
+        "colour": encoded(picture),
+        "grey": encoded(picture.convert("L")),
+        "palette": encoded(palette),
+        "palette with holes": encoded(palette, transparency=3),
+        "on white": encoded(holes),
+        "gamma": encoded(picture, pnginfo=gamma),
+        "webp": encoded(picture, "WEBP", lossless=True),
+        "gif": encoded(palette, "GIF"),
+        "bmp": encoded(picture, "BMP"),
+        "tall": encoded(photo(4, (40, 300))),
+        "one pixel": encoded(photo(5, (1, 1))),
+    }
+
+
+def test_lossless_pictures_have_the_pixels_that_python_sees(page):
+    wrong = {name: differences(page, content).max() for name, content in lossless().items()}
+    assert wrong == dict.fromkeys(wrong, 0)
+    assert differences(page, lossless()["colour"], 24, "crop").max() == 0
+
+
+def test_photographs_stand_upright_and_differ_by_rounding(page):
+    """JPEG decoders round in their own ways, and Pillow decodes large ones smaller."""
+    picture = photo(6, (60, 44))
+    for turn in range(1, 9):
+        exif = Image.Exif()
+        exif[images.ORIENTATION] = turn
+        assert differences(page, encoded(picture, "JPEG", quality=95, exif=exif)).max() <= 3, turn
+    large = photo(7, (320, 290))
+    ImageDraw.Draw(large).text((20, 20), "fine print\n" * 20, fill="white")
+    far = differences(page, encoded(large, "JPEG", quality=95))
+    assert far.mean() < 0.5 and far.max() <= 20
+
+
+# ---- attention -------------------------------------------------------------------------------------------------------
+
+
+def test_words_show_what_was_looked_at(page, given):
+    contents = pictures(10)
+    batch = stack([images.load(content, given.transform) for content in contents])
+    found = [(best, traced) for (best, *_), traced in Describer(given).trace_batch(batch)]
+    longest = max(range(10), key=lambda row: len(found[row][0].tokens))
+    best, traced = found[longest]
+    assert len(best.tokens) >= 3
+    give(page, [file("a.png", contents[longest])])
+    words = page.locator(".caption button")
+    assert words.all_text_contents() == best.text.split()
+    drawn = page.locator(".card canvas")
+    seen = set()
+    words.first.focus()
+    for index, probability in enumerate(traced.probabilities):
+        page.wait_for_timeout(300)  # the map fades in
+        assert page.locator(".looked").all_text_contents() == [best.text.split()[index]]
+        said = re.search(r"probability (?:under )?(\d+)\s%", page.locator(".word").inner_text())
+        assert abs(int(said[1]) - 100 * probability) <= 1
+        seen.add(drawn.evaluate("canvas => canvas.toDataURL()"))
+        page.keyboard.press("ArrowRight")
+    assert len(seen) >= 3  # maps of words differ
+    page.keyboard.press("Home")
+    assert words.first.evaluate("word => word === document.activeElement")
+    assert page.locator(".caption [tabindex='0']").count() == 1  # one stop of the tab key for all words
+    page.locator("#search").focus()
+    page.wait_for_timeout(300)
+    assert page.locator(".looked").count() == 0 and page.locator(".word").inner_text() == ""
+    words.nth(1).hover()
+    assert page.locator(".looked").inner_text() == best.text.split()[1]
+
+
+# ---- the page --------------------------------------------------------------------------------------------------------
+
+HAND_OVER = """([kind, content]) => {
+  const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
+  const data = new DataTransfer();
+  data.items.add(new File([bytes], `${kind}.png`, { type: "image/png" }));
+  const given = kind === "paste" ? { clipboardData: data } : { dataTransfer: data };
+  const Event = kind === "paste" ? ClipboardEvent : DragEvent;
+  document.body.dispatchEvent(new Event(kind, { bubbles: true, cancelable: true, ...given }));
+}"""
+
+
+@pytest.mark.parametrize("kind", ["drop", "paste"])
+def test_photographs_are_dropped_and_pasted(page, kind):
+    page.evaluate(HAND_OVER, [kind, base64.b64encode(pictures(1)[0]).decode()])
+    expect(page.locator("#count")).to_have_text("1 captioned")
+    assert page.locator(".file span").inner_text() == f"{kind}.png"
+
+
+def test_the_camera(page):
+    page.click("#camera")
+    expect(page.locator("#camera-dialog")).to_be_visible()
+    page.wait_for_timeout(1000)  # the camera starts
+    page.click("#shoot")
+    expect(page.locator("#count")).to_have_text("1 captioned")
+    expect(page.locator("#camera-dialog")).to_be_hidden()
+
+
+def test_files_that_are_no_pictures_have_their_reason_and_the_others_go_on(page):
+    files = [file("notes.png", b"these are no pixels"), file("a.png", pictures(1)[0]), file("empty.jpg", b"")]
+    give(page, [*files, file("phone.heic", b"\0\0\0\x18ftypheic" + bytes(99), "image/heic")])
+    assert page.locator("#count").inner_text() == "1 captioned"
+    assert page.locator("[role=alert]:visible").all_text_contents() == [
+        "phone.heic: a kind of file this browser cannot open; convert it to JPEG",
+        "empty.jpg: empty file (0 bytes); get the file again",
+        "notes.png: not an image, or damaged; get it again or convert it",
+    ]
+    page.get_by_role("button", name="Remove empty.jpg").click()
+    assert page.locator(".card").count() == 3
+
+
+def test_a_small_gallery(page):
+    give(page, [file(f"{i}.png", content) for i, content in enumerate(pictures(6))])
+    names = lambda: page.locator(".file span").all_text_contents()  # noqa: E731
+    assert names() == [f"{i}.png" for i in range(5, -1, -1)]
+    page.fill("#search", "4.PN")
+    assert names() == ["4.png"]
+    word = page.locator(".caption button").last.inner_text()
+    page.fill("#search", word)
+    assert "4.png" in names() and all(word in text for text in page.locator(".caption").all_text_contents())
+    page.fill("#search", "nothing has this")
+    assert names() == [] and page.locator("#count").inner_text().startswith("0 of 6 shown.")
+    page.fill("#search", "")
+    page.check("#doubtful")
+    trust = {entry["file_name"]: entry["confidence"] for entry in json.loads(saved(page, "#json"))}
+    shown = [trust[name] for name in names()]
+    assert shown == sorted(shown) and len(set(shown)) > 3
+    page.uncheck("#doubtful")
+
+
+def test_nothing_is_asked_of_anybody_else_and_nothing_at_all_once_loaded(page):
+    asked = len(page.asked)
+    page.context.set_offline(True)
+    try:
+        give(page, [file("a.png", pictures(1)[0])])
+    finally:
+        page.context.set_offline(False)
+    own = (f"{page.address}/", "blob:")
+    assert [url for url in page.asked[:asked] if not url.startswith(own)] == []
+    assert [url for url in page.asked[asked:] if not url.startswith("blob:")] == []
+
+
+def test_the_policy_binds_the_page_and_its_worker(opened, site):
+    ask = "address => fetch(address).then(() => 'answered', () => 'refused')"
+    with served(site) as other, another(opened) as page:
+        page.goto(opened.address)
+        page.wait_for_selector("#model", state="hidden")
+        for place in (page, page.workers[0]):
+            assert place.evaluate(ask, f"{other}/site.json") == "refused"
+            assert place.evaluate(ask, f"{opened.address}/site.json") == "answered"
+
+
+def test_a_telephone_shows_all_of_it(page):
+    page.set_viewport_size({"width": 360, "height": 740})
+    give(page, [file("a name that is rather long for a telephone.png", pictures(1)[0])])
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+    for button in page.locator("button:visible").all():
+        box = button.bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 360
+
+
+def test_a_page_from_a_file_says_what_to_do(opened, site):
+    with another(opened) as page:
+        page.goto((site / "index.html").as_uri())
+        page.wait_for_selector("text=python -m http.server")
+        page.wait_for_timeout(2500)
+        assert page.locator("#unserved").evaluate("line => getComputedStyle(line).visibility") == "visible"
+
+
+@pytest.mark.parametrize("lost", ["model/step.onnx", "runtime/ort-wasm-simd-threaded.wasm", "site.json"])
+def test_a_site_that_lacks_a_part_says_which(opened, site, tmp_path, lost):
+    copy = tmp_path / "site"
+    shutil.copytree(site, copy)
+    (copy / lost).unlink()
+    with served(copy) as address, another(opened) as page:
+        page.goto(address)
+        expect(page.locator("#failure")).to_contain_text(f"{lost} is not on the server")
+        assert page.locator("#model").is_hidden()

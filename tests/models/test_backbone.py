@@ -1,0 +1,307 @@
+"""Cut networks against the whole ones of torchvision, whose batch norms hold statistics that change the result."""
+
+import pytest
+import torch
+from torch import nn
+
+from sca_caption.models import backbone as backbones
+from sca_caption.models.backbone import ATTENDED, Backbone, attended_layers
+from sca_caption.models.pretrained import pretrained_weights
+from sca_caption.runtime.torchvision_compat import torchvision
+from tests.helpers.made_photos import message
+
+# Every form of network: plain, shortcuts of both kinds, concatenations, shuffles, branches, learnt scales.
+CUT = {
+    "vgg": ("features.20", "features.24", "features.27"),  # after their ReLUs
+    "vgg before relu": ("features.22", "features.26"),  # a convolution, a batch norm
+    "resnet18": ("layer3.1", "layer4.0", "layer4.1.relu", "layer4.1"),
+    "resnet50": ("layer4.2.relu", "layer4.2.relu_1", "layer4.2"),
+    "mobilenet_v2": ("features.16", "features.17", "features.18"),
+    "densenet121": ("features.denseblock3.denselayer24", "features.transition3", "features.denseblock4"),
+    "shufflenet_v2_x0_5": ("stage3", "stage4", "conv5"),
+    "squeezenet1_1": ("features.9", "features.12"),
+    "convnext_tiny": ("features.5", "features.7"),
+}
+
+
+class Vgg11(nn.Module):
+    """The convolutions of torchvision's vgg11_bn, without the hundred million weights of its head."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = torchvision.models.vgg.make_layers(torchvision.models.vgg.cfgs["A"], batch_norm=True)
+
+    def forward(self, x):
+        return self.features(x)
+
+
+def randomised(model: nn.Module) -> nn.Module:
+    """Batch norms that do something, in evaluation mode."""
+    torch.manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.2)
+            module.running_var.uniform_(0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.3)
+    return model.eval()
+
+
+@pytest.fixture
+def whole(request, monkeypatch) -> tuple[str, nn.Module]:
+    """(name for Backbone, torchvision's network of that name, randomised)."""
+    name = request.param.split()[0]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if name != "vgg":
+            return name, randomised(torchvision.models.get_model(name, weights=None))
+        monkeypatch.setattr(backbones, "_build", lambda name: Vgg11())
+        return name, randomised(Vgg11())
+
+
+def pictures(size: int = 64) -> torch.Tensor:
+    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def assert_near(found: torch.Tensor, wanted: torch.Tensor, layer: str) -> None:
+    assert found.shape == wanted.shape, layer
+    assert wanted.std() > 0, layer
+    assert ((found - wanted).abs().max() / wanted.abs().max()).item() < 1e-4, layer
+
+
+def factors(maps: torch.Tensor, index: int) -> torch.Tensor:
+    """A made attention for layer `index`: factors of both signs, another for every channel and position."""
+    return torch.randn(maps.shape[1:], generator=torch.Generator().manual_seed(index))
+
+
+def attend(model: nn.Module, layers: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    """Change what torchvision's own network computes: each layer's output is multiplied by its `factors`.
+
+    Returns the dict that then fills with the outputs before the multiplication. A name such as relu_1 is the
+    second call of the module relu.
+    """
+    seen = {}
+
+    def hook_for(index: int, layer: str, call: int):
+        calls = 0
+
+        def hook(module, inputs, output):
+            nonlocal calls
+            calls += 1
+            if calls - 1 == call:
+                seen[layer] = output.clone()
+                return output * factors(output, index)
+            return None
+
+        return hook
+
+    for index, layer in enumerate(layers):
+        module, _, call = layer.partition("_") if "relu_" in layer else (layer, "", "0")
+        submodule = model.get_submodule(module)
+        if hasattr(submodule, "inplace"):
+            submodule.inplace = False
+        submodule.register_forward_hook(hook_for(index, layer, int(call)))
+    return seen
+
+
+@pytest.mark.parametrize(("whole", "layers"), CUT.items(), ids=list(CUT), indirect=["whole"])
+@torch.inference_mode()
+def test_the_pieces_compute_what_the_network_does_with_attention_at_its_layers(whole, layers):
+    name, model = whole
+    backbone = Backbone(name, layers, model.state_dict())
+    wanted = attend(model, layers)
+    model(pictures())
+    maps = backbone.trunk(pictures())
+    for i, layer in enumerate(layers):
+        assert_near(maps[0], wanted[layer], layer)
+        assert backbone.channels[i] == maps[0].shape[1]
+        if i + 1 < len(layers):
+            maps = backbone.segment(i, maps[0] * factors(maps[0], i), maps[1:])
+    assert len(wanted) == len(layers)
+    assert not maps[1:]  # above the last layer nothing is needed
+
+
+@pytest.mark.parametrize("whole", ["resnet18"], indirect=True)
+@torch.inference_mode()
+def test_a_shortcut_travels_past_the_attended_layer_inside_its_block(whole):
+    name, model = whole
+    before = torchvision.models.feature_extraction.create_feature_extractor(model, ["layer4.0"])
+    trunk = Backbone(name, ("layer4.1.relu", "layer4.1"), model.state_dict()).trunk(pictures())
+    assert len(trunk) == 2
+    assert_near(trunk[1], before(pictures())["layer4.0"], "layer4.0")
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+@torch.inference_mode()
+def test_networks_that_scale_pixels_otherwise_are_torchvisions_with_their_weights(name, monkeypatch):
+    """Both as a user gets them, with a made download."""
+    torch.manual_seed(0)
+    made = randomised(torchvision.models.get_model(name, weights=None, init_weights=False)).state_dict()
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", lambda *_, **__: made)
+    layer, size = {"googlenet": ("inception4e", 64), "inception_v3": ("Mixed_6b", 96)}[name]
+    backbone = Backbone(name, [layer], pretrained_weights(name))
+    model = torchvision.models.get_model(name, weights="DEFAULT").eval()
+    wanted = attend(model, (layer,))
+    model(pictures(size))
+    assert_near(backbone.trunk(pictures(size))[0], wanted[layer], layer)
+
+
+def test_only_what_the_top_layer_needs_is_kept():
+    model = randomised(torchvision.models.resnet18())
+    backbone = Backbone("resnet18", ("layer1.0", "layer2.0"), model.state_dict())
+    parents = {name.rpartition(".")[0] for name, _ in backbone.network.named_parameters()}
+    convolutions = [name for name, m in model.named_modules() if isinstance(m, nn.Conv2d)]
+    below = [n for n in convolutions if n < "layer2.1"]
+    assert parents == set(below)  # no head, nothing above, every batch norm folded
+    assert all(not isinstance(m, nn.BatchNorm2d) for m in backbone.modules())
+
+
+@pytest.mark.parametrize("whole", ["densenet121"], indirect=True)
+def test_training_mode_does_not_move_batch_norms(whole):
+    """DenseNet's stand before their convolutions and cannot be folded."""
+    name, model = whole
+    backbone = Backbone(name, ["features.denseblock1"], model.state_dict())
+    wanted = backbone.trunk(pictures())[0]
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    assert any("running_mean" in key for key in before)
+    assert backbone.train() is backbone
+    assert torch.equal(backbone.trunk(pictures())[0], wanted)
+    assert all(torch.equal(value, before[key]) for key, value in backbone.state_dict().items())
+    assert not any(module.training for module in backbone.modules())
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "first"),
+    [
+        ("resnet18", ("layer4.0", "layer4.1"), "layer4.1"),
+        ("resnet18", ("layer4.0", "layer4.1"), "layer3"),
+        ("resnet18", ("layer4.0", "layer4.1"), "layer4.0.conv2"),
+        ("mobilenet_v2", ("features.17",), "features.1"),  # not features.10 too
+        ("mobilenet_v2", ("features.17",), "features.14.conv.1"),
+    ],
+)
+def test_what_lies_below_the_first_trained_layer_stays_frozen(name, layers, first):
+    backbone = Backbone(name, layers)
+    keys = [
+        key for key, _ in torchvision.models.get_model(name).named_parameters()
+    ]  # in order of computation
+    start = next(i for i, key in enumerate(keys) if key.startswith(f"{first}."))
+    above = {key.rpartition(".")[0] for key in keys[start:]}
+    backbone.set_trainable(True, first)
+    trainable = {key: parameter.requires_grad for key, parameter in backbone.network.named_parameters()}
+    assert trainable == {key: key.rpartition(".")[0] in above for key in trainable}
+    assert True in trainable.values() and False in trainable.values()
+    backbone.set_trainable(False, first)
+    assert not any(parameter.requires_grad for parameter in backbone.parameters())
+    backbone.set_trainable(True)
+    assert all(parameter.requires_grad for parameter in backbone.parameters())
+
+
+def test_frozen_layers_get_no_gradient_and_the_others_do():
+    backbone = Backbone("resnet18", ("layer2.0", "layer2.1"))
+    backbone.set_trainable(True, "layer2.0")
+    maps = backbone.trunk(pictures())
+    backbone.segment(0, maps[0], maps[1:])[0].sum().backward()
+    touched = {key.split(".")[0] for key, p in backbone.network.named_parameters() if p.grad is not None}
+    assert touched == {"layer2"}
+
+
+# ---- the layers of the paper -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ATTENDED)
+def test_a_count_takes_the_last_layers(name):
+    everything = attended_layers(name, ("3",))
+    assert attended_layers(name, ["2"]) == everything[1:]
+    assert attended_layers(name, ("1",)) == everything[2:]
+    assert attended_layers(name, ("layer1", "layer2")) == ("layer1", "layer2")
+    assert attended_layers(name, ("features",)) == ("features",)
+
+
+def test_vgg19s_are_conv5_2_to_conv5_4():
+    with torch.device("meta"):
+        features = torchvision.models.vgg19().features
+    block, convolution, named = 1, 0, {}
+    for i, module in enumerate(features):
+        if isinstance(module, nn.MaxPool2d):
+            block, convolution = block + 1, 0
+        elif isinstance(module, nn.Conv2d):
+            convolution += 1
+        else:
+            named[f"conv{block}_{convolution}"] = f"features.{i}"  # its ReLU
+    assert ATTENDED["vgg19"] == (named["conv5_2"], named["conv5_3"], named["conv5_4"])
+
+
+@pytest.mark.parametrize("name", ["resnet50", "resnet101", "resnet152"])
+def test_resnets_are_res5c(name):
+    """a, b, c are the blocks of the fifth stage; branch2a and branch2b end in the first two calls of relu."""
+    with torch.device("meta"):
+        stage = torchvision.models.get_model(name).layer4
+    assert [block for block, _ in stage.named_children()] == ["0", "1", "2"]
+    assert ATTENDED[name] == ("layer4.2.relu", "layer4.2.relu_1", "layer4.2")
+
+
+def test_mobilenets_are_its_last_stages():
+    with torch.device("meta"):
+        features = torchvision.models.mobilenet_v2().features
+    assert ATTENDED["mobilenet_v2"] == tuple(f"features.{i}" for i in range(len(features)))[-3:]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet34"])
+def test_small_resnets_are_their_last_block_and_the_one_before(name):
+    with torch.device("meta"):
+        blocks = list(dict(torchvision.models.get_model(name).layer4.named_children()))
+    before, last = (f"layer4.{block}" for block in blocks[-2:])
+    assert ATTENDED[name] == (before, f"{last}.relu", last)
+
+
+# ---- what a user can get wrong ---------------------------------------------------------------------------------------
+
+
+def test_unknown_backbones_list_the_choices():
+    for call in (
+        lambda: Backbone("resnet51", ["layer4"]),
+        lambda: pretrained_weights("resnet51"),
+        lambda: attended_layers("resnet51", ["2"]),
+    ):
+        text = message(call)
+        assert text.startswith("unknown backbone 'resnet51'; one of: alexnet, ")
+        assert ", resnet50, " in text and "deeplab" not in text
+
+
+@pytest.mark.parametrize("count", ["0", "4", "17"])
+def test_counts_out_of_range(count):
+    text = message(lambda: attended_layers("resnet152", [count]))
+    assert text == f"--layers {count} for resnet152: choose 1 to 3, or name the layers"
+
+
+def test_a_backbone_without_default_layers():
+    text = message(lambda: attended_layers("squeezenet1_1", ["2"]))
+    assert text.startswith("no default layers for backbone 'squeezenet1_1'; name them, lowest first, e.g. ")
+    assert "vgg19" in text
+
+
+def test_unknown_layers_list_the_choices():
+    text = message(lambda: Backbone("squeezenet1_1", ["features.10", "layer4"]))
+    assert text.startswith("squeezenet1_1 has no layer 'layer4'; its layers: ")
+    assert "features.3, " in text and "expand3x3" not in text
+
+
+@pytest.mark.parametrize(
+    "layers", [("features.12", "features.10"), ("features.9", "features.9"), ("features.12", "features"), ()]
+)
+def test_layers_in_a_wrong_order(layers):
+    text = message(lambda: Backbone("squeezenet1_1", layers))
+    assert text == f"layers must be different and lowest first; found: {' '.join(layers)}"
+
+
+@pytest.mark.parametrize("layer", ["flatten", "fc"])
+def test_a_layer_that_is_no_map(layer):
+    text = message(lambda: Backbone("resnet18", ["layer1.0", layer]))
+    assert text == f"layer {layer!r} of resnet18 is not a feature map (it has no height and width)"
+
+
+def test_trained_layers_that_are_not_there():
+    backbone = Backbone("squeezenet1_1", ["features.4"])
+    text = message(lambda: backbone.set_trainable(True, "features.5"))  # above the top
+    assert text.startswith("--finetune-from 'features.5': squeezenet1_1 has no such layer; e.g. features.4.")

@@ -1,0 +1,139 @@
+"""Weights for backbones: what fits, files that cannot be read, downloads that fail, and code that must not run."""
+
+import pickle
+
+import pytest
+import torch
+
+from sca_caption.models.backbone import Backbone
+from sca_caption.models.pretrained import pretrained_weights, read_state_dict
+from sca_caption.runtime.errors import UserError
+from sca_caption.runtime.torchvision_compat import torchvision
+from tests.helpers.made_photos import message
+
+
+def test_weights_of_another_network():
+    state = torchvision.models.squeezenet1_0().state_dict()
+    text = message(lambda: Backbone("squeezenet1_1", ["features.12"], state))
+    assert text.startswith("these weights do not fit squeezenet1_1: ")
+    assert "give a state dict of torchvision's squeezenet1_1" in text
+    text = message(lambda: Backbone("squeezenet1_1", ["features.12"], {}))
+    assert ": 50 of 50 tensors missing or of another shape, first 'features.0.bias'; " in text
+
+
+@pytest.mark.parametrize("head", ["another", "none"])
+def test_weights_with_another_head_or_none(head):
+    state = torchvision.models.squeezenet1_1(num_classes=7).state_dict()
+    if head == "none":
+        state = {key: value for key, value in state.items() if not key.startswith("classifier")}
+    backbone = Backbone("squeezenet1_1", ["features.12"], state)
+    found = backbone.network.state_dict()
+    assert found and all(torch.equal(value, state[key]) for key, value in found.items())
+
+
+def test_a_download_that_fails_says_what_to_pass(monkeypatch):
+    for error in (
+        OSError("<urlopen error [Errno -2] Name or service\nnot known>"),
+        RuntimeError("invalid hash"),
+    ):
+
+        def fail(*_, error=error, **__):
+            raise error
+
+        monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", fail)
+        text = message(lambda: pretrained_weights("mobilenet_v2"))
+        assert text.startswith("ImageNet weights of mobilenet_v2 could not be downloaded (")
+        assert "pass --backbone-weights FILE" in text and "'none'" in text
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_weights_from_a_file(suffix, tmp_path):
+    from safetensors.torch import save_file
+
+    state = {"a.weight": torch.randn(3, 2).half(), "a.num_batches_tracked": torch.tensor(7)}
+    path = tmp_path / f"weights{suffix}"
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    found = pretrained_weights("resnet18", path)
+    assert found["a.weight"].dtype == torch.float32
+    assert torch.equal(found["a.weight"], state["a.weight"].float())
+    assert found["a.num_batches_tracked"].item() == 7
+
+
+def test_weights_files_that_cannot_be_read(tmp_path):
+    missing = tmp_path / "none.pth"
+    text = message(lambda: pretrained_weights("resnet18", str(missing)))
+    assert text == f"no weights file {missing}; give an existing .safetensors or .pth file"
+    assert message(lambda: read_state_dict(tmp_path)).startswith(f"no weights file {tmp_path}; ")
+    whole = tmp_path / "whole.pth"
+    torch.save({"x": torch.arange(1000)}, whole)
+    contents = {"empty.pth": b"", "cut.pth": whole.read_bytes()[:2000], "text.pth": b"<html>not found</html>"}
+    contents |= {"cut.safetensors": b"\x10\0\0\0\0\0\0\0{", "empty.safetensors": b""}
+    for name, data in contents.items():
+        path = tmp_path / name
+        path.write_bytes(data)
+        text = message(lambda path=path: read_state_dict(path))
+        assert text.startswith(f"cannot read weights from {path} (") and text.endswith(
+            "give a state dict file"
+        )
+    for name, thing in {
+        "list.pth": [torch.ones(2)],
+        "nested.pth": {"state_dict": {"x": torch.ones(2)}},
+    }.items():
+        path = tmp_path / name
+        torch.save(thing, path)
+        text = message(lambda path=path: read_state_dict(path))
+        assert text == f"{path} holds no state dict of tensors; save model.state_dict()"
+
+
+class Malicious:
+    """Its pickle writes a file when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy", "pickle"])
+def test_code_in_a_weights_file_does_not_run(form, tmp_path):
+    mark, path = tmp_path / "it ran", tmp_path / "weights.pth"
+    if form == "pickle":
+        path.write_bytes(pickle.dumps({"x": Malicious(mark)}))
+    else:
+        torch.save({"x": Malicious(mark)}, path, _use_new_zipfile_serialization=form == "zip")
+    with pytest.raises(UserError, match="cannot read weights from"):
+        read_state_dict(path)
+    assert not mark.exists()
+    torch.load(path, weights_only=False) if form != "pickle" else pickle.loads(path.read_bytes())
+    assert mark.exists()  # the file was one that does run code
+
+
+def test_densenets_old_names_are_read(tmp_path, monkeypatch):
+    """torchvision's own download still has them: norm.1 for norm1."""
+    state = torchvision.models.densenet121(num_classes=3).state_dict()
+    old = {
+        key.replace("norm1", "norm.1")
+        .replace("norm2", "norm.2")
+        .replace("conv1", "conv.1")
+        .replace("conv2", "conv.2")
+        if "denselayer" in key
+        else key: value
+        for key, value in state.items()
+    }
+    assert "features.denseblock2.denselayer3.norm.2.running_var" in old
+    path = tmp_path / "old.pth"
+    torch.save(old, path)
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", lambda *_, **__: old)
+    for found in (pretrained_weights("densenet121", path), pretrained_weights("densenet121")):
+        assert list(found) == list(state)
+        assert all(torch.equal(found[key], value) for key, value in state.items())
+
+
+@pytest.mark.parametrize("name", ["lenet", "mobilenext"])
+def test_networks_without_weights_to_download(name):
+    text = message(lambda: pretrained_weights(name))
+    assert text == (
+        f"there are no ImageNet weights of {name} to download; pass --backbone-weights FILE (a state dict), or 'none' "
+        "to start at random"
+    )

@@ -1,0 +1,399 @@
+"""The API of caption.py --serve: its answers against `inference`, and everything that it refuses."""
+
+import base64
+import dataclasses
+import http.client
+import json
+import re
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from html.parser import HTMLParser
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sca_caption import checkpoint, images
+from sca_caption.config import SearchConfig
+from sca_caption.images import Transform
+from sca_caption.inference.captioning import Describer
+from sca_caption.models.attention_trace import attended_maps
+from sca_caption.serve.app import FILES, create_app
+from sca_caption.serve.guard import Guard
+from sca_caption.serve.limits import Limits
+from sca_caption.serve.options import Options, read_options
+from sca_caption.serve.schema import ERRORS, Answer, ModelCard
+from sca_caption.serve.upload import shown
+from tests.helpers.made_photos import encoded, message, photo
+from tests.helpers.web_server import SlowDescriber, get, post, running, serving, until
+
+DEFAULTS = SearchConfig(num_captions=3, max_length=8)
+
+
+@pytest.fixture(scope="module")
+def describer(tiny_checkpoint):
+    return Describer(tiny_checkpoint)
+
+
+@pytest.fixture(scope="module")
+def url(describer):
+    with serving(
+        describer, defaults=Options(DEFAULTS), limits=Limits(upload_bytes=2_000_000, pixels=400_000)
+    ) as url:
+        yield url
+
+
+def pixels_of(describer, path):
+    return torch.from_numpy(images.load(path, describer.transform)).permute(2, 0, 1)[None]
+
+
+def test_an_answer_holds_what_the_describer_finds(url, describer, photos):
+    for path in photos:
+        response = post(url, path)
+        found = response.json()
+        assert response.status_code == 200
+        batch = pixels_of(describer, path)
+        ((captions, trace),) = describer.searching(DEFAULTS).trace_batch(batch)
+        assert found["caption"] == captions[0].text
+        assert [each["text"] for each in found["captions"]] == [each.text for each in captions]
+        for name in ("score", "log_prob"):
+            wanted = [getattr(each, name) for each in captions]
+            assert [each[name] for each in found["captions"]] == pytest.approx(wanted, abs=1e-4)
+        assert found["captions"][0]["confidence"] is None
+        assert found["words"] == captions[0].text.split()
+        assert found["probabilities"] == pytest.approx(trace.probabilities.tolist(), rel=1e-3)
+        assert (found["width"], found["height"]) == Image.open(path).size
+        assert found["attention"]["region"] == [0, 0, 1, 1] and found["preview"] is None
+        maps = attended_maps(describer.model, batch)
+        for layer, wanted, excited in zip(found["attention"]["layers"], trace.layers, maps, strict=True):
+            assert (layer["layer"], layer["grid"]) == (wanted.name, [8, 8])
+            flat = wanted.spatial.reshape(len(found["words"]), 64)
+            np.testing.assert_allclose(layer["spatial"], flat, rtol=1e-3)
+            check_channels(layer, wanted.channel, excited[0])
+
+
+def check_channels(layer, weights, maps):
+    """weights (T, C), maps (C, 8, 8)"""
+    assert layer["channels"] == weights.shape[1]
+    for word, listed in enumerate(layer["channel"]):
+        times = weights[word] * weights.shape[1]
+        assert [each["times"] for each in listed] == pytest.approx(sorted(times, reverse=True)[:8], rel=1e-3)
+        for each in listed:
+            assert each["times"] == pytest.approx(times[each["index"]], rel=1e-3)
+            course = weights[:, each["index"]] * weights.shape[1]
+            assert each["course"] == pytest.approx(course.tolist(), rel=1e-3)
+            x, y = (int(place * 8) for place in each["peak"])
+            assert maps[each["index"], y, x] == pytest.approx(maps[each["index"]].max(), rel=1e-4)
+
+
+def test_settings_reach_the_search(url, describer, photos):
+    fields = {"beam_size": 2, "num_captions": 2, "min_length": 3, "max_length": 4, "length_penalty": -1.0,
+              "block_ngrams": 1, "sound_endings": False}  # fmt: skip
+    found = post(url, photos[5], **fields).json()
+    wanted = describer.searching(SearchConfig(**fields)).caption_batch(pixels_of(describer, photos[5]))[0]
+    assert [each["text"] for each in found["captions"]] == [each.text for each in wanted]
+    found = post(url, photos[0], mention="cat/dog, Water").json()["caption"].split()
+    assert {"cat", "dog"} & set(found) and "water" in found
+
+
+def test_a_narrower_beam_gives_fewer_captions_than_the_default(url, photos):
+    assert len(post(url, photos[0], beam_size=2).json()["captions"]) == 2
+
+
+def test_a_describer_without_its_nouns(tiny_checkpoint):
+    describer = Describer(tiny_checkpoint)
+    describer.namer, describer.words = object(), object()
+    assert describer.searching(DEFAULTS).namer is describer.namer
+    without = describer.searching(DEFAULTS, objects=False)
+    assert without.namer is None and without.words is describer.vocabulary
+    off = read_options({"objects": "off"}, Options(DEFAULTS), Limits())
+    assert off == Options(DEFAULTS, objects=False)
+
+
+def test_several_models_caption_without_attention(tiny_checkpoint, describer, photos):
+    with serving(Describer([tiny_checkpoint, tiny_checkpoint])) as url:
+        found = post(url, photos[2]).json()
+        assert found["caption"] == describer.caption_batch(pixels_of(describer, photos[2]))[0][0].text
+        assert found["attention"] is None and found["probabilities"] is None
+        assert get(f"{url}/api/model").json()["layers"] == []
+
+
+def test_what_the_model_saw_of_a_turned_photograph(tiny_checkpoint, tmp_path):
+    loaded = checkpoint.load(tiny_checkpoint)
+    exif = Image.Exif()
+    exif[images.ORIENTATION] = 6  # on its side
+    data = encoded(photo(1, (60, 40)), "JPEG", exif=exif)
+    with serving(Describer(dataclasses.replace(loaded, transform=Transform(32, "crop")))) as url:
+        found = post(url, data, preview=True).json()
+    assert (found["width"], found["height"]) == (40, 60)
+    assert found["attention"]["region"] == pytest.approx([0, 1 / 6, 1, 2 / 3])
+    head, _, content = found["preview"].partition(",")
+    assert head == "data:image/jpeg;base64"
+    (tmp_path / "x.jpg").write_bytes(base64.b64decode(content))
+    assert Image.open(tmp_path / "x.jpg").size == (40, 60)
+
+
+def test_files_that_are_no_images_get_the_command_lines_words(url, photos, tmp_path):
+    bad = {
+        "notes.txt": b"no image at all, but long enough to be looked at",
+        "torn.png": photos[1].read_bytes()[:60],
+        "half.jpg": encoded(photo(3), "JPEG")[:300],
+        "empty.jpg": b"",
+    }
+    for name, data in bad.items():
+        path = tmp_path / name
+        path.write_bytes(data)
+        response = post(url, path)
+        wanted = message(lambda path=path: images.load(path, Transform(32)))
+        assert response.status_code == 415
+        assert response.json() == {"error": wanted.replace(str(path), name)}
+
+
+def test_no_other_program_is_started_for_an_image(url, tmp_path):
+    """Pillow would have Ghostscript run an EPS file."""
+    (tmp_path / "x.eps").write_bytes(encoded(photo(1), "EPS"))
+    response = post(url, tmp_path / "x.eps")
+    assert response.status_code == 415
+    assert response.json()["error"] == "x.eps: a file of the kind EPS; convert it to JPEG or PNG"
+
+
+def test_too_many_pixels_are_not_decoded(url, monkeypatch):
+    monkeypatch.setattr(images, "decode", lambda *_: pytest.fail("decoded"))
+    response = post(url, encoded(Image.new("L", (1000, 500))))
+    assert response.status_code == 413
+    assert (
+        response.json()["error"]
+        == "a.png: 0.5 million pixels; at most 0.4 million are taken, make it smaller first"
+    )
+
+
+def test_too_many_bytes_are_refused_before_they_come(url):
+    connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
+    connection.putrequest("POST", "/api/caption")
+    connection.putheader("Content-Type", "multipart/form-data; boundary=x")
+    connection.putheader("Content-Length", "2000001")
+    connection.endheaders()
+    response = connection.getresponse()
+    assert response.status == 413
+    assert json.load(response) == {"error": "more than 2 MB; make the photograph smaller first"}
+
+
+def test_too_many_bytes_of_unknown_length_are_not_read_to_the_end(url):
+    sent = []
+
+    def endless():
+        yield b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+        for _ in range(4000):
+            sent.append(1)
+            yield bytes(100_000)
+
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    with httpx.Client(trust_env=False, timeout=60) as client:
+        response = client.post(f"{url}/api/caption", content=endless(), headers=kind)
+    assert response.status_code == 413
+    assert len(sent) < 4000
+
+
+def test_an_upload_that_stops_is_given_up(describer):
+    with serving(describer, limits=Limits(upload_seconds=0.2)) as url:
+        connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
+        connection.putrequest("POST", "/api/caption")
+        connection.putheader("Content-Type", "multipart/form-data; boundary=x")
+        connection.putheader("Content-Length", "1000")
+        connection.endheaders(b"--x")
+        response = connection.getresponse()
+        assert response.status == 408
+        assert json.load(response) == {"error": "not all there after 0.2 seconds; send it again"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "error"),
+    [
+        ({"num_captions": 8}, "--num-captions 8: must be at most --beam-size 7; ask for fewer captions"),
+        ({"beam_size": "two"}, "--beam-size 'two': must be a whole number"),
+        ({"beam_size": 0}, "--beam-size 0: must be at least 1"),
+        ({"beam_size": 21}, "--beam-size 21: must be at most 20 here"),
+        ({"max_length": 10**9}, "--max-length 1000000000: must be at most 50 here"),
+        ({"min_length": 9}, "--min-length 9: must be at most --max-length 8"),
+        ({"length_penalty": "nan"}, "--length-penalty 'nan': must be a number"),
+        ({"diversity": "inf"}, "--diversity 'inf': must be a number"),
+        ({"sound_endings": "perhaps"}, "--sound-endings 'perhaps': must be true or false"),
+        ({"mention": "dogs"}, "--mention 'dogs': not among the words that the model knows; nearest: dog"),
+        ({"mention": "a b c d"}, "--mention: at most 3 words, found 4; join alternatives by /: dog/puppy"),
+        ({"mention": "a" * 201}, "--mention: 201 characters; at most 200 are taken here"),
+        ({"beams": 2}, "unknown field 'beams'; one of: beam_size, block_ngrams, "),
+    ],
+)  # fmt: skip
+def test_settings_that_make_no_sense(url, photos, fields, error):
+    response = post(url, photos[0], **fields)
+    assert response.status_code == 422
+    assert response.json()["error"].startswith(error)
+    assert "\n" not in response.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "error"),
+    [
+        ({"content": b"x"}, 415, "no form; send a form (multipart/form-data) with the photograph as its field image"),
+        ({"json": {}}, 415, "no form; "),
+        ({"files": {"beam_size": (None, "3")}}, 400, "0 files in the form, none or more than the one needed; "),
+        ({"files": {"photo": ("a.png", b"x")}}, 400, "1 files in the form, "),
+        ({"files": [("image", ("a", b"x")), ("image", ("b", b"x"))]}, 400, "2 files in the form, "),
+        ({"content": b"xx", "headers": {"Content-Type": "multipart/form-data; boundary=y"}}, 400,
+         "a form that cannot be read ("),
+        ({"content": b"", "headers": {"Content-Type": "multipart/form-data"}}, 400, "a form that cannot be read ("),
+    ],
+)  # fmt: skip
+def test_requests_that_are_no_form_with_a_photograph(url, request_, status, error):
+    with httpx.Client(trust_env=False) as client:
+        response = client.post(f"{url}/api/caption", **request_)
+    assert response.status_code == status
+    assert response.json()["error"].startswith(error)
+
+
+def test_other_addresses_and_methods(url):
+    assert (get(f"{url}/docs").status_code, get(f"{url}/docs").json()) == (404, {"error": "not found"})
+    assert get(f"{url}/api/caption").json() == {"error": "method not allowed"}
+    assert get(f"{url}/../pyproject.toml").status_code == 404
+
+
+def test_a_full_queue_refuses_at_once_and_what_nobody_waits_for_is_not_done(tiny_checkpoint, photos):
+    slow = SlowDescriber(tiny_checkpoint)
+    app = create_app(slow, limits=Limits(waiting=2))
+    desk, signals = app.state.desk, slow.signals
+    with running(app) as url, ThreadPoolExecutor(3) as threads:
+        answers = [threads.submit(post, url, photos[0])]
+        assert signals.begun.acquire(timeout=60)
+        leaves = http.client.HTTPConnection(urlsplit(url).netloc, timeout=60)
+        form = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n%s\r\n--x--\r\n'
+        kind = {"Content-Type": "multipart/form-data; boundary=x"}
+        leaves.request("POST", "/api/caption", form % photos[1].read_bytes(), kind)
+        until(lambda: desk.taken == 2)
+        leaves.close()
+        until(lambda: desk.taken == 1)
+        answers += [threads.submit(post, url, path) for path in photos[2:4]]
+        until(lambda: desk.taken == 3)
+        refused = post(url, photos[4])
+        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "5")
+        assert refused.json() == {"error": "busy: 3 photographs are before yours; try again in 5 seconds"}
+        signals.may.release(3)
+        assert [answer.result().status_code for answer in answers] == [200] * 3
+        assert signals.count == 3
+        assert desk.taken == 0
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"Host": "localhost:1234"}, 200),
+        ({"Host": "[::1]:7860"}, 200),
+        ({"Host": "127.0.0.9"}, 200),
+        ({"Host": "evil.example"}, 400),
+        ({"Host": "127.0.0.1.evil.example:7860"}, 400),
+        ({"Host": "192.168.1.5:7860"}, 400),
+        ({"Host": "[::1"}, 400),
+        ({"Host": ""}, 400),
+        ({"Origin": "https://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": "http://localhost:1"}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site"}, 403),
+        ({"Sec-Fetch-Site": "same-origin"}, 200),
+    ],
+)
+def test_only_this_servers_page_and_programs_may_ask(url, photos, headers, status):
+    response = post(url, photos[0], headers=headers)
+    assert response.status_code == status
+    assert "access-control-allow-origin" not in response.headers
+    if "Host" in headers:
+        assert get(f"{url}/", headers=headers).status_code == status
+    own = {"Origin": url}
+    assert post(url, photos[0], headers=own).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("host", "open_to"), [("0.0.0.0", True), ("192.168.1.5", True), ("localhost", False)]
+)
+def test_a_server_for_others_answers_to_addresses_but_not_to_names(host, open_to):
+    guard = Guard(None, host)
+    assert guard.is_ours("192.168.1.5:7860") is open_to
+    assert guard.is_ours("localhost:7860") and not guard.is_ours("rebound.example:7860")
+
+
+def test_nothing_is_written_to_disk(url, monkeypatch):
+    def write(*_, **__):
+        raise AssertionError("a temporary file")
+
+    for name in ("TemporaryFile", "NamedTemporaryFile", "SpooledTemporaryFile", "mkstemp"):
+        monkeypatch.setattr(tempfile, name, write)
+    data = encoded(Image.effect_noise((600, 600), 90), "BMP") + bytes(1_400_000)
+    assert len(data) > 1_600_000
+    assert post(url, data).status_code == 200
+
+
+def test_every_answer_keeps_browsers_to_this_server(url):
+    for path in [*FILES, "/api/model", "/openapi.json", "/nothing"]:
+        headers = get(url + path).headers
+        policy = headers["content-security-policy"]
+        assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
+        assert headers["x-content-type-options"] == "nosniff" and headers["cache-control"] == "no-store"
+        assert "server" not in headers and "set-cookie" not in headers
+
+
+def test_the_page_asks_for_nothing_but_its_own_files(url):
+    wanted = set()
+
+    class Page(HTMLParser):
+        def handle_starttag(self, tag, attributes):
+            attributes = dict(attributes)
+            assert not {"style"} & set(attributes) and not any(name.startswith("on") for name in attributes)
+            wanted.update(attributes[name] for name in ("src", "href") if attributes.get(name))
+
+    Page().feed(get(f"{url}/").text)
+    scripts = [path for path in FILES if path.endswith(".js")]
+    for path in scripts:
+        wanted.update(re.findall(r'from "\./([^"]+)"', get(url + path).text))
+    local = {name for name in wanted if not name.startswith("data:")}
+    assert {f"/{name}" for name in local} == set(FILES) - {"/"} | {"/openapi.json", "/api/model"}
+    for path in FILES:
+        assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", get(url + path).text)
+
+
+def test_the_model_and_the_schema_say_what_holds(url, describer, photos):
+    card = ModelCard.model_validate(get(f"{url}/api/model").json(), strict=True)
+    assert card.vocabulary == 16 and card.layers == ["layer1.0", "layer1.1"] and not card.objects
+    assert card.defaults.model_dump() == vars(DEFAULTS) | {"mention": [], "objects": True}
+    assert (card.limits.upload_bytes, card.limits.pixels, card.limits.beam_size) == (2_000_000, 400_000, 20)
+    Answer.model_validate_json(post(url, photos[0]).text, strict=True)
+    schema = get(f"{url}/openapi.json").json()
+    assert schema["openapi"] == "3.1.0" and set(schema["paths"]) == {"/api/caption", "/api/model"}
+    text = json.dumps(schema)
+    references = set(re.findall(r'"#/components/schemas/(\w+)"', text))
+    assert references == set(schema["components"]["schemas"])
+    post_ = schema["paths"]["/api/caption"]["post"]
+    assert set(post_["responses"]) == {"200", *map(str, ERRORS)}
+    form = post_["requestBody"]["content"]["multipart/form-data"]["schema"]
+    known = {field.name for field in dataclasses.fields(SearchConfig)}
+    assert set(form["properties"]) == known | {"image", "mention", "objects", "preview"}
+    assert form["properties"]["num_captions"]["default"] == 3
+    for name in known:  # what the schema gives as a default is taken
+        assert post(url, photos[0], **{name: form["properties"][name]["default"]}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        (b"C:\\fakepath\\a.jpg", "a.jpg"),
+        (b"../../etc/passwd", "passwd"),
+        (b"a\x1b[31m\nb.png", "a[31mb.png"),
+        ("caf\u00e9.jpg".encode(), "caf\u00e9.jpg"),
+        (b"", "the image"),
+        (b"a" * 100, "a" * 79 + "…"),
+    ],
+)
+def test_names_in_messages(name, wanted):
+    assert shown(name) == wanted

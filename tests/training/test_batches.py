@@ -1,0 +1,160 @@
+"""What training feeds the captioner: each image once for all of its captions, in views that these describe."""
+
+import dataclasses
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sca_caption.config import TrainConfig
+from sca_caption.datasets.hdf5_reader import CaptionData
+from sca_caption.models.sca_cnn import SCACNN
+from sca_caption.training import batches
+from sca_caption.training import loop as training
+from sca_caption.training.batches import LONGEST, CaptionedImages, collate
+from tests.helpers.made_photos import encoded, record, write
+from tests.helpers.toy_backbone import toy  # noqa: F401
+from tests.helpers.training_runs import QUICK, captioner, run, source
+
+pytestmark = pytest.mark.usefixtures("toy", "no_tensorboard")
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "squares.h5"
+    write(source(), path, encoding="raw")
+    return path
+
+
+@pytest.fixture
+def data(path) -> CaptionData:
+    return CaptionData(path)
+
+
+@pytest.fixture
+def no_tensorboard(monkeypatch):
+    monkeypatch.setattr(training, "draw_progress", lambda *_: None)
+    monkeypatch.setattr(
+        training, "summary_writer", lambda output: None
+    )  # its import takes longer than the tests
+
+
+def test_each_image_is_read_once_an_epoch(data, tmp_path, monkeypatch):
+    reads, image = Counter(), CaptionData.image
+
+    def counting(self, index):
+        reads[int(index)] += 1
+        return image(self, index)
+
+    monkeypatch.setattr(CaptionData, "image", counting)
+    run(data, tmp_path, QUICK)
+    assert reads == {
+        i: 2 for i in range(10)
+    }  # all of training and validation in each of two epochs, none of test
+
+
+def test_an_image_is_encoded_once_for_all_of_its_captions(data, tmp_path, monkeypatch):
+    seen, encode = [], SCACNN.encode
+
+    def counting(self, images):
+        seen.append(len(images))
+        return encode(self, images)
+
+    monkeypatch.setattr(SCACNN, "encode", counting)
+    run(data, tmp_path, dataclasses.replace(QUICK, epochs=1))
+    assert seen == [3, 3, 1, 3]  # batches of three of seven images, and the validation's
+
+
+def redder_left(image: torch.Tensor) -> bool:
+    half = image.float()[0].mean(0)
+    return bool(half[:16].mean() > half[16:].mean())
+
+
+def test_images_whose_captions_name_a_side_are_never_mirrored(tmp_path):
+    given = source(sided=True)
+    for i, each in enumerate(given.records):
+        image = Image.new("RGB", (32, 32), "black")
+        image.paste(Image.new("RGB", (16, 32), "red"), (0, 0))
+        given.records[i] = dataclasses.replace(each, read=record(i, data=encoded(image)).read)
+    write(given, tmp_path / "sided.h5", encoding="raw")
+    data = CaptionData(tmp_path / "sided.h5")
+    views = CaptionedImages(data, TrainConfig(), augment=True)
+    for i in range(7):
+        mirrored = sum(not redder_left(views[epoch, i][0]) for epoch in range(60))
+        if i % 2:
+            assert mirrored == 0, data.references(i)
+        else:
+            assert 15 < mirrored < 45  # of 60 coins
+    plain = CaptionedImages(data, TrainConfig(), augment=False)
+    assert all(np.array_equal(plain[0, i][0].permute(1, 2, 0), data.image(i)) for i in range(7))
+
+
+def test_a_view_depends_on_seed_epoch_and_image_alone(data):
+    one, same, other = (
+        CaptionedImages(CaptionData(data.path), TrainConfig(seed=seed), augment=True) for seed in (3, 3, 4)
+    )
+    wanted = one[5, 2][0]
+    assert wanted.shape == (3, 32, 32) and wanted.dtype == torch.uint8
+    assert [same[key] is None for key in ((0, 0), (7, 1))] == [False, False]  # others drawn in between
+    assert torch.equal(same[5, 2][0], wanted)
+    assert not torch.equal(other[5, 2][0], wanted)
+    assert not torch.equal(one[6, 2][0], wanted)
+    assert one[5, 2][1] == data.captions(2)
+
+
+def test_views_are_as_small_and_as_lit_as_told(tmp_path):
+    ramp = np.tile(np.arange(32, dtype=np.uint8)[None, :, None] * 2 + 96, (32, 1, 3))
+    given = source()
+    given.records[0] = record(0, data=encoded(Image.fromarray(ramp)))
+    write(given, tmp_path / "ramp.h5", encoding="raw")
+
+    def ranges(**changes):
+        """Of each view's columns, and of the views."""
+        views = CaptionedImages(CaptionData(tmp_path / "ramp.h5"), TrainConfig(**changes), augment=True)
+        found = torch.stack([views[epoch, 0][0].float() for epoch in range(40)])
+        return found.mean((1, 2)).aminmax(dim=1), found.mean((1, 2, 3)).aminmax()
+
+    (columns, same), (fewer, lit) = (
+        ranges(smallest_view=1.0, lighting=0.0), ranges(smallest_view=0.1, lighting=0.4)
+    )  # fmt: skip
+    assert (columns.max - columns.min).min() > 62 * 0.75**0.5 - 3 > 2 * (fewer.max - fewer.min).min()
+    assert same.max - same.min < 62 * 0.25 < lit.max - lit.min
+
+
+def test_workers_bring_the_same_batches(data):
+    views = CaptionedImages(data, TrainConfig(), augment=True)
+    keys = [(1, i) for i in (4, 2, 6, 0, 1)]
+    alone = list(batches.loader(views, keys, QUICK, collate))
+    helped = list(batches.loader(views, keys, dataclasses.replace(QUICK, workers=2), collate))
+    for a, b in zip(alone, helped, strict=True):
+        assert torch.equal(a.images, b.images) and torch.equal(a.captions, b.captions)
+        assert torch.equal(a.image_index, b.image_index)
+
+
+def test_very_long_captions_are_cut(tmp_path):
+    given = source()
+    given.records[0] = dataclasses.replace(given.records[0], captions=("dog " * 60,))
+    write(given, tmp_path / "long.h5", encoding="raw")
+    views = CaptionedImages(CaptionData(tmp_path / "long.h5"), TrainConfig(), augment=False)
+    assert [len(caption) for caption in views[0, 0][1]] == [LONGEST]
+
+
+def test_stored_features_train_as_the_images_they_are_of(data, tmp_path):
+    """To float16, with a frozen CNN and no augmentation."""
+    config = dataclasses.replace(QUICK, augment=False)
+    model = captioner(data).eval()
+
+    @torch.no_grad()
+    def encode(pixels):
+        return [x.numpy() for x in model.encode(torch.from_numpy(pixels).permute(0, 3, 1, 2))]
+
+    write(source(), tmp_path / "features.h5", encoding="features", encode=encode)
+    features = CaptionData(tmp_path / "features.h5")
+    assert len(features.features(0)) == 2  # the attended map and the shortcut past it
+    wanted, _ = run(data, tmp_path / "images", config)
+    found, _ = run(features, tmp_path / "features", config)
+    for a, b in zip(found, wanted, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)

@@ -1,0 +1,229 @@
+"""Training classifiers: views of images, and the loop that captioners train in."""
+
+import dataclasses
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sca_caption import checkpoint
+from sca_caption.config import ClassifierConfig, ClassifierTrainConfig
+from sca_caption.datasets.classification import LabelledImages, open_dataset
+from sca_caption.images import Transform
+from sca_caption.models.classifier import Classifier
+from sca_caption.training import loop as training
+from sca_caption.training.classification_task import ClassifyTask, Views, view
+from sca_caption.training.ema import WeightAverage
+from sca_caption.training.loop import train
+from tests.helpers.classified_pictures import class_folders
+from tests.helpers.made_photos import message
+
+QUICK = ClassifierTrainConfig(epochs=2, batch_size=8, workers=0, lr=0.01, views="none")
+SMALL = Transform(32, "crop")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return class_folders(tmp_path_factory.mktemp("pictures") / "fruit")
+
+
+@pytest.fixture
+def data(root) -> LabelledImages:
+    return open_dataset("folder", root)
+
+
+@pytest.fixture(autouse=True)
+def no_tensorboard(monkeypatch):
+    monkeypatch.setattr(training, "summary_writer", lambda output: None)
+    monkeypatch.setattr(training, "draw_progress", lambda *_: None)
+
+
+def classifier(data: LabelledImages, **changes) -> Classifier:
+    torch.manual_seed(0)
+    config = ClassifierConfig(backbone="lenet", attention="se", image_size=32, classes=data.classes)
+    return Classifier(dataclasses.replace(config, **changes))
+
+
+class Interruption(Exception):
+    pass
+
+
+def run(data, output, config, stop_after=None, resume=False, **changes):
+    """(history, lines said); stop_after: the run dies once that many epochs have been reported."""
+    lines = []
+
+    def say(line: str) -> None:
+        lines.append(line)
+        if stop_after is not None and line.startswith(f"epoch {stop_after:2}/"):
+            raise Interruption
+
+    resumed = checkpoint.load(output / "last.pt", "classify") if resume else None
+    model = resumed.model if resume else classifier(data, **changes)
+    source = {"dataset": "folder", "root": "fruit"}
+    return train(ClassifyTask(model, data, config, source), config, output, resumed, say), lines
+
+
+# ---- views -----------------------------------------------------------------------------------------------------------
+
+
+def numbered(height: int, width: int) -> np.ndarray:
+    """Pixels that say where they are: (row, column, 7)."""
+    rows, columns = np.mgrid[1 : height + 1, 1 : width + 1]
+    return np.stack([rows, columns, np.full_like(rows, 7)], 2).astype(np.uint8)
+
+
+def test_pad_shifts_by_up_to_four_and_mirrors_half():
+    config = dataclasses.replace(QUICK, views="pad")
+    seen, mirrored = set(), 0
+    for i in range(600):
+        found = view(numbered(32, 32), SMALL, random.Random(i), config)
+        assert found.shape == (32, 32, 3)
+        inside = found[found[:, :, 2] == 7]  # the rest is the border, black
+        assert found[found[:, :, 2] != 7].sum() == 0
+        flipped = bool(found[16, 15, 1] > found[16, 16, 1])
+        mirrored += flipped
+        upright = found[:, ::-1] if flipped else found
+        rows, columns = int(upright[16, 16, 0]) - 17, int(upright[16, 16, 1]) - 17
+        seen.add((rows, columns))
+        assert len(inside) == (32 - abs(rows)) * (32 - abs(columns))
+    assert seen == {(y, x) for y in range(-4, 5) for x in range(-4, 5)}
+    assert 250 < mirrored < 350
+
+
+def test_resized_keeps_at_least_the_smallest_share():
+    config = dataclasses.replace(QUICK, views="resized", smallest_view=0.25)
+    shares, mirrored = [], 0
+    for i in range(300):
+        found = view(numbered(120, 120), SMALL, random.Random(i), config).astype(int)
+        height, width = found[-1, 0, 0] - found[0, 0, 0], found[0, -1, 1] - found[0, 0, 1]
+        shares.append(height * abs(width) / 120**2 * (32 / 31) ** 2)
+        mirrored += width < 0
+        assert 0.6 < height / abs(width) < 1.7  # aspects 3/4 to 4/3, and roundings
+    assert 0.2 < min(shares) < 0.3 and max(shares) > 0.85
+    assert 110 < mirrored < 190
+
+
+def test_a_view_depends_on_seed_epoch_and_image_alone(data):
+    config = dataclasses.replace(QUICK, views="resized", seed=3)
+    one, same = Views(data, SMALL, config), Views(data, SMALL, config)
+    other = Views(data, SMALL, dataclasses.replace(config, seed=4))
+    wanted, label = one[5, 2]
+    assert wanted.shape == (3, 32, 32) and wanted.dtype == torch.uint8 and label == data.labels[2]
+    assert [same[key] is None for key in ((0, 0), (7, 1))] == [False, False]  # others drawn in between
+    assert torch.equal(same[5, 2][0], wanted)
+    assert not torch.equal(other[5, 2][0], wanted) and not torch.equal(one[6, 2][0], wanted)
+
+
+def test_validation_sees_the_centre_square(data):
+    pixels, _ = Views(data, SMALL)[0, 3]  # 40 x 32 pixels: four columns fall away on each side
+    assert np.array_equal(pixels.permute(1, 2, 0).numpy(), data.pixels(3)[:, 4:36])
+
+
+# ---- the loop --------------------------------------------------------------------------------------------------------
+
+RESUMED = {
+    "recipe": {"schedule": "step", "warmup": 0.1, "views": "pad"},
+    "all at once": {"ema": 0.9, "mixup": 0.4, "label_smoothing": 0.1, "views": "resized", "clip": 1.0},
+    "adamw": {"optimizer": "adamw", "lr": 1e-3, "workers": 1, "limit": 17},
+}
+
+
+@pytest.mark.parametrize("changes", RESUMED.values(), ids=list(RESUMED))
+def test_a_resumed_run_is_the_uninterrupted_one(changes, data, tmp_path):
+    config = dataclasses.replace(QUICK, epochs=4, **changes)
+    history, _ = run(data, tmp_path / "whole", config)
+    with pytest.raises(Interruption):
+        run(data, tmp_path / "parts", config, stop_after=2)
+    resumed, lines = run(data, tmp_path / "parts", config, resume=True)
+    assert [line[:9] for line in lines if line.startswith("epoch")] == ["epoch  3/", "epoch  4/"]
+    timing = {"seconds", "images_a_second"}
+    assert [{k: v for k, v in r.items() if k not in timing} for r in resumed] == [
+        {k: v for k, v in r.items() if k not in timing} for r in history
+    ]
+    for name in ("last.pt", "best.pt"):
+        whole, parts = (checkpoint.load(tmp_path / f / name, "classify") for f in ("whole", "parts"))
+        for found, wanted in (
+            (parts.model.state_dict(), whole.model.state_dict()),
+            (parts.extra, whole.extra),
+        ):
+            assert found.keys() == wanted.keys()
+            assert all(torch.equal(value, wanted[key]) for key, value in found.items())
+
+
+def test_it_learns_and_its_accuracy_is_counted_one_by_one(data, tmp_path):
+    history, lines = run(data, tmp_path, dataclasses.replace(QUICK, epochs=6, optimizer="adamw", lr=5e-3))
+    best = checkpoint.load(tmp_path / "best.pt", "classify")
+    views, rows = Views(data, SMALL), data.indices("val")
+    with torch.no_grad():
+        right = [int(best.model(views[0, i][0][None]).argmax()) == data.labels[i] for i in rows]
+    assert max(r["top-1"] for r in history) == best.metrics["val"]["top-1"] == 100 * np.mean(right)
+    assert best.metrics["val"]["top-1"] > 85 and best.metrics["val"]["top-5"] == 100
+    assert best.metrics["data"] == {"dataset": "folder", "root": "fruit"}
+    assert lines[0].startswith("lenet + se on folder: 32 training and 8 validation images (")
+    assert lines[-1].startswith("epoch  6/6  loss ") and "val top-1 " in lines[-1]
+
+
+def test_an_epoch_is_every_image_once_but_for_a_broken_batch(data):
+    task = ClassifyTask(classifier(data), data, dataclasses.replace(QUICK, batch_size=5), {})
+    seen = torch.cat([labels for _, labels in task.batches(0)])
+    assert (task.steps, task.images, len(seen)) == (6, 30, 30)
+    orders = [next(iter(task.batches(epoch)))[1].tolist() for epoch in (0, 0, 1)]
+    assert orders[0] == orders[1] != orders[2]
+
+    limited = ClassifyTask(classifier(data), data, dataclasses.replace(QUICK, limit=9), {})
+    assert limited.images == 8 and set(limited.rows) < set(data.indices("train"))
+
+
+def test_too_few_images_for_a_batch(data):
+    config = dataclasses.replace(QUICK, batch_size=64)
+    text = message(lambda: ClassifyTask(classifier(data), data, config, {}))
+    assert text == "--batch-size 64: more than the 32 training images; give a smaller one"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_is_one_line_wherever_it_is_read(workers, tmp_path):
+    root = class_folders(tmp_path / "fruit")
+    (root / "leaf" / "3.png").write_bytes(b"no picture")
+    text = message(
+        lambda: run(
+            open_dataset("folder", root), tmp_path / "run", dataclasses.replace(QUICK, workers=workers)
+        )
+    )
+    assert text.startswith(f"{root / 'leaf' / '3.png'}: ")
+
+
+# ---- the moving average ----------------------------------------------------------------------------------------------
+
+
+def test_the_average_is_its_recurrence():
+    model = torch.nn.BatchNorm1d(1)
+    average = WeightAverage(model, 0.75)
+    wanted = 1.0
+    for step, value in enumerate([2.0, -1.0, 4.0, 0.5, 3.0, 3.0, 1.0, 8.0, 2.0, 5.0]):
+        with torch.no_grad():
+            model.weight.fill_(value)
+            model.num_batches_tracked += 1
+        average.update(model)
+        decay = min(0.75, (1 + step) / (10 + step))
+        wanted = decay * wanted + (1 - decay) * value
+    with average.applied(model):
+        assert model.weight.item() == pytest.approx(wanted) and model.num_batches_tracked == 10
+    assert model.weight.item() == 5.0
+
+
+def test_what_is_scored_and_kept_is_the_average(data, tmp_path, monkeypatch):
+    scored = []
+    validate = ClassifyTask.validate
+
+    def watched(self):
+        scored.append({k: v.clone() for k, v in self.model.state_dict().items()})
+        return validate(self)
+
+    monkeypatch.setattr(ClassifyTask, "validate", watched)
+    run(data, tmp_path, dataclasses.replace(QUICK, epochs=1, ema=0.9))
+    best, last = (checkpoint.load(tmp_path / f"{name}.pt", "classify") for name in ("best", "last"))
+    for name, value in best.model.state_dict().items():
+        assert torch.equal(value, scored[0][name]) and torch.equal(value, last.extra[f"average.{name}"])
+    assert any(not torch.equal(v, scored[0][k]) for k, v in last.model.state_dict().items())

@@ -1,0 +1,53 @@
+"""The picture of validation scores: what stands in last.pt is what is drawn."""
+
+import pytest
+
+from sca_caption import checkpoint
+from sca_caption.checkpoint import Checkpoint
+from sca_caption.cli.curves import main
+from sca_caption.images import Transform
+from sca_caption.training.plots import draw, scores
+from sca_caption.vocab import Vocabulary
+from tests.conftest import TINY_WORDS, tiny_captioner
+from tests.helpers.made_photos import message
+
+HISTORY = [
+    {"epoch": 0, "CIDEr": 50.0},
+    {"epoch": 1, "reward": 0.4, "CIDEr": 53.5},
+    {"epoch": 2, "CIDEr": 55.0},
+]
+
+
+@pytest.fixture
+def run(tmp_path):
+    def made(name: str, history: list[dict]):
+        snapshot = Checkpoint(
+            tiny_captioner(), Vocabulary(TINY_WORDS), Transform(32), {}, {"history": history}
+        )
+        checkpoint.save(tmp_path / name / "last.pt", snapshot)
+        return tmp_path / name
+
+    return made
+
+
+def test_the_lines_are_the_scores(run):
+    found = {"critical": scores(run("a", HISTORY)), "plain": scores(run("b", HISTORY[1:]))}
+    axes = draw(found).axes[0]
+    assert [line.get_xydata().tolist() for line in axes.lines] == [
+        [[0, 50.0], [1, 53.5], [2, 55.0]],
+        [[1, 53.5], [2, 55.0]],
+    ]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["critical", "plain"]
+
+
+def test_the_program(run, tmp_path, capsys):
+    assert main([str(run("a", HISTORY)), "--output", str(tmp_path / "curve.svg")]) == 0
+    assert "<svg" in (tmp_path / "curve.svg").read_text()
+    assert main([str(run("b", [{"epoch": 1, "loss": 3.0}])), "--output", str(tmp_path / "b.svg")]) == 2
+    assert (
+        capsys.readouterr().err
+        == f"error: {tmp_path / 'b' / 'last.pt'} has no CIDEr of validation images; give another run\n"
+    )
+    assert message(lambda: scores(tmp_path / "none")).startswith("cannot load checkpoint ")
+    assert main([str(tmp_path / "a"), "--output", str(tmp_path / "curve.gif")]) == 2
+    assert "unknown kind of picture '.gif'" in capsys.readouterr().err

@@ -1,0 +1,38 @@
+"""`--init` with another vocabulary: what both models know is kept."""
+
+import torch
+
+from sca_caption.checkpoint import Checkpoint
+from sca_caption.config import ModelConfig
+from sca_caption.images import Transform
+from sca_caption.models.sca_cnn import SCACNN
+from sca_caption.training.caption_task import initialise_from
+from sca_caption.vocab import Vocabulary
+
+SIZES = {"attention_width": 4, "embedding_size": 5, "lstm_size": 6, "dropout": 0.0}
+
+
+def captioner(words: str, **config) -> tuple[SCACNN, Vocabulary]:
+    vocabulary = Vocabulary(words.split())
+    torch.manual_seed(len(vocabulary))
+    return SCACNN(ModelConfig(layers=("features.2",), **(SIZES | config)), len(vocabulary)), vocabulary
+
+
+def test_words_that_both_know_keep_their_vectors_and_others_start_anew():
+    (old, before), (new, after) = captioner("dog runs a"), captioner("a cat runs fast today")
+    fresh = {name: value.clone() for name, value in new.state_dict().items()}
+    assert initialise_from(new, Checkpoint(old, before, Transform(32), {}), after.words) == []
+    for name, value in new.state_dict().items():
+        if not name.startswith(("word.", "embedding.")):
+            torch.testing.assert_close(value, old.state_dict()[name])
+            continue
+        for i, word in enumerate(after.words):
+            known = word in before.words
+            wanted = old.state_dict()[name][before.words.index(word)] if known else fresh[name][i]
+            torch.testing.assert_close(value[i], wanted)
+
+
+def test_another_size_of_embedding_is_left_out_and_told():
+    (old, words), (new, _) = captioner("dog a"), captioner("dog a", embedding_size=3)
+    left = initialise_from(new, Checkpoint(old, words, Transform(32), {}), words.words)
+    assert {"embedding.weight", "word.weight"} <= set(left) and "word.bias" not in left

