@@ -39,7 +39,7 @@ from torch import Tensor
 from sca_caption import images
 from sca_caption.config import BATCH_SIZE, SearchConfig
 from sca_caption.images import ImageError
-from sca_caption.inference.captioning import Caption, Describer, Result
+from sca_caption.inference.captioning import Caption, CaptionPipeline, Result
 from sca_caption.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ class Captioner:
     methods raise `UserError` for what a user can get wrong.
     """
 
-    def __init__(self, describer: Describer):
-        self.describer = describer
+    def __init__(self, pipeline: CaptionPipeline):
+        self.pipeline = pipeline
 
     @classmethod
     def load(
@@ -77,7 +77,7 @@ class Captioner:
         people, dogs and colours out of captions of other things.
         """
         several = [Path(checkpoint)] if isinstance(checkpoint, str | os.PathLike) else checkpoint
-        return cls(Describer(several, device=device, batch_size=batch_size, objects=objects))
+        return cls(CaptionPipeline(several, device=device, batch_size=batch_size, objects=objects))
 
     @overload
     def caption(self, pictures: Picture, *, mention: Sequence[str] = (), **search: float) -> str: ...
@@ -112,19 +112,19 @@ class Captioner:
 
         One that cannot be read has an `error` in its result in place of `captions`, and the others go on.
         """
-        describer = self.describer
+        pipeline = self.pipeline
         if mention or search:
-            describer = describer.searching(SearchConfig(**search), mention)
-        return describer.stream(pictures, self._read)
+            pipeline = pipeline.searching(SearchConfig(**search), mention)
+        return pipeline.stream(pictures, self._read)
 
     def explain(self, picture: Picture, caption: str | None = None) -> "Explanation":
         """What was attended at every word of the caption, or would be of another, as numbers and figures."""
         from sca_caption.explain.explanation import explain
 
-        return explain(self.describer, source_of(picture), caption)
+        return explain(self.pipeline, source_of(picture), caption)
 
     def _read(self, picture: Picture) -> np.ndarray:
-        return images.load(source_of(picture), self.describer.transform)
+        return images.load(source_of(picture), self.pipeline.transform)
 
 
 def captions_of(result: Result) -> tuple[Caption, ...]:

@@ -158,7 +158,9 @@ def load(path: str | Path | None = None, task: str = "caption") -> Checkpoint:
         if getattr(model.config, "tie_embeddings", False):
             weights["word.weight"] = weights["embedding.weight"]
         model.load_state_dict(weights)
-        objects, consensus, subjects = (of(text, tensors) for of in (_objects_of, _consensus_of, _subjects_of))
+        objects, consensus, subjects = (
+            of(text, tensors) for of in (_objects_of, _consensus_of, _subjects_of)
+        )
     except (RuntimeError, KeyError) as error:
         first = " ".join(str(error).split())[:200]
         raise UserError(
@@ -167,7 +169,15 @@ def load(path: str | Path | None = None, task: str = "caption") -> Checkpoint:
     extra = {k.removeprefix(_EXTRA): v for k, v in tensors.items() if k.startswith(_EXTRA)}
     transform = Transform.from_dict(text["transform"])
     return Checkpoint(
-        model.eval(), vocabulary, transform, text["metrics"], text["training"], extra, objects, consensus, subjects
+        model.eval(),
+        vocabulary,
+        transform,
+        text["metrics"],
+        text["training"],
+        extra,
+        objects,
+        consensus,
+        subjects,
     )
 
 
@@ -193,7 +203,9 @@ def _consensus_of(text: dict, tensors: dict[str, Tensor]) -> Consensus | None:
     if not text.get("consensus"):
         return None
     weights = {k.removeprefix(_CONSENSUS): v.float() for k, v in tensors.items() if k.startswith(_CONSENSUS)}
-    channels = text["consensus"].get("channels") or [len(weights["centre"])]  # earlier files say the rank alone
+    channels = text["consensus"].get("channels") or [
+        len(weights["centre"])
+    ]  # earlier files say the rank alone
     consensus = Consensus(channels, len(text["words"]) + len(SPECIALS), text["consensus"]["rank"])
     consensus.load_state_dict(weights)
     return consensus.eval()
@@ -203,7 +215,9 @@ def _subjects_of(text: dict, tensors: dict[str, Tensor]) -> Subjects | None:
     if not text.get("subjects"):
         return None
     subjects = Subjects(**text["subjects"])
-    subjects.load_state_dict({k.removeprefix(_SUBJECTS): v for k, v in tensors.items() if k.startswith(_SUBJECTS)})
+    subjects.load_state_dict(
+        {k.removeprefix(_SUBJECTS): v for k, v in tensors.items() if k.startswith(_SUBJECTS)}
+    )
     return subjects.eval()
 
 

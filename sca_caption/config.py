@@ -7,9 +7,12 @@ from dataclasses import dataclass, field
 from sca_caption.runtime.errors import UserError
 
 
-def setting(default, help: str, choices: Sequence[str] | None = None):
-    """A dataclass field that also says how it appears in `--help`."""
-    return field(default=default, metadata={"help": help, "choices": choices})
+def setting(default, help: str, choices: Sequence[str] | None = None, was: str = ""):
+    """A dataclass field that also says how it appears in `--help`.
+
+    was: its name in earlier versions, which files and flags may still have.
+    """
+    return field(default=default, metadata={"help": help, "choices": choices, "was": was})
 
 
 @dataclass(frozen=True)
@@ -19,9 +22,7 @@ class ModelConfig:
     backbone: str = setting("mobilenet_v2", "CNN, any classifier of torchvision")
     backbone_attention: str = setting("", "attention block inside the CNN, e.g. se, cbam (default: none)")
     backbone_at: tuple[str, ...] = setting((), "stages that have it (default: where its authors put it)")
-    layers: tuple[str, ...] = setting(
-        ("2",), "attended layers: the last so many, or names, lowest first"
-    )
+    layers: tuple[str, ...] = setting(("2",), "attended layers: the last so many, or names, lowest first")
     attention: str = setting("C-S", "spatial, channel-wise, or both in this order", ("S", "C", "S-C", "C-S"))
     attention_width: int = setting(128, "k, width of the attention's hidden layer")
     embedding_size: int = setting(256, "size of word embeddings")
@@ -104,7 +105,7 @@ class TrainConfig(RunConfig):
         "cider: self-critical training of a model that can caption already (see --init)",
         ("cross-entropy", "cider"),
     )
-    samples: int = setting(5, "captions drawn an image with --objective cider")
+    train_sample_n: int = setting(5, "captions drawn an image with --objective cider", was="samples")
     sample_temperature: float = setting(0.5, "of those; at 1 they have words no search would say")
     bleu_weight: float = setting(0.0, "with --objective cider: what BLEU-4 counts beside CIDEr's 1")
     cross_entropy_weight: float = setting(0.0, "of cross-entropy in --objective cider, against drift")
@@ -117,28 +118,30 @@ class TrainConfig(RunConfig):
     backbone_lr: float = setting(1e-4, "peak learning rate of the CNN")
     finetune_backbone_at: int = setting(2, "epoch (from 0) at which the CNN starts to learn; -1: never")
     finetune_from: str = setting("", "first layer of the CNN that learns then (default: all of it does)")
-    doubly_stochastic: float = setting(0.0, "weight of a loss (1 - sum of alpha over words)^2")
+    attention_penalty: float = setting(
+        0.0, "weight of a loss (1 - sum of alpha over words)^2", was="doubly_stochastic"
+    )
     augment: bool = setting(True, "crop, lighting, and mirroring of images whose captions name no side")
-    smallest_view: float = setting(0.7, "least share of the area that --augment keeps")
-    lighting: float = setting(0.15, "most by which it changes brightness and contrast")
+    crop_scale: float = setting(0.7, "least share of the area that --augment keeps", was="smallest_view")
+    color_jitter: float = setting(0.15, "most by which it changes brightness and contrast", was="lighting")
     validation_beam: int = setting(1, "beam size of the captions that validation scores")
     validation_length_penalty: float = setting(0.6, "of that beam search, see caption.py")
 
     def __post_init__(self):
         super().__post_init__()
         require(self, "validation_beam", self.validation_beam >= 1, "at least 1")
-        require(self, "smallest_view", 0 < self.smallest_view <= 1, "above 0, at most 1")
-        for name in ("word_dropout", "scheduled_sampling", "lighting"):
+        require(self, "crop_scale", 0 < self.crop_scale <= 1, "above 0, at most 1")
+        for name in ("word_dropout", "scheduled_sampling", "color_jitter"):
             require(self, name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
         for name in (
-            "doubly_stochastic",
+            "attention_penalty",
             "backbone_lr",
             "bleu_weight",
             "cross_entropy_weight",
             "teacher_weight",
         ):
             require(self, name, getattr(self, name) >= 0, "0 or more")
-        require(self, "samples", self.samples >= 2, "at least 2")
+        require(self, "train_sample_n", self.train_sample_n >= 2, "at least 2")
         require(self, "sample_temperature", 0 < self.sample_temperature < float("inf"), "above 0")
 
 
@@ -159,14 +162,16 @@ class ClassifierTrainConfig(RunConfig):
         "resized", "of training images; pad: 4 pixels, then a random crop; resized: a random part; both mirrored",
         VIEWS,
     )  # fmt: skip
-    smallest_view: float = setting(0.25, "least share of the area that --views resized keeps")
+    crop_scale: float = setting(
+        0.25, "least share of the area that --views resized keeps", was="smallest_view"
+    )
     mixup: float = setting(0.0, "alpha of mixup, which blends pairs of images and their labels; 0: none")
     limit: int = setting(0, "training images used, a random choice that the seed fixes; 0: all")
 
     def __post_init__(self):
         super().__post_init__()
         require(self, "views", self.views in VIEWS, "none, pad or resized")
-        require(self, "smallest_view", 0 < self.smallest_view <= 1, "above 0, at most 1")
+        require(self, "crop_scale", 0 < self.crop_scale <= 1, "above 0, at most 1")
         for name in ("mixup", "limit"):
             require(self, name, getattr(self, name) >= 0, "0 or more")
 
@@ -209,7 +214,7 @@ CIFAR = {"backbone": "resnet18", "stem": "cifar", "image_size": 32, "epochs": 16
 CALTECH = {"image_size": 224, "epochs": 20, "batch_size": 16, "lr": 5e-3, "weight_decay": 5e-4}
 # imagenet: the light models' recipe of the Coordinate Attention paper.
 IMAGENET = {"image_size": 224, "epochs": 200, "batch_size": 256, "lr": 0.05, "weight_decay": 4e-5,
-            "smallest_view": 0.08, "workers": 8}  # fmt: skip
+            "crop_scale": 0.08, "workers": 8}  # fmt: skip
 SHAPES_CLASSES = {"backbone": "resnet18", "image_size": 64, "epochs": 6, "batch_size": 32, "optimizer": "adamw",
                   "lr": 1e-3, "weight_decay": 0.01, "views": "none", "workers": 0}  # fmt: skip
 CLASSIFIER_PRESETS: dict[str, dict] = {
@@ -220,6 +225,8 @@ CLASSIFIER_PRESETS: dict[str, dict] = {
 def from_dict(config: type, values: dict):
     """A config from what `dataclasses.asdict` gave, after a trip through JSON. Raises UserError on unknown settings."""
     names = {f.name for f in dataclasses.fields(config)}
+    earlier = {f.metadata["was"]: f.name for f in dataclasses.fields(config) if f.metadata.get("was")}
+    values = {earlier.get(name, name): value for name, value in values.items()}
     unknown = sorted(set(values) - names)
     if unknown:
         raise UserError(
@@ -242,9 +249,13 @@ class SearchConfig:
     length_penalty: float = setting(
         0.6, "rank by log-probability / length^X; 0: as it is; more favours longer captions"
     )
-    block_ngrams: int = setting(2, "never say the same N words in a row twice, nor 'W W' or 'W and W'; 0: off")
-    sound_endings: bool = setting(True, "never end in 'a', 'with', 'and', ...")
-    consensus: float = setting(5.5, "nats added to captions of the words that people would use; 0: off")
+    block_ngrams: int = setting(
+        2, "never say the same N words in a row twice, nor 'W W' or 'W and W'; 0: off"
+    )
+    remove_bad_endings: bool = setting(True, "never end in 'a', 'with', 'and', ...", was="sound_endings")
+    rerank_weight: float = setting(
+        5.5, "nats added to captions of the words that people would use; 0: off", was="consensus"
+    )
     diverse_groups: int = setting(1, "groups of beams that differ")
     diversity: float = setting(0.5, "nats off a word for each beam of groups before that says it")
 
@@ -262,7 +273,7 @@ class SearchConfig:
             self, "min_length", self.min_length <= self.max_length, f"at most --max-length {self.max_length}"
         )
         require(self, "diversity", self.diversity >= 0, "0 or more")
-        require(self, "consensus", 0 <= self.consensus < float("inf"), "0 or more")
+        require(self, "rerank_weight", 0 <= self.rerank_weight < float("inf"), "0 or more")
         even = self.diverse_groups >= 1 and self.beam_size % self.diverse_groups == 0
         require(self, "diverse_groups", even, f"a divisor of --beam-size {self.beam_size}")
         limit = f"at most --beam-size {self.beam_size}; ask for fewer captions or widen the beam"

@@ -111,11 +111,14 @@ def test_no_module_for_everything():
     ("files", "message"),
     [
         (
-            {"images.py": "from sca_caption.datasets.hdf5_reader import CaptionData"},
+            {"images.py": "from sca_caption.datasets.hdf5_reader import CaptionDataset"},
             "images (layer 0) imports store (layer 1)",
         ),
         ({"images.py": "def f():\n    from .store import x"}, "images (layer 0) imports store (layer 1)"),
-        ({"vocab.py": "import sca_caption.datasets.hdf5_reader as s"}, "vocab (layer 0) imports store (layer 1)"),
+        (
+            {"vocab.py": "import sca_caption.datasets.hdf5_reader as s"},
+            "vocab (layer 0) imports store (layer 1)",
+        ),
         ({"vocab.py": "from sca_caption import store"}, "vocab (layer 0) imports store (layer 1)"),
         ({"attention/sca.py": "from ..store import x"}, "attention (layer 0) imports store (layer 1)"),
         (

@@ -33,12 +33,12 @@ def test_every_field_has_a_flag_that_sets_it():
         "epochs": 1, "batch_size": 2, "objective": "cider", "samples": 3, "sample_temperature": 0.3,
         "optimizer": "adadelta", "lr": 1.0,
         "backbone_lr": 0.0, "finetune_backbone_at": -1, "finetune_from": "layer4", "warmup": 0.5,
-        "weight_decay": 0.0, "clip": 0.0, "label_smoothing": 0.0, "doubly_stochastic": 2.5, "augment": False,
+        "weight_decay": 0.0, "clip": 0.0, "label_smoothing": 0.0, "attention_penalty": 2.5, "augment": False,
         "patience": 0, "validation_beam": 4, "workers": 0, "seed": -9,
         "bleu_weight": 0.5, "cross_entropy_weight": 0.1, "validation_length_penalty": 1.0,
         "word_dropout": 0.1, "scheduled_sampling": 0.2, "teacher": ("a.pt", "b.pt"), "teacher_weight": 0.5,
         "schedule": "step", "ema": 0.9, "amp": False, "cpu_amp": True,
-        "feature_dropout": 0.1, "smallest_view": 0.4, "lighting": 0.3,
+        "feature_dropout": 0.1, "crop_scale": 0.4, "lighting": 0.3,
     }  # fmt: skip
     assert set(given) == {field.name for config in CONFIGS for field in dataclasses.fields(config)}
     flags = []
@@ -107,7 +107,7 @@ def test_settings_this_version_does_not_know():
         (TrainConfig, "backbone_lr", -1e-3, "0 or more"),
         (TrainConfig, "weight_decay", -1.0, "0 or more"),
         (TrainConfig, "clip", -1.0, "0 or more"),
-        (TrainConfig, "doubly_stochastic", float("nan"), "0 or more"),
+        (TrainConfig, "attention_penalty", float("nan"), "0 or more"),
         (TrainConfig, "patience", -1, "0 or more"),
         (TrainConfig, "workers", -1, "0 or more"),
         (TrainConfig, "warmup", 1.0, "from 0 to below 1"),

@@ -17,7 +17,7 @@ import torch
 from sca_caption import Captioner
 from sca_caption.checkpoint import load
 from sca_caption.config import ClassifierConfig, ClassifierTrainConfig, SamplingConfig, SearchConfig
-from sca_caption.inference.captioning import Describer
+from sca_caption.inference.captioning import CaptionPipeline
 from tests.helpers.made_photos import SMALL, encoded, photo
 
 GOLDEN = Path(__file__).parent / "golden" / "shipped.json"
@@ -34,7 +34,7 @@ SEARCHES = {
     "greedy": {"beam_size": 1},
     "mention": {"mention": ["dog", "hat/ball"], "num_captions": 2},
     "diverse": {"beam_size": 6, "diverse_groups": 3, "num_captions": 3},
-    "likelihood": {"consensus": 0.0, "length_penalty": 0.0, "num_captions": 2},
+    "likelihood": {"rerank_weight": 0.0, "length_penalty": 0.0, "num_captions": 2},
 }
 
 
@@ -61,7 +61,7 @@ def captions_of_the_shipped_model() -> dict:
         name: numbers(captioner.stream(PHOTOGRAPHS.values(), **search)) for name, search in SEARCHES.items()
     }
     found["no objects"] = numbers(Captioner.load(device="cpu", objects=False).stream(PHOTOGRAPHS.values()))
-    sampled = Describer(
+    sampled = CaptionPipeline(
         device="cpu", sampling=SamplingConfig(seed=3), search=SearchConfig(num_captions=2), objects=True
     )
     found["sampled"] = numbers(Captioner(sampled).stream(PHOTOGRAPHS.values()))
@@ -69,20 +69,20 @@ def captions_of_the_shipped_model() -> dict:
 
 
 def captions_of_the_exported_model(folder: Path) -> dict:
-    from sca_caption.export.onnx_captioner import OnnxDescriber
+    from sca_caption.export.onnx_captioner import OnnxCaptionPipeline
     from sca_caption.export.onnx_folder import export
 
     export(folder, load(), dtypes=["float32"])
-    describer = OnnxDescriber(folder)
-    found = {"beam": numbers(Captioner(describer).stream(PHOTOGRAPHS.values()))}
-    found["mention"] = numbers(Captioner(describer).stream(PHOTOGRAPHS.values(), **SEARCHES["mention"]))
+    pipeline = OnnxCaptionPipeline(folder)
+    found = {"beam": numbers(Captioner(pipeline).stream(PHOTOGRAPHS.values()))}
+    found["mention"] = numbers(Captioner(pipeline).stream(PHOTOGRAPHS.values(), **SEARCHES["mention"]))
     return found
 
 
 def training_losses(folder: Path) -> dict:
     """Losses and scores of two epochs of both tasks."""
     from sca_caption.datasets.classification import open_dataset
-    from sca_caption.datasets.hdf5_reader import CaptionData
+    from sca_caption.datasets.hdf5_reader import CaptionDataset
     from sca_caption.datasets.hdf5_writer import write
     from sca_caption.models.classifier import Classifier
     from sca_caption.training.classification_task import ClassifyTask
@@ -101,10 +101,14 @@ def training_losses(folder: Path) -> dict:
             min_count=1,
             workers=1,
         )
-        history, _ = training_runs.run(CaptionData(folder / "squares.h5"), folder / "run", training_runs.QUICK)
+        history, _ = training_runs.run(
+            CaptionDataset(folder / "squares.h5"), folder / "run", training_runs.QUICK
+        )
     pictures = open_dataset("folder", class_folders(folder / "fruit"))
     torch.manual_seed(0)
-    model = Classifier(ClassifierConfig(backbone="lenet", attention="se", image_size=32, classes=pictures.classes))
+    model = Classifier(
+        ClassifierConfig(backbone="lenet", attention="se", image_size=32, classes=pictures.classes)
+    )
     quick = ClassifierTrainConfig(epochs=2, batch_size=8, workers=0, lr=0.01, views="none")
     classified = train(ClassifyTask(model, pictures, quick, {}), quick, folder / "classified")
     timed = {"images_a_second", "seconds"}

@@ -160,7 +160,12 @@ def scale_positions(features: Tensor, alpha: Tensor) -> Tensor:
 
 def modulate(features: Tensor, beta: Tensor | None, alpha: Tensor | None) -> Tensor:
     """V * beta * C * alpha * m; the factors C and m keep the scale that the layers above were trained on."""
-    if beta is not None and alpha is not None and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if (
+        beta is not None
+        and alpha is not None
+        and torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+    ):
         return Modulated.apply(features, beta * beta.shape[1], alpha * alpha.shape[1])
     if beta is not None:
         features = scale_channels(features, beta)
@@ -175,8 +180,12 @@ def pool_shared(features: Tensor, alpha: Tensor, image: Tensor) -> Tensor:
     features (B, C, H, W), alpha (N, m), image (N,) indices into features. A product for each image, of the weights of all
     its rows (padded to the most that an image has) with its positions, instead of a copy of the map for every row.
     """
-    if torch.compiler.is_compiling():  # also while exporting: the most that an image has depends on the values
-        every = alpha @ features.flatten(2).transpose(1, 2)  # (B, N, C), of each image by the weights of all rows
+    if (
+        torch.compiler.is_compiling()
+    ):  # also while exporting: the most that an image has depends on the values
+        every = alpha @ features.flatten(2).transpose(
+            1, 2
+        )  # (B, N, C), of each image by the weights of all rows
         return every[image, torch.arange(alpha.shape[0], device=image.device)]
     order, counts = image.argsort(stable=True), torch.bincount(image, minlength=len(features))
     slot = torch.empty_like(image)  # of a row among those of its image

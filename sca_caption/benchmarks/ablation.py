@@ -61,10 +61,10 @@ def result(run: Path, data: Path, flags: Sequence[str]) -> Scores:
     file = run / "scores.json"
     if not file.exists():
         from sca_caption.cli import train
-        from sca_caption.datasets.hdf5_reader import CaptionData
+        from sca_caption.datasets.hdf5_reader import CaptionDataset
         from sca_caption.runtime.distributed import ALONE
 
-        lacking = [split for split in ("val", "test") if not len(CaptionData(data).indices(split))]
+        lacking = [split for split in ("val", "test") if not len(CaptionDataset(data).indices(split))]
         if lacking:
             raise UserError(f"{data} has no images in split {lacking[0]}, which the table needs")
         going_on = ["--resume"] if (run / "last.pt").exists() else flags
@@ -77,16 +77,16 @@ def result(run: Path, data: Path, flags: Sequence[str]) -> Scores:
 
 def measured(checkpoint: Path, path: Path, split: str) -> dict[str, float]:
     """CIDEr and BLEU-4 of the captions of a split, found as caption.py finds them."""
-    from sca_caption.datasets.hdf5_reader import CaptionData
+    from sca_caption.datasets.hdf5_reader import CaptionDataset
     from sca_caption.evaluation.caption_metrics import cider, measure_bleu, ngrams_of
     from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
     from sca_caption.inference.batching import reader
-    from sca_caption.inference.captioning import Describer
+    from sca_caption.inference.captioning import CaptionPipeline
 
-    data, describer = CaptionData(path), Describer(checkpoint)
+    data, pipeline = CaptionDataset(path), CaptionPipeline(checkpoint)
     rows = data.indices(split).tolist()
-    read = reader(data, describer.models, describer.transform)
-    captions = [found.captions[0].text for found in describer.stream(rows, read)]
+    read = reader(data, pipeline.models, pipeline.transform)
+    captions = [found.captions[0].text for found in pipeline.stream(rows, read)]
     candidates = [ngrams_of(ptb_tokenize(caption)) for caption in captions]
     references = [[ngrams_of(ptb_tokenize(text)) for text in data.references(row)] for row in rows]
     bleu = measure_bleu(candidates, references)[3]

@@ -32,7 +32,7 @@ from sca_caption.config import SearchConfig, require
 from sca_caption.decoding.rules import Rules, echoes, repeats
 from sca_caption.decoding.stepper import Hypothesis
 from sca_caption.inference.batching import in_batches, stack
-from sca_caption.inference.captioning import Describer, read_by
+from sca_caption.inference.captioning import CaptionPipeline, read_by
 from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.runtime.errors import UserError
 from sca_caption.vocab import BOS, EOS
@@ -63,17 +63,17 @@ def main(argv: list[str] | None = None) -> int:
     paths = images.find_images([arguments.folder])
     for name in ("singly", "rounds"):
         require(arguments, name, getattr(arguments, name) >= 1, "at least 1")
-    describer = Describer(arguments.checkpoint, device="cpu", objects=False)
+    pipeline = CaptionPipeline(arguments.checkpoint, device="cpu", objects=False)
     few = paths[: arguments.singly]
     ways: dict[str, tuple[int, Callable[[], object]]] = {
-        "floor: decode, trunk": (len(paths), lambda: floor(describer, paths)),
+        "floor: decode, trunk": (len(paths), lambda: floor(pipeline, paths)),
         "caption.py, all of it": (len(paths), lambda: whole_program(arguments, "--no-objects")),
         "the same, naming objects": (len(paths), lambda: whole_program(arguments)),
-        "the same, once started": (len(paths), lambda: ours(describer, paths)),
-        "one image at a time": (len(few), lambda: [singly(describer, path) for path in few]),
+        "the same, once started": (len(paths), lambda: ours(pipeline, paths)),
+        "one image at a time": (len(few), lambda: [singly(pipeline, path) for path in few]),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    floor(describer, few)  # warms up
+    floor(pipeline, few)  # warms up
     for _ in range(arguments.rounds):
         for name, (count, run) in ways.items():
             began = time.perf_counter()
@@ -85,19 +85,19 @@ def main(argv: list[str] | None = None) -> int:
     for name, times in seconds.items():
         median = statistics.median(times)
         print(f"| {name} | {1000 * median:.2f} | {median / least:.2f} | {median / whole:.2f} |")
-    same = sum(a == singly(describer, path) for a, path in zip(ours(describer, few), few, strict=True))
+    same = sum(a == singly(pipeline, path) for a, path in zip(ours(pipeline, few), few, strict=True))
     print(f"\none image at a time, {same} of {len(few)} captions are the same")
     return 0
 
 
 @torch.inference_mode()
-def floor(describer: Describer, paths: list[Path]) -> None:
+def floor(pipeline: CaptionPipeline, paths: list[Path]) -> None:
     def encode(contents: list) -> list:
-        describer.model.encode(stack(contents))
+        pipeline.model.encode(stack(contents))
         return contents
 
-    read = partial(images.load, transform=describer.transform)
-    for path, found in in_batches(paths, read, encode, describer.batch_size):
+    read = partial(images.load, transform=pipeline.transform)
+    for path, found in in_batches(paths, read, encode, pipeline.batch_size):
         if isinstance(found, UserError):
             raise UserError(f"{path} cannot be read; take it out of the folder")
 
@@ -112,21 +112,21 @@ def whole_program(arguments, *more: str) -> list[str]:
         return [entry["caption"] for entry in json.loads(output.read_text(encoding="utf-8"))]
 
 
-def ours(describer: Describer, paths: list[Path]) -> list[str]:
-    return [result.captions[0].text for result in describer.stream(paths)]
+def ours(pipeline: CaptionPipeline, paths: list[Path]) -> list[str]:
+    return [result.captions[0].text for result in pipeline.stream(paths)]
 
 
 # ---- one image at a time ---------------------------------------------------------------------------------------------
 
 
 @torch.inference_mode()
-def singly(describer: Describer, path: Path) -> str:
+def singly(pipeline: CaptionPipeline, path: Path) -> str:
     """The caption of one image, by beam search with the rules of `decode.beam_search`."""
-    search, model = describer.search, describer.model
-    rules = Rules(search.max_length, search.min_length, never_last=describer.settings["never_last"])
-    joining = torch.tensor(sorted(describer.settings["joining"]))
-    pixels = torch.from_numpy(images.load(path, describer.transform)).permute(2, 0, 1)[None]
-    maps, seen = describer.encode(pixels)
+    search, model = pipeline.search, pipeline.model
+    rules = Rules(search.max_length, search.min_length, never_last=pipeline.settings["never_last"])
+    joining = torch.tensor(sorted(pipeline.settings["joining"]))
+    pixels = torch.from_numpy(images.load(path, pipeline.transform)).permute(2, 0, 1)[None]
+    maps, seen = pipeline.encode(pixels)
     top = maps
     for i in range(len(model.attention) - 1):
         top = model.backbone.segment(i, top[0], top[1:])
@@ -147,7 +147,9 @@ def singly(describer: Describer, path: Path) -> str:
         for rank, (score, choice) in enumerate(zip(scores.tolist(), choices.tolist(), strict=True)):
             row, word = divmod(choice, total.shape[1])
             if word == EOS and rank < search.beam_size:
-                ended.append(Hypothesis(beams[row][1][1:], score, score / length**search.length_penalty, True))
+                ended.append(
+                    Hypothesis(beams[row][1][1:], score, score / length**search.length_penalty, True)
+                )
             elif word != EOS and len(rows) < search.beam_size:
                 following.append((score, [*beams[row][1], word]))
                 rows.append(row)
@@ -156,9 +158,9 @@ def singly(describer: Describer, path: Path) -> str:
             break
     found = sorted(ended, key=attrgetter("score"), reverse=True)[: search.beam_size]
     found = found or [Hypothesis(tokens[1:], score, score, False) for score, tokens in beams[:1]]
-    ranking = describer.ranking(read_by(describer.consensus, maps[0], seen))
+    ranking = pipeline.ranking(read_by(pipeline.consensus, maps[0], seen))
     best = ranking(0, found)[0] if ranking else found[0]
-    return describer.vocabulary.decode(best.tokens)
+    return pipeline.vocabulary.decode(best.tokens)
 
 
 def step(model: SCACNN, maps: tuple[Tensor, ...], last: Tensor, hidden: Tensor, cell: Tensor):

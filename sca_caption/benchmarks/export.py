@@ -16,14 +16,14 @@ import torch
 from sca_caption import checkpoint, images
 from sca_caption.cli.parser import Parser, program
 from sca_caption.config import require
-from sca_caption.datasets.hdf5_reader import CaptionData
+from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.evaluation.caption_metrics import Cider
 from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
 from sca_caption.export.model_json import DTYPES, graph_path
-from sca_caption.export.onnx_captioner import OnnxDescriber
+from sca_caption.export.onnx_captioner import OnnxCaptionPipeline
 from sca_caption.export.onnx_folder import export
 from sca_caption.inference.batching import stack
-from sca_caption.inference.captioning import Caption, Describer
+from sca_caption.inference.captioning import Caption, CaptionPipeline
 from sca_caption.runtime.errors import UserError
 
 BATCH = 8
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     require(arguments, "rounds", arguments.rounds >= 1, "at least 1")
     paths = images.find_images(arguments.photographs)
-    data = CaptionData(arguments.data) if arguments.data else None
+    data = CaptionDataset(arguments.data) if arguments.data else None
     given = checkpoint.load(arguments.checkpoint)
     if data and data.transform != given.transform:
         raise UserError(
@@ -61,9 +61,9 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "model")
         export(folder, given, arguments.checkpoint)
-        ways: dict[str, Describer] = {"PyTorch": Describer(given, device="cpu")}
+        ways: dict[str, CaptionPipeline] = {"PyTorch": CaptionPipeline(given, device="cpu")}
         for dtype in DTYPES:
-            ways[f"ONNX, {dtype}"] = OnnxDescriber(folder, dtype=dtype, threads=threads)
+            ways[f"ONNX, {dtype}"] = OnnxCaptionPipeline(folder, dtype=dtype, threads=threads)
         graphs = list(ways["ONNX, float32"].model.sessions)
         sizes = [
             [graph_path(folder, name, dtype).stat().st_size / 1e6 for name in graphs] for dtype in DTYPES
@@ -79,7 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def timed(ways: dict[str, Describer], paths: Sequence[Path], rounds: int) -> None:
+def timed(ways: dict[str, CaptionPipeline], paths: Sequence[Path], rounds: int) -> None:
     """Print the table of times."""
     transform = ways["PyTorch"].transform
     pixels = stack([images.load(path, transform) for path in paths[:BATCH]])
@@ -87,10 +87,10 @@ def timed(ways: dict[str, Describer], paths: Sequence[Path], rounds: int) -> Non
     seconds = {name: {batch: [] for batch in batches} for name in ways}
     for round in range(rounds + 1):
         for batch, parts in batches.items():
-            for name, describer in ways.items():
+            for name, pipeline in ways.items():
                 began = time.perf_counter()
                 for part in parts:
-                    describer.caption_batch(part)
+                    pipeline.caption_batch(part)
                 if round:  # the first warms up
                     seconds[name][batch].append((time.perf_counter() - began) / len(pixels))
     heads = " | ".join(f"{batch}, ms an image | times PyTorch's" for batch in batches)
@@ -104,11 +104,11 @@ def timed(ways: dict[str, Describer], paths: Sequence[Path], rounds: int) -> Non
         print(f"| {name} | {' | '.join(cells)} |")
 
 
-def compared(ways: dict[str, Describer], paths: Sequence[Path]) -> None:
+def compared(ways: dict[str, CaptionPipeline], paths: Sequence[Path]) -> None:
     """Print how many captions are PyTorch's, and of float32 those that are not."""
     found: dict[str, list[Caption]] = {}
-    for name, describer in ways.items():
-        results = list(describer.stream(paths))
+    for name, pipeline in ways.items():
+        results = list(pipeline.stream(paths))
         for result in results:
             if result.error:
                 raise result.error
@@ -126,7 +126,7 @@ def compared(ways: dict[str, Describer], paths: Sequence[Path]) -> None:
                     print(f"  {path}: {a.text!r} {a.score:.5f}, PyTorch {b.text!r} {b.score:.5f}")
 
 
-def scored(ways: dict[str, Describer], data: CaptionData, limit: int | None) -> None:
+def scored(ways: dict[str, CaptionPipeline], data: CaptionDataset, limit: int | None) -> None:
     """Print the CIDEr of each way on split val."""
     rows = data.indices("val").tolist()[:limit]
     if len(rows) < 2:
@@ -134,8 +134,8 @@ def scored(ways: dict[str, Describer], data: CaptionData, limit: int | None) -> 
     cider = Cider([[ptb_tokenize(text) for text in data.references(row)] for row in rows])
     print(f"\n| {len(rows)} images of {data.path.name}, val | CIDEr | difference |\n| --- | ---: | ---: |")
     first = None
-    for name, describer in ways.items():
-        captions = [result.captions[0].text for result in describer.stream(rows, read=data.image)]
+    for name, pipeline in ways.items():
+        captions = [result.captions[0].text for result in pipeline.stream(rows, read=data.image)]
         score = cider.score([ptb_tokenize(caption) for caption in captions])[0]
         first = score if first is None else first
         print(f"| {name} | {score:.2f} | {score - first:+.2f} |", flush=True)

@@ -19,7 +19,7 @@ from sca_caption.checkpoint import Checkpoint
 from sca_caption.cli.parser import Parser, program
 from sca_caption.config import ModelConfig, SearchConfig
 from sca_caption.images import Transform
-from sca_caption.inference.captioning import Describer
+from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.models.backbone import attended_layers
 from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.runtime.errors import choice
@@ -82,14 +82,14 @@ def main(argv: list[str] | None = None) -> int:
 def point(axis: str, value: int) -> tuple[float, int]:
     """Seconds, and bytes at the peak, of captioning with one size set to `value`."""
     sizes = USUAL | (TOY if axis == "images" else {}) | {axis: value}
-    describer, pixels, count = prepare(sizes, axis == "images")
-    caption(describer, pixels, sizes["batch"])  # warms up
+    pipeline, pixels, count = prepare(sizes, axis == "images")
+    caption(pipeline, pixels, sizes["batch"])  # warms up
     began = time.perf_counter()
-    caption(describer, pixels, count)
+    caption(pipeline, pixels, count)
     return time.perf_counter() - began, peak_growth(prepare, caption, sizes, axis == "images")
 
 
-def prepare(sizes: dict[str, int], toy: bool) -> tuple[Describer, np.ndarray, int]:
+def prepare(sizes: dict[str, int], toy: bool) -> tuple[CaptionPipeline, np.ndarray, int]:
     """A model, some made images uint8 (n, S, S, 3), and how many are to be captioned."""
     torch.manual_seed(0)
     small = {"attention_width": 8, "embedding_size": 8, "lstm_size": 8} if toy else {}
@@ -101,13 +101,13 @@ def prepare(sizes: dict[str, int], toy: bool) -> tuple[Describer, np.ndarray, in
     search = SearchConfig(beam_size=sizes["beams"], max_length=sizes["words"])
     side = 32 if toy else 224
     checkpoint = Checkpoint(model, vocabulary, Transform(side), {})
-    describer = Describer(checkpoint, search=search, device="cpu", batch_size=sizes["batch"])
+    pipeline = CaptionPipeline(checkpoint, search=search, device="cpu", batch_size=sizes["batch"])
     pixels = np.random.default_rng(0).integers(0, 256, (16, side, side, 3), dtype=np.uint8)
-    return describer, pixels, sizes["images"]
+    return pipeline, pixels, sizes["images"]
 
 
-def caption(describer: Describer, pixels: np.ndarray, count: int) -> None:
-    for _ in describer.stream(range(count), lambda number: pixels[number % len(pixels)]):
+def caption(pipeline: CaptionPipeline, pixels: np.ndarray, count: int) -> None:
+    for _ in pipeline.stream(range(count), lambda number: pixels[number % len(pixels)]):
         pass
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sca_caption import images
 from sca_caption.cli.parser import Parser, program
-from sca_caption.inference.captioning import Describer
+from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.runtime.errors import UserError
 
 EPILOG = """\
@@ -110,10 +110,10 @@ def main(argv: list[str] | None = None) -> int:
     paths = [path for several in photographs.values() for path in several]
     captions = {}
     for objects in (False, True):
-        describer = Describer(arguments.checkpoint, objects=objects)
-        found = [result.captions[0].text for result in describer.stream(paths)]
+        pipeline = CaptionPipeline(arguments.checkpoint, objects=objects)
+        found = [result.captions[0].text for result in pipeline.stream(paths)]
         captions[objects] = dict(zip(paths, found, strict=True))
-    if describer.namer is None:
+    if pipeline.namer is None:
         raise UserError(
             "this model has no part that names objects; python -m sca_caption.checkpoint --objects adds it"
         )

@@ -24,7 +24,10 @@ examples:
 """
 CAPTION = "from sca_caption.cli.caption import main; raise SystemExit(main())"
 # Where the builds of the two packages differ, torchvision cannot be imported bare.
-IMPORTS = "import torch, torchvision", "import torch; from sca_caption.runtime.torchvision_compat import torchvision"
+IMPORTS = (
+    "import torch, torchvision",
+    "import torch; from sca_caption.runtime.torchvision_compat import torchvision",
+)
 IMPORTED = re.compile(r"import time:\s+(\d+) \|\s+\d+ \|\s+(\S+)")
 
 

@@ -1,6 +1,1 @@
 """The four programs: flags and calls."""
-
-
-
-
-

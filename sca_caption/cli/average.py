@@ -23,7 +23,10 @@ def parser() -> Parser:
         "--shares", nargs="+", type=float, metavar="X", help="of each in the average (default: equal)"
     )
     p.add_argument(
-        "--dtype", choices=quantization.DTYPES, default="float16", help="of the weights (default: %(default)s)"
+        "--dtype",
+        choices=quantization.DTYPES,
+        default="float16",
+        help="of the weights (default: %(default)s)",
     )
     p.add_argument("--objects", type=Path, metavar="FILE", help="add the part that names objects: the ImageNet weights "
                    "of an EfficientNet-Lite (the layout of efficientnet_lite_pytorch), or of the MobileNetV2 that "
@@ -43,7 +46,11 @@ def main(argv: list[str] | None = None) -> int:
         weights = read_state_dict(arguments.objects)
         found.objects = original(weights, found.model.backbone, found.transform.size)
         first = found.objects.first
-        own = f"features.{first} and above are the classifier's own" if first else f"{found.objects.network}, whole"
+        own = (
+            f"features.{first} and above are the classifier's own"
+            if first
+            else f"{found.objects.network}, whole"
+        )
         print(f"objects: {own}", file=sys.stderr)
         for name in ("consensus", "subjects"):
             part = getattr(found, name)

@@ -22,7 +22,7 @@ from sca_caption.runtime.distributed import Processes, joined
 from sca_caption.runtime.errors import UserError, marked
 
 if TYPE_CHECKING:
-    from sca_caption.inference.captioning import Describer, Result
+    from sca_caption.inference.captioning import CaptionPipeline, Result
 
 
 NUMERIC = (".json", ".jsonl")  # results files that can hold lists of numbers
@@ -69,7 +69,9 @@ def parser() -> Parser:
                    ".png, .svg, .pdf or .gif")  # fmt: skip
     g.add_argument("--explain-data", type=Path, metavar="FILE", help="show channels by patches of this data file's "
                    "training images")  # fmt: skip
-    g.add_argument("--with-attention", action="store_true", help="all weights too, in --output .json or .jsonl")
+    g.add_argument(
+        "--with-attention", action="store_true", help="all weights too, in --output .json or .jsonl"
+    )
     g.add_argument("--quiet", action="store_true", help="only errors on standard error")
     g = p.add_argument_group("model")
     g.add_argument("--checkpoint", nargs="+", type=Path, metavar="FILE", help="a model of train.py, or several that "
@@ -116,9 +118,9 @@ def run(argv: list[str] | None, processes: Processes) -> int:
     if processes.first:
         check_outputs(arguments, paths)
 
-    from sca_caption.inference.captioning import Describer
+    from sca_caption.inference.captioning import CaptionPipeline
 
-    describer = Describer(
+    pipeline = CaptionPipeline(
         arguments.checkpoint,
         search=search,
         device=arguments.device,
@@ -130,10 +132,10 @@ def run(argv: list[str] | None, processes: Processes) -> int:
     with ExitStack() as opened:
         outputs = Outputs(arguments, paths, single)
         if processes.first:
-            outputs.open(opened, describer, made_with(arguments, search, sampling))
+            outputs.open(opened, pipeline, made_with(arguments, search, sampling))
         todo = processes.broadcast(outputs.missing())
         results = processes.in_order(
-            [paths[i] for i in todo], outputs.answer(describer), at_once=arguments.batch_size
+            [paths[i] for i in todo], outputs.answer(pipeline), at_once=arguments.batch_size
         )
         failed = write_all(zip(todo, results, strict=True), outputs, len(todo))
     if not arguments.quiet:
@@ -209,7 +211,7 @@ class Outputs:
         self.printer = Printer(single, arguments.scores, arguments.doubtful_first) if printed else None
         self.drawing = None
 
-    def open(self, opened: ExitStack, describer: "Describer", settings: dict) -> None:
+    def open(self, opened: ExitStack, pipeline: "CaptionPipeline", settings: dict) -> None:
         """Open the files; those that need it are completed as `opened` ends. Raises UserError."""
         if self.arguments.output:
             from sca_caption.inference.results_file import image_ids, results_file
@@ -220,9 +222,9 @@ class Outputs:
                     image_ids(self.paths),
                     resume=self.arguments.resume,
                     doubtful_first=self.arguments.doubtful_first,
-                    numbers=("score", "confidence") if describer.calibration else ("score",),
+                    numbers=("score", "confidence") if pipeline.calibration else ("score",),
                     settings=settings,
-                    words=describer.words,
+                    words=pipeline.words,
                 )
             )
         if self.arguments.sidecar:
@@ -235,7 +237,7 @@ class Outputs:
         if self.arguments.explain:
             from sca_caption.cli.explain import Drawing
 
-            self.drawing = Drawing(self.arguments.explain, describer, self.arguments.explain_data)
+            self.drawing = Drawing(self.arguments.explain, pipeline, self.arguments.explain_data)
 
     def missing(self) -> list[int]:
         """Which images are to be captioned, by their positions."""
@@ -245,14 +247,14 @@ class Outputs:
             return self.sidecars.missing(self.paths)
         return list(range(len(self.paths)))
 
-    def answer(self, describer: "Describer") -> Callable[[Sequence[Path]], Iterable["Result"]]:
+    def answer(self, pipeline: "CaptionPipeline") -> Callable[[Sequence[Path]], Iterable["Result"]]:
         """What gives the results of paths, with all that the outputs need of them."""
         traced = bool(self.arguments.explain or self.arguments.with_attention)
         if not self.arguments.output:
-            return partial(describer.stream, traced=traced)
+            return partial(pipeline.stream, traced=traced)
         from sca_caption.inference.results_file import kind_of
 
-        return partial(kind_of(self.arguments.output).stream, describer, traced=traced)
+        return partial(kind_of(self.arguments.output).stream, pipeline, traced=traced)
 
     def write(self, index: int, result: "Result") -> None:
         """Write what became of the image at `index`. An output passes over errors that are none of its business."""

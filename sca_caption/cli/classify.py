@@ -81,9 +81,11 @@ def main(argv: list[str] | None = None) -> int:
     ):  # spare the user the loading of the model
         return report_all(paths)
 
-    from sca_caption.inference.classification import Recogniser
+    from sca_caption.inference.classification import ClassificationPipeline
 
-    model = Recogniser(arguments.checkpoint, device=arguments.device, batch_size=arguments.batch_size)
+    model = ClassificationPipeline(
+        arguments.checkpoint, device=arguments.device, batch_size=arguments.batch_size
+    )
     top = min(arguments.top, len(model.classes))
     with results_file(arguments.output) if arguments.output else nullcontext() as output:
         failed, (bar, say) = 0, progress(len(paths), quiet=not output and sys.stdout.isatty())

@@ -37,9 +37,7 @@ there may be one for an image; images of the references without a prediction are
 
 
 def parser() -> Parser:
-    p = Parser(
-        prog="evaluate.py", also=other, description=__doc__, epilog=EPILOG
-    )
+    p = Parser(prog="evaluate.py", also=other, description=__doc__, epilog=EPILOG)
     p.add_argument(
         "--task", choices=("caption", "classify"), default="caption", help="(default: %(default)s)"
     )
@@ -168,16 +166,18 @@ def captioned(
 
     from sca_caption.checkpoint import SHIPPED
     from sca_caption.inference.batching import reader
-    from sca_caption.inference.captioning import Describer
+    from sca_caption.inference.captioning import CaptionPipeline
 
     paths = getattr(arguments, "checkpoint", None)
     options = {
         name: getattr(arguments, name) for name in ("device", "batch_size", "objects") if name in arguments
     }
-    describer = Describer(paths, search=search, **options)
+    pipeline = CaptionPipeline(paths, search=search, **options)
     mine, captions = processes.share(rows), []
-    stream = describer.stream(mine, read=reader(data, describer.models, describer.transform))
-    for result in tqdm(stream, total=len(mine), unit="image", disable=arguments.quiet or None, dynamic_ncols=True):
+    stream = pipeline.stream(mine, read=reader(data, pipeline.models, pipeline.transform))
+    for result in tqdm(
+        stream, total=len(mine), unit="image", disable=arguments.quiet or None, dynamic_ncols=True
+    ):
         if result.error:
             raise result.error
         captions.append(result.captions[0].text)
@@ -196,9 +196,9 @@ def captioned(
 
 def open_data(arguments: argparse.Namespace):
     """The data file and the rows of the split. Raises UserError where it is missing or the split is empty."""
-    from sca_caption.datasets.hdf5_reader import SPLITS, CaptionData
+    from sca_caption.datasets.hdf5_reader import SPLITS, CaptionDataset
 
-    data = CaptionData(arguments.data or Path("data") / f"{arguments.dataset}.h5")
+    data = CaptionDataset(arguments.data or Path("data") / f"{arguments.dataset}.h5")
     rows = data.indices(arguments.split).tolist()
     if not rows:
         filled = ", ".join(split for split in SPLITS if len(data.indices(split))) or "none"

@@ -72,11 +72,11 @@ def run(argv: list[str] | None, processes: Processes) -> int:
     import numpy as np
 
     from sca_caption import checkpoint as checkpoints
-    from sca_caption.inference.classification import Recogniser
+    from sca_caption.inference.classification import ClassificationPipeline
 
     checkpoint = checkpoints.load(arguments.checkpoint, task="classify")
     data, source = open_data(arguments, checkpoint)
-    model = Recogniser(checkpoint, device=arguments.device, batch_size=arguments.batch_size)
+    model = ClassificationPipeline(checkpoint, device=arguments.device, batch_size=arguments.batch_size)
     rows = data.indices(arguments.split)
     logits = np.stack(processes.gather(predict(model, data, processes.share(rows), arguments.quiet)))
     if not processes.first:

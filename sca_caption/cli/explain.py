@@ -10,7 +10,7 @@ from sca_caption.runtime.errors import UserError
 from sca_caption.runtime.figures import ANIMATED, check_figure
 
 if TYPE_CHECKING:
-    from sca_caption.inference.captioning import Describer, Result
+    from sca_caption.inference.captioning import CaptionPipeline, Result
 
 
 FLAG, DATA_FLAG = "--explain", "--explain-data"
@@ -24,16 +24,16 @@ def check_explanation(path: Path, data: Path | None, images: Sequence[Path]) -> 
     if data:
         if path.suffix.lower() == ANIMATED:
             raise UserError(f"{DATA_FLAG} is for the channels, which {ANIMATED} does not show; leave it out")
-        from sca_caption.datasets.hdf5_reader import CaptionData
+        from sca_caption.datasets.hdf5_reader import CaptionDataset
 
-        CaptionData(data)
+        CaptionDataset(data)
 
 
 class Drawing:
     """Draws the explanation of the image that it is given. Raises UserError where the file cannot be written."""
 
-    def __init__(self, path: Path, describer: "Describer", data: Path | None):
-        self.path, self.describer, self.data = path, describer, data
+    def __init__(self, path: Path, pipeline: "CaptionPipeline", data: Path | None):
+        self.path, self.pipeline, self.data = path, pipeline, data
 
     def write(self, index: int, result: "Result") -> None:
         if result.error:
@@ -44,10 +44,10 @@ class Drawing:
         if self.data:
             from tqdm import tqdm
 
-            from sca_caption.datasets.hdf5_reader import CaptionData
+            from sca_caption.datasets.hdf5_reader import CaptionDataset
             from sca_caption.explain.channel_patches import find_examples
 
             bar = partial(tqdm, desc="patches", unit="batch", disable=not sys.stderr.isatty(), leave=False)
-            examples = find_examples(self.describer, CaptionData(self.data), progress=bar)
-        found = explained(self.describer, result.item, result.captions[0], result.trace, examples)
+            examples = find_examples(self.pipeline, CaptionDataset(self.data), progress=bar)
+        found = explained(self.pipeline, result.item, result.captions[0], result.trace, examples)
         found.save(self.path, FLAG)

@@ -41,7 +41,13 @@ def parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     dtypes = [dtype for dtype in DTYPES if dtype == "float32" or dtype in arguments.dtype]
-    export(arguments.output, checkpoint.load(arguments.checkpoint), arguments.checkpoint, dtypes, arguments.browser)
+    export(
+        arguments.output,
+        checkpoint.load(arguments.checkpoint),
+        arguments.checkpoint,
+        dtypes,
+        arguments.browser,
+    )
     for path in sorted(arguments.output.rglob("*")):
         if path.is_file():
             size = path.stat().st_size / 1e6

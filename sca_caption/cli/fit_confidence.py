@@ -10,12 +10,12 @@ import numpy as np
 
 from sca_caption import checkpoint
 from sca_caption.cli.parser import Parser, program
-from sca_caption.datasets.hdf5_reader import CaptionData
+from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.evaluation.caption_metrics import Cider
 from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
 from sca_caption.guidance.confidence import fit, spearman
 from sca_caption.inference.batching import reader
-from sca_caption.inference.captioning import Describer
+from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.runtime.errors import UserError
 
 FOLDS = 10
@@ -32,23 +32,25 @@ def parser() -> Parser:
 @program
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
-    data, describer = CaptionData(arguments.data), Describer(arguments.checkpoint)
+    data, pipeline = CaptionDataset(arguments.data), CaptionPipeline(arguments.checkpoint)
     rows = data.indices(arguments.split).tolist()
     if len(rows) < 2 * FOLDS:
         raise UserError(
             f"{data.path} has {len(rows)} images in split {arguments.split}; at least {2 * FOLDS}"
         )
-    read = reader(data, describer.models, describer.transform)
-    captions = [result.captions[0] for result in describer.stream(rows, read=read)]
+    read = reader(data, pipeline.models, pipeline.transform)
+    captions = [result.captions[0] for result in pipeline.stream(rows, read=read)]
     cider = Cider([[ptb_tokenize(text) for text in data.references(row)] for row in rows])
     scores = np.array(cider.score([ptb_tokenize(caption.text) for caption in captions])[1])
     x, good = np.array([caption.mean_log_prob for caption in captions]), scores > np.median(scores)
     consensus = None
-    if describer.consensus is not None:
+    if pipeline.consensus is not None:
         consensus = np.array([caption.consensus for caption in captions])
     checkpoint.add_metrics(arguments.checkpoint, fit(x, good, consensus).metrics())
     confidence = held_out(x, good, consensus)
-    print(f"Spearman's rank correlation with CIDEr over {len(rows)} images: {spearman(confidence, scores):.2f}")
+    print(
+        f"Spearman's rank correlation with CIDEr over {len(rows)} images: {spearman(confidence, scores):.2f}"
+    )
     for quarter in np.array_split(confidence.argsort(), 4):
         low, high = confidence[quarter].min(), confidence[quarter].max()
         share, count = 100 * good[quarter].mean(), len(quarter)

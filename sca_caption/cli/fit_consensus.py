@@ -2,7 +2,7 @@
 
 Reads the train split's images and references and writes into the checkpoint a linear map that foretells, of a new image,
 the words of its references and what tells them from others' (see `consensus`). Searches then rank their captions by
-it too (--consensus).
+it too (--rerank-weight).
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ from tqdm import tqdm
 from sca_caption import checkpoint
 from sca_caption.cli.parser import Parser, program
 from sca_caption.config import BATCH_SIZE
-from sca_caption.datasets.hdf5_reader import CaptionData
+from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
 from sca_caption.guidance.consensus import Consensus, fitted, powers
 from sca_caption.inference.batching import in_batches, reader, stack
-from sca_caption.inference.captioning import Describer
+from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.runtime.devices import find_device
 from sca_caption.runtime.errors import UserError
 
@@ -36,21 +36,25 @@ def teaching(name: str, description: str) -> Parser:
     p = Parser(prog=f"python -m sca_caption.{name}", description=description)
     p.add_argument("checkpoint", type=Path, help="best.pt of a run, or another captioner; it is changed")
     p.add_argument("--data", type=Path, required=True, metavar="FILE.h5", help="see preprocess.py")
-    p.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: the first GPU, or the CPU)")
+    p.add_argument(
+        "--device", default="auto", help="cpu, cuda, cuda:1, ... (default: the first GPU, or the CPU)"
+    )
     return p
 
 
 @program
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
-    data, found = CaptionData(arguments.data), checkpoint.load(arguments.checkpoint)
+    data, found = CaptionDataset(arguments.data), checkpoint.load(arguments.checkpoint)
     rows = data.indices("train").tolist()
     checkpoint.add_consensus(arguments.checkpoint, learnt(found, data, rows, find_device(arguments.device)))
     print(f"{arguments.checkpoint}: learnt from the references of {len(rows)} images")
     return 0
 
 
-def learnt(found: checkpoint.Checkpoint, data: CaptionData, rows: Sequence[int], device: torch.device) -> Consensus:
+def learnt(
+    found: checkpoint.Checkpoint, data: CaptionDataset, rows: Sequence[int], device: torch.device
+) -> Consensus:
     """The consensus of people who described the images `rows` of a data file, as the checkpoint's captioner sees them."""
     words = found.vocabulary
     features, channels = seen_of(found, data, rows, device)
@@ -62,19 +66,19 @@ def learnt(found: checkpoint.Checkpoint, data: CaptionData, rows: Sequence[int],
 
 
 def seen_of(
-    found: checkpoint.Checkpoint, data: CaptionData, rows: Sequence[int], device: torch.device
+    found: checkpoint.Checkpoint, data: CaptionDataset, rows: Sequence[int], device: torch.device
 ) -> tuple[Tensor, list[int]]:
     """`consensus.powers` of the images `rows` (N, C), and how many of them are of which network.
 
     Raises UserError for an image that cannot be read.
     """
-    describer = Describer(found, device=str(device))
-    read = reader(data, describer.models, found.transform)
+    pipeline = CaptionPipeline(found, device=str(device))
+    read = reader(data, pipeline.models, found.transform)
 
     def features_of(contents: list) -> Tensor:
         batch = stack(contents)
         batch = batch.to(device) if isinstance(batch, Tensor) else tuple(each.to(device) for each in batch)
-        (first, *_), seen = describer.encode(batch)
+        (first, *_), seen = pipeline.encode(batch)
         return powers(first, seen).cpu()
 
     features = []

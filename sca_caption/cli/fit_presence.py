@@ -13,7 +13,7 @@ import torch
 from sca_caption import checkpoint
 from sca_caption.cli.fit_consensus import seen_of, teaching
 from sca_caption.cli.parser import Parser, program
-from sca_caption.datasets.hdf5_reader import CaptionData
+from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
 from sca_caption.guidance.hallucination import FEWEST, Subjects, fitted
 from sca_caption.runtime.devices import find_device
@@ -29,7 +29,7 @@ def parser() -> Parser:
 @program
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
-    data, found = CaptionData(arguments.data), checkpoint.load(arguments.checkpoint)
+    data, found = CaptionDataset(arguments.data), checkpoint.load(arguments.checkpoint)
     rows = data.indices("train").tolist()
     subjects = learnt(found, data, rows, find_device(arguments.device))
     if subjects is None:
@@ -38,11 +38,15 @@ def main(argv: list[str] | None = None) -> int:
             f"not; add photographs of other things"
         )
     checkpoint.add_subjects(arguments.checkpoint, subjects)
-    print(f"{arguments.checkpoint}: learnt {', '.join(subjects.names)} from the references of {len(rows)} images")
+    print(
+        f"{arguments.checkpoint}: learnt {', '.join(subjects.names)} from the references of {len(rows)} images"
+    )
     return 0
 
 
-def learnt(found: checkpoint.Checkpoint, data: CaptionData, rows: Sequence[int], device: torch.device) -> Subjects | None:
+def learnt(
+    found: checkpoint.Checkpoint, data: CaptionDataset, rows: Sequence[int], device: torch.device
+) -> Subjects | None:
     """What the references of the images `rows` of a data file speak of, as the checkpoint's captioner sees them."""
     features, channels = seen_of(found, data, rows, device)
     return fitted(features, [list(map(ptb_tokenize, data.references(row))) for row in rows], RIDGE, channels)

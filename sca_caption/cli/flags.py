@@ -44,6 +44,10 @@ def add_flags(parser: argparse.ArgumentParser, *configs: type, without: Sequence
                     if not f.metadata["choices"]:
                         options["metavar"] = {int: "N", float: "X", str: "NAME"}[f.type]
             group.add_argument(flag, **options)
+            if f.metadata["was"]:
+                parser.add_argument(
+                    "--" + f.metadata["was"].replace("_", "-"), **options | {"help": argparse.SUPPRESS}
+                )
 
 
 def make(config: type, arguments: argparse.Namespace, preset: dict | None = None):

@@ -26,12 +26,16 @@ class _HelpFormatter(argparse.HelpFormatter):
 
     def __init__(self, prog: str):
         columns = width()
-        position = 32 if columns >= 80 else columns // 3  # on wide ones most flags and their help share a line
+        position = (
+            32 if columns >= 80 else columns // 3
+        )  # on wide ones most flags and their help share a line
         super().__init__(prog, max_help_position=position, width=columns - 2)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         paragraphs = text.strip("\n").split("\n\n")
-        return "\n\n".join(textwrap.indent(_fitted(lines, width - len(indent)), indent) for lines in paragraphs)
+        return "\n\n".join(
+            textwrap.indent(_fitted(lines, width - len(indent)), indent) for lines in paragraphs
+        )
 
     def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
         if action.nargs == argparse.ONE_OR_MORE:  # argparse would say NAME [NAME ...]
@@ -103,7 +107,9 @@ def completion(parser: Parser, shell: str) -> str:
     try:
         import shtab
     except ImportError as error:
-        raise UserError("--completion needs shtab, found none; run: pip install 'sca-caption[completion]'") from error
+        raise UserError(
+            "--completion needs shtab, found none; run: pip install 'sca-caption[completion]'"
+        ) from error
 
     whole = argparse.ArgumentParser(prog=installed_name(parser.prog), add_help=False)
     known = set()

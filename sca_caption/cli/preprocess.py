@@ -141,9 +141,9 @@ def vocabulary_of(path: Path | None):
     if path is None:
         return None
     if path.suffix == ".h5":
-        from sca_caption.datasets.hdf5_reader import CaptionData
+        from sca_caption.datasets.hdf5_reader import CaptionDataset
 
-        return CaptionData(path).vocabulary
+        return CaptionDataset(path).vocabulary
     from sca_caption import checkpoint
 
     return checkpoint.load(path).vocabulary

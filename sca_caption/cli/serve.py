@@ -62,12 +62,12 @@ def serve(arguments: argparse.Namespace) -> int:
     defaults = options.Options(search, tuple(arguments.mention), arguments.objects)
     host = getattr(arguments, "host", HOST)
     with closing(server.listen(host, getattr(arguments, "port", PORT))) as listening:
-        from sca_caption.inference.captioning import Describer
+        from sca_caption.inference.captioning import CaptionPipeline
 
-        describer = Describer(
+        pipeline = CaptionPipeline(
             arguments.checkpoint, search=search, device=arguments.device, mentions=arguments.mention
         )
-        page = app.create_app(describer, name=name_of(arguments.checkpoint), defaults=defaults, host=host)
+        page = app.create_app(pipeline, name=name_of(arguments.checkpoint), defaults=defaults, host=host)
         if not guard.is_loopback(host) and not getattr(arguments, "quiet", False):
             print(
                 f"warning: --host {host}: whoever can reach this machine can use the page, without a password",

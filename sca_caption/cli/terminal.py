@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from sca_caption.inference.captioning import Caption, Result
 
 
-
 class Printer:
     """Prints captions: `path<TAB>caption`, and the caption alone for a single image.
 

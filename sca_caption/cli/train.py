@@ -86,13 +86,13 @@ def run(argv: list[str] | None, processes: Processes) -> int:
     path = arguments.data or Path("data") / f"{arguments.dataset}.h5"
     settings = settings_of(arguments)
 
-    from sca_caption.datasets.hdf5_reader import CaptionData
+    from sca_caption.datasets.hdf5_reader import CaptionDataset
     from sca_caption.models.backbone import attended_layers
     from sca_caption.runtime.devices import find_device
     from sca_caption.training.caption_task import CaptionTask
     from sca_caption.training.loop import train
 
-    data = CaptionData(path)
+    data = CaptionDataset(path)
     device = find_device(arguments.device)
     if resumes(arguments, output):
         resumed = resumable(output)
@@ -137,9 +137,7 @@ def settings_of(arguments: argparse.Namespace) -> tuple[config.ModelConfig, conf
     values = config.PRESETS[preset]
     if getattr(arguments, "objective", values.get("objective")) == "cider":
         values = values | config.SELF_CRITICAL
-    return make(config.ModelConfig, arguments, values), make(
-        config.TrainConfig, arguments, values
-    )
+    return make(config.ModelConfig, arguments, values), make(config.TrainConfig, arguments, values)
 
 
 def initial(init: str):

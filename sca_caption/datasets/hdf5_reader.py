@@ -43,7 +43,7 @@ SPLITS = ("train", "val", "test")
 ENCODINGS = ("jpeg", "raw", "features")
 
 
-class CaptionData:
+class CaptionDataset:
     """Images with captions, read from a data file.
 
     Pickles, and opens the file anew in every process, so it may be made before workers are forked or spawned;

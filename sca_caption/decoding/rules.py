@@ -76,13 +76,13 @@ PREPOSITIONS = (
 )
 CONJUNCTIONS = "and as because but if or than when where which while who whose"
 VERBS = "am are be been being can had has have having is was were carrying holding wearing"
-DANGLING = frozenset(f"{DETERMINERS} {PREPOSITIONS} {CONJUNCTIONS} {VERBS}".split())
+BAD_ENDINGS = frozenset(f"{DETERMINERS} {PREPOSITIONS} {CONJUNCTIONS} {VERBS}".split())
 JOINING = frozenset(("and", "or"))
 
 
 def dangling(vocabulary: Vocabulary) -> tuple[int, ...]:
     """The ids of words that no caption ends in."""
-    return _ids(DANGLING, vocabulary)
+    return _ids(BAD_ENDINGS, vocabulary)
 
 
 def joining(vocabulary: Vocabulary) -> tuple[int, ...]:

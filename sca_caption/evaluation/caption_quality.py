@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from sca_caption.decoding.rules import DANGLING
+from sca_caption.decoding.rules import BAD_ENDINGS
 
 PHRASE = 3  # words; people's captions have two in a row twice in one of 27 (as "in a"), three in one of 200
 
@@ -42,4 +42,4 @@ def repeats(words: Sequence[str]) -> bool:
 
 
 def dangles(words: Sequence[str]) -> bool:
-    return bool(words) and words[-1] in DANGLING
+    return bool(words) and words[-1] in BAD_ENDINGS

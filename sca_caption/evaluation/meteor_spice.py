@@ -175,7 +175,9 @@ class Meteor:
             counts = counts.reshape(len(self.lines), 23)
         except ValueError:
             expected = f"{len(self.lines)} x 23 numbers"
-            raise Unavailable(f"{self.programs[0].name} answered {output[:80]!r} instead of {expected}") from None
+            raise Unavailable(
+                f"{self.programs[0].name} answered {output[:80]!r} instead of {expected}"
+            ) from None
         same = (counts[:, 0:2] == counts[:, 21:23]).all(1) & (counts[:, 20] == 1)
         counts[same, 20] = 0
         return counts

@@ -108,7 +108,9 @@ def font(size: int) -> ImageFont.FreeTypeFont:
 def palette() -> Image.Image:
     """Colours for all frames and files, so that what stands still does not flicker: of greys under every strength."""
     white = 1.0
-    plain = np.append(np.linspace(GREY[0], 0.93, GREYS - 1), white)[None]  # white alone: Pillow looks up near misses
+    plain = np.append(np.linspace(GREY[0], 0.93, GREYS - 1), white)[
+        None
+    ]  # white alone: Pillow looks up near misses
     colours = [blended(plain, np.zeros(plain.shape))]
     for amount in np.linspace(0, 1, STRENGTHS + 1)[1:]:
         shows = 1 - float(opacity_of(np.array(amount)))  # how much of the photograph

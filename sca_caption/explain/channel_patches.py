@@ -10,10 +10,10 @@ import numpy as np
 from PIL import Image
 
 from sca_caption import images
-from sca_caption.datasets.hdf5_reader import CaptionData
+from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.images import Transform, seen_box
 from sca_caption.inference.batching import stack
-from sca_caption.inference.captioning import Describer
+from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.models.attention_trace import attended_maps
 from sca_caption.runtime.errors import UserError
 
@@ -37,7 +37,7 @@ class LayerExamples:
 class Examples:
     """The images of a data file that excite channels most: those of each attended layer."""
 
-    data: CaptionData
+    data: CaptionDataset
     transform: Transform
     layers: tuple[LayerExamples, ...]
     looked_at: int  # images
@@ -53,8 +53,8 @@ class Examples:
 
 
 def find_examples(
-    describer: Describer,
-    data: CaptionData,
+    pipeline: CaptionPipeline,
+    data: CaptionDataset,
     most: int = MOST,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> Examples:
@@ -64,16 +64,16 @@ def find_examples(
     greatest mean around it. progress: wraps the batches, as tqdm does. Raises UserError for a file without images, and
     for several models that speak as one.
     """
-    speaker, rows = describer.speaker, data.indices("train")
+    speaker, rows = pipeline.speaker, data.indices("train")
     if data.encoding == "features" or not len(rows):
         what = "features" if data.encoding == "features" else "no training images"
         raise UserError(f"{data.path} holds {what}, and patches need photographs; give another data file")
     rows = rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int)]
     kept: list[np.ndarray] = []  # of each layer (4, N, C): value, mean around it, row, position
     grids: list[tuple[int, int]] = []
-    for first in progress(range(0, len(rows), describer.batch_size)):
-        batch = rows[first : first + describer.batch_size]
-        pixels = stack([image_of(data, row, describer.transform) for row in batch])
+    for first in progress(range(0, len(rows), pipeline.batch_size)):
+        batch = rows[first : first + pipeline.batch_size]
+        pixels = stack([image_of(data, row, pipeline.transform) for row in batch])
         maps = attended_maps(speaker, pixels)
         if not kept:
             kept = [np.full((4, KEPT, each.shape[1]), -np.inf) for each in maps]
@@ -92,10 +92,10 @@ def find_examples(
         )
         for (_, _, row, at), grid in zip(kept, grids, strict=True)
     )
-    return Examples(data, describer.transform, tuple(layers), len(rows))
+    return Examples(data, pipeline.transform, tuple(layers), len(rows))
 
 
-def image_of(data: CaptionData, row: int, transform: Transform) -> np.ndarray:
+def image_of(data: CaptionDataset, row: int, transform: Transform) -> np.ndarray:
     """An image of a data file at the size of a model that may have been trained from another: uint8 (S, S, 3)."""
     pixels = data.image(int(row))
     return pixels if data.transform == transform else images.fit(Image.fromarray(pixels), transform)

@@ -21,7 +21,7 @@ from PIL import Image
 from sca_caption import images
 from sca_caption.images import Source, Transform
 from sca_caption.inference.batching import stack
-from sca_caption.inference.captioning import Caption, Describer
+from sca_caption.inference.captioning import Caption, CaptionPipeline
 from sca_caption.models.attention_trace import Trace, attended_maps, numbers, trace
 from sca_caption.runtime.errors import UserError
 from sca_caption.runtime.figures import ANIMATED, DPI, check_figure, save_figure
@@ -83,54 +83,62 @@ class Explanation:
 
 
 def explain(
-    describer: Describer, source: Source, caption: str | None = None, *, examples: "Examples | None" = None
+    pipeline: CaptionPipeline,
+    source: Source,
+    caption: str | None = None,
+    *,
+    examples: "Examples | None" = None,
 ) -> Explanation:
     """Caption a photograph and say what was attended at every word; or what would be, were `caption` the caption.
 
     examples: see `channel_examples.find_examples`. Raises UserError for an image that cannot be read, a caption with
     words that the model does not know, and several models that speak as one.
     """
-    describer.speaker  # noqa: B018  refuses several models before there is work
-    pixels = stack([images.load(source, describer.transform)])  # (1, 3, S, S)
+    pipeline.speaker  # noqa: B018  refuses several models before there is work
+    pixels = stack([images.load(source, pipeline.transform)])  # (1, 3, S, S)
     if caption is None:
-        ((captions, found),) = describer.trace_batch(pixels)
-        return explained(describer, source, captions[0], found, examples)
-    return explained(describer, source, *_said(describer, pixels, caption), examples)
+        ((captions, found),) = pipeline.trace_batch(pixels)
+        return explained(pipeline, source, captions[0], found, examples)
+    return explained(pipeline, source, *_said(pipeline, pixels, caption), examples)
 
 
 def explained(
-    describer: Describer, source: Source, caption: Caption, found: Trace, examples: "Examples | None" = None
+    pipeline: CaptionPipeline,
+    source: Source,
+    caption: Caption,
+    found: Trace,
+    examples: "Examples | None" = None,
 ) -> Explanation:
     """The explanation of a caption of a photograph whose trace is found already."""
-    pixels = stack([images.load(source, describer.transform)])
+    pixels = stack([images.load(source, pipeline.transform)])
     photograph = images.open_image(source)
     photograph.thumbnail((MOST_PIXELS, MOST_PIXELS), Image.Resampling.LANCZOS)
-    words = describer.words.spelled(caption.tokens)
-    maps = tuple(each[0] for each in attended_maps(describer.speaker, pixels))
-    return Explanation(photograph, describer.transform, caption, words, found, maps, examples)
+    words = pipeline.words.spelled(caption.tokens)
+    maps = tuple(each[0] for each in attended_maps(pipeline.speaker, pixels))
+    return Explanation(photograph, pipeline.transform, caption, words, found, maps, examples)
 
 
 @torch.inference_mode()
-def _said(describer: Describer, pixels: torch.Tensor, text: str) -> tuple[Caption, Trace]:
+def _said(pipeline: CaptionPipeline, pixels: torch.Tensor, text: str) -> tuple[Caption, Trace]:
     """A caption that is given, with the model's probability of it, and its trace."""
     words = tokenize(text)
     if not words:
         raise UserError(f"the caption {text!r} has no words; give some")
-    unknown = sorted({word for word in words if word not in describer.words})
+    unknown = sorted({word for word in words if word not in pipeline.words})
     if unknown:
         raise UserError(f"the model does not know {', '.join(unknown)}; say it in other words")
-    tokens = describer.words.encode(words)
-    state = describer.model.start(describer.model.encode(pixels.to(describer.device)))
-    (found,) = trace(describer.speaker, state, [[*tokens, EOS]])
+    tokens = pipeline.words.encode(words)
+    state = pipeline.model.start(pipeline.model.encode(pixels.to(pipeline.device)))
+    (found,) = trace(pipeline.speaker, state, [[*tokens, EOS]])
     log_prob = float(np.log(np.maximum(found.probabilities, 1e-30)).sum())
     mean = log_prob / (len(tokens) + 1)
     caption = Caption(
-        text=describer.words.decode(tokens),
+        text=pipeline.words.decode(tokens),
         log_prob=log_prob,
-        score=log_prob / (len(tokens) + 1) ** describer.search.length_penalty,
+        score=log_prob / (len(tokens) + 1) ** pipeline.search.length_penalty,
         finished=True,
         mean_log_prob=mean,
-        confidence=describer.calibration.probability(mean) if describer.calibration else None,
+        confidence=pipeline.calibration.probability(mean) if pipeline.calibration else None,
         tokens=tuple(tokens),
     )
     return caption, found.first(len(tokens))

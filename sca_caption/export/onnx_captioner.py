@@ -20,7 +20,7 @@ from sca_caption.guidance.confidence import Calibration
 from sca_caption.guidance.hallucination import Rule
 from sca_caption.guidance.masking import Discreet
 from sca_caption.images import Transform
-from sca_caption.inference.captioning import Caption, Describer
+from sca_caption.inference.captioning import Caption, CaptionPipeline
 from sca_caption.runtime.errors import UserError
 from sca_caption.vocab import SPECIALS, Vocabulary
 
@@ -33,8 +33,12 @@ class OnnxState:
     image: Tensor  # (N,)
     hidden: Tensor  # (N, d)
     cell: Tensor  # (N, d)
-    expected: Tensor | None = None  # (B, W) what people are expected to say, a row an image, where that is known
-    shares: Tensor | None = None  # (B, K) of people who would speak of each of the subjects, where that is known
+    expected: Tensor | None = (
+        None  # (B, W) what people are expected to say, a row an image, where that is known
+    )
+    shares: Tensor | None = (
+        None  # (B, K) of people who would speak of each of the subjects, where that is known
+    )
     probabilities: Tensor | None = None  # (B, nouns) of what is in the images, where that was looked for
     # Of the last step, one pair an attended layer: beta (N, C) or None, alpha (N, m) or None.
     attention: tuple[tuple[Tensor | None, Tensor | None], ...] = ()
@@ -125,7 +129,9 @@ class OnnxCaptioner:
             inputs |= {"seen": found["seen"]} if ranked else {}
         found = self._run("trunk", inputs)
         hidden, cell = (torch.from_numpy(found.pop(name)) for name in ("hidden", "cell"))
-        told = [torch.from_numpy(found.pop(name)) if name in found else None for name in ("expected", "shares")]
+        told = [
+            torch.from_numpy(found.pop(name)) if name in found else None for name in ("expected", "shares")
+        ]
         return OnnxState(found, torch.arange(len(hidden)), hidden, cell, *told, probabilities)
 
     def step(self, tokens: Tensor, state: OnnxState) -> tuple[Tensor, OnnxState]:
@@ -142,10 +148,10 @@ class OnnxCaptioner:
         return dict(zip(names, self.sessions[graph].run(names, inputs), strict=True))
 
 
-class OnnxDescriber(Describer):
-    """An exported folder in the place of a checkpoint: `caption_batch` and `stream` as Describer's, on the CPU.
+class OnnxCaptionPipeline(CaptionPipeline):
+    """An exported folder in the place of a checkpoint: `caption_batch` and `stream` as CaptionPipeline's, on the CPU.
 
-    Args: as `OnnxCaptioner.load` and `Describer` take them; search: by default that of the folder.
+    Args: as `OnnxCaptioner.load` and `CaptionPipeline` take them; search: by default that of the folder.
     """
 
     def __init__(
@@ -178,8 +184,8 @@ class OnnxDescriber(Describer):
     def _settings_of(self, search: SearchConfig) -> dict[str, Any]:
         """As `settings_of`, with the words that the folder names."""
         about, settings = self.model.description, dict(vars(search))
-        del settings["consensus"]
-        settings["never_last"] = about["never_last"] if settings.pop("sound_endings") else ()
+        del settings["rerank_weight"]
+        settings["never_last"] = about["never_last"] if settings.pop("remove_bad_endings") else ()
         if search.block_ngrams and about["joining"]:
             settings["joining"] = about["joining"]
         return settings

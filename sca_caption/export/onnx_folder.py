@@ -36,11 +36,11 @@ model.json, UTF-8:
     inputs, outputs  of each graph the names of its inputs and outputs, in order
     dtypes          "float32", and "int8" where int8/ is there
     search          default settings, see `search.SearchConfig`; how it goes on is in `decode.beam_search`
-    never_last      ids of words that no caption ends in where search.sound_endings is true
+    never_last      ids of words that no caption ends in where search.remove_bad_endings is true
     joining         ids of words that never stand between a word and itself where search.block_ngrams is not 0
     consensus       null, or idf, one number for each of the `known` words. A caption's consensus c is the product of its
                     tf-idf vector (counts times idf, of length 1; new words count for nothing) with `expected`; they are
-                    ranked by their score + search.consensus * c; naming compares scores without it
+                    ranked by their score + search.rerank_weight * c; naming compares scores without it
     subjects        null, or of each of `shares` words (ids), least and main: where the shares of all main ones are below
                     least, captions keep from the words of these and of all others whose share is; naming may put them in
                     all the same

@@ -36,7 +36,10 @@ class Trunk(nn.Module):
 
     def __init__(self, model: SCACNN, consensus: Consensus | None, subjects: Subjects | None):
         super().__init__()
-        self.model, self.told = model, nn.ModuleList(part for part in (consensus, subjects) if part is not None)
+        self.model, self.told = (
+            model,
+            nn.ModuleList(part for part in (consensus, subjects) if part is not None),
+        )
 
     def forward(self, images: Tensor, seen: Tensor | None = None) -> tuple[Tensor, ...]:
         encoded = self.model.encode(images)

@@ -53,9 +53,13 @@ def quantize(source: Path, target: Path, robust: bool = False) -> None:
         scale = np.abs(values).max(tuple(i for i in range(values.ndim) if i != axis), keepdims=True) / 127
         scale[scale == 0] = 1
         parts = (f"{name}_quantized", f"{name}_scale")
-        for part, value in zip(parts, (np.rint(values / scale).astype(np.int8), scale.flatten()), strict=True):
+        for part, value in zip(
+            parts, (np.rint(values / scale).astype(np.int8), scale.flatten()), strict=True
+        ):
             graph.initializer.append(numpy_helper.from_array(value, part))
-        restored.append(helper.make_node("DequantizeLinear", parts, [name], name=f"{name}_restored", axis=axis))
+        restored.append(
+            helper.make_node("DequantizeLinear", parts, [name], name=f"{name}_restored", axis=axis)
+        )
     everything = [*restored, *graph.node]
     del graph.node[:]
     graph.node.extend(everything)

@@ -28,7 +28,9 @@ class Calibration:
     def of(cls, metrics: dict) -> "Calibration | None":
         """That of a checkpoint's metrics, if it has one."""
         found = {
-            field.name: metrics[_metric(field.name)] for field in fields(cls) if _metric(field.name) in metrics
+            field.name: metrics[_metric(field.name)]
+            for field in fields(cls)
+            if _metric(field.name) in metrics
         }
         return cls(**found) if {"slope", "intercept"} <= set(found) else None
 
@@ -48,7 +50,9 @@ def fit(mean_log_probs: np.ndarray, good: np.ndarray, consensus: np.ndarray | No
     for _ in range(50):
         p = 1 / (1 + np.exp(-np.clip(x @ weights, -30, 30)))
         gradient = x.T @ (good - p) - RIDGE * weights
-        weights = weights + np.linalg.solve((x.T * (p * (1 - p))) @ x + RIDGE * np.eye(len(weights)), gradient)
+        weights = weights + np.linalg.solve(
+            (x.T * (p * (1 - p))) @ x + RIDGE * np.eye(len(weights)), gradient
+        )
     slope, *further, intercept = weights.tolist()
     return Calibration(slope, intercept, *further)
 

@@ -73,7 +73,9 @@ class Ranking:
     """
 
     expected: Tensor  # (B, W)
-    idf: Sequence[float]  # of each of the W words; those after them are new ones of `naming`, and count for nothing
+    idf: Sequence[
+        float
+    ]  # of each of the W words; those after them are new ones of `naming`, and count for nothing
     weight: float  # nats; 0: captions are rated, and stay in their order
 
     def __call__(

@@ -49,7 +49,9 @@ def told_apart(
             said = drawn(rows, captions, idf, generator)  # (B, W)
             seen = dropped(features[rows], generator) / (1 - DROPPED)
             logits = SHARPNESS * (said @ factors[1].T) @ (seen @ factors[0]).T  # captions, images
-            loss = sum(F.cross_entropy(each, own, label_smoothing=SMOOTHING) for each in (logits, logits.T)) / 2
+            loss = (
+                sum(F.cross_entropy(each, own, label_smoothing=SMOOTHING) for each in (logits, logits.T)) / 2
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -40,7 +40,21 @@ PEOPLE = """
     tourists trainer vendor waiter wakeboarder waterskier windsurfer woman women worker workers wrestler wrestlers
     youth
 """
-COLOURS = ("red", "blue", "white", "black", "brown", "yellow", "green", "orange", "pink", "purple", "gray", "grey", "tan")
+COLOURS = (
+    "red",
+    "blue",
+    "white",
+    "black",
+    "brown",
+    "yellow",
+    "green",
+    "orange",
+    "pink",
+    "purple",
+    "gray",
+    "grey",
+    "tan",
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +71,9 @@ class Subject:
 
 SUBJECTS = {
     "people": Subject(frozenset(PEOPLE.split()), 0.3, main=True),
-    "dogs": Subject(frozenset(next(noun.forms for noun in read_nouns() if noun.name == "dog")), 0.1, main=True),
+    "dogs": Subject(
+        frozenset(next(noun.forms for noun in read_nouns() if noun.name == "dog")), 0.1, main=True
+    ),
     **{colour: Subject(frozenset({colour}), 0.1) for colour in COLOURS},
 }
 
@@ -139,7 +155,10 @@ def fitted(
         return None
     found = Subjects(channels, tuple(shares))
     found.centre.copy_(features.mean(0))
-    inputs, wanted = centred(features, found.centre, channels).double(), torch.stack([*shares.values()], 1).double()
+    inputs, wanted = (
+        centred(features, found.centre, channels).double(),
+        torch.stack([*shares.values()], 1).double(),
+    )
     weights = torch.zeros(inputs.shape[1], len(shares), dtype=torch.double, requires_grad=True)
     bias = wanted.mean(0).logit().requires_grad_()
     optimizer = torch.optim.LBFGS([weights, bias], max_iter=500, line_search_fn="strong_wolfe")

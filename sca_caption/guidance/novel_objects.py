@@ -59,7 +59,9 @@ class Lexicon:
     vocabulary: Vocabulary  # the captioner's and the new words after it
     known: int  # how many of them the captioner itself has
     groups: list[list[int]]  # the ids of each noun's words
-    agreement: dict[int, Tensor]  # after this word, which words (W,) do not follow, of those that must be mentioned
+    agreement: dict[
+        int, Tensor
+    ]  # after this word, which words (W,) do not follow, of those that must be mentioned
     no_compound: Tensor  # (W,) which words do not follow one that must be mentioned
     limits: Limits = field(default_factory=Limits)
 
@@ -188,7 +190,9 @@ class Namer(Lexicon):
         **search,
     ) -> list[list[stepper.Hypothesis]]:
         """`mention` what `objects` saw."""
-        return self.mention(self.model, found, state, self.probabilities(seen), mentions, ranking, silent, **search)
+        return self.mention(
+            self.model, found, state, self.probabilities(seen), mentions, ranking, silent, **search
+        )
 
 
 def agreement_of(nouns: Sequence[Noun], vocabulary: Vocabulary) -> dict[int, Tensor]:

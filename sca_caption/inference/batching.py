@@ -58,7 +58,7 @@ def stack(contents: list[np.ndarray] | list[tuple[np.ndarray, ...]]) -> Tensor |
 def reader(
     data, models: Sequence[SCACNN], transform: Transform
 ) -> Callable[[int], np.ndarray | tuple[np.ndarray, ...]]:
-    """How models' input is read from a data file (`store.CaptionData`): a row -> an image, or features.
+    """How models' input is read from a data file (`store.CaptionDataset`): a row -> an image, or features.
 
     Raises UserError for features of another trunk than the models'.
     """

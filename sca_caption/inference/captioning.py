@@ -46,7 +46,7 @@ class Caption:
     finished: bool
     mean_log_prob: float
     confidence: float | None = None
-    tokens: tuple[int, ...] = ()  # ids of the words, in `Describer.words`
+    tokens: tuple[int, ...] = ()  # ids of the words, in `CaptionPipeline.words`
     consensus: float | None = None  # see `consensus.Ranking`, where the checkpoint knows
 
 
@@ -63,7 +63,7 @@ class Result:
     trace: Trace | None = None
 
 
-class Describer:
+class CaptionPipeline:
     """A model with its vocabulary and transform, ready to caption on one device.
 
     Args:
@@ -128,7 +128,7 @@ class Describer:
 
     def searching(
         self, search: SearchConfig, mentions: Sequence[str] = (), *, objects: bool = True
-    ) -> "Describer":
+    ) -> "CaptionPipeline":
         """The same models, which search so, and without nouns of `objects` where that is False."""
         other = copy.copy(self)
         other.drawing = None
@@ -150,13 +150,15 @@ class Describer:
     def ranks(self) -> bool:
         """Whether captions are ranked by consensus: not where they are drawn, or groups of them shall differ."""
         known = self.idf is not None and not self.drawing
-        return known and self.search.consensus > 0 and self.search.diverse_groups == 1
+        return known and self.search.rerank_weight > 0 and self.search.diverse_groups == 1
 
     def encode(self, batch: Tensor | tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """Images or features -> what the captioner attends, and what ImageNet's network saw of images (B, C), where it is
         there and has a use."""
         names = self.namer is not None and not self.drawing
-        needed = names or any(part is not None and part.reads_objects for part in (self.consensus, self.subjects))
+        needed = names or any(
+            part is not None and part.reads_objects for part in (self.consensus, self.subjects)
+        )
         if not needed or self.objects is None:
             return self.model.encode(batch), None
         with self.objects.watching(self.model.backbone) as below:
@@ -171,7 +173,7 @@ class Describer:
         """How captions of images of which this is `expected`, (B, W), are ranked; None where nothing is."""
         if expected is None:
             return None
-        return Ranking(expected.cpu(), self.idf, self.search.consensus if self.ranks else 0.0)
+        return Ranking(expected.cpu(), self.idf, self.search.rerank_weight if self.ranks else 0.0)
 
     def caption_batch(
         self,
@@ -259,7 +261,7 @@ class Describer:
 
 
 def read_by(part: Consensus | Subjects | None, maps: Tensor, seen: Tensor | None) -> Tensor | None:
-    """What a part says of images with these maps (B, C, H, W), of which `Describer.encode` saw that.
+    """What a part says of images with these maps (B, C, H, W), of which `CaptionPipeline.encode` saw that.
 
     None where there is no such part, or what was seen is lacking, as of stored features.
     """
@@ -280,9 +282,9 @@ def require_alike(names: Sequence, loaded: Sequence[Checkpoint]) -> None:
 def settings_of(search: SearchConfig, vocabulary: Vocabulary) -> dict[str, Any]:
     """What `decode.beam_search` takes to search so."""
     settings = dict(vars(search))
-    del settings["consensus"]  # it ranks what was found
+    del settings["rerank_weight"]  # it ranks what was found
     return settings | {
-        "never_last": dangling(vocabulary) if settings.pop("sound_endings") else (),
+        "never_last": dangling(vocabulary) if settings.pop("remove_bad_endings") else (),
         "joining": joining(vocabulary) if search.block_ngrams else (),
     }
 

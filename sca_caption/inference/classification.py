@@ -18,8 +18,8 @@ from sca_caption.runtime.devices import find_device
 from sca_caption.runtime.errors import UserError
 
 
-class Recogniser:
-    """A classifier with its transform, ready on one device. Takes what Describer takes, and raises the same."""
+class ClassificationPipeline:
+    """A classifier with its transform, ready on one device. Takes what CaptionPipeline takes, and raises the same."""
 
     def __init__(
         self, checkpoint: Checkpoint | str | Path, *, device: str = "auto", batch_size: int = BATCH_SIZE

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from sca_caption.images import Transform
-    from sca_caption.inference.captioning import Describer, Result
+    from sca_caption.inference.captioning import CaptionPipeline, Result
     from sca_caption.models.attention_trace import Trace
     from sca_caption.vocab import Vocabulary
 
@@ -75,10 +75,12 @@ class Gallery(Kind):
     sort_key = None
 
     @staticmethod
-    def stream(describer: "Describer", paths: Iterable[Path], traced: bool = False) -> Iterable["Result"]:
-        traced = traced or len(describer.models) == 1  # several attend each for itself
+    def stream(
+        pipeline: "CaptionPipeline", paths: Iterable[Path], traced: bool = False
+    ) -> Iterable["Result"]:
+        traced = traced or len(pipeline.models) == 1  # several attend each for itself
         photographs = map(Photograph, paths)
-        return describer.stream(photographs, partial(read, transform=describer.transform), traced=traced)
+        return pipeline.stream(photographs, partial(read, transform=pipeline.transform), traced=traced)
 
     def entry(self, image_id: int, result: "Result") -> dict:
         entry = super().entry(image_id, result)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 from sca_caption.inference.journal import require_same
 
 if TYPE_CHECKING:
-    from sca_caption.inference.captioning import Describer, Result
+    from sca_caption.inference.captioning import CaptionPipeline, Result
     from sca_caption.vocab import Vocabulary
 
 
@@ -44,12 +44,12 @@ class Kind:
 
     @staticmethod
     def stream(
-        describer: "Describer",
+        pipeline: "CaptionPipeline",
         paths: Iterable[Path],
         traced: bool = False,
     ) -> Iterable["Result"]:
         """Results with all that entries of this kind need; `traced`, with their traces in any case."""
-        return describer.stream(paths, traced=traced)
+        return pipeline.stream(paths, traced=traced)
 
     @property
     def sort_key(self) -> Callable[[dict], float] | None:

@@ -36,7 +36,9 @@ ATTENDED: dict[str, tuple[str, ...]] = {
     "resnet152": _RESNET,
     "mobilenet_v2": ("features.16", "features.17", "features.18"),
 }
-IMAGES_AT_ONCE = 4  # what a CPU takes at once where nothing learns: the early maps of more do not fit in its caches
+IMAGES_AT_ONCE = (
+    4  # what a CPU takes at once where nothing learns: the early maps of more do not fit in its caches
+)
 
 
 def attended_layers(backbone: str, layers: Sequence[str]) -> tuple[str, ...]:

@@ -71,7 +71,6 @@ class MobileNetV2(nn.Module):
         starts = [0, *(block + 1 for block in blocks)]
         return [Piece(*self.features[a:b]) for a, b in pairwise(starts)]
 
-
     def split(self, piece: Piece) -> tuple[Piece, Piece] | None:
         """The blocks of `piece` before the first that learns, and the others; None where the first does."""
         learns = [any(p.requires_grad for p in block.parameters()) for block in piece].index(True)

@@ -27,7 +27,11 @@ def stored(tensors: dict[str, Tensor], dtype: str, robust: Sequence[str] = ()) -
     for name, value in tensors.items():
         if not value.is_floating_point():
             found[name] = value
-        elif dtype == "int8" and value.numel() >= LARGE and is_matrix(value.shape, name.startswith(tuple(robust))):
+        elif (
+            dtype == "int8"
+            and value.numel() >= LARGE
+            and is_matrix(value.shape, name.startswith(tuple(robust)))
+        ):
             rows = value.float().flatten(1)
             scale = rows.abs().amax(1, keepdim=True) / 127  # (rows, 1)
             whole = (rows / scale.where(scale > 0, 1)).round().to(torch.int8)

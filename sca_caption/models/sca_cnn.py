@@ -204,20 +204,20 @@ class SCACNN(nn.Module):
         self,
         batch: Batch,
         label_smoothing: float = 0.0,
-        doubly_stochastic: float = 0.0,
+        attention_penalty: float = 0.0,
         force: Callable[..., Forced] = teacher_forcing.run,
         further: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Mean cross-entropy a word (nats), with teacher forcing, over all captions of all images of the batch.
 
-        doubly_stochastic adds that weight times the mean of (1 - sum_t alpha_t)^2 (Xu et al. 2015, eq. 14); `further` is
+        attention_penalty adds that weight times the mean of (1 - sum_t alpha_t)^2 (Xu et al. 2015, eq. 14); `further` is
         another term, of the logits (M, W). force: `teacher_forcing.run` with its options.
         """
         state = self.start(self.encode(batch.images)).select(batch.image_index)
         forced = force(self, state, batch.captions)
         loss = F.cross_entropy(forced.logits, forced.targets, label_smoothing=label_smoothing)
-        if doubly_stochastic and forced.alphas[0]:
-            loss = loss + doubly_stochastic * _attention_coverage(forced.alphas)
+        if attention_penalty and forced.alphas[0]:
+            loss = loss + attention_penalty * _attention_coverage(forced.alphas)
         if further is not None:
             loss = loss + further(forced.logits)
         return loss

@@ -59,9 +59,7 @@ class Processes:
         """
         return answer(items) if self.size == 1 else self._in_rounds(items, answer, at_once)
 
-    def _in_rounds(
-        self, items: Sequence, answer: Callable[[Sequence], Iterable], at_once: int
-    ) -> Iterator:
+    def _in_rounds(self, items: Sequence, answer: Callable[[Sequence], Iterable], at_once: int) -> Iterator:
         mine = iter(answer(self.share(items)))
         for _ in range(0, len(items), self.size * at_once):
             yield from self.gather(list(islice(mine, at_once)))

@@ -18,7 +18,10 @@ def choice(value: str, valid: Iterable[str], what: str) -> str:
     return value
 
 
-COLOURS = {"error": "1;31", "warning": "1;33"}  # of SGR sequences (ECMA-48, section 8.3.117): bold red, bold yellow
+COLOURS = {
+    "error": "1;31",
+    "warning": "1;33",
+}  # of SGR sequences (ECMA-48, section 8.3.117): bold red, bold yellow
 
 
 def coloured(stream: TextIO) -> bool:

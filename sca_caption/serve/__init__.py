@@ -2,8 +2,3 @@
 
 Needs the extra `web`. Nothing here asks another server for anything, and nothing of a photograph is written to disk.
 """
-
-
-
-
-

@@ -13,7 +13,7 @@ from PIL import Image
 from sca_caption import images
 from sca_caption.images import ImageError, Transform
 from sca_caption.inference.batching import stack
-from sca_caption.inference.captioning import Describer
+from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.models.attention_trace import LayerTrace, attended_maps, rounded
 from sca_caption.serve.limits import Limits, Refusal
 from sca_caption.serve.options import Options
@@ -24,27 +24,27 @@ PREVIEW = 1600  # pixels of the longer side
 DIGITS = 4  # after the point, of places
 
 
-def answer(describer: Describer, data: bytes, name: str, options: Options, limits: Limits) -> Answer:
+def answer(pipeline: CaptionPipeline, data: bytes, name: str, options: Options, limits: Limits) -> Answer:
     """Caption the image file that `data` holds; `name` is what messages call it.
 
     Raises ImageError for what is no image, Refusal for one with too many pixels, UserError for words to mention that
     the model does not know.
     """
     began = time.perf_counter()
-    describer = describer.searching(options.search, options.mention, objects=options.objects)
+    pipeline = pipeline.searching(options.search, options.mention, objects=options.objects)
     try:
-        pixels, width, height = read(data, describer.transform, limits)
+        pixels, width, height = read(data, pipeline.transform, limits)
         preview = as_jpeg(data) if options.preview else None
     except ImageError as error:
         raise ImageError(name, error.reason) from error
     except Refusal as refusal:
         raise Refusal(refusal.status, f"{name}: {refusal.reason}") from refusal
     batch = stack([pixels])
-    if len(describer.models) == 1:
-        ((captions, trace),) = describer.trace_batch(batch)
-        maps = [each[0] for each in attended_maps(describer.speaker, batch)]
+    if len(pipeline.models) == 1:
+        ((captions, trace),) = pipeline.trace_batch(batch)
+        maps = [each[0] for each in attended_maps(pipeline.speaker, batch)]
     else:  # that speak as one: each attends for itself
-        (captions,), trace = describer.caption_batch(batch), None
+        (captions,), trace = pipeline.caption_batch(batch), None
     best = captions[0]
     return Answer(
         caption=best.text,
@@ -52,11 +52,11 @@ def answer(describer: Describer, data: bytes, name: str, options: Options, limit
             CaptionText(text=each.text, score=each.score, log_prob=each.log_prob, confidence=each.confidence)
             for each in captions
         ],
-        words=[*describer.words.spelled(best.tokens)],
+        words=[*pipeline.words.spelled(best.tokens)],
         probabilities=trace and rounded(trace.probabilities),
         attention=trace
         and Attention(
-            region=region(describer.transform, width, height),
+            region=region(pipeline.transform, width, height),
             layers=[layer_of(*each) for each in zip(trace.layers, maps, strict=True)],
         ),
         width=width,

@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from sca_caption.images import ImageError
-from sca_caption.inference.captioning import Describer
+from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.runtime.errors import UserError
 from sca_caption.serve.answer import answer
 from sca_caption.serve.guard import Guard
@@ -36,29 +36,29 @@ RETRY = 5  # seconds
 
 
 def create_app(
-    describer: Describer,
+    pipeline: CaptionPipeline,
     *,
     name: str = "the model that ships",
     defaults: Options | None = None,
     limits: Limits | None = None,
     host: str = "127.0.0.1",
 ) -> Starlette:
-    """The application that captions with `describer`.
+    """The application that captions with `pipeline`.
 
     Args:
         name: what the page calls the model. defaults: settings of requests that give none (default: those of
-        `describer`). host: the address that it will be bound to; requests for others are refused.
+        `pipeline`). host: the address that it will be bound to; requests for others are refused.
     """
     limits = limits or Limits()
-    defaults = defaults or Options(describer.search)
-    card = model_card(name, describer, defaults, limits)
+    defaults = defaults or Options(pipeline.search)
+    card = model_card(name, pipeline, defaults, limits)
     desk = Desk(limits.waiting)
 
     async def caption(request: Request) -> Response:
         with desk.place():
             form = await read_form(request, limits)
             options = read_options(form.fields, defaults, limits)
-            found = await desk.run(request, lambda: answer(describer, form.data, form.name, options, limits))
+            found = await desk.run(request, lambda: answer(pipeline, form.data, form.name, options, limits))
         return JSONResponse(found.model_dump(mode="json"))
 
     def always(content: dict) -> Callable[[Request], Response]:

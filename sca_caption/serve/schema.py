@@ -127,16 +127,16 @@ ERRORS = {
 }
 
 
-def model_card(name: str, describer: Any, defaults: Options, limits: Limits) -> ModelCard:
+def model_card(name: str, pipeline: Any, defaults: Options, limits: Limits) -> ModelCard:
     search = defaults.search
     return ModelCard(
         name=name,
         version=__version__,
-        vocabulary=len(describer.words) - len(SPECIALS),
-        image_size=describer.transform.size,
-        objects=describer.namer is not None,
-        calibrated=describer.calibration is not None,
-        layers=list(describer.models[0].backbone.layers) if len(describer.models) == 1 else [],
+        vocabulary=len(pipeline.words) - len(SPECIALS),
+        image_size=pipeline.transform.size,
+        objects=pipeline.namer is not None,
+        calibrated=pipeline.calibration is not None,
+        layers=list(pipeline.models[0].backbone.layers) if len(pipeline.models) == 1 else [],
         defaults=Defaults(**vars(search), mention=list(defaults.mention), objects=defaults.objects),
         limits=Most(
             upload_bytes=limits.upload_bytes,

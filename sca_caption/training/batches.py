@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from sca_caption.config import RunConfig, TrainConfig
-from sca_caption.datasets.hdf5_reader import CaptionData
+from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.decoding.teacher_forcing import padded
 from sca_caption.images import augment
 from sca_caption.runtime.distributed import ALONE, Processes
@@ -25,7 +25,7 @@ LONGEST = 40  # words of a caption that are trained on; a handful of captions ar
 class CaptionedImages(Dataset):
     """(image, all of its captions) by (epoch, image index), so that augmentation depends on nothing else."""
 
-    def __init__(self, data: CaptionData, config: TrainConfig, augment: bool):
+    def __init__(self, data: CaptionDataset, config: TrainConfig, augment: bool):
         self.data, self.config, self.augment = data, config, augment
         words = data.vocabulary.words
         self.side_ids = {
@@ -46,8 +46,8 @@ class CaptionedImages(Dataset):
                 self.data.transform,
                 rng,
                 flip=not sided,
-                smallest=self.config.smallest_view,
-                lighting=self.config.lighting,
+                smallest=self.config.crop_scale,
+                lighting=self.config.color_jitter,
             )
         return torch.from_numpy(pixels).permute(2, 0, 1), captions
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sca_caption.checkpoint import Checkpoint
 from sca_caption.config import TrainConfig
-from sca_caption.datasets.hdf5_reader import CaptionData
+from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.decoding import beam_search, teacher_forcing
 from sca_caption.explain.tensorboard_strip import strip
 from sca_caption.models.attention_trace import trace
@@ -21,7 +21,7 @@ from sca_caption.runtime.errors import UserError
 from sca_caption.training import batches
 from sca_caption.training.batches import Batch, CaptionedImages, collate
 from sca_caption.training.losses import load_teachers
-from sca_caption.training.self_critical import Critics, Reward, SelfCritical
+from sca_caption.training.self_critical import Reward, RewardWorkers, SelfCritical
 from sca_caption.training.validation import Validation
 from sca_caption.vocab import PAD
 
@@ -37,7 +37,7 @@ class CaptionTask:
     score = "CIDEr"
 
     def __init__(
-        self, model: SCACNN, data: CaptionData, config: TrainConfig, processes: Processes = ALONE
+        self, model: SCACNN, data: CaptionDataset, config: TrainConfig, processes: Processes = ALONE
     ):
         self.model, self.data, self.config, self.processes = model, data, config, processes
         self.device = model.mean.device
@@ -50,9 +50,9 @@ class CaptionTask:
         self.dataset = CaptionedImages(data, config, config.augment)
         self.critic, self.measured = None, "loss"
         if config.objective == "cider":
-            critics = Critics(Reward(data, self.rows.tolist(), config.bleu_weight), config.workers)
+            critics = RewardWorkers(Reward(data, self.rows.tolist(), config.bleu_weight), config.workers)
             self.critic = SelfCritical(
-                critics, config.samples, config.cross_entropy_weight, config.sample_temperature
+                critics, config.train_sample_n, config.cross_entropy_weight, config.sample_temperature
             )
             self.measured = "reward"
         self.teachers = (
@@ -104,7 +104,7 @@ class CaptionTask:
             return counts * loss, reward, counts * words
         mean_words, mean_captions = mean(counts * words, counts * captions)
         # The cross-entropy is a mean over words, the penalty one over captions.
-        penalty = self.config.doubly_stochastic * (captions * mean_words) / (words * mean_captions)
+        penalty = self.config.attention_penalty * (captions * mean_words) / (words * mean_captions)
         further = None if self.teachers is None else partial(self.taught, batch)
         loss = self.model.loss(batch, self.config.label_smoothing, penalty, self.force, further)
         return loss * (counts * words / mean_words), loss.item(), counts * words

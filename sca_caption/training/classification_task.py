@@ -50,7 +50,7 @@ def view(
 ) -> np.ndarray:
     """A random view for training of pixels uint8 (H, W, 3), as `config.views` says: uint8 (S, S, 3)."""
     if config.views == "resized":
-        smallest = config.smallest_view
+        smallest = config.crop_scale
         return images.augment(pixels, transform, rng, True, smallest=smallest, aspect=3 / 4, lighting=0.0)
     if pixels.shape[:2] != (transform.size, transform.size):
         pixels = images.fit(Image.fromarray(pixels), transform)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 AVERAGE = "average."  # prefix of the averaged weights among a checkpoint's extra tensors
 
 
-class WeightAverage:
+class EMA:
     """Exponential moving average of all of a model's weights and buffers, from its weights at this moment on.
 
     The decay rises to `decay` in the first steps as (1 + step) / (10 + step), so that the start is soon forgotten.

@@ -25,7 +25,7 @@ from sca_caption.checkpoint import Checkpoint
 from sca_caption.config import RunConfig
 from sca_caption.runtime.distributed import Processes
 from sca_caption.runtime.errors import UserError, warn
-from sca_caption.training.ema import WeightAverage
+from sca_caption.training.ema import EMA
 from sca_caption.training.optim import make_optimizer, optimizer_tensors, rate_factor, restore_optimizer
 
 POINTS = 500  # at which the curve of learning rates is drawn
@@ -111,7 +111,7 @@ def train(
     summary = task.summary()
     device = next(model.parameters()).device
     optimizer = make_optimizer(task.parameter_groups(), config)
-    average = WeightAverage(model, config.ema) if config.ema else None
+    average = EMA(model, config.ema) if config.ema else None
     start_epoch, history = 0, []
     if resume is not None:
         history = resume.training["history"]

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sca_caption.datasets.hdf5_reader import CaptionData
+from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.decoding import rules, sampling, teacher_forcing
 from sca_caption.decoding.sampling import truncated
 from sca_caption.decoding.teacher_forcing import padded
@@ -30,7 +30,7 @@ Caption = tuple[int, list[int], bool]  # row of the data file, word ids, whether
 class Reward:
     """CIDEr-D + bleu_weight * BLEU-4 of captions of the images in `rows`, which alone give the document frequencies."""
 
-    def __init__(self, data: CaptionData, rows: Sequence[int], bleu_weight: float = 0.0):
+    def __init__(self, data: CaptionDataset, rows: Sequence[int], bleu_weight: float = 0.0):
         self.vocabulary, self.bleu_weight = data.vocabulary, bleu_weight
         self.cider = Cider([[[*ptb_tokenize(text), END] for text in data.references(row)] for row in rows])
         self.position = {row: i for i, row in enumerate(rows)}
@@ -46,7 +46,7 @@ class Reward:
         return reward
 
 
-class Critics:
+class RewardWorkers:
     """Processes that compute rewards while the model goes on; with none, this one computes them."""
 
     def __init__(self, reward: Reward, processes: int):
@@ -93,7 +93,7 @@ class SelfCritical:
     """The policy gradient of `samples` captions an image; against drift with some of people's captions' cross-entropy."""
 
     def __init__(
-        self, critics: Critics, samples: int, cross_entropy: float = 0.0, temperature: float = 1.0
+        self, critics: RewardWorkers, samples: int, cross_entropy: float = 0.0, temperature: float = 1.0
     ):
         self.critics, self.samples, self.cross_entropy = critics, samples, cross_entropy
         self.rule = partial(truncated, temperature=temperature)  # of both passes

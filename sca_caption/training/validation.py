@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from sca_caption.config import SearchConfig, TrainConfig
-from sca_caption.datasets.hdf5_reader import CaptionData
+from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.decoding import beam_search
 from sca_caption.evaluation.caption_metrics import Cider
 from sca_caption.evaluation.caption_quality import Quality, quality
@@ -20,7 +20,7 @@ SAMPLES = 3  # captions of the validation set shown each epoch
 class Validation:
     """CIDEr of free-running captions against the raw references: what a user would see, not teacher forcing."""
 
-    def __init__(self, data: CaptionData, indices: np.ndarray, processes: Processes = ALONE):
+    def __init__(self, data: CaptionDataset, indices: np.ndarray, processes: Processes = ALONE):
         self.data, self.indices, self.processes = data, [int(i) for i in indices], processes
         self.shown = self.indices[:: max(1, len(self.indices) // SAMPLES)][:SAMPLES]
         references = [[ptb_tokenize(text) for text in data.references(i)] for i in self.indices]

@@ -11,11 +11,11 @@ pytest.importorskip("onnxscript", reason="writing ONNX needs onnx and onnxscript
 pytest.importorskip("onnxruntime", reason="running a graph needs onnxruntime")
 
 from sca_caption.benchmarks import export
-from sca_caption.datasets.hdf5_reader import CaptionData
+from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.evaluation.caption_metrics import Cider
 from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
 from sca_caption.images import Transform
-from sca_caption.inference.captioning import Describer
+from sca_caption.inference.captioning import CaptionPipeline
 
 
 def test_every_way_has_its_rows(photos, tiny_checkpoint, tmp_path, capsys):
@@ -31,10 +31,10 @@ def test_every_way_has_its_rows(photos, tiny_checkpoint, tmp_path, capsys):
     assert re.search(r"ONNX, int8: \d of 7 captions are PyTorch's", out)
     _, _, times, _, scores = (rows(part) for part in out.split("\n\n"))
     assert len(times) == 3 and times[0][2] == times[0][4] == "1.00"
-    held = CaptionData(data)
+    held = CaptionDataset(data)
     indices = held.indices("val").tolist()
-    describer = Describer(tiny_checkpoint, device="cpu")
-    captions = [result.captions[0].text for result in describer.stream(indices, read=held.image)]
+    pipeline = CaptionPipeline(tiny_checkpoint, device="cpu")
+    captions = [result.captions[0].text for result in pipeline.stream(indices, read=held.image)]
     cider = Cider([[ptb_tokenize(text) for text in held.references(index)] for index in indices])
     wanted = f"{cider.score([ptb_tokenize(caption) for caption in captions])[0]:.2f}"
     assert [row[1] for row in scores[:2]] == [wanted, wanted] and scores[0][2] == scores[1][2] == "+0.00"
@@ -43,4 +43,4 @@ def test_every_way_has_its_rows(photos, tiny_checkpoint, tmp_path, capsys):
     assert export.main([*flags, "--data", str(tmp_path / "large.h5")]) == 2
     assert "the model takes Transform(size=32" in capsys.readouterr().err
     write(dataset(3), tmp_path / "few.h5")
-    assert "CIDEr needs two" in message(lambda: export.scored({}, CaptionData(tmp_path / "few.h5"), None))
+    assert "CIDEr needs two" in message(lambda: export.scored({}, CaptionDataset(tmp_path / "few.h5"), None))

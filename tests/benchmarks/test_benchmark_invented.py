@@ -32,7 +32,9 @@ def test_a_captioner_that_likes_dogs(tmp_path, capsys, tiny_checkpoint):
     subjects = Subjects((64,), ("dogs",))
     subjects.classifier.bias.fill_(-9)
     subjects.classifier.weight.zero_()
-    checkpoint.save(tmp_path / "best.pt", checkpoint.Checkpoint(model, words, Transform(32), subjects=subjects))
+    checkpoint.save(
+        tmp_path / "best.pt", checkpoint.Checkpoint(model, words, Transform(32), subjects=subjects)
+    )
     texts = ["red grass", "blue water", "a dog sits"]
     records = [record(i, "val", [text]) for i, text in enumerate(texts)] + [record(3)]
     write(Source("made", "made for a test", records), tmp_path / "made.h5")

@@ -66,7 +66,7 @@ def folder(tmp_path):
 
 
 def test_shares_of_classes(folder, monkeypatch, capsys):
-    monkeypatch.setattr(captioning, "Describer", FakeDescriber)
+    monkeypatch.setattr(captioning, "CaptionPipeline", FakeDescriber)
     assert naming.main([str(folder), "--checkpoint", "named"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[2:] == [
@@ -80,7 +80,7 @@ def test_shares_of_classes(folder, monkeypatch, capsys):
 
 
 def test_mistakes(folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(captioning, "Describer", FakeDescriber)
+    monkeypatch.setattr(captioning, "CaptionPipeline", FakeDescriber)
     assert naming.main([str(folder)]) == 2
     assert "no part that names objects" in capsys.readouterr().err
     assert "has none of the folders" in message(lambda: naming.photographs_of(folder / "ant", 3))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sca_caption.benchmarks import preprocessing
-from sca_caption.datasets.hdf5_reader import CaptionData
+from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.images import Transform, load
 from tests.helpers.made_photos import encoded, photo
 
@@ -59,7 +59,7 @@ def test_every_side_makes_the_same_pixels(tmp_path):
     assert len({load(path, SMALL).tobytes() for path in files}) == len(sources) == preprocessing.DISTINCT
     out = preprocessing.preprocess(tmp_path / "all", SMALL)
     assert "images      70: train 62, val 4, test 4; 24x24 resize, jpeg" in out
-    data = CaptionData(tmp_path / "all" / "data.h5")
+    data = CaptionDataset(tmp_path / "all" / "data.h5")
     preprocessing.plain_loop(files, SMALL, tmp_path / "plain.h5")
     with h5py.File(tmp_path / "plain.h5") as file:
         plain = file["images"][()]

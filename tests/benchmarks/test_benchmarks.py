@@ -117,9 +117,9 @@ def test_growth_has_a_row_and_a_panel_for_each_size(monkeypatch, tmp_path, capsy
     assert [row[:2] for row in out] == [["images", "2"], ["images", "4"]]
     assert out[1][3].startswith("2 times the size, ")
     assert "seconds" in (tmp_path / "x.svg").read_text()
-    describer, pixels, count = growth.prepare(small | {"beams": 1, "words": 3}, toy=True)
+    pipeline, pixels, count = growth.prepare(small | {"beams": 1, "words": 3}, toy=True)
     assert count == 2
-    for result in describer.stream(range(2), lambda number: pixels[number]):
+    for result in pipeline.stream(range(2), lambda number: pixels[number]):
         assert len(result.captions[0].text.split()) == 3 and not result.captions[0].finished
     assert growth.main(["--output", str(tmp_path / "x.svg"), "--sizes", "colours"]) == 2
     assert "unknown size 'colours'; one of: " in capsys.readouterr().err

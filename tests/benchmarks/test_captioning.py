@@ -3,7 +3,7 @@
 import re
 
 from sca_caption.benchmarks import captioning, start
-from sca_caption.inference.captioning import Describer
+from sca_caption.inference.captioning import CaptionPipeline
 from tests.benchmarks.test_benchmarks import rows
 
 
@@ -19,8 +19,8 @@ def test_a_folder_is_captioned_alike_in_all_ways(photos, tiny_checkpoint, tmp_pa
     table = rows(out)
     assert len(table) == 5 and table[0][2] == "1.00" and table[1][3] == "1.00"
     arguments = captioning.parser().parse_args(flags)
-    describer = Describer(tiny_checkpoint, device="cpu")
-    assert captioning.whole_program(arguments) == captioning.ours(describer, sorted(folder.iterdir()))
+    pipeline = CaptionPipeline(tiny_checkpoint, device="cpu")
+    assert captioning.whole_program(arguments) == captioning.ours(pipeline, sorted(folder.iterdir()))
     assert captioning.main([*flags[:-1], "0"]) == 2
     assert capsys.readouterr().err.startswith("error: --rounds 0")
 

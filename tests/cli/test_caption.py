@@ -15,7 +15,7 @@ from sca_caption import __version__
 from sca_caption.cli import caption
 from sca_caption.cli import inputs as given
 from sca_caption.config import SearchConfig
-from sca_caption.inference.captioning import Describer
+from sca_caption.inference.captioning import CaptionPipeline
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,8 +25,8 @@ def expected(tiny_checkpoint):
     """expected(paths, **search) -> the captions of each, by `inference`."""
 
     def expected(paths, **search):
-        describer = Describer(tiny_checkpoint, search=SearchConfig(**search))
-        return [result.captions for result in describer.stream(paths)]
+        pipeline = CaptionPipeline(tiny_checkpoint, search=SearchConfig(**search))
+        return [result.captions for result in pipeline.stream(paths)]
 
     return expected
 
@@ -82,7 +82,9 @@ def test_images_may_follow_words_to_mention(run, photos, monkeypatch):
 def test_the_doubtful_come_first(run, expected, photos):
     folder = photos[0].parent
     in_order = run(folder, "--scores")[1].splitlines(keepends=True)
-    trust = [captions[0].mean_log_prob for captions in expected(photos)]  # not as printed: there some are equal
+    trust = [
+        captions[0].mean_log_prob for captions in expected(photos)
+    ]  # not as printed: there some are equal
     by_trust = [line for _, line in sorted(zip(trust, in_order, strict=True))]
     assert by_trust != in_order
     assert run(folder, "--scores", "--doubtful-first") == (0, "".join(by_trust), "")

@@ -6,12 +6,12 @@ import pytest
 
 from sca_caption.cli.evaluate import main
 from sca_caption.config import SearchConfig
-from sca_caption.datasets.hdf5_reader import CaptionData
+from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.datasets.sources.records import Source
 from sca_caption.evaluation import caption_metrics as metrics
 from sca_caption.evaluation import meteor_spice as java_metrics
 from sca_caption.evaluation.meteor_spice import Unavailable
-from sca_caption.inference.captioning import Describer
+from sca_caption.inference.captioning import CaptionPipeline
 from tests.helpers.made_photos import record, write
 
 REFERENCES = {
@@ -81,10 +81,10 @@ def test_a_split_is_captioned_and_scored(data_file, tiny_checkpoint, tmp_path, c
     arguments = ["--data", str(data_file), "--checkpoint", str(tiny_checkpoint), "--output", str(output)]
     assert main([*arguments, "--beam-size", "2", "--max-length", "5", "--batch-size", "2"]) == 0
 
-    data = CaptionData(data_file)
-    describer = Describer(tiny_checkpoint, search=SearchConfig(beam_size=2, max_length=5))
+    data = CaptionDataset(data_file)
+    pipeline = CaptionPipeline(tiny_checkpoint, search=SearchConfig(beam_size=2, max_length=5))
     rows = data.indices("test").tolist()
-    captions = {data.file_name(r.item): r.captions[0].text for r in describer.stream(rows, read=data.image)}
+    captions = {data.file_name(r.item): r.captions[0].text for r in pipeline.stream(rows, read=data.image)}
     expected = metrics.evaluate(captions, REFERENCES)
     content = json.loads(output.read_text())
     found = {image["file_name"]: image for image in content["images"]}

@@ -16,7 +16,7 @@ from PIL import Image
 from sca_caption.checkpoint import load
 from sca_caption.cli.preprocess import main, parser
 from sca_caption.config import ModelConfig
-from sca_caption.datasets.hdf5_reader import CaptionData
+from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.images import Transform, fit
 from sca_caption.models.sca_cnn import SCACNN
 from tests.helpers.made_photos import encoded, photo
@@ -66,7 +66,7 @@ skipped     0 images
 """,
         out,
     )
-    data = CaptionData("data/csv.h5")
+    data = CaptionDataset("data/csv.h5")
     assert data.vocabulary.words[4:] == ("dog", "the", "'s", "a", "ball", "grass", "on", "runs")
     assert data.references(0) == ["A dog runs on the grass .", "the dog's ball"]
     assert [data.file_name(i) for i in data.indices("val")] == ["02 é.png", "06 é.png", "10 é.png"]
@@ -77,7 +77,7 @@ def test_flags_reach_the_file(photographs, capsys):
         "--image-size 32 --resize-mode crop --encoding raw --min-count 6 --output new/x.h5 --root data/csv"
     )
     assert run(capsys, "--dataset", "csv", *flags.split())[0] == 0
-    data = CaptionData("new/x.h5")
+    data = CaptionDataset("new/x.h5")
     assert (data.transform, data.encoding, data.min_count) == (Transform(32, "crop"), "raw", 6)
     assert np.array_equal(data.image(7), fit(photo(7), Transform(32, "crop")))
 
@@ -124,7 +124,7 @@ def test_a_long_list_is_cut_and_says_where_it_is_whole(photographs, capsys):
     assert len(err.splitlines()) == 21
     assert err.splitlines()[-1] == "and more; the whole list is the attribute 'skipped' of data/csv.h5"
     assert "skipped     30 images: 30 missing" in out
-    assert len(CaptionData("data/csv.h5").skipped) == 30
+    assert len(CaptionDataset("data/csv.h5").skipped) == 30
 
 
 @pytest.mark.parametrize(
@@ -190,16 +190,16 @@ def test_shapes_need_no_data_and_are_drawn_by_their_seed(tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     flags = ["--dataset", "shapes", "--count", "20", "--image-size", "48", "--min-count", "1"]
     assert run(capsys, *flags)[0] == 0
-    data = CaptionData("data/shapes.h5")
+    data = CaptionDataset("data/shapes.h5")
     assert [len(data.indices(split)) for split in ("train", "val", "test")] == [16, 2, 2]
     assert run(capsys, *flags, "--seed", "1", "--output", "data/other.h5")[0] == 0
-    assert not np.array_equal(data.image(0), CaptionData("data/other.h5").image(0))
+    assert not np.array_equal(data.image(0), CaptionDataset("data/other.h5").image(0))
 
 
 def test_features_are_those_of_the_captioner_s_trunk(photographs, capsys):
     flags = "--image-size 64 --encoding features --backbone resnet18 --layers layer3.0 layer4 --device cpu"
     assert run(capsys, "--dataset", "csv", *flags.split(), "--backbone-weights", "none")[0] == 0
-    data = CaptionData("data/csv.h5")
+    data = CaptionDataset("data/csv.h5")
     assert data.features_of == {"backbone": "resnet18", "layers": ["layer3.0", "layer4"], "weights": "none"}
     torch.manual_seed(0)
     model = SCACNN(ModelConfig(backbone="resnet18", layers=("layer3.0", "layer4")), 4).eval()
@@ -296,7 +296,7 @@ def test_the_top_level_script_and_the_module_are_one_program():
 
 def test_the_words_of_another_file_keep_their_ids(photographs, tmp_path, tiny_checkpoint, capsys):
     assert run(capsys, "--dataset", "csv", "--min-count", "6")[0] == 0
-    other = CaptionData("data/csv.h5")
+    other = CaptionDataset("data/csv.h5")
     (tmp_path / "mine.csv").write_text(
         "image,caption,split\n00 é.png,a ball runs,train\n04 é.png,the dog,val\n"
     )
@@ -308,7 +308,7 @@ def test_the_words_of_another_file_keep_their_ids(photographs, tmp_path, tiny_ch
         status, out, _ = run(capsys, *arguments, "--vocabulary", str(vocabulary))
         assert status == 0
         assert f"vocabulary  {len(wanted) - 4} words of another file; covered: train" in out
-        data = CaptionData("mine.h5")
+        data = CaptionDataset("mine.h5")
         assert data.vocabulary == wanted
         assert [data.vocabulary.decode(data.captions(0)[0])] == [
             wanted.decode(wanted.encode(["a", "ball", "runs"]))

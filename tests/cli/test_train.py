@@ -288,7 +288,7 @@ CIDER = ["--objective", "cider", "--epochs", "2", "--batch-size", "3", "--worker
 
 def test_self_critical_training_takes_a_captioner_further(here, capsys):
     save_initial(here / "initial.pt", WORDS, attention_width=5)
-    status, out, err = run(capsys, *CIDER, "--init", "initial.pt", "--lr", "0.003", "--samples", "2")
+    status, out, err = run(capsys, *CIDER, "--init", "initial.pt", "--lr", "0.003", "--train-sample-n", "2")
     assert (status, err) == (0, "")
     assert "; new, wholly or in part: nothing\n" in out  # though no flag gave the architecture
     assert re.search(r"^before training  val CIDEr +\d", out, re.MULTILINE)

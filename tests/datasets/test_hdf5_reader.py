@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from sca_caption.datasets import hdf5_images as store_images
-from sca_caption.datasets.hdf5_reader import CaptionData
+from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.datasets.sources.records import Source
 from sca_caption.images import ImageError, fit
 from sca_caption.vocab import UNK, Vocabulary, tokenize
@@ -31,7 +31,7 @@ def test_every_field_comes_back(tmp_path):
         change(source, row, captions=texts, file_name=f"naïve {row} 画.png")
     source.problems.append(("row 7", "not a caption line"))
     report = write(source, tmp_path / "made.h5", encoding="raw", min_count=1)
-    data = CaptionData(tmp_path / "made.h5")
+    data = CaptionDataset(tmp_path / "made.h5")
 
     assert len(data) == 4
     assert [data.file_name(i) for i in range(4)] == [f"naïve {i} 画.png" for i in range(4)]
@@ -70,7 +70,7 @@ def test_the_vocabulary_is_train_only_and_cut_at_min_count(tmp_path):
     for row, text in enumerate(texts):
         change(source, row, captions=(text,))
     report = write(source, tmp_path / "made.h5", min_count=2)
-    data = CaptionData(tmp_path / "made.h5")
+    data = CaptionDataset(tmp_path / "made.h5")
     assert data.vocabulary == Vocabulary(["four", "one", "two"])
     assert data.captions(4) == [[UNK] * 3]
     assert data.captions(5) == [[5, 6, UNK]]
@@ -92,7 +92,7 @@ def test_jpeg_is_near_and_a_finished_jpeg_is_kept_byte_for_byte(tmp_path):
     }
     records = [record(i, data=data) for i, data in enumerate([finished, *unfinished.values()])]
     write(Source("made", "made", records), tmp_path / "made.h5", quality=95)
-    data = CaptionData(tmp_path / "made.h5")
+    data = CaptionDataset(tmp_path / "made.h5")
     assert data.jpeg(0) == finished
     for i, original in enumerate(unfinished.values(), 1):
         assert data.jpeg(i) != original
@@ -115,7 +115,7 @@ def test_features_are_what_the_trunk_returned(tmp_path, monkeypatch):
     monkeypatch.setattr(store_images, "BATCH", 4)  # of ten: two whole batches and a rest
     trunk = {"backbone": "halves"}
     write(dataset(), tmp_path / "made.h5", encoding="features", encode=halves, features_of=trunk)
-    data = CaptionData(tmp_path / "made.h5")
+    data = CaptionDataset(tmp_path / "made.h5")
     assert data.features_of == trunk
     for i in range(10):
         quarters, maxima = halves(fit(photo(i), SMALL)[None])
@@ -125,7 +125,9 @@ def test_features_are_what_the_trunk_returned(tmp_path, monkeypatch):
         assert np.array_equal(found[1], maxima[0].astype(np.float16))
     assert "holds features, not JPEG; preprocess with --encoding jpeg" in message(lambda: data.image(0))
     text = message(lambda: data.require_features_of("halves", [], "se"))
-    assert text.startswith(f"{data.path} holds features of a CNN without attention blocks, the model has se in it; ")
+    assert text.startswith(
+        f"{data.path} holds features of a CNN without attention blocks, the model has se in it; "
+    )
 
     def huge(pixels):
         return [pixels.mean((1, 2)) * 1e9]
@@ -139,7 +141,7 @@ class Images(Dataset):
     """For a DataLoader: pixels and captions of every image."""
 
     def __init__(self, path):
-        self.data = CaptionData(path)
+        self.data = CaptionDataset(path)
 
     def __len__(self) -> int:
         return len(self.data)
@@ -161,14 +163,14 @@ def test_workers_read_what_this_process_reads(tmp_path, method):
 
 
 def read_all(path, queue) -> None:
-    data = CaptionData(path)
+    data = CaptionDataset(path)
     queue.put([data.jpeg(i) for _ in range(20) for i in range(10)])
 
 
 def test_two_processes_read_at_once_while_the_file_is_replaced(tmp_path):
     path = tmp_path / "made.h5"
     write(dataset(), path)
-    data = CaptionData(path)
+    data = CaptionDataset(path)
     wanted = [data.jpeg(i) for _ in range(20) for i in range(10)]
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
@@ -204,11 +206,11 @@ def test_files_that_cannot_be_used_say_why_in_one_line(tmp_path, made, monkeypat
     path = tmp_path / "x.h5"
 
     def said() -> str:
-        return message(lambda: CaptionData(path))
+        return message(lambda: CaptionDataset(path))
 
     assert said() == f"no data file {path}; make it with: python preprocess.py --dataset NAME --output {path}"
     at_default = "no data file data/flickr8k.h5; make it with: python preprocess.py --dataset flickr8k"
-    assert message(lambda: CaptionData("data/flickr8k.h5")) == at_default
+    assert message(lambda: CaptionDataset("data/flickr8k.h5")) == at_default
     for content in (b"", b"text", b"\x89PNG\r\n\x1a\n"):
         path.write_bytes(content)
         assert said() == f"data file {path} is not an HDF5 file{AGAIN}"
@@ -236,11 +238,11 @@ def test_a_damaged_image_inside_is_named(tmp_path, made):
         start = int(file["images/offsets"][3])
         file["images/data"][start : start + 2] = 0
     with pytest.raises(ImageError, match=r"x\.h5, image photo 3\.png: not an image"):
-        CaptionData(path).image(3)
+        CaptionDataset(path).image(3)
 
 
 def test_unknown_split_lists_the_choices(made):
-    data = CaptionData(made)
+    data = CaptionDataset(made)
     assert message(lambda: data.indices("dev")) == "unknown split 'dev'; one of: test, train, val"
 
 
@@ -250,11 +252,11 @@ def test_a_vocabulary_as_big_as_coco_s_fits(tmp_path):
     ]  # HDF5's usual limit of an attribute: 64 kB
     source = dataset(3, captions=tuple(" ".join(words[i : i + 90]) for i in range(0, 10_000, 90)))
     write(source, tmp_path / "made.h5")
-    assert CaptionData(tmp_path / "made.h5").vocabulary.words[4:] == tuple(words)
+    assert CaptionDataset(tmp_path / "made.h5").vocabulary.words[4:] == tuple(words)
 
 
 def test_images_without_numbers_get_their_row(tmp_path):
     write(dataset(image_id=None), tmp_path / "made.h5")
-    data = CaptionData(tmp_path / "made.h5")
+    data = CaptionDataset(tmp_path / "made.h5")
     assert [data.image_id(i) for i in range(10)] == list(range(10))
     assert json.loads(json.dumps(data.image_id(3))) == 3  # an int, not numpy's

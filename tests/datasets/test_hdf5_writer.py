@@ -17,7 +17,7 @@ from PIL import Image
 from sca_caption.datasets import hdf5_images as store_images
 from sca_caption.datasets import hdf5_writer as store_writer
 from sca_caption.datasets.hdf5_images import AHEAD, TASK, Column, in_order, prepare
-from sca_caption.datasets.hdf5_reader import CaptionData
+from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.datasets.sources.records import Source
 from sca_caption.images import ORIENTATION, Transform, fit, load
 from tests.helpers.made_photos import (
@@ -130,7 +130,7 @@ def test_bad_images_are_skipped_told_and_counted(tmp_path, workers):
     assert kinds["photo 61.png"][0] == "damaged"
     assert kinds["photo 62.png"] == ("without a caption", "no caption with a word in it")
     assert kinds["photo 5.png"] == ("duplicate", "listed twice; the first is kept")
-    data = CaptionData(path)
+    data = CaptionDataset(path)
     assert told == [(name, reason) for name, _, reason in report.skipped] == data.skipped
     assert (
         "skipped     8 images: 3 unreadable; 2 damaged; 1 without a caption; 1 duplicate; 1 missing"
@@ -223,7 +223,7 @@ def test_places_that_cannot_be_written(tmp_path):
     assert "is a folder; name a file in it" in message(lambda: write(dataset(), tmp_path))
     assert "File exists" in message(lambda: write(dataset(), tmp_path / "file" / "made.h5"))
     write(dataset(), tmp_path / "new" / "folder" / "made.h5")
-    assert len(CaptionData(tmp_path / "new" / "folder" / "made.h5")) == 10
+    assert len(CaptionDataset(tmp_path / "new" / "folder" / "made.h5")) == 10
 
 
 def test_what_a_killed_writer_left_is_removed_but_not_what_another_is_writing(tmp_path):

@@ -225,7 +225,9 @@ def test_repeats_marks_the_words_that_complete_a_second_ngram_and_the_last_one(n
         for image, beam, word in itertools.product(range(4), range(5), range(5)):
             caption = tokens[image, beam, :words].tolist()
             new = tuple([*caption, word][-n:]) if words >= n - 1 else None
-            expected = new in [tuple(caption[i : i + n]) for i in range(words - n + 1)] or [word] == caption[-1:]
+            expected = (
+                new in [tuple(caption[i : i + n]) for i in range(words - n + 1)] or [word] == caption[-1:]
+            )
             assert mask[image, beam, word] == expected, (caption, word)
 
 
@@ -317,7 +319,12 @@ def test_an_empty_batch_has_no_captions():
 
 @pytest.mark.parametrize(
     "options",
-    [{"beam_size": 0}, {"max_length": 0}, {"num_captions": 0}, {"beam_size": 2, "diverse_groups": 2, "num_captions": 3}],
+    [
+        {"beam_size": 0},
+        {"max_length": 0},
+        {"num_captions": 0},
+        {"beam_size": 2, "diverse_groups": 2, "num_captions": 3},
+    ],
 )
 def test_sizes_that_make_no_sense_are_refused(options):
     model = ToyRNN()

@@ -69,7 +69,9 @@ def slow_search(model, image, groups, beam_size, max_length, length_penalty, num
     found = []
     for group in range(everything + 1):
         finished[group].sort(key=lambda item: -item[0])
-        found += [(group, Hypothesis(t, p, s, True)) for s, p, t in finished[group][: max(beam_size, num_captions)]]
+        found += [
+            (group, Hypothesis(t, p, s, True)) for s, p, t in finished[group][: max(beam_size, num_captions)]
+        ]
         unended = [(t, p, p / len(t) ** length_penalty) for t, p in live.get(group, [])]
         found += [(group, Hypothesis(*each, False)) for each in unended]
     found.sort(key=lambda item: (-item[0].bit_count(), not item[1].finished, -item[1].score))

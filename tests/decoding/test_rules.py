@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sca_caption.decoding.beam_search import beam_search, greedy
-from sca_caption.decoding.rules import DANGLING, Rules, dangling, joining
+from sca_caption.decoding.rules import BAD_ENDINGS, Rules, dangling, joining
 from sca_caption.decoding.sampling import sample
 from sca_caption.vocab import EOS, Vocabulary
 from tests.helpers.toy_decoder import EVERYTHING, ToyRNN, log_prob_of, made_images
@@ -29,7 +29,19 @@ def test_the_ids_are_those_of_the_words_that_the_vocabulary_has():
     assert [vocabulary.words[i] for i in dangling(vocabulary)] == ["with", "a", "the"]
     vocabulary = Vocabulary(["and", "dog"])
     assert [vocabulary.words[i] for i in joining(vocabulary)] == ["and"]
-    assert not DANGLING & {"on", "by", "up", "down", "off", "out", "around", "behind", "outside", "her", "it"}
+    assert not BAD_ENDINGS & {
+        "on",
+        "by",
+        "up",
+        "down",
+        "off",
+        "out",
+        "around",
+        "behind",
+        "outside",
+        "her",
+        "it",
+    }
 
 
 @pytest.mark.parametrize("rules", [*RULES, {"joining": (5,)}, {"joining": (5,), "never_last": (4,)}], ids=str)

@@ -9,7 +9,7 @@ import torch
 
 from sca_caption.config import SamplingConfig, SearchConfig
 from sca_caption.decoding.sampling import draw, sample, truncated
-from sca_caption.inference.captioning import Describer
+from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.vocab import BOS, EOS, PAD, UNK
 from tests.helpers.toy_decoder import ToyRNN, log_prob_of, made_images
 
@@ -89,10 +89,10 @@ def test_the_likeliest_word_alone_is_greedy_search_and_no_phrase_comes_twice():
 
 def test_the_seed_decides(tiny_checkpoint, photos):
     def captions(seed):
-        describer = Describer(
+        pipeline = CaptionPipeline(
             tiny_checkpoint, search=SearchConfig(num_captions=3), sampling=SamplingConfig(seed=seed)
         )
-        return [[caption.text for caption in result.captions] for result in describer.stream(photos[:2])]
+        return [[caption.text for caption in result.captions] for result in pipeline.stream(photos[:2])]
 
     assert captions(0) == captions(0) != captions(1)
     assert {len(each) for each in captions(0)} == {3}

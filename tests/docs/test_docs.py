@@ -62,7 +62,11 @@ def well_formed(address: str) -> bool:
     """Whether it could be a page's: http or https, a host with a dot in it, no user name, nothing to be escaped."""
     parts = urlsplit(address)
     host = re.fullmatch(r"([a-z0-9-]+\.)+[a-z]{2,}", parts.netloc.lower())
-    return parts.scheme in ("http", "https") and host is not None and re.search(r"[\s<>\"{}|\\^`]", address) is None
+    return (
+        parts.scheme in ("http", "https")
+        and host is not None
+        and re.search(r"[\s<>\"{}|\\^`]", address) is None
+    )
 
 
 def listed(lines: list[str]) -> set[str]:
@@ -109,7 +113,9 @@ def unknown(call: list[str]) -> bool:
     if call[:2] == ["pip", "install"]:
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         named = re.findall(r"\[([\w,-]+)\]", " ".join(call))
-        return not {extra for names in named for extra in names.split(",")} <= set(extras["optional-dependencies"])
+        return not {extra for names in named for extra in names.split(",")} <= set(
+            extras["optional-dependencies"]
+        )
     if found := program_of(call):
         return found[0] not in modules()
     return call[2] not in STANDARD_MODULES if call[:2] == ["python", "-m"] else call[0] not in OTHERS
@@ -119,7 +125,9 @@ def unknown(call: list[str]) -> bool:
 def test_code_blocks_hold_commands_that_are_checked(path):
     """All of the project's are parsed in the next test; a block of anything but commands says so: ```text."""
     for line in shell_lines(path.read_text(encoding="utf-8")):
-        assert [call for call in calls(line) if unknown(call)] == [], f"{line}: no command? then write ```text above it"
+        assert [call for call in calls(line) if unknown(call)] == [], (
+            f"{line}: no command? then write ```text above it"
+        )
 
 
 @pytest.mark.parametrize(
@@ -140,7 +148,10 @@ def test_the_commands_of_a_line(line, found):
     [
         ("sca-caption-train --dataset coco", ("train", ["--dataset", "coco"])),
         ("sca-caption a.jpg", ("caption", ["a.jpg"])),
-        ("torchrun --nproc-per-node 8 evaluate.py --task classify", ("evaluate --task classify", ["--task", "classify"])),
+        (
+            "torchrun --nproc-per-node 8 evaluate.py --task classify",
+            ("evaluate --task classify", ["--task", "classify"]),
+        ),
         ("python -m sca_caption curves a", ("sca_caption.training.plots", ["a"])),
         ("python -m venv a", None),
     ],
@@ -150,7 +161,13 @@ def test_the_program_of_a_command(call, found):
 
 
 @pytest.mark.parametrize(
-    "line", ["python caption.py.py", "pip install -e '.[tests]'", "python -m sca_caption.curve a", "seven photographs"]
+    "line",
+    [
+        "python caption.py.py",
+        "pip install -e '.[tests]'",
+        "python -m sca_caption.curve a",
+        "seven photographs",
+    ],
 )
 def test_a_block_with_a_command_that_does_not_exist_is_found(line):
     assert any(map(unknown, calls(line)))

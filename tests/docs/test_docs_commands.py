@@ -26,7 +26,13 @@ from tests.helpers.colour_classifier import save_classifier, save_picture
 from tests.helpers.documents import ROOT, commands, modules, texts
 from tests.helpers.made_photos import dataset, write
 
-RUN = ("caption", "evaluate", "evaluate --task classify", "sca_caption.cli.classify", "sca_caption.training.plots")
+RUN = (
+    "caption",
+    "evaluate",
+    "evaluate --task classify",
+    "sca_caption.cli.classify",
+    "sca_caption.training.plots",
+)
 STAYS = ("--serve",)  # goes on until it is interrupted; its own tests start it
 FOUND = sorted(
     {
@@ -93,7 +99,11 @@ def test_a_command_of_the_documents_runs(name, line, files, tmp_path, monkeypatc
     module = modules()[name]
     main = getattr(module, "main", None) or importlib.import_module("sca_caption.cli.evaluate").main
     assert main(arguments) == 0, capsys.readouterr().err
-    written = [after for flag, after in itertools.pairwise(arguments) if flag in ("--output", "--explain", "--confusion")]
+    written = [
+        after
+        for flag, after in itertools.pairwise(arguments)
+        if flag in ("--output", "--explain", "--confusion")
+    ]
     assert all((here / name).stat().st_size for name in written)
     assert written or "--sidecar" in line or capsys.readouterr().out
 

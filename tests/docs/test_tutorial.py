@@ -34,7 +34,9 @@ def test_the_tutorial_runs_as_written(clone):
         if language == "text" or content.startswith("pip "):
             continue
         command = ["python", "-"] if language == "python" else ["bash", "-e"]
-        ran = subprocess.run(command, input=content, cwd=clone, env=environment, text=True, capture_output=True)
+        ran = subprocess.run(
+            command, input=content, cwd=clone, env=environment, text=True, capture_output=True
+        )
         assert ran.returncode == 0, f"{content}\n{ran.stdout}\n{ran.stderr}"
         said.append(ran.stdout)
     made = {path.name for path in [*(clone / "data").iterdir(), *(clone / "runs/photos").iterdir()]}

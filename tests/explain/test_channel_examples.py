@@ -4,26 +4,26 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sca_caption.datasets.hdf5_reader import CaptionData
+from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.explain.channel_patches import KEPT, find_examples, patch, peaks
 from sca_caption.images import Transform
 from sca_caption.inference.batching import stack
-from sca_caption.inference.captioning import Describer
+from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.models.attention_trace import attended_maps
 from tests.helpers.made_photos import SMALL, dataset, message, write
 
 
 @pytest.fixture
-def data(tmp_path) -> CaptionData:
+def data(tmp_path) -> CaptionDataset:
     write(dataset(9), tmp_path / "made.h5")
-    return CaptionData(tmp_path / "made.h5")
+    return CaptionDataset(tmp_path / "made.h5")
 
 
 def test_the_images_that_excite_most(tiny_checkpoint, data):
-    describer, rows = Describer(tiny_checkpoint, batch_size=3), data.indices("train")
-    found = find_examples(describer, data)
+    pipeline, rows = CaptionPipeline(tiny_checkpoint, batch_size=3), data.indices("train")
+    found = find_examples(pipeline, data)
     assert found.looked_at == len(rows) == 7
-    maps = [attended_maps(describer.model, stack([data.image(row)])) for row in rows]
+    maps = [attended_maps(pipeline.model, stack([data.image(row)])) for row in rows]
     for layer, examples in enumerate(found.layers):
         for channel in range(0, examples.rows.shape[1], 7):
             values = [float(of_image[layer][0, channel].max()) for of_image in maps]
@@ -36,21 +36,21 @@ def test_the_images_that_excite_most(tiny_checkpoint, data):
 
 
 def test_no_more_than_asked_for_are_looked_at_evenly_spread(tiny_checkpoint, data):
-    describer = Describer(tiny_checkpoint, batch_size=2)
-    found = find_examples(describer, data, most=2)
+    pipeline = CaptionPipeline(tiny_checkpoint, batch_size=2)
+    found = find_examples(pipeline, data, most=2)
     assert found.looked_at == 2 and len(found.patches(0, 0)) == 2
     assert set(found.layers[0].rows[:2].ravel()) == {0, 6} and (found.layers[0].rows[2] == -1).all()
 
 
 def test_what_cannot_be_looked_through(tiny_checkpoint, data):
-    several = Describer([tiny_checkpoint, tiny_checkpoint])
+    several = CaptionPipeline([tiny_checkpoint, tiny_checkpoint])
     assert "the attention of 2 models cannot be shown" in message(lambda: find_examples(several, data))
-    describer = Describer(tiny_checkpoint)
+    pipeline = CaptionPipeline(tiny_checkpoint)
     data.encoding = "features"
-    assert "holds features, and patches need photographs" in message(lambda: find_examples(describer, data))
+    assert "holds features, and patches need photographs" in message(lambda: find_examples(pipeline, data))
 
 
 def test_images_come_at_the_models_size(tiny_checkpoint, tmp_path):
     write(dataset(5), tmp_path / "large.h5", transform=Transform(48))
-    found = find_examples(Describer(tiny_checkpoint), CaptionData(tmp_path / "large.h5"))
+    found = find_examples(CaptionPipeline(tiny_checkpoint), CaptionDataset(tmp_path / "large.h5"))
     assert found.patches(0, 1)[0].size == (8, 8)  # a quarter of the model's 32

@@ -10,61 +10,61 @@ from sca_caption import Captioner
 from sca_caption.explain.explanation import explain
 from sca_caption.images import load
 from sca_caption.inference.batching import stack
-from sca_caption.inference.captioning import Describer
+from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.models.attention_trace import attended_maps, numbers
 from tests.helpers.explanations import made_explanation
 from tests.helpers.made_photos import message, photo
 
 
 @pytest.fixture
-def describer(tiny_checkpoint) -> Describer:
-    return Describer(tiny_checkpoint)
+def pipeline(tiny_checkpoint) -> CaptionPipeline:
+    return CaptionPipeline(tiny_checkpoint)
 
 
-def test_an_explanation_is_of_the_caption_that_is_found(describer, photos):
-    (wanted,) = describer.stream(photos[:1], traced=True)
-    found = explain(describer, photos[0])
+def test_an_explanation_is_of_the_caption_that_is_found(pipeline, photos):
+    (wanted,) = pipeline.stream(photos[:1], traced=True)
+    found = explain(pipeline, photos[0])
     assert found.caption == wanted.captions[0] and " ".join(found.words) == found.caption.text
     np.testing.assert_array_equal(found.trace.layers[0].spatial, wanted.trace.layers[0].spatial)
-    maps = attended_maps(describer.model, stack([load(photos[0], describer.transform)]))
+    maps = attended_maps(pipeline.model, stack([load(photos[0], pipeline.transform)]))
     assert len(found.maps) == len(found.trace.layers) == 2
     for mine, whole in zip(found.maps, maps, strict=True):
         np.testing.assert_array_equal(mine, whole[0])
 
 
-def test_a_given_caption_is_traced_in_its_place(describer, photos):
-    found = explain(describer, photos[0])
-    again = explain(describer, photos[0], found.caption.text.capitalize() + ".")
+def test_a_given_caption_is_traced_in_its_place(pipeline, photos):
+    found = explain(pipeline, photos[0])
+    again = explain(pipeline, photos[0], found.caption.text.capitalize() + ".")
     assert again.words == found.words
     np.testing.assert_array_equal(again.trace.layers[1].channel, found.trace.layers[1].channel)
     for name in ("log_prob", "score", "mean_log_prob"):
         if found.caption.finished:
             assert getattr(again.caption, name) == pytest.approx(getattr(found.caption, name), rel=1e-3)
-    other = explain(describer, photos[0], "two dog")
+    other = explain(pipeline, photos[0], "two dog")
     assert other.words == ("two", "dog") and len(other.trace.probabilities) == 2
 
 
-def test_words_that_the_model_lacks_are_named(describer, photos):
-    text = message(lambda: explain(describer, photos[0], "a zebra in the water, and a giraffe"))
+def test_words_that_the_model_lacks_are_named(pipeline, photos):
+    text = message(lambda: explain(pipeline, photos[0], "a zebra in the water, and a giraffe"))
     assert text == "the model does not know and, giraffe, zebra; say it in other words"
-    assert "has no words" in message(lambda: explain(describer, photos[0], " ... "))
+    assert "has no words" in message(lambda: explain(pipeline, photos[0], " ... "))
 
 
 def test_several_models_are_refused(tiny_checkpoint, photos):
-    several = Describer([tiny_checkpoint, tiny_checkpoint])
+    several = CaptionPipeline([tiny_checkpoint, tiny_checkpoint])
     for caption in (None, "a dog"):
         assert "the attention of 2 models cannot be shown at once" in message(
             lambda caption=caption: explain(several, photos[0], caption)
         )
 
 
-def test_the_photograph_is_upright_and_no_larger_than_needed(describer, tmp_path):
+def test_the_photograph_is_upright_and_no_larger_than_needed(pipeline, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turned to the right
     photo(1, (1800, 600)).save(tmp_path / "turned.jpg", exif=exif)
-    found = explain(describer, tmp_path / "turned.jpg")
+    found = explain(pipeline, tmp_path / "turned.jpg")
     assert found.photograph.size == (333, 1000) and found.photograph.mode == "RGB"
-    assert explain(describer, photo(2, (3, 2))).photograph.size == (3, 2)
+    assert explain(pipeline, photo(2, (3, 2))).photograph.size == (3, 2)
 
 
 @pytest.mark.parametrize("kinds", ["S", "C", "SC"])
@@ -124,9 +124,9 @@ def test_a_disk_that_fails_leaves_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_captioner_explains_the_same(tiny_checkpoint, describer, photos):
+def test_captioner_explains_the_same(tiny_checkpoint, pipeline, photos):
     captioner = Captioner.load(tiny_checkpoint)
-    wanted = explain(describer, photos[0])
+    wanted = explain(pipeline, photos[0])
     with Image.open(photos[0]) as image:
         for picture in (photos[0], np.asarray(image)):
             found = captioner.explain(picture)

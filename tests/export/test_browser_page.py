@@ -29,14 +29,14 @@ from sca_caption import images
 from sca_caption.checkpoint import Checkpoint
 from sca_caption.config import SearchConfig
 from sca_caption.export import browser_site as static_page
-from sca_caption.export.onnx_captioner import OnnxDescriber
+from sca_caption.export.onnx_captioner import OnnxCaptionPipeline
 from sca_caption.export.onnx_folder import export
 from sca_caption.guidance.confidence import Calibration
 from sca_caption.guidance.novel_objects import Limits
 from sca_caption.guidance.object_classifier import original
 from sca_caption.images import Transform
 from sca_caption.inference.batching import stack
-from sca_caption.inference.captioning import Describer
+from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.vocab import EOS, Vocabulary
 
 ROOT = Path(__file__).parents[2]
@@ -118,8 +118,8 @@ def pictures(count: int) -> list[bytes]:
     return [encoded(photo(number, size)) for number, size in enumerate(sizes)]
 
 
-def captions_of(describer: Describer, contents: list[bytes]):
-    return [result.captions for result in describer.stream(contents)]
+def captions_of(pipeline: CaptionPipeline, contents: list[bytes]):
+    return [result.captions for result in pipeline.stream(contents)]
 
 
 pytestmark = [needs_browser, needs_runtime]
@@ -132,7 +132,7 @@ def test_captions_are_pythons(page, given):
     contents = pictures(10)
     give(page, [file(f"{i}.png", content) for i, content in enumerate(contents)])
     found = json.loads(saved(page, "#json"))
-    wanted = captions_of(Describer(given, search=SearchConfig(num_captions=3)), contents)
+    wanted = captions_of(CaptionPipeline(given, search=SearchConfig(num_captions=3)), contents)
     assert len({captions[0].text for captions in wanted}) >= 3
     for index, (entry, captions) in enumerate(zip(found, wanted, strict=True)):
         best = captions[0]
@@ -195,8 +195,8 @@ def test_objects_are_named_as_in_python(opened, site, tmp_path):
     coloured_objects(folder / "model" / "objects.onnx", len(names))
     static_page.write_page(folder, RUNTIME)
     contents = pictures(12)
-    wanted = [captions[0].text for captions in captions_of(OnnxDescriber(folder / "model"), contents)]
-    plain = captions_of(OnnxDescriber(folder / "model", objects=False), contents)
+    wanted = [captions[0].text for captions in captions_of(OnnxCaptionPipeline(folder / "model"), contents)]
+    plain = captions_of(OnnxCaptionPipeline(folder / "model", objects=False), contents)
     changed = [text for text, captions in zip(wanted, plain, strict=True) if text != captions[0].text]
     assert len(set(changed)) >= 3
     with served(folder) as address, another(opened) as page:
@@ -213,10 +213,10 @@ def test_captions_are_ranked_by_what_the_classifier_saw(opened, network, tmp_pat
     given = Checkpoint(model, words, Transform(64), objects=objects, consensus=consensus)
     export(tmp_path / "site", given, dtypes=["float32"], runtime=RUNTIME)
     contents = pictures(8)
-    wanted = [captions[0].text for captions in captions_of(Describer(given), contents)]
+    wanted = [captions[0].text for captions in captions_of(CaptionPipeline(given), contents)]
     blind = consensus.narrow.weight.clone()
     consensus.narrow.weight[:, 320:] = 0
-    assert [captions[0].text for captions in captions_of(Describer(given), contents)] != wanted
+    assert [captions[0].text for captions in captions_of(CaptionPipeline(given), contents)] != wanted
     consensus.narrow.weight.copy_(blind)
     with served(tmp_path / "site") as address, another(opened) as page:
         page.goto(address)
@@ -289,7 +289,7 @@ def test_photographs_stand_upright_and_differ_by_rounding(page):
 def test_words_show_what_was_looked_at(page, given):
     contents = pictures(10)
     batch = stack([images.load(content, given.transform) for content in contents])
-    found = [(best, traced) for (best, *_), traced in Describer(given).trace_batch(batch)]
+    found = [(best, traced) for (best, *_), traced in CaptionPipeline(given).trace_batch(batch)]
     longest = max(range(10), key=lambda row: len(found[row][0].tokens))
     best, traced = found[longest]
     assert len(best.tokens) >= 3

@@ -219,7 +219,9 @@ def test_nouns_that_a_caption_leaves_out(weight, tmp_path):
         state = NotedState(state, torch.empty(1, 0, dtype=torch.long))
         expected_words = torch.rand(1, len(VOCABULARY), generator=made)
         ranking = Ranking(expected_words, idf, weight) if weight else None
-        searching = settings | ({"num_captions": SearchConfig(settings["beam_size"]).ranked} if weight else {})
+        searching = settings | (
+            {"num_captions": SearchConfig(settings["beam_size"]).ranked} if weight else {}
+        )
         shares = torch.rand(1, 3, generator=made) / 2
         silent = closed(shares, rules, len(VOCABULARY), [[]]) if weight else None
         search = Noted(speaking, table, len(VOCABULARY))
@@ -239,7 +241,7 @@ import {{ captionsOf }} from "pages/naming.js";
 const answer = ({{ described, settings, images }}) => Promise.all(images.map((each) => captionsOf(
   described, learnt(each.table, described.words.length), state([[]]), each, settings)));
 """
-    settings = settings | {"consensus": weight}
+    settings = settings | {"rerank_weight": weight}
     found = node(program, {"described": described, "settings": settings, "images": given}, tmp_path)
     assert changed >= 8
     for each, wanted in zip(found, expected, strict=True):

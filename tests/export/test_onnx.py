@@ -1,4 +1,4 @@
-"""Exported captioners: graphs against PyTorch's own steps, captions against Describer's, and what a folder must hold."""
+"""Exported captioners: graphs and captions equal to PyTorch's, and what an exported folder must hold."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ from sca_caption.export import (
     onnx_int8,
 )
 from sca_caption.export.model_json import graph_path
-from sca_caption.export.onnx_captioner import OnnxCaptioner, OnnxDescriber
+from sca_caption.export.onnx_captioner import OnnxCaptioner, OnnxCaptionPipeline
 from sca_caption.export.onnx_folder import export
 from sca_caption.export.onnx_graphs import Nouns, graphs_of, layers_of, resizing
 from sca_caption.guidance.confidence import Calibration
@@ -38,7 +38,7 @@ from sca_caption.guidance.novel_objects import Limits
 from sca_caption.guidance.object_classifier import SIZE, original
 from sca_caption.images import Transform, fit
 from sca_caption.inference.batching import stack
-from sca_caption.inference.captioning import Describer, read_by
+from sca_caption.inference.captioning import CaptionPipeline, read_by
 from sca_caption.models import quantization
 from sca_caption.models.sca_cnn import State
 from sca_caption.vocab import Vocabulary
@@ -141,15 +141,15 @@ def test_no_graph_says_where_it_was_made(exported):
 @pytest.mark.parametrize(
     "search",
     [
-        SearchConfig(length_penalty=0.8, consensus=4.5),
+        SearchConfig(length_penalty=0.8, rerank_weight=4.5),
         SearchConfig(num_captions=3, block_ngrams=0),
         SearchConfig(beam_size=1),
-        SearchConfig(num_captions=2, consensus=0),
-        SearchConfig(num_captions=4, consensus=90),
+        SearchConfig(num_captions=2, rerank_weight=0),
+        SearchConfig(num_captions=4, rerank_weight=90),
     ],
 )
 def test_captions_are_pytorchs(given, exported, search):
-    theirs, ours = Describer(given, search=search), OnnxDescriber(exported, search=search)
+    theirs, ours = CaptionPipeline(given, search=search), OnnxCaptionPipeline(exported, search=search)
     x = pixels(6)
     wanted, found = theirs.caption_batch(x), ours.caption_batch(x)
     assert len({caption.text for captions in wanted for caption in captions}) > 1
@@ -164,17 +164,18 @@ def test_captions_are_pytorchs(given, exported, search):
 
 def test_words_that_must_come_come(given, exported):
     x = pixels(3)
-    found = OnnxDescriber(exported, mentions=["dog", "ball/water"]).caption_batch(x)
-    wanted = Describer(given, mentions=["dog", "ball/water"]).caption_batch(x)
+    found = OnnxCaptionPipeline(exported, mentions=["dog", "ball/water"]).caption_batch(x)
+    wanted = CaptionPipeline(given, mentions=["dog", "ball/water"]).caption_batch(x)
     assert [captions[0].text for captions in found] == [captions[0].text for captions in wanted]
     assert all("dog" in captions[0].text for captions in found)
-    assert "'owl'" in message(lambda: OnnxDescriber(exported, mentions=["owl"]))
+    assert "'owl'" in message(lambda: OnnxCaptionPipeline(exported, mentions=["owl"]))
 
 
 def test_files_are_captioned_in_order(given, exported, photos):
     paths = [*photos, photos[0].with_name("missing.jpg")]
     found, wanted = (
-        list(each.stream(paths)) for each in (OnnxDescriber(exported, batch_size=3), Describer(given))
+        list(each.stream(paths))
+        for each in (OnnxCaptionPipeline(exported, batch_size=3), CaptionPipeline(given))
     )
     assert [result.item for result in found] == paths and "no such file" in str(found[-1].error)
     assert [r.captions[0].text for r in found[:-1]] == [r.captions[0].text for r in wanted[:-1]]
@@ -220,7 +221,9 @@ def test_1x1_convolutions_of_robust_graphs_are_int8(tmp_path, monkeypatch):
     nodes, before = [], "images"
     for name in shapes:
         pads, group = [0] * 4 if name == "wide" else [1] * 4, 8 if name == "deep" else 1
-        nodes.append(helper.make_node("Conv", [before, name], [f"after_{name}"], name=name, pads=pads, group=group))
+        nodes.append(
+            helper.make_node("Conv", [before, name], [f"after_{name}"], name=name, pads=pads, group=group)
+        )
         before = f"after_{name}"
     images, maps = (
         helper.make_tensor_value_info(name, TensorProto.FLOAT, (2, channels, 6, 6))
@@ -228,7 +231,8 @@ def test_1x1_convolutions_of_robust_graphs_are_int8(tmp_path, monkeypatch):
     )
     initial = [numpy_helper.from_array(value, name) for name, value in weights.items()]
     model = helper.make_model(
-        helper.make_graph(nodes, "made", [images], [maps], initial), opset_imports=[helper.make_opsetid("", 18)]
+        helper.make_graph(nodes, "made", [images], [maps], initial),
+        opset_imports=[helper.make_opsetid("", 18)],
     )
     whole, small = tmp_path / "whole.onnx", tmp_path / "small.onnx"
     onnx.save(model, whole)
@@ -262,7 +266,11 @@ def test_objects_are_named_alike(named, tmp_path):
     (folder / "model.json").write_text(json.dumps(about))
     torch.manual_seed(0)
     x = torch.randint(256, (6, 3, 64, 64), dtype=torch.uint8)
-    theirs, ours, without = Describer(named), OnnxDescriber(folder), OnnxDescriber(folder, objects=False)
+    theirs, ours, without = (
+        CaptionPipeline(named),
+        OnnxCaptionPipeline(folder),
+        OnnxCaptionPipeline(folder, objects=False),
+    )
     theirs.namer.limits = Limits(room=1e9)
     assert about["words"] == list(theirs.namer.vocabulary)
     with torch.inference_mode():
@@ -291,11 +299,11 @@ def test_ranking_reads_what_the_classifier_saw(network, tmp_path):  # noqa: F811
     about = json.loads((tmp_path / "model" / "model.json").read_text())
     assert about["inputs"] == about["inputs"] | {"trunk": ["images", "seen"], "objects": ["images"]}
     x = pixels(6, 64)
-    search = SearchConfig(num_captions=5, consensus=50.0)
+    search = SearchConfig(num_captions=5, rerank_weight=50.0)
     theirs, ours, without = (
-        Describer(whole, search=search),
-        OnnxDescriber(tmp_path / "model", search=search),
-        OnnxDescriber(tmp_path / "model", search=search, objects=False),
+        CaptionPipeline(whole, search=search),
+        OnnxCaptionPipeline(tmp_path / "model", search=search),
+        OnnxCaptionPipeline(tmp_path / "model", search=search, objects=False),
     )
     with torch.inference_mode():
         encoded, seen = theirs.encode(x)
@@ -304,7 +312,8 @@ def test_ranking_reads_what_the_classifier_saw(network, tmp_path):  # noqa: F811
     texts = [[[each.text for each in captions] for captions in y.caption_batch(x)] for y in (theirs, ours)]
     assert texts[0] == texts[1]
     assert [each[0].consensus for each in without.caption_batch(x)] == pytest.approx(
-        [each[0].consensus for each in Describer(whole, search=search, objects=False).caption_batch(x)], abs=1e-3
+        [each[0].consensus for each in CaptionPipeline(whole, search=search, objects=False).caption_batch(x)],
+        abs=1e-3,
     )
 
 
@@ -312,12 +321,14 @@ def test_ranking_reads_what_the_classifier_saw(network, tmp_path):  # noqa: F811
 def test_the_classifier_sees_images_at_its_own_size(network):  # noqa: F811
     model = tuned(network, 0)
     objects = original(network.state_dict(), model.backbone, size=288)
-    describer = Describer(Checkpoint(model, Vocabulary(["a", "dog", "cat"]), Transform(288), objects=objects))
+    pipeline = CaptionPipeline(
+        Checkpoint(model, Vocabulary(["a", "dog", "cat"]), Transform(288), objects=objects)
+    )
     x = pixels(2, 288)
-    _, seen = describer.encode(x)
-    found, from_what = Nouns(model, describer.namer, 288)(x)
+    _, seen = pipeline.encode(x)
+    found, from_what = Nouns(model, pipeline.namer, 288)(x)
     assert_close(from_what, seen, rtol=1e-3, atol=1e-5)
-    assert_close(found, describer.namer.probabilities(seen), rtol=1e-3, atol=1e-5)
+    assert_close(found, pipeline.namer.probabilities(seen), rtol=1e-3, atol=1e-5)
 
 
 # ---- folders ---------------------------------------------------------------------------------------------------------
@@ -374,7 +385,7 @@ def test_a_part_that_is_missing_is_named(exported, change, said, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(exported, folder)
     change(folder)
-    assert said in message(lambda: OnnxDescriber(folder))
+    assert said in message(lambda: OnnxCaptionPipeline(folder))
 
 
 def test_int8_that_was_not_written(given, exported, tmp_path):
@@ -390,7 +401,7 @@ def test_the_program_writes_a_folder_and_replaces_it(tiny_checkpoint, tmp_path, 
     for _ in range(2):
         assert export.main(["--output", str(folder), "--checkpoint", str(tiny_checkpoint)]) == 0
         assert "step.onnx\t" in capsys.readouterr().err
-        assert OnnxDescriber(folder).model.description["source"]["checkpoint"] == "best.pt"
+        assert OnnxCaptionPipeline(folder).model.description["source"]["checkpoint"] == "best.pt"
         assert [path.name for path in folder.parent.iterdir()] == ["model"]
 
 

@@ -8,7 +8,7 @@ from sca_caption.cli import caption
 from sca_caption.cli.fit_confidence import held_out, main
 from sca_caption.datasets.sources.records import Source
 from sca_caption.guidance.confidence import RIDGE, Calibration, fit, spearman
-from sca_caption.inference.captioning import Describer
+from sca_caption.inference.captioning import CaptionPipeline
 from tests.helpers.made_photos import record, write
 
 
@@ -55,7 +55,7 @@ def test_a_calibrated_model_says_probabilities(tiny_checkpoint, tmp_path, photos
 
     assert caption.main([str(photos[0]), "--scores", "--checkpoint", str(path)]) == 0
     score, text = capsys.readouterr().out.rstrip("\n").split("\t")
-    (plain,) = next(Describer(path).stream(photos[:1])).captions
+    (plain,) = next(CaptionPipeline(path).stream(photos[:1])).captions
     assert (float(score), text, plain.confidence) == (
         pytest.approx(plain.mean_log_prob, abs=0.006),
         plain.text,

@@ -14,7 +14,7 @@ from sca_caption.cli import average
 from sca_caption.cli.fit_confidence import main as calibrate
 from sca_caption.cli.fit_consensus import learnt, main
 from sca_caption.config import SamplingConfig, SearchConfig
-from sca_caption.datasets.hdf5_reader import CaptionData
+from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.datasets.sources.records import Source
 from sca_caption.decoding import beam_search as decode
 from sca_caption.decoding.stepper import Hypothesis
@@ -26,7 +26,7 @@ from sca_caption.guidance.object_classifier import original
 from sca_caption.images import Transform
 from sca_caption.images import fit as fit_image
 from sca_caption.inference.batching import stack
-from sca_caption.inference.captioning import Describer, read_by
+from sca_caption.inference.captioning import CaptionPipeline, read_by
 from sca_caption.training import weight_soup
 from sca_caption.vocab import Vocabulary
 from tests.guidance.test_object_classifier import network, speaking  # noqa: F401 (a fixture)
@@ -101,7 +101,9 @@ def test_a_lower_rank_is_the_best_of_its_rank():
         return loss
 
     descent.step(closure)
-    assert ours <= error(left @ right).item() + 1e-6 and ours == pytest.approx(error(left @ right).item(), rel=1e-3)
+    assert ours <= error(left @ right).item() + 1e-6 and ours == pytest.approx(
+        error(left @ right).item(), rel=1e-3
+    )
     every = fitted(features, captions, 9, rank=6, ridge=0.3)
     assert ours > 1.01 * error((every.widen.weight @ every.narrow.weight).T.double()).item()
 
@@ -138,7 +140,9 @@ def test_a_captions_consensus_is_ciders_first_term():
     references = [["red dog", "old cat"], ["dog runs", "red cat"], ["men run", "old dog"]]
     words = Vocabulary(["red", "dog", "old", "cat", "runs", "men", "run"])
     captions = [[words.encode(text.split()) for text in each] for each in references]
-    frequency = [sum(any(word in caption for caption in each) for each in captions) for word in range(len(words))]
+    frequency = [
+        sum(any(word in caption for caption in each) for each in captions) for word in range(len(words))
+    ]
     idf = [math.log(3 / max(1, count)) for count in frequency]
     expected = torch.stack([tfidf(each, torch.tensor(idf).double()) for each in captions])
     cider = Cider([[ptb_tokenize(text) for text in each] for each in references])
@@ -155,7 +159,9 @@ def test_captions_change_places_by_weight():
     ranked = Ranking(expected, IDF, 1.0)(0, found)
     assert [each.tokens for each in ranked] == [[4], [1], [2]]
     assert [each.score for each in ranked] == pytest.approx([-0.6, -0.9, -3.0])
-    assert [Ranking(expected, IDF, 1.0).likelihood(each) for each in ranked] == pytest.approx([-1.5, -1.0, -3.0])
+    assert [Ranking(expected, IDF, 1.0).likelihood(each) for each in ranked] == pytest.approx(
+        [-1.5, -1.0, -3.0]
+    )
     every = Ranking(expected, IDF, 1.0).of_all([found, found], [[], []])
     assert [[each.tokens[0] for each in captions] for captions in every] == [[4, 1, 2], [1, 4, 2]]
 
@@ -190,7 +196,7 @@ def data(tmp_path):
     records = [record(i, "train", [words[i % 5], words[i % 3]]) for i in range(12)]
     records += [record(i + 12, "val", [words[i % 5], words[i % 2]]) for i in range(20)]
     write(Source("made", "made for a test", records), tmp_path / "made.h5")
-    return CaptionData(tmp_path / "made.h5")
+    return CaptionDataset(tmp_path / "made.h5")
 
 
 @pytest.fixture
@@ -227,7 +233,9 @@ def test_it_is_kept_in_a_checkpoint(knowing, dtype, tmp_path):
     tolerance = 0 if dtype == "float32" else 2e-2
     for name, value in found.consensus.state_dict().items():
         assert_close(other.consensus.state_dict()[name], value, rtol=tolerance, atol=tolerance)
-    checkpoint.add_consensus(tmp_path / "other.safetensors", found.consensus)  # once more, in the file's own form
+    checkpoint.add_consensus(
+        tmp_path / "other.safetensors", found.consensus
+    )  # once more, in the file's own form
     assert checkpoint.load(tmp_path / "other.safetensors").consensus is not None
     assert weight_soup.average([knowing], [1.0]).consensus is not None
     assert weight_soup.average([knowing, knowing], [1.0, 1.0]).consensus is None
@@ -236,12 +244,12 @@ def test_it_is_kept_in_a_checkpoint(knowing, dtype, tmp_path):
 def test_it_ranks_what_a_search_finds(knowing, data):
     rows = data.indices("val").tolist()
     batch = stack([data.image(row) for row in rows])
-    describer = Describer(knowing, search=SearchConfig(beam_size=3, num_captions=3, consensus=50.0))
-    encoded, seen = describer.encode(batch)
-    plain = decode.beam_search(describer.model, describer.model.start(encoded), **describer.settings)
+    pipeline = CaptionPipeline(knowing, search=SearchConfig(beam_size=3, num_captions=3, rerank_weight=50.0))
+    encoded, seen = pipeline.encode(batch)
+    plain = decode.beam_search(pipeline.model, pipeline.model.start(encoded), **pipeline.settings)
     assert {len(theirs) for theirs in plain} == {6}  # more than there are beams
-    ranking = describer.ranking(read_by(describer.consensus, encoded[0], seen))
-    heavy = describer.caption_batch(batch)
+    ranking = pipeline.ranking(read_by(pipeline.consensus, encoded[0], seen))
+    heavy = pipeline.caption_batch(batch)
     for image, (ours, theirs) in enumerate(zip(heavy, plain, strict=True)):
         likelihood = {tuple(each.tokens): each.score for each in theirs}
         for each in ours:
@@ -250,11 +258,13 @@ def test_it_ranks_what_a_search_finds(knowing, data):
         assert [each.score for each in ours] == pytest.approx(scores[:3], abs=1e-4)
     assert any(ours[0].tokens not in [tuple(each.tokens) for each in theirs[:3]]
                for ours, theirs in zip(heavy, plain, strict=True))  # fmt: skip
-    assert Describer(knowing, search=SearchConfig(beam_size=1)).settings["num_captions"] == 1  # greedy, as it was
-    one = SearchConfig(beam_size=3, consensus=50.0)
-    first = Describer(knowing, search=one).caption_batch(batch)
+    assert (
+        CaptionPipeline(knowing, search=SearchConfig(beam_size=1)).settings["num_captions"] == 1
+    )  # greedy, as it was
+    one = SearchConfig(beam_size=3, rerank_weight=50.0)
+    first = CaptionPipeline(knowing, search=one).caption_batch(batch)
     assert [[each.text for each in captions] for captions in first] == [[each[0].text] for each in heavy]
-    (alone,) = Describer(knowing, search=one).caption_batch(batch[3:4])
+    (alone,) = CaptionPipeline(knowing, search=one).caption_batch(batch[3:4])
     assert alone[0].text == first[3][0].text and alone[0].score == pytest.approx(first[3][0].score, abs=1e-4)
 
 
@@ -265,7 +275,9 @@ def test_drawn_and_diverse_captions_stay_in_their_order(knowing, data):
         {"search": SearchConfig(num_captions=3), "sampling": SamplingConfig()},
     ):
         with_it, off = (
-            Describer(knowing, **options | {"search": dataclasses.replace(options["search"], consensus=weight)})
+            CaptionPipeline(
+                knowing, **options | {"search": dataclasses.replace(options["search"], rerank_weight=weight)}
+            )
             for weight in (50.0, 0.0)
         )
         ours, theirs = with_it.caption_batch(batch), off.caption_batch(batch)
@@ -283,19 +295,19 @@ def test_it_reads_what_imagenets_network_saw(network, data, tmp_path):  # noqa: 
     found = checkpoint.load(path)
     assert found.consensus.channels == (320, 1280)
     batch = stack([fit_image(photo(number), Transform(64)) for number in range(6)])
-    describer = Describer(path)
+    pipeline = CaptionPipeline(path)
     with torch.inference_mode():
-        encoded, seen = describer.encode(batch)
+        encoded, seen = pipeline.encode(batch)
         with objects.watching(model.backbone) as below:
             maps = model.encode(batch)
         assert_close(seen, objects(torch.cat(below)))
-        expected = read_by(describer.consensus, encoded[0], seen)
+        expected = read_by(pipeline.consensus, encoded[0], seen)
         assert_close(expected, found.consensus(maps[0], seen), rtol=1e-4, atol=1e-5)
         assert (expected - found.consensus(maps[0], seen.flip(0))).abs().max() > 1e-3
     # Without naming objects too; of stored features, in which nothing can be seen, nothing is expected.
-    (first, *_) = Describer(path, objects=False).caption_batch(batch)
+    (first, *_) = CaptionPipeline(path, objects=False).caption_batch(batch)
     assert first[0].consensus is not None
-    (first, *_) = Describer(path).caption_batch(maps)
+    (first, *_) = CaptionPipeline(path).caption_batch(maps)
     assert first[0].consensus is None
     # Other objects make what was learnt of these useless.
     torch.save(lite_weights("efficientnet_lite1"), tmp_path / "lite.pth")
@@ -308,15 +320,17 @@ def test_it_reads_what_imagenets_network_saw(network, data, tmp_path):  # noqa: 
 
 def test_several_models_speak_without_it(knowing, data):
     batch = stack([data.image(0)])
-    (found,) = Describer([knowing, knowing]).caption_batch(batch)
+    (found,) = CaptionPipeline([knowing, knowing]).caption_batch(batch)
     assert found[0].consensus is None
 
 
 def test_confidence_reads_it(knowing, data, capsys):
     assert calibrate([str(knowing), "--data", str(data.path)]) == 0
     curve = Calibration.of(checkpoint.load(knowing).metrics)
-    (caption,) = Describer(knowing).caption_batch(stack([data.image(0)]))[0]
-    assert curve.consensus and caption.confidence == curve.probability(caption.mean_log_prob, caption.consensus)
+    (caption,) = CaptionPipeline(knowing).caption_batch(stack([data.image(0)]))[0]
+    assert curve.consensus and caption.confidence == curve.probability(
+        caption.mean_log_prob, caption.consensus
+    )
     assert caption.confidence != curve.probability(caption.mean_log_prob)
 
 
@@ -330,7 +344,7 @@ def test_the_fit_is_the_likeliest_of_two_causes():
 
 
 def test_a_captioner_without_it_says_so(tiny_checkpoint, data):
-    (found,) = Describer(tiny_checkpoint).caption_batch(stack([data.image(0)]))
+    (found,) = CaptionPipeline(tiny_checkpoint).caption_batch(stack([data.image(0)]))
     assert found[0].consensus is None
     assert checkpoint.load(tiny_checkpoint).consensus is None
 

@@ -58,9 +58,13 @@ def crowd(images: int = 300):
     """Photographs of which nearly all have the strong features' words, and each a weak feature's word of its own kind."""
     torch.manual_seed(0)
     common, rare = torch.randint(0, 2, (images, 2)), torch.randint(0, 12, (images,))
-    features = torch.cat([3 * common, 0.6 * torch.nn.functional.one_hot(rare, 12)], 1) + 0.3 * torch.rand(images, 14)
+    features = torch.cat([3 * common, 0.6 * torch.nn.functional.one_hot(rare, 12)], 1) + 0.3 * torch.rand(
+        images, 14
+    )
     words = [[int(word) for word in 4 + 2 * torch.arange(2) + each] for each in common]
-    return features, [[[*each, 8 + int(kind)], [8 + int(kind), each[0]]] for each, kind in zip(words, rare, strict=True)]
+    return features, [
+        [[*each, 8 + int(kind)], [8 + int(kind), each[0]]] for each, kind in zip(words, rare, strict=True)
+    ]
 
 
 def own_found(consensus, features, captions) -> float:

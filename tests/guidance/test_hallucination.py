@@ -12,7 +12,7 @@ from sca_caption.checkpoint import Checkpoint
 from sca_caption.cli import average
 from sca_caption.cli.fit_presence import RIDGE, learnt, main
 from sca_caption.config import SamplingConfig, SearchConfig
-from sca_caption.datasets.hdf5_reader import CaptionData
+from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.datasets.sources.records import Source
 from sca_caption.decoding import stepper
 from sca_caption.decoding.sampling import draw
@@ -23,7 +23,7 @@ from sca_caption.guidance.novel_objects import Namer
 from sca_caption.guidance.object_classifier import original
 from sca_caption.images import Transform, fit
 from sca_caption.inference.batching import stack
-from sca_caption.inference.captioning import Describer
+from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.training import weight_soup
 from sca_caption.vocab import Vocabulary
@@ -81,7 +81,9 @@ def test_at_its_optimum_the_gradient_is_zero():
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     words = [[{"man", "woman"} & set(text) for text in several] for several in references]
     dogs = [[{"dog", "dogs"} & set(text) for text in several] for several in references]
-    y = np.array([[np.mean(list(map(bool, each))) for each in both] for both in zip(words, dogs, strict=True)])
+    y = np.array(
+        [[np.mean(list(map(bool, each))) for each in both] for both in zip(words, dogs, strict=True)]
+    )
     maps = (features**2)[:, :, None, None].expand(-1, -1, 2, 3)  # whose powers are the features
     error = found(maps).double().numpy() - y
     weights = found.classifier.weight.double().numpy().T
@@ -103,10 +105,16 @@ def test_it_reads_both_networks():
 def test_what_too_few_images_have_or_lack_is_not_learnt():
     features = torch.rand(60, 4)
     cases = {"a dog": 60, "a man": 60, "grass": 60}
-    assert fitted(features, [[text.split()] for text in cases for _ in range(20)], 1e-3, [4]).names == ("people", "dogs")
+    assert fitted(features, [[text.split()] for text in cases for _ in range(20)], 1e-3, [4]).names == (
+        "people",
+        "dogs",
+    )
     few = [["red", "grass"]] * 41 + [["man"]] * 19
     assert fitted(features, [[text] for text in few], 1e-3, [4]) is None
-    assert fitted(features, [[["dog"]]] * 20 + [[["man"]]] * 21 + [[["dog"]]] * 19, 1e-3, [4]).names == ("people", "dogs")
+    assert fitted(features, [[["dog"]]] * 20 + [[["man"]]] * 21 + [[["dog"]]] * 19, 1e-3, [4]).names == (
+        "people",
+        "dogs",
+    )
 
 
 def test_nobody_is_a_dog_nor_a_colour():
@@ -120,7 +128,9 @@ def test_nobody_is_a_dog_nor_a_colour():
 
 
 def test_of_other_things_words_below_the_share_are_closed():
-    shares = torch.tensor([[0.5, 0.05, 0], [0.1, 0.9, 0], [0.34, 0.09, 0.2], [0.35, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    shares = torch.tensor(
+        [[0.5, 0.05, 0], [0.1, 0.9, 0], [0.34, 0.09, 0.2], [0.35, 0.0, 0.0], [0.0, 0.0, 0.0]]
+    )
     rules = [Rule((4, 6), 0.35, True), Rule((5,), 0.1, True), Rule((7,), 0.1, False)]
     found = closed(shares, rules, 9, [[], [], [], [], [[6, 8], [5]]])
     assert [row.nonzero().flatten().tolist() for row in found] == [[], [], [4, 5, 6], [], [4, 7]]
@@ -137,9 +147,9 @@ def test_of_other_things_words_below_the_share_are_closed():
 def test_a_search_goes_as_if_the_model_had_no_such_words(bias, kept):
     search = SearchConfig(beam_size=4, num_captions=4)
     batch, given = pixels(8), knowing(bias)
-    found = Describer(given, search=search).caption_batch(batch)
+    found = CaptionPipeline(given, search=search).caption_batch(batch)
     without = dataclasses.replace(given, model=fond(), subjects=None)
-    plain = Describer(without, search=search).caption_batch(batch)
+    plain = CaptionPipeline(without, search=search).caption_batch(batch)
     ids = WORDS.encode(sorted(kept))
     step = without.model.step
 
@@ -149,16 +159,16 @@ def test_a_search_goes_as_if_the_model_had_no_such_words(bias, kept):
         return logits, state
 
     without.model.step = silent
-    wanted = Describer(without, search=search).caption_batch(batch)
+    wanted = CaptionPipeline(without, search=search).caption_batch(batch)
     assert [[(each.text, each.score) for each in image] for image in found] == [
         [(each.text, each.score) for each in image] for image in wanted
     ]
     assert not set.union(*said(found)) & kept
     assert (found != plain) == bool(kept) and set.union(*said(plain)) >= kept
-    (alone,) = Describer(given, search=search).caption_batch(batch[2:3])
+    (alone,) = CaptionPipeline(given, search=search).caption_batch(batch[2:3])
     assert [each.text for each in alone] == [each.text for each in found[2]]
-    open_ = Describer(given, search=search, objects=False).caption_batch(batch)
-    assert open_ == plain == Describer(given).searching(search, objects=False).caption_batch(batch)
+    open_ = CaptionPipeline(given, search=search, objects=False).caption_batch(batch)
+    assert open_ == plain == CaptionPipeline(given).searching(search, objects=False).caption_batch(batch)
 
 
 def test_images_of_a_batch_are_closed_each_for_itself():
@@ -172,21 +182,24 @@ def test_images_of_a_batch_are_closed_each_for_itself():
     others = (shares < torch.tensor([SUBJECTS[name].least for name in given.subjects.names])).all(1)
     assert 2 <= others.sum() <= 6
     search = SearchConfig(beam_size=5, num_captions=5)
-    found = said(Describer(given, search=search).caption_batch(batch))
+    found = said(CaptionPipeline(given, search=search).caption_batch(batch))
     for words, other in zip(found, others, strict=True):
         assert bool(words & (PEOPLE | DOGS | RED)) != other
 
 
 def test_what_the_user_wants_is_said():
     batch = pixels(3)
-    (first, *others) = said(Describer(knowing([NEVER] * 3), mentions=["dog"]).caption_batch(batch))
+    (first, *others) = said(CaptionPipeline(knowing([NEVER] * 3), mentions=["dog"]).caption_batch(batch))
     assert all("dog" in words and not words & PEOPLE for words in [first, *others])
 
 
 def test_drawn_captions_keep_from_them_too():
     given, batch = knowing([NEVER] * 3), pixels(4)
     search, sampling = SearchConfig(num_captions=7), SamplingConfig(temperature=3.0, top_p=1.0)
-    assert not set.union(*said(Describer(given, search=search, sampling=sampling).caption_batch(batch))) & PEOPLE
+    assert (
+        not set.union(*said(CaptionPipeline(given, search=search, sampling=sampling).caption_batch(batch)))
+        & PEOPLE
+    )
     model = given.model
     state = model.start(model.encode(batch))
     free = draw(model, state, num_captions=7, temperature=3.0, top_p=1.0)
@@ -196,7 +209,9 @@ def test_drawn_captions_keep_from_them_too():
 @torch.inference_mode()
 def test_a_noun_that_is_seen_is_named_all_the_same():
     """What is kept silent stays so in the second search, but for the noun itself."""
-    namer = Namer(tiny_captioner(len(VOCABULARY)).requires_grad_(False), VOCABULARY, Seen().requires_grad_(False), NOUNS)
+    namer = Namer(
+        tiny_captioner(len(VOCABULARY)).requires_grad_(False), VOCABULARY, Seen().requires_grad_(False), NOUNS
+    )
     namer.limits = dataclasses.replace(namer.limits, room=1e9)
     batch = torch.randint(256, (6, 3, 32, 32), generator=torch.Generator().manual_seed(5), dtype=torch.uint8)
     state = namer.model.start(namer.model.encode(batch))
@@ -204,7 +219,9 @@ def test_a_noun_that_is_seen_is_named_all_the_same():
 
     def named(silent: torch.Tensor | None) -> list[list[str]]:
         seen = torch.tensor([sure_of(0)] * 6)
-        better = namer.improve(found, state, seen, [[]] * 6, silent=silent, beam_size=3, min_length=4, max_length=8)
+        better = namer.improve(
+            found, state, seen, [[]] * 6, silent=silent, beam_size=3, min_length=4, max_length=8
+        )
         return [namer.vocabulary.decode(each[0].tokens).split() for each in better]
 
     free = named(None)
@@ -225,7 +242,7 @@ def data(tmp_path):
     texts = ["a man runs", "a dog sits on grass", "red water", "blue water", "the cat runs"]
     records = [record(i, "train", [texts[i % 5], texts[(i + 1) % 5]]) for i in range(60)]
     write(Source("made", "made for a test", records), tmp_path / "made.h5")
-    return CaptionData(tmp_path / "made.h5")
+    return CaptionDataset(tmp_path / "made.h5")
 
 
 def test_the_program_learns_from_the_train_split(tiny_checkpoint, data, tmp_path, capsys):
@@ -252,13 +269,18 @@ def test_the_program_learns_from_the_train_split(tiny_checkpoint, data, tmp_path
     assert weight_soup.average([path], [1.0]).subjects is not None
     assert weight_soup.average([path, path], [1.0, 1.0]).subjects is None
     batch = pixels(1)
-    assert Describer([path, path]).caption_batch(batch) == Describer([tiny_checkpoint] * 2).caption_batch(batch)
+    assert CaptionPipeline([path, path]).caption_batch(batch) == CaptionPipeline(
+        [tiny_checkpoint] * 2
+    ).caption_batch(batch)
 
 
 def test_photographs_of_nothing_but_people_teach_nothing(tiny_checkpoint, tmp_path, capsys):
     path = tmp_path / "best.pt"
     path.write_bytes(tiny_checkpoint.read_bytes())
-    write(Source("made", "made for a test", [record(i, "train", ["a man"]) for i in range(30)]), tmp_path / "made.h5")
+    write(
+        Source("made", "made for a test", [record(i, "train", ["a man"]) for i in range(30)]),
+        tmp_path / "made.h5",
+    )
     assert main([str(path), "--data", str(tmp_path / "made.h5")]) == 2
     assert "speak of people, or of dogs" in capsys.readouterr().err
     assert path.read_bytes() == tiny_checkpoint.read_bytes()
@@ -273,14 +295,16 @@ def test_other_objects_make_it_useless(network, data, tmp_path, capsys):  # noqa
     rows = data.indices("train").tolist()
     checkpoint.add_subjects(path, learnt(checkpoint.load(path), data, rows, torch.device("cpu")))
     assert checkpoint.load(path).subjects.channels == (320, 1280)
-    describer, batch = Describer(path), stack([fit(photo(number), Transform(64)) for number in range(6)])
-    describer.namer = None  # it may name what it sees all the same
+    pipeline, batch = CaptionPipeline(path), stack([fit(photo(number), Transform(64)) for number in range(6)])
+    pipeline.namer = None  # it may name what it sees all the same
     with torch.inference_mode():
-        encoded, seen = describer.encode(batch)
-    silent = closed(describer.subjects(encoded[0], seen), describer.rules, len(words), [[]] * 6)
-    for captions, closed_ in zip(describer.caption_batch(batch), silent, strict=True):
+        encoded, seen = pipeline.encode(batch)
+    silent = closed(pipeline.subjects(encoded[0], seen), pipeline.rules, len(words), [[]] * 6)
+    for captions, closed_ in zip(pipeline.caption_batch(batch), silent, strict=True):
         assert not closed_[list(captions[0].tokens)].any()
-    Describer(path).caption_batch(tuple(each.float() for each in encoded))  # of stored features nothing is known
+    CaptionPipeline(path).caption_batch(
+        tuple(each.float() for each in encoded)
+    )  # of stored features nothing is known
     torch.save(lite_weights("efficientnet_lite1"), tmp_path / "lite.pth")
     assert average.main([str(other), str(path), "--objects", str(tmp_path / "lite.pth")]) == 0
     assert checkpoint.load(other).subjects is None and "learn_subjects" in capsys.readouterr().err

@@ -148,7 +148,9 @@ def test_nobody_is_a_noun():
     words = Vocabulary(["a", "an", "is", "are", "to", "of", "people", "dog", "dogs", "owl", "bread", "runs"])
     found = agreement_of(NOUNS, words)
     closed = {
-        after: {word for word, wrong in zip(words, found[words.encode([after])[0]].tolist(), strict=True) if wrong}
+        after: {
+            word for word, wrong in zip(words, found[words.encode([after])[0]].tolist(), strict=True) if wrong
+        }
         for after in ("a", "an", "is", "are", "to", "of", "people")
     }
     assert {"dogs", "bread", "owl"} <= closed["a"] and "dog" not in closed["a"]

@@ -11,7 +11,7 @@ from sca_caption.guidance.consensus import Consensus, fitted
 from sca_caption.guidance.novel_objects import Limits
 from sca_caption.guidance.object_classifier import original
 from sca_caption.images import Transform
-from sca_caption.inference.captioning import Describer
+from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.models.backbone import Backbone
 from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.runtime.torchvision_compat import torchvision
@@ -63,7 +63,9 @@ def reading_both(words: Vocabulary) -> Consensus:
     made = torch.Generator().manual_seed(0)
     captions = torch.randint(4, len(words), (40, 2, 5), generator=made).tolist()
     channels = (320, 1280)
-    return fitted(torch.rand(40, sum(channels), generator=made), captions, len(words), 16, 0.1, channels=channels)
+    return fitted(
+        torch.rand(40, sum(channels), generator=made), captions, len(words), 16, 0.1, channels=channels
+    )
 
 
 @torch.inference_mode()
@@ -146,7 +148,9 @@ def test_weights_of_an_efficientnet_lite_that_are_not_whole(network):
     weights, model = lite_weights(), tuned(network, 0)
     del weights["_blocks.3._bn1.bias"]
     assert "not all of efficientnet_lite0" in message(lambda: original(weights, model.backbone))
-    weights = {name: value[:10] if name.startswith("_fc") else value for name, value in lite_weights().items()}
+    weights = {
+        name: value[:10] if name.startswith("_fc") else value for name, value in lite_weights().items()
+    }
     assert "no classifier of 1000 classes (_fc)" in message(lambda: original(weights, model.backbone))
 
 
@@ -236,7 +240,7 @@ def test_a_describer_names_what_it_sees(network):
         Checkpoint(model, words, Transform(64), objects=objects),
     )
     pixels = torch.randint(256, (6, 3, 64, 64), dtype=torch.uint8)
-    describers = Describer(plain), Describer(named, objects=False), Describer(named)
+    describers = CaptionPipeline(plain), CaptionPipeline(named, objects=False), CaptionPipeline(named)
     describers[2].namer.limits = Limits(room=1e9)
     without, switched_off, found = ([c[0].text for c in each.caption_batch(pixels)] for each in describers)
     assert without == switched_off

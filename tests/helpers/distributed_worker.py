@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 
 from sca_caption.config import ClassifierConfig, ClassifierTrainConfig
 from sca_caption.datasets.classification import open_dataset
-from sca_caption.datasets.hdf5_reader import CaptionData
+from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.decoding import sampling
 from sca_caption.evaluation import meteor_spice as java_metrics
-from sca_caption.inference.captioning import Describer
+from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.models import backbone as backbones
 from sca_caption.models import pretrained
 from sca_caption.models.classifier import Classifier
@@ -35,7 +35,7 @@ from tests.helpers.training_runs import QUICK, captioner, run
 
 # Seven training images: three steps an epoch, the last of one image, which leaves one of two processes without any.
 CAPTIONS = dataclasses.replace(
-    QUICK, finetune_backbone_at=1, label_smoothing=0.1, doubly_stochastic=0.5, optimizer="sgd", ema=0.5
+    QUICK, finetune_backbone_at=1, label_smoothing=0.1, attention_penalty=0.5, optimizer="sgd", ema=0.5
 )
 CIDER = dataclasses.replace(CAPTIONS, objective="cider", samples=3)
 CLASSES = ClassifierTrainConfig(epochs=2, batch_size=5, workers=0, lr=0.01, views="pad", label_smoothing=0.1)
@@ -59,7 +59,7 @@ def classifier(data) -> Classifier:
     return Classifier(ClassifierConfig(backbone="lenet", attention="se", image_size=32, classes=data.classes))
 
 
-def gradients(data: CaptionData, pictures: Path, processes: Processes) -> dict[str, torch.Tensor]:
+def gradients(data: CaptionDataset, pictures: Path, processes: Processes) -> dict[str, torch.Tensor]:
     """Of every parameter, step after step of two epochs, by task; the backbone learns in the second epoch."""
     sampling.sample, classes = sample_each, open_dataset("folder", pictures)
     tasks = {
@@ -84,10 +84,10 @@ def gradients(data: CaptionData, pictures: Path, processes: Processes) -> dict[s
 
 
 def parity(data: Path, pictures: Path, output: Path, processes: Processes) -> None:
-    found = gradients(CaptionData(data), pictures, processes)
+    found = gradients(CaptionDataset(data), pictures, processes)
     if processes.first:
         save_file(found, output / "gradients.safetensors")
-    run(CaptionData(data), output, CAPTIONS, processes=processes, dropout=0.0)
+    run(CaptionDataset(data), output, CAPTIONS, processes=processes, dropout=0.0)
 
 
 def no_java():
@@ -102,7 +102,7 @@ def blow(kind: str) -> None:
 
 
 def prepare_blow(kind: str) -> None:
-    start_epoch, caption_batch, calls = CaptionTask.start_epoch, Describer.caption_batch, []
+    start_epoch, caption_batch, calls = CaptionTask.start_epoch, CaptionPipeline.caption_batch, []
 
     def started(self, epoch):
         if epoch == 1:
@@ -115,7 +115,7 @@ def prepare_blow(kind: str) -> None:
             blow(kind)
         return caption_batch(self, batch)
 
-    CaptionTask.start_epoch, Describer.caption_batch = started, captioned
+    CaptionTask.start_epoch, CaptionPipeline.caption_batch = started, captioned
 
 
 def main(program: str, *arguments: str) -> int:

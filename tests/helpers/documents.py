@@ -12,7 +12,10 @@ from torch.distributed.run import get_args_parser
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 FOLDERS = {"docs": "**/*.md", "data": "*.md", "sca_caption": "**/*.md"}
-DOCUMENTS = (README, *(path for folder, names in FOLDERS.items() for path in sorted((ROOT / folder).glob(names))))
+DOCUMENTS = (
+    README,
+    *(path for folder, names in FOLDERS.items() for path in sorted((ROOT / folder).glob(names))),
+)
 PROGRAMS = ("preprocess", "train", "caption", "evaluate")
 CLASSIFY = "--task classify"
 

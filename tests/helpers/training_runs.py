@@ -8,7 +8,7 @@ from PIL import Image
 
 from sca_caption import checkpoint
 from sca_caption.config import ModelConfig, TrainConfig
-from sca_caption.datasets.hdf5_reader import CaptionData
+from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.datasets.sources.records import Source
 from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.runtime.distributed import ALONE
@@ -46,13 +46,13 @@ def source(sided: bool = False) -> Source:
     return Source("squares", "made for a test", records)
 
 
-def captioner(data: CaptionData, **changes) -> SCACNN:
+def captioner(data: CaptionDataset, **changes) -> SCACNN:
     torch.manual_seed(0)
     return SCACNN(dataclasses.replace(MODEL, **changes), len(data.vocabulary))
 
 
 def run(
-    data: CaptionData,
+    data: CaptionDataset,
     output: Path,
     config: TrainConfig,
     stop_after: int | None = None,

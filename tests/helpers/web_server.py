@@ -10,14 +10,14 @@ from types import SimpleNamespace
 import httpx
 from starlette.applications import Starlette
 
-from sca_caption.inference.captioning import Describer
+from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.serve.app import create_app
 from sca_caption.serve.server import address, listen, server
 
 
-def serving(describer: Describer, **options) -> AbstractContextManager[str]:
-    """The address at which `create_app(describer, **options)` answers meanwhile."""
-    return running(create_app(describer, **options))
+def serving(pipeline: CaptionPipeline, **options) -> AbstractContextManager[str]:
+    """The address at which `create_app(pipeline, **options)` answers meanwhile."""
+    return running(create_app(pipeline, **options))
 
 
 @contextmanager
@@ -60,7 +60,7 @@ def until(holds: Callable[[], bool]) -> None:
     raise AssertionError("waited for a minute")
 
 
-class SlowDescriber(Describer):
+class SlowDescriber(CaptionPipeline):
     """One that says when it has begun with a photograph, and goes on when it may."""
 
     def __init__(self, checkpoint: Path):

@@ -10,7 +10,7 @@ import pytest
 
 from sca_caption.inference import captioning as inference
 from sca_caption.inference import journal
-from sca_caption.inference.captioning import Caption, Describer, Result
+from sca_caption.inference.captioning import Caption, CaptionPipeline, Result
 from sca_caption.inference.journal import Journal, journal_of
 from sca_caption.inference.results_file import image_ids, results_file
 from sca_caption.runtime.errors import UserError
@@ -177,14 +177,14 @@ def test_two_runs_do_not_write_one_journal(tmp_path):
 def test_an_interrupted_run_leaves_results_as_they_were_and_can_go_on(run, photos, tmp_path, monkeypatch):
     output = tmp_path / "out.csv"
     output.write_text("of an earlier run")
-    stream = Describer.stream
+    stream = CaptionPipeline.stream
 
     def interrupted(self, items, **options):
         yield next(stream(self, items, **options))
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(inference.Describer, "stream", interrupted)
+        patched.setattr(inference.CaptionPipeline, "stream", interrupted)
         status, out, err = run(*photos, "--output", output)
     assert (status, out) == (130, "")
     assert err == "1 images are done; --resume goes on with the others\ninterrupted\n"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sca_caption.inference.captioning import Describer
+from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.models.attention_trace import attended_maps, trace
 from sca_caption.runtime.errors import UserError
 from sca_caption.vocab import BOS, Vocabulary
@@ -57,9 +57,9 @@ def test_attended_maps_are_those_that_the_attention_weighs():
 
 
 def test_results_come_with_the_trace_of_their_best_caption(tiny_checkpoint, photos):
-    describer = Describer(tiny_checkpoint, batch_size=3)
-    plain = [result.captions for result in describer.stream(photos)]
-    for result, captions in zip(describer.stream(photos, traced=True), plain, strict=True):
+    pipeline = CaptionPipeline(tiny_checkpoint, batch_size=3)
+    plain = [result.captions for result in pipeline.stream(photos)]
+    for result, captions in zip(pipeline.stream(photos, traced=True), plain, strict=True):
         assert result.captions == captions and len(result.trace.probabilities) == len(captions[0].tokens)
         # The caption's log-probability is that of its words and of its end.
         words = np.log(result.trace.probabilities).sum()
@@ -68,6 +68,8 @@ def test_results_come_with_the_trace_of_their_best_caption(tiny_checkpoint, phot
 
 
 def test_several_models_have_no_common_attention(tiny_checkpoint, photos):
-    describer = Describer([tiny_checkpoint, tiny_checkpoint])
-    with pytest.raises(UserError, match="attention of 2 models cannot be shown at once; give one --checkpoint"):
-        list(describer.stream(photos, traced=True))
+    pipeline = CaptionPipeline([tiny_checkpoint, tiny_checkpoint])
+    with pytest.raises(
+        UserError, match="attention of 2 models cannot be shown at once; give one --checkpoint"
+    ):
+        list(pipeline.stream(photos, traced=True))

@@ -27,7 +27,11 @@ DEPTHS = {
     "efficientnet_lite1": (1, 3, 3, 4, 4, 5, 1),
     "efficientnet_lite2": (1, 3, 3, 4, 4, 5, 1),
 }
-PARAMETERS = {"efficientnet_lite0": 4_652_008, "efficientnet_lite1": 5_416_680, "efficientnet_lite2": 6_092_072}
+PARAMETERS = {
+    "efficientnet_lite0": 4_652_008,
+    "efficientnet_lite1": 5_416_680,
+    "efficientnet_lite2": 6_092_072,
+}
 
 
 def lite_weights(name: str = "efficientnet_lite0") -> dict[str, torch.Tensor]:
@@ -105,7 +109,9 @@ def test_it_computes_the_written_out_network(name, side):
     assert wanted.shape == (2, 1280, -(-side // 32), -(-side // 32)) and wanted.std() > 0.1
     torch.testing.assert_close(network(x), wanted, rtol=1e-3, atol=1e-3)
     assert recognised(weights) == name
-    norms = sum(p.numel() for name, p in weights.items() if name.endswith(("running_mean", "running_var", "tracked")))
+    norms = sum(
+        p.numel() for name, p in weights.items() if name.endswith(("running_mean", "running_var", "tracked"))
+    )
     assert sum(p.numel() for p in weights.values()) - norms == PARAMETERS[name]
 
 

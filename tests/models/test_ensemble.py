@@ -8,7 +8,7 @@ from torch import nn
 
 from sca_caption import checkpoint
 from sca_caption.decoding.beam_search import beam_search, greedy
-from sca_caption.inference.captioning import Describer
+from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.models.ensemble import Ensemble
 from sca_caption.runtime.errors import UserError
 from sca_caption.vocab import Vocabulary
@@ -62,7 +62,7 @@ def test_a_model_with_itself_says_what_it_says_alone():
 
 
 def test_checkpoints_together(tiny_checkpoint, photos):
-    alone, twice = Describer(tiny_checkpoint), Describer([tiny_checkpoint, str(tiny_checkpoint)])
+    alone, twice = CaptionPipeline(tiny_checkpoint), CaptionPipeline([tiny_checkpoint, str(tiny_checkpoint)])
     expected = [result.captions[0] for result in alone.stream(photos)]
     found = [result.captions[0] for result in twice.stream(photos)]
     assert [caption.text for caption in found] == [caption.text for caption in expected]
@@ -76,4 +76,4 @@ def test_checkpoints_that_do_not_go_together(tiny_checkpoint, tmp_path):
     checkpoint.save(tmp_path / "other.pt", other)
     message = f"--checkpoint {tmp_path}/other.pt: other words than those of {tiny_checkpoint}; "
     with pytest.raises(UserError, match=message):
-        Describer([tiny_checkpoint, tmp_path / "other.pt"])
+        CaptionPipeline([tiny_checkpoint, tmp_path / "other.pt"])

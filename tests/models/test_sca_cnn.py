@@ -61,7 +61,6 @@ def batch_of(counts=(2, 1, 3), seed: int = 0) -> Batch:
     return collate([(image, [caption() for _ in range(n)]) for image, n in zip(images, counts, strict=True)])
 
 
-
 def test_hidden_features_are_whole_channels_and_hidden_in_training_only():
     model = captioner(feature_dropout=0.5)
     whole, *carried = model.eval().encode(pixels(4))

@@ -100,7 +100,10 @@ def test_what_is_not_ours_is_not_replaced(tmp_path):
     for path, said in (("photos", "holds other files"), ("photos/a.jpg", "it is a file, name a folder")):
         with pytest.raises(UserError, match=said), replacing_folder(tmp_path / path, is_ours):
             pytest.fail("the block must not run")
-    with pytest.raises(UserError, match="Not a directory"), replacing_folder(tmp_path / "photos/a.jpg/x", is_ours):
+    with (
+        pytest.raises(UserError, match="Not a directory"),
+        replacing_folder(tmp_path / "photos/a.jpg/x", is_ours),
+    ):
         pytest.fail("the block must not run")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.jpg", "photos"]
     (tmp_path / "empty").mkdir()

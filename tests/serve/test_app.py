@@ -19,7 +19,7 @@ from PIL import Image
 from sca_caption import checkpoint, images
 from sca_caption.config import SearchConfig
 from sca_caption.images import Transform
-from sca_caption.inference.captioning import Describer
+from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.models.attention_trace import attended_maps
 from sca_caption.serve.app import FILES, create_app
 from sca_caption.serve.guard import Guard
@@ -34,29 +34,29 @@ DEFAULTS = SearchConfig(num_captions=3, max_length=8)
 
 
 @pytest.fixture(scope="module")
-def describer(tiny_checkpoint):
-    return Describer(tiny_checkpoint)
+def pipeline(tiny_checkpoint):
+    return CaptionPipeline(tiny_checkpoint)
 
 
 @pytest.fixture(scope="module")
-def url(describer):
+def url(pipeline):
     with serving(
-        describer, defaults=Options(DEFAULTS), limits=Limits(upload_bytes=2_000_000, pixels=400_000)
+        pipeline, defaults=Options(DEFAULTS), limits=Limits(upload_bytes=2_000_000, pixels=400_000)
     ) as url:
         yield url
 
 
-def pixels_of(describer, path):
-    return torch.from_numpy(images.load(path, describer.transform)).permute(2, 0, 1)[None]
+def pixels_of(pipeline, path):
+    return torch.from_numpy(images.load(path, pipeline.transform)).permute(2, 0, 1)[None]
 
 
-def test_an_answer_holds_what_the_describer_finds(url, describer, photos):
+def test_an_answer_holds_what_the_describer_finds(url, pipeline, photos):
     for path in photos:
         response = post(url, path)
         found = response.json()
         assert response.status_code == 200
-        batch = pixels_of(describer, path)
-        ((captions, trace),) = describer.searching(DEFAULTS).trace_batch(batch)
+        batch = pixels_of(pipeline, path)
+        ((captions, trace),) = pipeline.searching(DEFAULTS).trace_batch(batch)
         assert found["caption"] == captions[0].text
         assert [each["text"] for each in found["captions"]] == [each.text for each in captions]
         for name in ("score", "log_prob"):
@@ -67,7 +67,7 @@ def test_an_answer_holds_what_the_describer_finds(url, describer, photos):
         assert found["probabilities"] == pytest.approx(trace.probabilities.tolist(), rel=1e-3)
         assert (found["width"], found["height"]) == Image.open(path).size
         assert found["attention"]["region"] == [0, 0, 1, 1] and found["preview"] is None
-        maps = attended_maps(describer.model, batch)
+        maps = attended_maps(pipeline.model, batch)
         for layer, wanted, excited in zip(found["attention"]["layers"], trace.layers, maps, strict=True):
             assert (layer["layer"], layer["grid"]) == (wanted.name, [8, 8])
             flat = wanted.spatial.reshape(len(found["words"]), 64)
@@ -89,11 +89,11 @@ def check_channels(layer, weights, maps):
             assert maps[each["index"], y, x] == pytest.approx(maps[each["index"]].max(), rel=1e-4)
 
 
-def test_settings_reach_the_search(url, describer, photos):
+def test_settings_reach_the_search(url, pipeline, photos):
     fields = {"beam_size": 2, "num_captions": 2, "min_length": 3, "max_length": 4, "length_penalty": -1.0,
-              "block_ngrams": 1, "sound_endings": False}  # fmt: skip
+              "block_ngrams": 1, "remove_bad_endings": False}  # fmt: skip
     found = post(url, photos[5], **fields).json()
-    wanted = describer.searching(SearchConfig(**fields)).caption_batch(pixels_of(describer, photos[5]))[0]
+    wanted = pipeline.searching(SearchConfig(**fields)).caption_batch(pixels_of(pipeline, photos[5]))[0]
     assert [each["text"] for each in found["captions"]] == [each.text for each in wanted]
     found = post(url, photos[0], mention="cat/dog, Water").json()["caption"].split()
     assert {"cat", "dog"} & set(found) and "water" in found
@@ -104,19 +104,19 @@ def test_a_narrower_beam_gives_fewer_captions_than_the_default(url, photos):
 
 
 def test_a_describer_without_its_nouns(tiny_checkpoint):
-    describer = Describer(tiny_checkpoint)
-    describer.namer, describer.words = object(), object()
-    assert describer.searching(DEFAULTS).namer is describer.namer
-    without = describer.searching(DEFAULTS, objects=False)
-    assert without.namer is None and without.words is describer.vocabulary
+    pipeline = CaptionPipeline(tiny_checkpoint)
+    pipeline.namer, pipeline.words = object(), object()
+    assert pipeline.searching(DEFAULTS).namer is pipeline.namer
+    without = pipeline.searching(DEFAULTS, objects=False)
+    assert without.namer is None and without.words is pipeline.vocabulary
     off = read_options({"objects": "off"}, Options(DEFAULTS), Limits())
     assert off == Options(DEFAULTS, objects=False)
 
 
-def test_several_models_caption_without_attention(tiny_checkpoint, describer, photos):
-    with serving(Describer([tiny_checkpoint, tiny_checkpoint])) as url:
+def test_several_models_caption_without_attention(tiny_checkpoint, pipeline, photos):
+    with serving(CaptionPipeline([tiny_checkpoint, tiny_checkpoint])) as url:
         found = post(url, photos[2]).json()
-        assert found["caption"] == describer.caption_batch(pixels_of(describer, photos[2]))[0][0].text
+        assert found["caption"] == pipeline.caption_batch(pixels_of(pipeline, photos[2]))[0][0].text
         assert found["attention"] is None and found["probabilities"] is None
         assert get(f"{url}/api/model").json()["layers"] == []
 
@@ -126,7 +126,7 @@ def test_what_the_model_saw_of_a_turned_photograph(tiny_checkpoint, tmp_path):
     exif = Image.Exif()
     exif[images.ORIENTATION] = 6  # on its side
     data = encoded(photo(1, (60, 40)), "JPEG", exif=exif)
-    with serving(Describer(dataclasses.replace(loaded, transform=Transform(32, "crop")))) as url:
+    with serving(CaptionPipeline(dataclasses.replace(loaded, transform=Transform(32, "crop")))) as url:
         found = post(url, data, preview=True).json()
     assert (found["width"], found["height"]) == (40, 60)
     assert found["attention"]["region"] == pytest.approx([0, 1 / 6, 1, 2 / 3])
@@ -197,8 +197,8 @@ def test_too_many_bytes_of_unknown_length_are_not_read_to_the_end(url):
     assert len(sent) < 4000
 
 
-def test_an_upload_that_stops_is_given_up(describer):
-    with serving(describer, limits=Limits(upload_seconds=0.2)) as url:
+def test_an_upload_that_stops_is_given_up(pipeline):
+    with serving(pipeline, limits=Limits(upload_seconds=0.2)) as url:
         connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
         connection.putrequest("POST", "/api/caption")
         connection.putheader("Content-Type", "multipart/form-data; boundary=x")
@@ -220,7 +220,7 @@ def test_an_upload_that_stops_is_given_up(describer):
         ({"min_length": 9}, "--min-length 9: must be at most --max-length 8"),
         ({"length_penalty": "nan"}, "--length-penalty 'nan': must be a number"),
         ({"diversity": "inf"}, "--diversity 'inf': must be a number"),
-        ({"sound_endings": "perhaps"}, "--sound-endings 'perhaps': must be true or false"),
+        ({"remove_bad_endings": "perhaps"}, "--remove-bad-endings 'perhaps': must be true or false"),
         ({"mention": "dogs"}, "--mention 'dogs': not among the words that the model knows; nearest: dog"),
         ({"mention": "a b c d"}, "--mention: at most 3 words, found 4; join alternatives by /: dog/puppy"),
         ({"mention": "a" * 201}, "--mention: 201 characters; at most 200 are taken here"),
@@ -363,7 +363,7 @@ def test_the_page_asks_for_nothing_but_its_own_files(url):
         assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", get(url + path).text)
 
 
-def test_the_model_and_the_schema_say_what_holds(url, describer, photos):
+def test_the_model_and_the_schema_say_what_holds(url, pipeline, photos):
     card = ModelCard.model_validate(get(f"{url}/api/model").json(), strict=True)
     assert card.vocabulary == 16 and card.layers == ["layer1.0", "layer1.1"] and not card.objects
     assert card.defaults.model_dump() == vars(DEFAULTS) | {"mention": [], "objects": True}

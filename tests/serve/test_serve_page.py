@@ -15,7 +15,7 @@ from PIL import Image
 
 from sca_caption import checkpoint
 from sca_caption.config import SearchConfig
-from sca_caption.inference.captioning import Describer
+from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.serve.limits import Limits
 from sca_caption.serve.options import Options
 from tests.conftest import TINY, tiny_captioner
@@ -29,19 +29,19 @@ SEARCH = SearchConfig(num_captions=3, min_length=4, max_length=6)
 
 
 @pytest.fixture(scope="module")
-def describer(tiny_checkpoint):
+def pipeline(tiny_checkpoint):
     """The tiny captioner, with a keener eye: places get from none to ten times the even share."""
     loaded = checkpoint.load(tiny_checkpoint)
     with torch.no_grad():
         for name, weights in loaded.model.named_parameters():
             if "spatial" in name:
                 weights *= 20
-    return Describer(loaded, search=SEARCH)
+    return CaptionPipeline(loaded, search=SEARCH)
 
 
 @pytest.fixture(scope="module")
-def url(describer):
-    with serving(describer, defaults=Options(SEARCH), limits=Limits(upload_bytes=500_000)) as url:
+def url(pipeline):
+    with serving(pipeline, defaults=Options(SEARCH), limits=Limits(upload_bytes=500_000)) as url:
         yield url
 
 
@@ -61,8 +61,8 @@ def opened(url, **size):
         assert wrong == []
 
 
-def caption_of(describer, path) -> str:
-    return next(iter(describer.stream([path]))).captions[0].text
+def caption_of(pipeline, path) -> str:
+    return next(iter(pipeline.stream([path]))).captions[0].text
 
 
 def wait_for(page, caption: str) -> None:
@@ -90,12 +90,12 @@ def send(page, kind: str, name: str, data: bytes) -> None:
     page.evaluate(code, [kind, name, base64.b64encode(data).decode()])
 
 
-def test_a_chosen_photograph_is_captioned_and_its_words_stepped_through(url, describer, tmp_path):
+def test_a_chosen_photograph_is_captioned_and_its_words_stepped_through(url, pipeline, tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(encoded(photo(3)))
     with opened(url) as page:
         page.set_input_files("#file", path)
-        wanted = next(iter(describer.stream([path], traced=True)))
+        wanted = next(iter(pipeline.stream([path], traced=True)))
         caption, trace = wanted.captions[0].text, wanted.trace
         wait_for(page, caption)
         assert page.inner_text("#caption") == caption
@@ -186,10 +186,10 @@ def convolved(cells: np.ndarray) -> np.ndarray:
     return np.array(found)
 
 
-def test_pointing_pinning_and_playing(url, describer, photos):
+def test_pointing_pinning_and_playing(url, pipeline, photos):
     with opened(url) as page:
         page.set_input_files("#file", photos[4])
-        wait_for(page, caption_of(describer, photos[4]))
+        wait_for(page, caption_of(pipeline, photos[4]))
         words = page.locator(".word")
         words.nth(1).hover()
         pointed = heat(page)
@@ -206,9 +206,9 @@ def test_pointing_pinning_and_playing(url, describer, photos):
         assert page.inner_text("#play") == "Play word by word"
 
 
-def test_dropped_and_pasted_photographs_and_those_before(url, describer, photos):
+def test_dropped_and_pasted_photographs_and_those_before(url, pipeline, photos):
     made = [photos[1], photos[4]]
-    captions = [caption_of(describer, path) for path in made]
+    captions = [caption_of(pipeline, path) for path in made]
     assert captions[0] != captions[1]
     with opened(url) as page:
         send(page, "drop", "1.png", made[0].read_bytes())
@@ -241,10 +241,10 @@ def test_the_camera(url):
         assert page.inner_text("#error") == ""
 
 
-def test_settings_caption_again(url, describer, photos):
+def test_settings_caption_again(url, pipeline, photos):
     with opened(url) as page:
         page.set_input_files("#file", photos[3])
-        wait_for(page, caption_of(describer, photos[3]))
+        wait_for(page, caption_of(pipeline, photos[3]))
         page.click("#settings summary")
         assert page.input_value("[name=beam_size]") == "7" and page.input_value("[name=num_captions]") == "3"
         page.fill("[name=mention]", "water")
@@ -261,11 +261,11 @@ def test_settings_caption_again(url, describer, photos):
         wanted = "Must mention 'waters': not among the words that the model knows; nearest: water"
         assert page.inner_text("#error").startswith(wanted)
         page.click("#controls [type=reset]")
-        wait_for(page, caption_of(describer, photos[3]))
+        wait_for(page, caption_of(pipeline, photos[3]))
         assert page.locator("#strip li").count() == 1
 
 
-def test_files_that_are_no_photographs(url, describer, photos, tmp_path):
+def test_files_that_are_no_photographs(url, pipeline, photos, tmp_path):
     notes, large = tmp_path / "notes.txt", tmp_path / "large.bmp"
     notes.write_text("no photograph")
     large.write_bytes(bytes(500_001))
@@ -277,22 +277,22 @@ def test_files_that_are_no_photographs(url, describer, photos, tmp_path):
         assert page.inner_text("#error") == wanted
         assert page.is_visible("#invitation") and not page.is_visible("#result")
         page.set_input_files("#file", photos[0])
-        wait_for(page, caption_of(describer, photos[0]))
+        wait_for(page, caption_of(pipeline, photos[0]))
         assert not page.is_visible("#error")
         page.set_input_files("#file", large)
         page.wait_for_selector("#error:not([hidden])")
         assert page.inner_text("#error") == "large.bmp: more than 0.5 MB; make the photograph smaller first"
-        assert page.inner_text("#caption") == caption_of(describer, photos[0]), "the one before stays"
+        assert page.inner_text("#caption") == caption_of(pipeline, photos[0]), "the one before stays"
         page.set_input_files("#file", [notes, photos[1]])
-        wait_for(page, caption_of(describer, photos[1]))
+        wait_for(page, caption_of(pipeline, photos[1]))
 
 
-def test_formats_that_browsers_cannot_show(url, describer, tmp_path):
+def test_formats_that_browsers_cannot_show(url, pipeline, tmp_path):
     path = tmp_path / "scan.tif"
     path.write_bytes(encoded(photo(7, (50, 40)), "TIFF"))
     with opened(url) as page:
         page.set_input_files("#file", path)
-        wait_for(page, caption_of(describer, path))
+        wait_for(page, caption_of(pipeline, path))
         assert page.is_visible("#photo")
         assert page.evaluate("[photo.naturalWidth, photo.naturalHeight]") == [50, 40]
         page.click("#settings summary")
@@ -308,10 +308,10 @@ def test_models_without_one_kind_of_attention_or_any(kind, tiny_checkpoint, phot
     if kind != "several":
         model = tiny_captioner(config=dataclasses.replace(TINY, attention=kind))
         loaded = dataclasses.replace(loaded, model=model)
-    describer = Describer([loaded, loaded] if kind == "several" else loaded, search=SEARCH)
-    with serving(describer) as url, opened(url) as page:
+    pipeline = CaptionPipeline([loaded, loaded] if kind == "several" else loaded, search=SEARCH)
+    with serving(pipeline) as url, opened(url) as page:
         page.set_input_files("#file", photos[1])
-        wait_for(page, caption_of(describer, photos[1]))
+        wait_for(page, caption_of(pipeline, photos[1]))
         assert page.is_visible("#legend") == (kind == "S")
         page.keyboard.press("ArrowRight")
         assert "(word 1 of " in page.inner_text("#word")
@@ -319,13 +319,13 @@ def test_models_without_one_kind_of_attention_or_any(kind, tiny_checkpoint, phot
         assert page.is_visible("#play") == (kind != "several")
 
 
-def test_a_phone_in_the_dark(url, describer, photos):
+def test_a_phone_in_the_dark(url, pipeline, photos):
     with opened(url, width=360, height=740) as page:
         page.emulate_media(color_scheme="dark")
         ground = re.findall(r"\d+", page.evaluate("getComputedStyle(document.body).backgroundColor"))
         assert max(map(int, ground)) < 60
         page.set_input_files("#file", photos[6])
-        wait_for(page, caption_of(describer, photos[6]))
+        wait_for(page, caption_of(pipeline, photos[6]))
         page.locator(".word").first.click()
         page.click("#settings summary")
         page.click("footer summary")
@@ -334,15 +334,15 @@ def test_a_phone_in_the_dark(url, describer, photos):
             assert button.bounding_box()["height"] >= 44, "fingers are wide"
 
 
-def test_everything_has_a_name(url, describer, photos):
+def test_everything_has_a_name(url, pipeline, photos):
     """What a screen reader says of whatever can be used."""
     with opened(url) as page:
         page.set_input_files("#file", photos[2])
-        wait_for(page, caption_of(describer, photos[2]))
+        wait_for(page, caption_of(pipeline, photos[2]))
         page.click("#settings summary")
         unnamed = page.evaluate("""() => [...document.querySelectorAll("button, input, img, section")].filter(
             (each) => !(each.textContent.trim() || each.getAttribute("aria-label") || each.alt || each.labels?.length
                 || each.querySelector("img[alt]"))).map((each) => each.outerHTML)""")
         assert unnamed == []
         assert page.locator("[role=alert]").count() == 1
-        assert caption_of(describer, photos[2]) in page.text_content("#announcement")
+        assert caption_of(pipeline, photos[2]) in page.text_content("#announcement")

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from sca_caption.config import TrainConfig
-from sca_caption.datasets.hdf5_reader import CaptionData
+from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.training import batches
 from sca_caption.training import loop as training
@@ -30,8 +30,8 @@ def path(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def data(path) -> CaptionData:
-    return CaptionData(path)
+def data(path) -> CaptionDataset:
+    return CaptionDataset(path)
 
 
 @pytest.fixture
@@ -43,13 +43,13 @@ def no_tensorboard(monkeypatch):
 
 
 def test_each_image_is_read_once_an_epoch(data, tmp_path, monkeypatch):
-    reads, image = Counter(), CaptionData.image
+    reads, image = Counter(), CaptionDataset.image
 
     def counting(self, index):
         reads[int(index)] += 1
         return image(self, index)
 
-    monkeypatch.setattr(CaptionData, "image", counting)
+    monkeypatch.setattr(CaptionDataset, "image", counting)
     run(data, tmp_path, QUICK)
     assert reads == {
         i: 2 for i in range(10)
@@ -80,7 +80,7 @@ def test_images_whose_captions_name_a_side_are_never_mirrored(tmp_path):
         image.paste(Image.new("RGB", (16, 32), "red"), (0, 0))
         given.records[i] = dataclasses.replace(each, read=record(i, data=encoded(image)).read)
     write(given, tmp_path / "sided.h5", encoding="raw")
-    data = CaptionData(tmp_path / "sided.h5")
+    data = CaptionDataset(tmp_path / "sided.h5")
     views = CaptionedImages(data, TrainConfig(), augment=True)
     for i in range(7):
         mirrored = sum(not redder_left(views[epoch, i][0]) for epoch in range(60))
@@ -94,7 +94,7 @@ def test_images_whose_captions_name_a_side_are_never_mirrored(tmp_path):
 
 def test_a_view_depends_on_seed_epoch_and_image_alone(data):
     one, same, other = (
-        CaptionedImages(CaptionData(data.path), TrainConfig(seed=seed), augment=True) for seed in (3, 3, 4)
+        CaptionedImages(CaptionDataset(data.path), TrainConfig(seed=seed), augment=True) for seed in (3, 3, 4)
     )
     wanted = one[5, 2][0]
     assert wanted.shape == (3, 32, 32) and wanted.dtype == torch.uint8
@@ -113,12 +113,12 @@ def test_views_are_as_small_and_as_lit_as_told(tmp_path):
 
     def ranges(**changes):
         """Of each view's columns, and of the views."""
-        views = CaptionedImages(CaptionData(tmp_path / "ramp.h5"), TrainConfig(**changes), augment=True)
+        views = CaptionedImages(CaptionDataset(tmp_path / "ramp.h5"), TrainConfig(**changes), augment=True)
         found = torch.stack([views[epoch, 0][0].float() for epoch in range(40)])
         return found.mean((1, 2)).aminmax(dim=1), found.mean((1, 2, 3)).aminmax()
 
     (columns, same), (fewer, lit) = (
-        ranges(smallest_view=1.0, lighting=0.0), ranges(smallest_view=0.1, lighting=0.4)
+        ranges(crop_scale=1.0, lighting=0.0), ranges(crop_scale=0.1, lighting=0.4)
     )  # fmt: skip
     assert (columns.max - columns.min).min() > 62 * 0.75**0.5 - 3 > 2 * (fewer.max - fewer.min).min()
     assert same.max - same.min < 62 * 0.25 < lit.max - lit.min
@@ -138,7 +138,7 @@ def test_very_long_captions_are_cut(tmp_path):
     given = source()
     given.records[0] = dataclasses.replace(given.records[0], captions=("dog " * 60,))
     write(given, tmp_path / "long.h5", encoding="raw")
-    views = CaptionedImages(CaptionData(tmp_path / "long.h5"), TrainConfig(), augment=False)
+    views = CaptionedImages(CaptionDataset(tmp_path / "long.h5"), TrainConfig(), augment=False)
     assert [len(caption) for caption in views[0, 0][1]] == [LONGEST]
 
 
@@ -152,7 +152,7 @@ def test_stored_features_train_as_the_images_they_are_of(data, tmp_path):
         return [x.numpy() for x in model.encode(torch.from_numpy(pixels).permute(0, 3, 1, 2))]
 
     write(source(), tmp_path / "features.h5", encoding="features", encode=encode)
-    features = CaptionData(tmp_path / "features.h5")
+    features = CaptionDataset(tmp_path / "features.h5")
     assert len(features.features(0)) == 2  # the attended map and the shortcut past it
     wanted, _ = run(data, tmp_path / "images", config)
     found, _ = run(features, tmp_path / "features", config)

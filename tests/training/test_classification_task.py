@@ -15,7 +15,7 @@ from sca_caption.images import Transform
 from sca_caption.models.classifier import Classifier
 from sca_caption.training import loop as training
 from sca_caption.training.classification_task import ClassifyTask, Views, view
-from sca_caption.training.ema import WeightAverage
+from sca_caption.training.ema import EMA
 from sca_caption.training.loop import train
 from tests.helpers.classified_pictures import class_folders
 from tests.helpers.made_photos import message
@@ -93,7 +93,7 @@ def test_pad_shifts_by_up_to_four_and_mirrors_half():
 
 
 def test_resized_keeps_at_least_the_smallest_share():
-    config = dataclasses.replace(QUICK, views="resized", smallest_view=0.25)
+    config = dataclasses.replace(QUICK, views="resized", crop_scale=0.25)
     shares, mirrored = [], 0
     for i in range(300):
         found = view(numbered(120, 120), SMALL, random.Random(i), config).astype(int)
@@ -199,7 +199,7 @@ def test_a_damaged_image_is_one_line_wherever_it_is_read(workers, tmp_path):
 
 def test_the_average_is_its_recurrence():
     model = torch.nn.BatchNorm1d(1)
-    average = WeightAverage(model, 0.75)
+    average = EMA(model, 0.75)
     wanted = 1.0
     for step, value in enumerate([2.0, -1.0, 4.0, 0.5, 3.0, 3.0, 1.0, 8.0, 2.0, 5.0]):
         with torch.no_grad():

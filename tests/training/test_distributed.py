@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from sca_caption import checkpoint
-from sca_caption.datasets.hdf5_reader import CaptionData
+from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.decoding import sampling
 from sca_caption.runtime.distributed import ALONE, Processes
 from sca_caption.training import loop as training
@@ -39,8 +39,8 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def data(folder) -> CaptionData:
-    return CaptionData(folder / "data" / "squares.h5")
+def data(folder) -> CaptionDataset:
+    return CaptionDataset(folder / "data" / "squares.h5")
 
 
 @pytest.fixture(autouse=True)
@@ -126,7 +126,12 @@ def test_a_run_is_that_of_one_process(parity, data, tmp_path):
     for found, one in zip(last.training["history"], history, strict=True):
         assert found["loss"] == pytest.approx(one["loss"], rel=1e-5)
         assert found["CIDEr"] == pytest.approx(one["CIDEr"], rel=1e-6)
-    assert sorted(p.name for p in parity.iterdir()) == ["best.pt", "gradients.safetensors", "last.pt", "progress.svg"]
+    assert sorted(p.name for p in parity.iterdir()) == [
+        "best.pt",
+        "gradients.safetensors",
+        "last.pt",
+        "progress.svg",
+    ]
 
 
 TRAIN = ["train", "--dataset", "squares", "--backbone", "toy", "--layers", "block.relu", "block"]

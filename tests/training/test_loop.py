@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from sca_caption import checkpoint
-from sca_caption.datasets.hdf5_reader import CaptionData
+from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.decoding.beam_search import beam_search, greedy
 from sca_caption.evaluation.caption_quality import Quality
 from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
@@ -38,8 +38,8 @@ def path(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def data(path) -> CaptionData:
-    return CaptionData(path)
+def data(path) -> CaptionDataset:
+    return CaptionDataset(path)
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ RESUMED = {
     "stopped while fine-tuning": {"finetune_backbone_at": 1, "finetune_from": "block"},
     "one worker": {"finetune_backbone_at": 1, "workers": 1},
     "adadelta, beam": {"optimizer": "adadelta", "lr": 1.0, "finetune_backbone_at": 0, "validation_beam": 2},
-    "penalty, no clipping": {"doubly_stochastic": 0.5, "clip": 0.0, "augment": False, "seed": 5},
+    "penalty, no clipping": {"attention_penalty": 0.5, "clip": 0.0, "augment": False, "seed": 5},
     "self-critical": {"objective": "cider", "samples": 2, "finetune_backbone_at": 0},
     "moving average": {"ema": 0.9, "finetune_backbone_at": 1, "optimizer": "sgd"},
 }
@@ -358,9 +358,9 @@ from sca_caption.caption_task import CaptionTask
 from sca_caption.captioner import SCACNN
 from sca_caption.cli import train
 from sca_caption.config import ModelConfig, TrainConfig
-from sca_caption.store import CaptionData
+from sca_caption.store import CaptionDataset
 backbones._build = lambda name: Toy()
-data = CaptionData(sys.argv[1])
+data = CaptionDataset(sys.argv[1])
 config = ModelConfig(backbone="toy", layers=("block",), attention_width=6, embedding_size=16, lstm_size=24)
 model = SCACNN(config, len(data.vocabulary))
 output = Path(sys.argv[2])

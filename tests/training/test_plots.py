@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sca_caption import checkpoint
-from sca_caption.datasets.hdf5_reader import CaptionData
+from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.explain import tensorboard_strip
 from sca_caption.runtime.errors import UserError
 from sca_caption.training import loop as training
@@ -30,9 +30,9 @@ HISTORY = [
 
 
 @pytest.fixture
-def data(tmp_path) -> CaptionData:
+def data(tmp_path) -> CaptionDataset:
     write(source(), tmp_path / "squares.h5", encoding="raw")
-    return CaptionData(tmp_path / "squares.h5")
+    return CaptionDataset(tmp_path / "squares.h5")
 
 
 class Writer:

@@ -18,15 +18,15 @@ BATCH = 4
 # Captions the first batches at once and waits before the others, so that the test can kill it there.
 SLOW = """
 import sys, time
-from sca_caption.inference import Describer
+from sca_caption.inference import CaptionPipeline
 from sca_caption.cli.caption import main
-caption_batch, batches = Describer.caption_batch, []
+caption_batch, batches = CaptionPipeline.caption_batch, []
 def slow(self, batch):
     batches.append(0)
     if len(batches) == 4:
         time.sleep(600)
     return caption_batch(self, batch)
-Describer.caption_batch = slow
+CaptionPipeline.caption_batch = slow
 main(sys.argv[1:])
 """
 

@@ -14,7 +14,7 @@ from sca_caption.evaluation.caption_quality import dangles, quality, repeats
 from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
 from sca_caption.training.batches import Batch
 from sca_caption.training.caption_task import CaptionTask
-from sca_caption.training.self_critical import END, Critics, Reward, SelfCritical
+from sca_caption.training.self_critical import END, Reward, RewardWorkers, SelfCritical
 from sca_caption.vocab import BOS, EOS, PAD, UNK, Vocabulary
 from tests.conftest import TINY, TINY_WORDS, tiny_captioner
 from tests.helpers.toy_decoder import VOCABULARY, ToyRNN, made_images
@@ -81,7 +81,7 @@ def critic(
     samples: int, cross_entropy: float = 0.0, reward=None, processes: int = 0, temperature: float = 1.0
 ) -> SelfCritical:
     return SelfCritical(
-        Critics(reward or Reward(DATA, [7, 9]), processes), samples, cross_entropy, temperature
+        RewardWorkers(reward or Reward(DATA, [7, 9]), processes), samples, cross_entropy, temperature
     )
 
 
@@ -181,7 +181,10 @@ def test_a_reward_is_the_fields_cider_and_bleu(bleu_weight):
 @pytest.mark.parametrize("processes", [1, 3])
 def test_rewards_come_back_in_order_and_processes_end_with_their_program(processes):
     reward = Reward(DATA, [7, 9])
-    critics, captions = Critics(reward, processes), [(7 + 2 * (i % 2), [4, 4 + i], True) for i in range(10)]
+    critics, captions = (
+        RewardWorkers(reward, processes),
+        [(7 + 2 * (i % 2), [4, 4 + i], True) for i in range(10)],
+    )
     for asked in (captions, captions[:2], []):
         assert critics.ask(asked)() == [reward(caption) for caption in asked]
     children = multiprocessing.active_children()[-processes:]

@@ -145,7 +145,7 @@ export async function improved(
  * of nouns, and from the trunk expected and shares, each where the model has it.
  */
 export async function captionsOf(described, model, state, { probabilities, expected, shares }, settings) {
-  const ranking = new Ranking(expected, described.consensus?.idf ?? null, settings.consensus);
+  const ranking = new Ranking(expected, described.consensus?.idf ?? null, settings.rerank_weight);
   const all = { ...settings, num_captions: ranking.chooses ? ranked(settings.beam_size) : settings.num_captions };
   const silent = silentOf(described.subjects, shares);
   let found = ranking.rank(await beamSearch(plain(model, described.known, silent), state, all));
