@@ -28,6 +28,7 @@ from sca_caption.models.backbone import attended_layers
 from sca_caption.models.networks import build_network
 from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.training.batches import Batch
+from sca_caption.training.losses import caption_loss
 
 EPILOG = """\
 examples:
@@ -134,7 +135,7 @@ def step(model: SCACNN, batch: Batch, way: str) -> float:
         batch = Batch(batch.images[batch.image_index], batch.captions, torch.arange(len(batch.captions)))
     model.zero_grad(set_to_none=True)
     with plain_formulas() if way == "plain" else nullcontext():
-        loss = model.loss(batch)
+        loss = caption_loss(model, batch)
         loss.backward()
     return loss.item()
 

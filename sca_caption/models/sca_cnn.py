@@ -1,12 +1,22 @@
-"""SCA-CNN: an LSTM that attends, at every word, the channels and then the positions of a CNN's upper layers.
+"""SCA-CNN: an LSTM that attends to the channels and positions of a CNN's upper layers at every word.
 
-Chen et al., "SCA-CNN: Spatial and Channel-wise Attention in Convolutional Networks for Image Captioning", CVPR 2017.
+Chen et al., "SCA-CNN: Spatial and Channel-wise Attention in Convolutional Networks for Image Captioning", CVPR 2017
+(arXiv 1611.05594). With V^l the map of attended layer l, h the LSTM's hidden state and y a word, one step computes
 
-Shapes: B images, N rows (partial captions; several rows may share an image), P parents (see `State`), T words,
-W vocabulary size, C channels, m = H * W positions, d LSTM size, E embedding size.
+    V^l = CNN^l(X^(l-1)),  X^l = V^l * beta^l * C * alpha^l * m     attention, layer by layer (see `attention.sca`)
+    v = mean of X^L over its positions, scaled to length `pool_norm`
+    i, f, g, o = W_ih [E y_(t-1); v] + b_ih + W_hh h_(t-1) + b_hh    the LSTM, as torch.nn.LSTMCell
+    c_t = sigmoid(f) * c_(t-1) + sigmoid(i) * tanh(g)
+    h_t = sigmoid(o) * tanh(c_t)
+    logits = W_o tanh(W_h h_t + E y_(t-1))
+
+The authors' code multiplies the softmax weights beta by C and alpha by m, so that the map keeps its scale.
+
+Shapes: B images, N rows (partial captions; several rows may belong to one image), P parents (see `State`), T words,
+W vocabulary size, C channels, m = H * W positions, d LSTM size, E embedding size, k attention width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,37 +26,34 @@ from torch.backends.mkldnn import is_available as mkldnn
 
 from sca_caption.attention.sca import ConditionedAttention, mean_over_positions, pool_modulated, pool_shared
 from sca_caption.config import ModelConfig
-from sca_caption.decoding import teacher_forcing
-from sca_caption.decoding.teacher_forcing import Forced
 from sca_caption.images import MEAN, STD
 from sca_caption.models.backbone import Backbone
-from sca_caption.training.batches import Batch
 from sca_caption.vocab import PAD
 
-ROWS_AT_ONCE = 48  # what a CPU attends at once to decode: the maps of more do not fit in its caches
+ROWS_AT_ONCE = 48  # attended in one pass while decoding on a CPU; the maps of more rows exceed its caches
+LayerWeights = tuple[Tensor | None, Tensor | None]  # beta (N, C) and alpha (N, m), None if the layer has none
 
 
 @dataclass
 class State:
-    """Where N partial captions stand. Image tensors are kept once an image; `image` says which one is read.
-    To train they are copied once for each caption (`spread`): a copy at every word would be kept for the way back.
+    """The decoder's state for N partial captions (rows).
 
-    Attention reads the image and the hidden state but not the word that comes next, so captions that have their words
-    so far in common have it in common too: P parents are attended, and `parent` says which one a row continues.
+    Image tensors are stored once per image, and `image` holds each parent's index into them. In training, `spread`
+    copies them to one per row before the first step, because autograd would otherwise keep a copy for every word.
+
+    Attention depends on the image and the hidden state but not on the word that comes next. Rows that share their
+    words so far therefore share one parent: attention runs on P parents, and `parent` maps each row to its parent.
     """
 
-    maps: tuple[Tensor, ...]  # V1 (B, C, H, W) and the carried tensors, a row an image
-    keys: Tensor | None  # spatial keys of V1 (B, m, k), where they do not depend on the hidden state
-    input_weights: tuple[
-        Tensor, Tensor
-    ]  # the LSTM's for the embedding (4d, E) and for the pooled map (4d, C)
+    maps: tuple[Tensor, ...]  # V1 (B, C, H, W) and the carried tensors (see `Backbone`), one per image
+    keys: Tensor | None  # spatial keys of V1 (B, m, k) if they do not depend on the hidden state, else None
+    input_weights: tuple[Tensor, Tensor]  # W_ih in two parts: (4d, E) for the word, (4d, C) for the image
     image: Tensor  # (P,) indices into maps
     hidden: Tensor  # (P, d)
     cell: Tensor  # (P, d)
-    parent: Tensor | None = None  # (N,) indices into hidden; None: a row each
-    is_spread: bool = False  # maps and keys have P rows, one for each of hidden
-    # Of the last step, one pair an attended layer: beta (N, C) or None, alpha (N, m) or None.
-    attention: tuple[tuple[Tensor | None, Tensor | None], ...] = ()
+    parent: Tensor | None = None  # (N,) indices into hidden; None means that each row is its own parent
+    is_spread: bool = False  # True if maps and keys have P entries, one per row of hidden
+    attention: tuple[LayerWeights, ...] = ()  # of the last step, one pair per attended layer
 
     def __len__(self) -> int:
         return len(self.hidden if self.parent is None else self.parent)
@@ -56,7 +63,7 @@ class State:
         return self.hidden.device
 
     def select(self, rows: Tensor | slice) -> "State":
-        """Keep, reorder or repeat rows; those that repeat one are attended as one."""
+        """Keep, reorder or repeat rows. Repeated rows share one parent, so attention runs once for all of them."""
         rows = rows if self.parent is None else self.parent[rows]
         parent = None
         if isinstance(rows, Tensor):
@@ -65,20 +72,21 @@ class State:
                 rows, parent = distinct, inverse
         image, hidden, cell = (x[rows] for x in (self.image, self.hidden, self.cell))
         after = replace(self, image=image, hidden=hidden, cell=cell, parent=parent, attention=())
-        return after._with_rows(rows) if self.is_spread else after
+        return after._with_maps_of(rows) if self.is_spread else after
 
     def spread(self) -> "State":
-        return self if self.is_spread else replace(self._with_rows(self.image), is_spread=True)
+        """Copy the image tensors to one per parent."""
+        return self if self.is_spread else replace(self._with_maps_of(self.image), is_spread=True)
 
-    def _with_rows(self, rows: Tensor | slice) -> "State":
-        keys = None if self.keys is None else self.keys[rows]
-        return replace(self, maps=tuple(rows_of(x, rows) for x in self.maps), keys=keys)
+    def _with_maps_of(self, index: Tensor | slice) -> "State":
+        keys = None if self.keys is None else self.keys[index]
+        return replace(self, maps=tuple(gather_rows(x, index) for x in self.maps), keys=keys)
 
 
 class SCACNN(nn.Module):
-    """The whole model. `config.layers` must hold layer names (see `backbones.attended_layers`).
+    """The captioner. `config.layers` must hold layer names (see `backbone.attended_layers`).
 
-    backbone_weights: ImageNet weights in torchvision's layout, or None to start at random.
+    backbone_weights: ImageNet weights in torchvision's layout, or None for random initialisation.
     """
 
     def __init__(
@@ -97,28 +105,29 @@ class SCACNN(nn.Module):
                 for layer, channels in zip(self.backbone.layers, self.backbone.channels, strict=True)
             }
         )
-        top, d, e = self.backbone.channels[-1], config.lstm_size, config.embedding_size
-        self.embedding = nn.Embedding(vocabulary_size, e, padding_idx=PAD)
-        self.initial_hidden = nn.Linear(top, d)
-        self.initial_cell = nn.Linear(top, d)
-        self.lstm = nn.LSTMCell(e + top, d)
-        self.hidden_to_word = nn.Linear(d, e)  # W_h
-        self.word = nn.Linear(e, vocabulary_size)  # W_o
+        C, d, E = self.backbone.channels[-1], config.lstm_size, config.embedding_size
+        self.embedding = nn.Embedding(vocabulary_size, E, padding_idx=PAD)
+        self.initial_hidden = nn.Linear(C, d)
+        self.initial_cell = nn.Linear(C, d)
+        self.lstm = nn.LSTMCell(E + C, d)
+        self.hidden_to_word = nn.Linear(d, E)  # W_h
+        self.word = nn.Linear(E, vocabulary_size)  # W_o
         self.dropout, self.feature_dropout = nn.Dropout(config.dropout), nn.Dropout2d(config.feature_dropout)
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
         nn.init.uniform_(self.word.weight, -0.1, 0.1)
         nn.init.zeros_(self.word.bias)
         if config.tie_embeddings:
             self.word.weight = self.embedding.weight
-        # Not in the state dict: they belong to the pixels, not to what was learnt.
+        # Not in the state dict, because mean and std are constants of the image transform.
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
 
     def encode(self, images: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The run-once part: images (B, 3, S, S) uint8 -> V1 (B, C, H, W) and carried tensors.
+        """Run the CNN up to the first attended layer, once per image.
 
-        Stored features (a tuple of such tensors) pass through, as float32. In training some channels of V1 are hidden,
-        from all words of all captions of an image.
+        images: uint8 (B, 3, S, S), or stored features (a tuple of tensors as this method returns them), which are only
+        converted to float32. Returns V1 (B, C, H, W) and the carried tensors. In training, `feature_dropout` zeroes
+        whole channels of V1, the same ones for all words and captions of an image.
         """
         if isinstance(images, Tensor):
             maps = self.backbone.trunk((images / 255 - self.mean) / self.std)
@@ -127,48 +136,59 @@ class SCACNN(nn.Module):
         return (self.feature_dropout(maps[0]), *maps[1:])
 
     def start(self, encoded: tuple[Tensor, ...]) -> State:
-        """The state before the first word, a row an image: h and c from the top feature without attention."""
+        """The state before the first word, one row per image.
+
+        h_0 = tanh(W v + b) and c_0 = tanh(W' v + b'), where v is the pooled top map without attention.
+        """
         maps = encoded
-        for i in range(len(self.attention) - 1):
-            maps = self.backbone.segment(i, maps[0], maps[1:])
-        top = self._normalise(mean_over_positions(maps[0]))  # (B, C)
-        rows = torch.arange(top.shape[0], device=top.device)
-        first = next(iter(self.attention.values()))
-        of_word, of_image = self.lstm.weight_ih.split((self.config.embedding_size, top.shape[1]), 1)
+        for layer in range(len(self.attention) - 1):
+            maps = self.backbone.segment(layer, maps[0], maps[1:])
+        v = self._normalize(mean_over_positions(maps[0]))  # (B, C)
+        lowest = next(iter(self.attention.values()))
+        for_word, for_image = self.lstm.weight_ih.split((self.config.embedding_size, v.shape[1]), 1)
         return State(
-            encoded,
-            first.prepare(encoded[0]),
-            (of_word.contiguous(), of_image.contiguous()),
-            rows,
-            torch.tanh(self.initial_hidden(top)),
-            torch.tanh(self.initial_cell(top)),
+            maps=encoded,
+            keys=lowest.prepare(encoded[0]),
+            input_weights=(for_word.contiguous(), for_image.contiguous()),
+            image=torch.arange(v.shape[0], device=v.device),
+            hidden=torch.tanh(self.initial_hidden(v)),
+            cell=torch.tanh(self.initial_cell(v)),
         )
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
-        """One word further: tokens (N,) are the words before -> logits (N, W), and the state after."""
+        """Predict the next word: previous words' ids (N,) -> logits (N, W), and the state after the step.
+
+        The equations are in the module's docstring. All terms that do not depend on the previous word are computed
+        once per parent.
+        """
         if len(self.attention) == 1 and state.keys is not None:
-            pooled, weights = self._attend_shared(state)
+            pooled, attention = self._attend_shared_maps(state)  # (P, C)
         else:
-            state = state.spread() if torch.is_grad_enabled() and state.parent is None else state
-            pooled, weights = self._attend(state)
-        of_word, of_image = state.input_weights
-        gates = linear(self._normalise(pooled), of_image, self.lstm.bias_ih)  # (P, 4d)
+            if torch.is_grad_enabled() and state.parent is None:
+                state = state.spread()
+            pooled, attention = self._attend(state)
+        for_word, for_image = state.input_weights
+        gates = linear(self._normalize(pooled), for_image, self.lstm.bias_ih)  # (P, 4d)
         gates = gates + linear(state.hidden, self.lstm.weight_hh, self.lstm.bias_hh)
         image, cell = state.image, state.cell
-        if state.parent is not None:
+        if state.parent is not None:  # P parents -> N rows
             image, gates, cell = (x.index_select(0, state.parent) for x in (image, gates, cell))
-            weights = tuple(tuple(x if x is None else x[state.parent] for x in pair) for pair in weights)
+            attention = tuple(tuple(x if x is None else x[state.parent] for x in pair) for pair in attention)
+
         embedded = self.dropout(self.embedding(tokens))  # (N, E)
-        enter, keep, new, show = (gates + linear(embedded, of_word)).chunk(4, 1)
-        cell = keep.sigmoid() * cell + enter.sigmoid() * new.tanh()
-        hidden = show.sigmoid() * cell.tanh()
-        spoken = torch.tanh(linear(hidden, self.hidden_to_word.weight, self.hidden_to_word.bias) + embedded)
-        logits = linear(self.dropout(spoken), self.word.weight, self.word.bias)
-        after = replace(state, image=image, hidden=hidden, cell=cell, parent=None, attention=weights)
+        i, f, g, o = (gates + linear(embedded, for_word)).chunk(4, 1)
+        cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
+        hidden = o.sigmoid() * cell.tanh()  # (N, d)
+        output = torch.tanh(linear(hidden, self.hidden_to_word.weight, self.hidden_to_word.bias) + embedded)
+        logits = linear(self.dropout(output), self.word.weight, self.word.bias)  # (N, W)
+        after = replace(state, image=image, hidden=hidden, cell=cell, parent=None, attention=attention)
         return logits, after
 
-    def _attend(self, state: State) -> tuple[Tensor, tuple]:
-        """Attend every layer, re-running the CNN between them: the pooled top (P, C) and each layer's weights."""
+    def _attend(self, state: State) -> tuple[Tensor, tuple[LayerWeights, ...]]:
+        """Attend layer by layer: the pooled top map (P, C), and beta and alpha of each layer.
+
+        The CNN's segment between two attended layers runs again at every word, on the attended map.
+        """
         if state.device.type == "cpu" and not torch.is_grad_enabled() and len(state.hidden) > ROWS_AT_ONCE:
             parts = [
                 self._attend(replace(state, image=image, hidden=hidden))
@@ -177,64 +197,45 @@ class SCACNN(nn.Module):
                 )
             ]
             pooled, weights = zip(*parts, strict=True)
-            return torch.cat(pooled), joined(weights)
+            return torch.cat(pooled), concat_weights(weights)
         state = state.spread()
         maps, keys = state.maps, state.keys  # (P, C, H, W), (P, m, k)
         *lower, top = self.attention.values()
         weights = []
-        for i, attend in enumerate(lower):
+        for layer, attend in enumerate(lower):
             attended, beta, alpha = attend(maps[0], state.hidden, keys)
             weights.append((beta, alpha))
-            maps, keys = self.backbone.segment(i, attended, maps[1:]), None
+            maps, keys = self.backbone.segment(layer, attended, maps[1:]), None
         weights.append(top.weights(maps[0], state.hidden, keys))
-        # Of the last attended map only the average is needed.
+        # The attended top map itself is not needed, only its mean over positions.
         return pool_modulated(maps[0], *weights[-1]), tuple(weights)
 
-    def _attend_shared(self, state: State) -> tuple[Tensor, tuple]:
-        """The same for one layer that starts with spatial attention, S or S-C, without copying V for every row."""
+    def _attend_shared_maps(self, state: State) -> tuple[Tensor, tuple[LayerWeights, ...]]:
+        """As `_attend`, for one layer in the form S or S-C, without copying V for every row."""
         (attend,) = self.attention.values()
         alpha = attend.spatial(state.keys.index_select(0, state.image), state.hidden)
         pooled, beta = pool_shared(state.maps[0], alpha, state.image), None
-        if attend.channel is not None:  # it reads the mean of the spatially modulated map, which is `pooled`
+        if (
+            attend.channel is not None
+        ):  # channel attention reads the mean of the modulated map, which is `pooled`
             beta = attend.channel.from_means(pooled, state.hidden)
             pooled = pooled * beta * beta.shape[1]
         return pooled, ((beta, alpha),)
 
-    def loss(
-        self,
-        batch: Batch,
-        label_smoothing: float = 0.0,
-        attention_penalty: float = 0.0,
-        force: Callable[..., Forced] = teacher_forcing.run,
-        further: Callable[[Tensor], Tensor] | None = None,
-    ) -> Tensor:
-        """Mean cross-entropy a word (nats), with teacher forcing, over all captions of all images of the batch.
-
-        attention_penalty adds that weight times the mean of (1 - sum_t alpha_t)^2 (Xu et al. 2015, eq. 14); `further` is
-        another term, of the logits (M, W). force: `teacher_forcing.run` with its options.
-        """
-        state = self.start(self.encode(batch.images)).select(batch.image_index)
-        forced = force(self, state, batch.captions)
-        loss = F.cross_entropy(forced.logits, forced.targets, label_smoothing=label_smoothing)
-        if attention_penalty and forced.alphas[0]:
-            loss = loss + attention_penalty * _attention_coverage(forced.alphas)
-        if further is not None:
-            loss = loss + further(forced.logits)
-        return loss
-
-    def _normalise(self, pooled: Tensor) -> Tensor:
+    def _normalize(self, pooled: Tensor) -> Tensor:
+        """Scale each row of (N, C) to the length `pool_norm`."""
         return F.normalize(pooled, dim=1) * self.config.pool_norm
 
 
-def rows_of(maps: Tensor, index: Tensor | slice) -> Tensor:
-    """maps[index], kept in the channels-last layout that 1x1 convolutions and attention are fast in."""
-    if maps.dim() != 4 or isinstance(index, slice):
-        return maps[index]
-    return maps.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
+def gather_rows(x: Tensor, index: Tensor | slice) -> Tensor:
+    """x[index]. Maps keep the channels-last memory layout, in which 1x1 convolutions and attention are fast."""
+    if x.dim() != 4 or isinstance(index, slice):
+        return x[index]
+    return x.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
 
 
-def joined(parts: Sequence[tuple[tuple[Tensor | None, ...], ...]]) -> tuple[tuple[Tensor | None, ...], ...]:
-    """Each layer's (beta, alpha) of several sets of rows -> of all of them."""
+def concat_weights(parts: Sequence[tuple[LayerWeights, ...]]) -> tuple[LayerWeights, ...]:
+    """Concatenate the attention weights of several sets of rows, layer by layer."""
     return tuple(
         tuple(None if each[0] is None else torch.cat(each) for each in zip(*layer, strict=True))
         for layer in zip(*parts, strict=True)
@@ -242,17 +243,7 @@ def joined(parts: Sequence[tuple[tuple[Tensor | None, ...], ...]]) -> tuple[tupl
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x W^T + b; to decode on a CPU, by oneDNN, whose products are twice as fast as torch's BLAS on some processors."""
+    """x W^T + b. While decoding on a CPU, oneDNN computes it: twice as fast as torch's BLAS on some processors."""
     if x.device.type != "cpu" or torch.is_grad_enabled() or x.dtype != torch.float32 or not mkldnn():
         return F.linear(x, weight, bias)
     return torch._C._nn.mkldnn_linear(x.to_mkldnn(), weight, bias).to_dense()
-
-
-def _attention_coverage(alphas: list[list[Tensor]]) -> Tensor:
-    """Mean over captions, positions and layers of (1 - sum_t alpha_t)^2; later steps may have fewer rows."""
-    rows = len(alphas[0][0])
-    penalties = []
-    for layer in zip(*alphas, strict=True):
-        total = sum(F.pad(alpha, (0, 0, 0, rows - len(alpha))) for alpha in layer)
-        penalties.append((1 - total).square().mean())
-    return torch.stack(penalties).mean()

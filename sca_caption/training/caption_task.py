@@ -20,7 +20,7 @@ from sca_caption.runtime.distributed import ALONE, Processes
 from sca_caption.runtime.errors import UserError
 from sca_caption.training import batches
 from sca_caption.training.batches import Batch, CaptionedImages, collate
-from sca_caption.training.losses import load_teachers
+from sca_caption.training.losses import caption_loss, load_teachers
 from sca_caption.training.self_critical import Reward, RewardWorkers, SelfCritical
 from sca_caption.training.validation import Validation
 from sca_caption.vocab import PAD
@@ -58,7 +58,7 @@ class CaptionTask:
         self.teachers = (
             load_teachers(config.teacher, data.vocabulary, self.device) if config.teacher else None
         )
-        self.force = teacher_forcing.run
+        self.decode_fn = teacher_forcing.run
         validated = data.indices("val")
         self.validation = Validation(data, validated, processes) if len(validated) else None
 
@@ -79,7 +79,9 @@ class CaptionTask:
     def start_epoch(self, epoch: int) -> None:
         self.model.train()
         own = self.config.scheduled_sampling * epoch / max(1, self.config.epochs - 1)
-        self.force = partial(teacher_forcing.run, dropped=self.config.word_dropout, own=own)
+        self.decode_fn = partial(
+            teacher_forcing.run, word_dropout_p=self.config.word_dropout, scheduled_sampling_p=own
+        )
         finetune = 0 <= self.config.finetune_backbone_at <= epoch
         self.model.backbone.set_trainable(finetune, self.config.finetune_from)
 
@@ -105,8 +107,10 @@ class CaptionTask:
         mean_words, mean_captions = mean(counts * words, counts * captions)
         # The cross-entropy is a mean over words, the penalty one over captions.
         penalty = self.config.attention_penalty * (captions * mean_words) / (words * mean_captions)
-        further = None if self.teachers is None else partial(self.taught, batch)
-        loss = self.model.loss(batch, self.config.label_smoothing, penalty, self.force, further)
+        extra_loss = None if self.teachers is None else partial(self.taught, batch)
+        loss = caption_loss(
+            self.model, batch, self.config.label_smoothing, penalty, self.decode_fn, extra_loss
+        )
         return loss * (counts * words / mean_words), loss.item(), counts * words
 
     def taught(self, batch: Batch, logits: Tensor) -> Tensor:

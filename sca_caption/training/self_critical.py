@@ -21,6 +21,7 @@ from sca_caption.evaluation.caption_metrics import Cider, measure_bleu, ngrams_o
 from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
 from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.training.batches import Batch
+from sca_caption.training.losses import caption_loss
 from sca_caption.vocab import EOS, PAD
 
 END = "<eos>"  # counted as a word, so that a caption is also rewarded for ending where people end theirs
@@ -125,7 +126,7 @@ class SelfCritical:
         if self.cross_entropy:
             people = Batch(encoded, batch.captions, batch.image_index)
             count = int((batch.captions != PAD).sum())
-            loss = loss + self.cross_entropy * model.loss(people) * (count / mean(count))
+            loss = loss + self.cross_entropy * caption_loss(model, people) * (count / mean(count))
         return loss, rewards.mean().item()
 
 

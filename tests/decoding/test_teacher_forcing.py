@@ -9,6 +9,7 @@ import torch
 from sca_caption.decoding import teacher_forcing
 from sca_caption.decoding.teacher_forcing import padded
 from sca_caption.training.batches import Batch
+from sca_caption.training.losses import caption_loss
 from sca_caption.vocab import BOS, EOS, PAD, UNK
 from tests.conftest import tiny_captioner
 
@@ -72,7 +73,7 @@ def test_logits_are_those_of_single_captions_and_sums_are_by_caption():
     assert forced.sums(forced.targets.float()).tolist() == CAPTIONS.sum(1).tolist()  # PAD is 0
 
 
-@pytest.mark.parametrize(("option", "word"), [("dropped", UNK), ("own", 10)])
+@pytest.mark.parametrize(("option", "word"), [("word_dropout_p", UNK), ("scheduled_sampling_p", 10)])
 def test_words_read_are_exchanged_at_their_chance_but_not_the_start(option, word):
     torch.manual_seed(0)
     captions = torch.randint(4, 9, (400, 6))
@@ -94,7 +95,7 @@ def test_a_models_own_words_follow_its_distribution():
 
     torch.manual_seed(0)
     fair, count = Fair(), 3000
-    teacher_forcing.run(fair, Rows(torch.arange(count)), torch.full((count, 2), 5), own=1.0)
+    teacher_forcing.run(fair, Rows(torch.arange(count)), torch.full((count, 2), 5), scheduled_sampling_p=1.0)
     seen = torch.tensor([fair.read[row][1] for row in range(count)]).bincount(minlength=12)
     # Eight words may stand there, 4 to 11, one three times as likely as the others; never one of the special ones.
     chances = torch.tensor([0.0] * 4 + [3.0] + [1.0] * 7) / 10
@@ -111,9 +112,10 @@ def test_the_loss_takes_both():
     state = model.start(model.encode(batch.images)).select(batch.image_index)
     logits = teacher_forcing.run(model, state, hidden).logits  # reads what the drop below makes it read
     targets = teacher_forcing.run(model, state, CAPTIONS).targets
-    found = model.loss(batch, force=partial(teacher_forcing.run, dropped=0.9999999))
+    found = caption_loss(model, batch, decode_fn=partial(teacher_forcing.run, word_dropout_p=0.9999999))
     assert found.item() == pytest.approx(torch.nn.functional.cross_entropy(logits, targets).item(), rel=1e-5)
-    doubled = model.loss(batch, further=lambda logits: 2 * logits.sum())
+    doubled = caption_loss(model, batch, extra_loss=lambda logits: 2 * logits.sum())
     assert doubled.item() == pytest.approx(
-        (model.loss(batch) + 2 * teacher_forcing.run(model, state, CAPTIONS).logits.sum()).item(), rel=1e-4
+        (caption_loss(model, batch) + 2 * teacher_forcing.run(model, state, CAPTIONS).logits.sum()).item(),
+        rel=1e-4,
     )

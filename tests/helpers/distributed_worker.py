@@ -37,14 +37,14 @@ from tests.helpers.training_runs import QUICK, captioner, run
 CAPTIONS = dataclasses.replace(
     QUICK, finetune_backbone_at=1, label_smoothing=0.1, attention_penalty=0.5, optimizer="sgd", ema=0.5
 )
-CIDER = dataclasses.replace(CAPTIONS, objective="cider", samples=3)
+CIDER = dataclasses.replace(CAPTIONS, objective="cider", train_sample_n=3)
 CLASSES = ClassifierTrainConfig(epochs=2, batch_size=5, workers=0, lr=0.01, views="pad", label_smoothing=0.1)
 
 
 def sample_each(model, state, draw=sampling.sample, **rules):
     """`decode.sample`, but what is drawn for an image depends on the image alone, not on others of the batch."""
     found = []
-    for rows in torch.arange(len(state)).split(CIDER.samples):
+    for rows in torch.arange(len(state)).split(CIDER.train_sample_n):
         torch.manual_seed(0)
         found.append(draw(model, state.select(rows), **rules))
     return sampling.Sampled(

@@ -118,7 +118,7 @@ def test_views_are_as_small_and_as_lit_as_told(tmp_path):
         return found.mean((1, 2)).aminmax(dim=1), found.mean((1, 2, 3)).aminmax()
 
     (columns, same), (fewer, lit) = (
-        ranges(crop_scale=1.0, lighting=0.0), ranges(crop_scale=0.1, lighting=0.4)
+        ranges(crop_scale=1.0, color_jitter=0.0), ranges(crop_scale=0.1, color_jitter=0.4)
     )  # fmt: skip
     assert (columns.max - columns.min).min() > 62 * 0.75**0.5 - 3 > 2 * (fewer.max - fewer.min).min()
     assert same.max - same.min < 62 * 0.25 < lit.max - lit.min

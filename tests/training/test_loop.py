@@ -64,7 +64,7 @@ RESUMED = {
     "one worker": {"finetune_backbone_at": 1, "workers": 1},
     "adadelta, beam": {"optimizer": "adadelta", "lr": 1.0, "finetune_backbone_at": 0, "validation_beam": 2},
     "penalty, no clipping": {"attention_penalty": 0.5, "clip": 0.0, "augment": False, "seed": 5},
-    "self-critical": {"objective": "cider", "samples": 2, "finetune_backbone_at": 0},
+    "self-critical": {"objective": "cider", "train_sample_n": 2, "finetune_backbone_at": 0},
     "moving average": {"ema": 0.9, "finetune_backbone_at": 1, "optimizer": "sgd"},
 }
 
