@@ -18,7 +18,7 @@ from sca_caption.cli.parser import Parser, program
 from sca_caption.cli.serve import add_page_flags, check_page_flags, serve
 from sca_caption.cli.terminal import Printer, command, one_line, progress, report_all
 from sca_caption.config import BATCH_SIZE, SamplingConfig, SearchConfig
-from sca_caption.runtime.distributed import Processes, joined
+from sca_caption.runtime.distributed import Processes, process_group
 from sca_caption.runtime.errors import UserError, marked
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def parser() -> Parser:
 
 @program
 def main(argv: list[str] | None = None) -> int:
-    with joined() as processes:
+    with process_group() as processes:
         return run(argv, processes)
 
 

@@ -17,7 +17,7 @@ from sca_caption.config import BATCH_SIZE, SearchConfig
 from sca_caption.evaluation.caption_metrics import CONFIDENCE, Scores, evaluate
 from sca_caption.evaluation.coco_format import ReferenceImage, match, read_predictions, read_references
 from sca_caption.runtime.atomic_files import check_writable
-from sca_caption.runtime.distributed import Processes, joined
+from sca_caption.runtime.distributed import Processes, process_group
 from sca_caption.runtime.errors import UserError, warn
 
 EPILOG = """\
@@ -79,7 +79,7 @@ def other() -> list[Parser]:
 
 @program
 def main(argv: list[str] | None = None) -> int:
-    with joined() as processes:
+    with process_group() as processes:
         if task_of(argv) == "classify":
             from sca_caption.cli import evaluate_classifier
 

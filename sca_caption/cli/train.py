@@ -8,7 +8,7 @@ from sca_caption import config
 from sca_caption.cli.flags import add_flags, make, task_of
 from sca_caption.cli.parser import Parser, program
 from sca_caption.cli.runs import check_no_run_in, check_same_settings, given, resumable, resumes
-from sca_caption.runtime.distributed import Processes, joined
+from sca_caption.runtime.distributed import Processes, process_group
 from sca_caption.runtime.errors import UserError
 
 EPILOG = """\
@@ -70,7 +70,7 @@ def other() -> list[Parser]:
 
 @program
 def main(argv: list[str] | None = None) -> int:
-    with joined() as processes:
+    with process_group() as processes:
         if task_of(argv) == "classify":
             from sca_caption.cli import train_classifier
 

@@ -1,6 +1,6 @@
 """The processes of one run, as torchrun starts them, one a GPU or one for some cores of a CPU, and what they exchange.
 
-A program says `with joined() as processes` and hands `processes` on. Without torchrun that is ALONE, whose methods give
+A program says `with process_group() as processes` and hands `processes` on. Without torchrun that is ALONE, whose methods give
 back what they are given: the same lines serve one process and many, and torch.distributed is imported for many only.
 """
 
@@ -138,11 +138,12 @@ def restarted() -> bool:
 
 
 @contextlib.contextmanager
-def joined() -> Iterator[Processes]:
-    """All processes that torchrun started with this one, or ALONE. Only the first can print inside the block.
+def process_group() -> Iterator[Processes]:
+    """Join the processes that torchrun started: yields this one's `Processes`, or ALONE without torchrun.
 
-    A UserError in one of them ends all, with one line: the first to raise it goes on raising, the others leave with its
-    status 2 and say nothing, and so do all that torchrun then starts again, for a mistake is not mended by trying twice.
+    Inside the block only the first process prints. A UserError in one process ends all of them and is reported once: the
+    first process to raise it raises it here, the others exit silently with status 2, and so do the processes that
+    torchrun restarts, because a restart does not mend a user's mistake.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         yield ALONE

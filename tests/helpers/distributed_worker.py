@@ -24,7 +24,7 @@ from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.models import backbone as backbones
 from sca_caption.models import pretrained
 from sca_caption.models.classifier import Classifier
-from sca_caption.runtime.distributed import Processes, joined
+from sca_caption.runtime.distributed import Processes, process_group
 from sca_caption.runtime.errors import UserError
 from sca_caption.training import loop as training
 from sca_caption.training.caption_task import CaptionTask
@@ -128,7 +128,7 @@ def main(program: str, *arguments: str) -> int:
     if "BLOW" in os.environ:
         prepare_blow(os.environ["BLOW"])
     if program == "parity":
-        with joined() as processes:
+        with process_group() as processes:
             parity(*map(Path, arguments), processes)
         return 0
     return importlib.import_module(f"sca_caption.cli.{program}").main(list(arguments))

@@ -72,7 +72,7 @@ def test_alone_nothing_is_exchanged():
     assert ALONE.mean(1, 2.5) == (1, 2.5) and ALONE.broadcast("x") == "x"
     module = torch.nn.BatchNorm2d(3)
     assert ALONE.parallel(module) is ALONE.synchronised(module) is module
-    script = "import sys, sca_caption.runtime.distributed as d\nwith d.joined() as p: assert p is d.ALONE\n"
+    script = "import sys, sca_caption.runtime.distributed as d\nwith d.process_group() as p: assert p is d.ALONE\n"
     script += "assert not [name for name in sys.modules if name.startswith(('torch', 'numpy'))]"
     subprocess.run([sys.executable, "-c", script], check=True)
 
