@@ -1,7 +1,8 @@
 """The processes of one run, as torchrun starts them, one a GPU or one for some cores of a CPU, and what they exchange.
 
-A program says `with process_group() as processes` and hands `processes` on. Without torchrun that is ALONE, whose methods give
-back what they are given: the same lines serve one process and many, and torch.distributed is imported for many only.
+A program says `with process_group() as processes` and hands `processes` on. Without torchrun that is ALONE, whose
+methods give back what they are given: the same lines serve one process and many, and torch.distributed is imported
+for many only.
 """
 
 import contextlib

@@ -18,7 +18,7 @@ def torchrun(*arguments: object, cwd: Path, restarts: int = 0, **environment: st
     """The finished torchrun: its `stdout` and `stderr` hold those of both processes. environment: BLOW."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     launcher += ["--max-restarts", str(restarts), str(HERE / "distributed_worker.py")]
-    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent), "CUDA_VISIBLE_DEVICES": ""}
+    own = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1]), "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(
         [sys.executable, *launcher, *map(str, arguments)],
         env={**os.environ, **own, **environment},
