@@ -14,7 +14,7 @@ An image is a path, a file's bytes, a PIL image, an array or a tensor; several a
 
 The keywords are the command line's flags of the search:
 
->>> for caption in captioner.captions("docs/grace_hopper.jpg", num_captions=2, mention=["hat"]):
+>>> for caption in captioner.captions("docs/grace_hopper.jpg", num_captions=2, force_words=["hat"]):
 ...     print(f"{caption.confidence:.2f} {caption.text}")
 0.41 a man in a white shirt is wearing a black hat
 0.38 a man in a suit is wearing a black hat
@@ -77,44 +77,44 @@ class Captioner:
         people, dogs and colours out of captions of other things.
         """
         several = [Path(checkpoint)] if isinstance(checkpoint, str | os.PathLike) else checkpoint
-        return cls(CaptionPipeline(several, device=device, batch_size=batch_size, objects=objects))
+        return cls(CaptionPipeline.load(several, device=device, batch_size=batch_size, objects=objects))
 
     @overload
-    def caption(self, pictures: Picture, *, mention: Sequence[str] = (), **search: float) -> str: ...
+    def caption(self, pictures: Picture, *, force_words: Sequence[str] = (), **search: float) -> str: ...
     @overload
     def caption(
-        self, pictures: Iterable[Picture], *, mention: Sequence[str] = (), **search: float
+        self, pictures: Iterable[Picture], *, force_words: Sequence[str] = (), **search: float
     ) -> list[str]: ...
-    def caption(self, pictures, *, mention=(), **search):
+    def caption(self, pictures, *, force_words=(), **search):
         """The best caption of a picture, or those of several, as a list.
 
-        Several are a list or another iterable of pictures, or an array or a tensor with one dimension more. mention:
+        Several are a list or another iterable of pictures, or an array or a tensor with one dimension more. force_words:
         words that captions must have, at most three; "dog/puppy": one of them.
         """
         if isinstance(pictures, np.ndarray | Tensor) and pictures.ndim == 4:
             pictures = list(pictures)
         several = not isinstance(pictures, Picture)
-        found = self.stream(pictures if several else [pictures], mention=mention, **search)
+        found = self.stream(pictures if several else [pictures], force_words=force_words, **search)
         texts = [captions_of(result)[0].text for result in found]
         return texts if several else texts[0]
 
     def captions(
-        self, picture: Picture, *, mention: Sequence[str] = (), **search: float
+        self, picture: Picture, *, force_words: Sequence[str] = (), **search: float
     ) -> tuple[Caption, ...]:
         """The best captions of a picture, best first, with their scores: `num_captions` of them."""
-        (result,) = self.stream([picture], mention=mention, **search)
+        (result,) = self.stream([picture], force_words=force_words, **search)
         return captions_of(result)
 
     def stream(
-        self, pictures: Iterable[Picture], *, mention: Sequence[str] = (), **search: float
+        self, pictures: Iterable[Picture], *, force_words: Sequence[str] = (), **search: float
     ) -> Iterator[Result]:
         """Caption any number of pictures, one batch after another: a `Result` for each, in order.
 
         One that cannot be read has an `error` in its result in place of `captions`, and the others go on.
         """
         pipeline = self.pipeline
-        if mention or search:
-            pipeline = pipeline.searching(SearchConfig(**search), mention)
+        if force_words or search:
+            pipeline = pipeline.with_search(SearchConfig(**search), force_words)
         return pipeline.stream(pictures, self._read)
 
     def explain(self, picture: Picture, caption: str | None = None) -> "Explanation":

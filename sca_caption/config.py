@@ -260,8 +260,8 @@ class SearchConfig:
     diversity: float = setting(0.5, "nats off a word for each beam of groups before that says it")
 
     @property
-    def ranked(self) -> int:
-        """Captions that a search finds where consensus ranks them, the later ones often better; 1 of greedy search."""
+    def candidates(self) -> int:
+        """Captions that a search finds for guides to rerank, the later ones often better; 1 for greedy search."""
         return 2 * self.beam_size if self.beam_size > 1 else 1
 
     def __post_init__(self):

@@ -32,7 +32,7 @@ PHOTOGRAPHS = {
 SEARCHES = {
     "beam": {"num_captions": 3},
     "greedy": {"beam_size": 1},
-    "mention": {"mention": ["dog", "hat/ball"], "num_captions": 2},
+    "force_words": {"force_words": ["dog", "hat/ball"], "num_captions": 2},
     "diverse": {"beam_size": 6, "diverse_groups": 3, "num_captions": 3},
     "likelihood": {"rerank_weight": 0.0, "length_penalty": 0.0, "num_captions": 2},
 }
@@ -47,7 +47,7 @@ def numbers(results) -> dict[str, list[dict]]:
                 "score": caption.score,
                 "finished": caption.finished,
                 "confidence": caption.confidence,
-                "consensus": caption.consensus,
+                "ratings": dict(caption.ratings),
             }
             for caption in result.captions
         ]
@@ -61,7 +61,7 @@ def captions_of_the_shipped_model() -> dict:
         name: numbers(captioner.stream(PHOTOGRAPHS.values(), **search)) for name, search in SEARCHES.items()
     }
     found["no objects"] = numbers(Captioner.load(device="cpu", objects=False).stream(PHOTOGRAPHS.values()))
-    sampled = CaptionPipeline(
+    sampled = CaptionPipeline.load(
         device="cpu", sampling=SamplingConfig(seed=3), search=SearchConfig(num_captions=2), objects=True
     )
     found["sampled"] = numbers(Captioner(sampled).stream(PHOTOGRAPHS.values()))
@@ -75,7 +75,7 @@ def captions_of_the_exported_model(folder: Path) -> dict:
     export(folder, load(), dtypes=["float32"])
     pipeline = OnnxCaptionPipeline(folder)
     found = {"beam": numbers(Captioner(pipeline).stream(PHOTOGRAPHS.values()))}
-    found["mention"] = numbers(Captioner(pipeline).stream(PHOTOGRAPHS.values(), **SEARCHES["mention"]))
+    found["force_words"] = numbers(Captioner(pipeline).stream(PHOTOGRAPHS.values(), **SEARCHES["force_words"]))
     return found
 
 

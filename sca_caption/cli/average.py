@@ -5,16 +5,17 @@ from pathlib import Path
 
 from sca_caption.checkpoint import save
 from sca_caption.cli.parser import Parser, program
-from sca_caption.guidance.object_classifier import original
+from sca_caption.guidance.object_classifier import pretrained_classifier
 from sca_caption.models import quantization
 from sca_caption.models.pretrained import read_state_dict
 from sca_caption.runtime.errors import UserError
+from sca_caption.training.fit_guidance import FITS
 from sca_caption.training.weight_soup import average
 
 
 def parser() -> Parser:
     p = Parser(
-        prog="python -m sca_caption.checkpoint",
+        prog="python -m sca_caption average",
         description="Write a model to ship: a checkpoint, or the average of several, without training state.",
     )
     p.add_argument("output", type=Path, help="the file to write, e.g. captioner.safetensors")
@@ -28,15 +29,14 @@ def parser() -> Parser:
         default="float16",
         help="of the weights (default: %(default)s)",
     )
-    p.add_argument("--objects", type=Path, metavar="FILE", help="add the part that names objects: the ImageNet weights "
-                   "of an EfficientNet-Lite (the layout of efficientnet_lite_pytorch), or of the MobileNetV2 that "
+    p.add_argument("--objects", type=Path, metavar="FILE", help="add novel object captioning: the ImageNet weights of "
+                   " an EfficientNet-Lite (the layout of efficientnet_lite_pytorch), or of the MobileNetV2 that "
                    "training started from (torchvision's)")  # fmt: skip
     return p
 
 
 @program
 def main(argv: list[str] | None = None) -> int:
-    """Write a model to ship: weights in few bytes without training state, of one checkpoint or averaged over several."""
     arguments = parser().parse_args(argv)
     shares = arguments.shares or [1.0] * len(arguments.checkpoints)
     if len(shares) != len(arguments.checkpoints) or min(shares) < 0 or not sum(shares):
@@ -44,23 +44,14 @@ def main(argv: list[str] | None = None) -> int:
     found = average(arguments.checkpoints, shares)
     if arguments.objects:
         weights = read_state_dict(arguments.objects)
-        found.objects = original(weights, found.model.backbone, found.transform.size)
-        first = found.objects.first
-        own = (
-            f"features.{first} and above are the classifier's own"
-            if first
-            else f"{found.objects.network}, whole"
-        )
-        print(f"objects: {own}", file=sys.stderr)
-        for name in ("consensus", "subjects"):
-            part = getattr(found, name)
-            if part is not None and part.reads_objects:
-                setattr(found, name, None)  # it knows what another network sees
-                print(f"{name}: to be learnt again (python -m sca_caption.learn_{name})", file=sys.stderr)
+        classifier = pretrained_classifier(weights, found.captioner.backbone, found.transform.size)
+        stale = [name for name, guide in found.guides.items() if guide.reads_features]
+        found.guides = {name: guide for name, guide in found.guides.items() if name not in stale}
+        found.guides["objects"] = classifier
+        print(f"objects: {classifier.network}, blocks from features.{classifier.first} on", file=sys.stderr)
+        for name in stale:
+            if name in FITS:  # it was fitted to the features of another classifier
+                print(f"{name}: fit it again (python -m sca_caption fit {name})", file=sys.stderr)
     save(arguments.output, found, arguments.dtype)
     print(f"{arguments.output}: {arguments.output.stat().st_size / 1e6:.1f} MB")
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

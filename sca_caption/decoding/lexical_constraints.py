@@ -1,11 +1,11 @@
-"""Captions that must mention words: constrained beam search over sets of beams.
+"""Captions that must contain given words: constrained beam search over sets of beams.
 
-Anderson et al., "Guided open vocabulary image captioning with constrained beam search", 2017 (arXiv 1612.00576). What
-must be mentioned is up to three groups of words an image, of each of which one word must come (cat, cats or kitten).
-An image has a set of beams for each subset of its groups, so that a caption competes only with those that have
-mentioned the same: set s holds the captions that have mentioned exactly the groups whose bit is set in s.
+Anderson et al., "Guided open vocabulary image captioning with constrained beam search", 2017 (arXiv 1612.00576).
+An image has up to three groups of words; a caption must contain one word of each group (cat, cats or kitten). The search
+keeps one set of beams for each subset of the groups, so that a caption competes only with captions that contain the same
+groups: set s holds the captions that contain exactly the groups whose bit is set in s.
 
-Shapes: n images, S = 2^groups sets, B slots an image (S sets of as many beams), V words, M words in an image's groups.
+Shapes: n images, S = 2^groups sets, B beams per image (S sets of equal size), V words, M words in an image's groups.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -17,14 +17,13 @@ from torch import Tensor
 from sca_caption.runtime.errors import UserError
 from sca_caption.vocab import SPECIALS, Vocabulary
 
-MOST_GROUPS = 3
+MAX_GROUPS = 3
 
 
-class Mentions:
-    """What each of n images must mention, the same number of groups for all.
+class LexicalConstraints:
+    """The words that captions of n images must contain; all images have the same number of groups.
 
-    Args:
-        groups: for each image, for each group, ids of words.
+    groups: per image, per group, the word ids of the group.
     """
 
     def __init__(self, groups: Sequence[Sequence[Collection[int]]], device: torch.device):
@@ -41,14 +40,16 @@ class Mentions:
             [[*found.values(), *[0] * (width - len(found))] for found in bits], device=device
         )
 
-    def of(self, images: Tensor) -> "Mentions":
-        chosen = object.__new__(Mentions)
+    def select(self, images: Tensor) -> "LexicalConstraints":
+        chosen = object.__new__(LexicalConstraints)
         chosen.sets, chosen.words, chosen.bits = self.sets, self.words[images], self.bits[images]
         return chosen
 
     def best(self, total: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """The `count` best continuations that end up in each set: total (n, B, V) -> (n, S, count) twice,
-        their values and where in B * V they are (anything where the value is -inf).
+        """The `count` best continuations of each set.
+
+        total: scores (n, B, V) -> their values and their indices into B * V, both (n, S, count). An index is arbitrary
+        where its value is -inf.
         """
         images, slots, vocabulary = total.shape
         source = torch.arange(slots, device=total.device) // (slots // self.sets)
@@ -56,7 +57,7 @@ class Mentions:
         target = source[:, None] | self.bits[:, None]  # (n, B, M)
         moves = target != source[:, None]
         gained = total.gather(2, words)
-        # Every other word leaves a caption in its set.
+        # All other words leave a caption in its set.
         staying = total.scatter(2, words, gained.masked_fill(moves, -torch.inf)).view(images, self.sets, -1)
         values, indices = staying.topk(min(count, staying.shape[2]))
         first = torch.arange(self.sets, device=total.device)[:, None]
@@ -69,32 +70,36 @@ class Mentions:
         return values, torch.cat([indices, moving_to], 2).gather(2, best)
 
 
-def by_groups(
-    mentions: Sequence[Sequence[Collection[int]]], device: torch.device
-) -> Iterator[tuple[list[int], Mentions | None]]:
-    """The images with as many groups each, and their groups; None for those that have none.
+def by_group_count(
+    force_words: Sequence[Sequence[Collection[int]]], device: torch.device
+) -> Iterator[tuple[list[int], LexicalConstraints | None]]:
+    """Yield the images that have the same number of groups, with their constraints; None for images without groups.
 
-    Raises ValueError for an empty group, too many, and the ids of special words.
+    Raises ValueError for an empty group, too many groups, and ids of special words.
     """
-    for groups in mentions:
-        if len(groups) > MOST_GROUPS:
-            raise ValueError(f"{len(groups)} groups of words to mention in one image; at most {MOST_GROUPS}")
+    for groups in force_words:
+        if len(groups) > MAX_GROUPS:
+            raise ValueError(f"{len(groups)} groups of words to force in one image; at most {MAX_GROUPS}")
         if not all(groups) or min(min(group) for group in groups or [[len(SPECIALS)]]) < len(SPECIALS):
-            raise ValueError(f"words to mention {groups}: every group needs ids, of words, not of <eos> etc.")
-    for count in sorted({len(groups) for groups in mentions}):
-        rows = [row for row, groups in enumerate(mentions) if len(groups) == count]
-        yield rows, Mentions([mentions[row] for row in rows], device) if count else None
+            raise ValueError(
+                f"words to force {groups}: a group needs word ids, and none of special words such as <eos>"
+            )
+    for count in sorted({len(groups) for groups in force_words}):
+        rows = [row for row, groups in enumerate(force_words) if len(groups) == count]
+        yield rows, LexicalConstraints([force_words[row] for row in rows], device) if count else None
 
 
 def word_groups(words: Sequence[str], vocabulary: Vocabulary) -> list[list[int]]:
-    """Groups of ids: "dog", "cat/cats/kitten" -> [[7], [31, 40, 99]]. Raises UserError for what cannot be mentioned."""
-    if len(words) > MOST_GROUPS:
+    """Word ids of each group: "dog", "cat/cats/kitten" -> [[7], [31, 40, 99]]. Raises UserError for unknown words."""
+    if len(words) > MAX_GROUPS:
         raise UserError(
-            f"--mention: at most {MOST_GROUPS} words, found {len(words)}; join alternatives by /: dog/puppy"
+            f"--force-words: at most {MAX_GROUPS} words, found {len(words)}; join alternatives by /: dog/puppy"
         )
     groups = [word.lower().split("/") for word in words]
     for word in (word for group in groups for word in group):
         if word not in vocabulary or word in SPECIALS:
             near = ", ".join(get_close_matches(word, vocabulary.words[len(SPECIALS) :], 5, 0.5)) or "none"
-            raise UserError(f"--mention {word!r}: not among the words that the model knows; nearest: {near}")
+            raise UserError(
+                f"--force-words {word!r}: not among the words that the model knows; nearest: {near}"
+            )
     return [vocabulary.encode(group) for group in groups]

@@ -1,4 +1,4 @@
-"""Captions drawn at random from the words that a model finds likely enough."""
+"""Sampling: captions drawn at random from the words that a model finds probable enough."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,25 +8,27 @@ import torch
 from torch import Tensor
 
 from sca_caption.config import SamplingConfig, SearchConfig
-from sca_caption.decoding.rules import Rules, repeats
-from sca_caption.decoding.stepper import Hypothesis, State, Stepper
+from sca_caption.decoding.rules import Rules, repeated_ngrams
+from sca_caption.decoding.stepper import Hypothesis, State, Stepper, WordMask, log_probs
 from sca_caption.vocab import BOS, EOS
-
-
-def log_softmax(scores: Tensor) -> Tensor:
-    return scores.log_softmax(1)
 
 
 @dataclass
 class Sampled:
-    """Captions drawn at random, a row each: ids without BOS and EOS, log-probabilities that carry gradients."""
+    """Sampled captions, one per row: word ids without BOS and EOS.
+
+    log_prob: (rows,) of all words, and of the end word if there is one, under the distribution that they were drawn from;
+    carries gradients. likelihood: (rows,) the same under the model, without gradients (see `stepper`).
+    """
 
     tokens: list[list[int]]
     finished: list[bool]
-    log_prob: (
-        Tensor  # (rows,), of all words and of the end word if there is one, under what they were drawn from
-    )
-    likelihood: Tensor | None = None  # (rows,) the same under the model, without gradients
+    log_prob: Tensor
+    likelihood: Tensor
+
+
+def log_softmax(scores: Tensor) -> Tensor:
+    return scores.log_softmax(1)
 
 
 def sample(
@@ -35,37 +37,41 @@ def sample(
     *,
     rule: Callable[[Tensor], Tensor] = log_softmax,
     block_ngrams: int = 0,
+    mask: WordMask | None = None,
+    vocabulary_size: int | None = None,
     generator: torch.Generator | None = None,
     **rules,
 ) -> Sampled:
-    """Draw each next word from the model's distribution over the words that are allowed, for every row of `state`.
+    """Draw every next word from the model's distribution over the words that are allowed, for each row of `state`.
 
-    rule: makes log-probabilities of the scores of the words, (rows, V), -inf for those that are not allowed.
-    rules: see `Rules`; block_ngrams: as in `beam_search`. Keeps gradients, for training on what the model says itself.
+    rule: turns the logits (rows, V), -inf for words that are not allowed, into the log-probabilities to draw from.
+    The other arguments are those of `beam_search.beam_search`. Keeps gradients, for training on sampled captions.
     """
-    rules = Rules(**rules)
+    allowed = Rules(**rules)
     rows = len(state)
     active = torch.arange(rows, device=state.device)
-    words = torch.full((rows, rules.max_length), EOS, device=state.device)
+    words = torch.full((rows, allowed.max_length), EOS, device=state.device)
     log_prob = torch.zeros(rows, device=state.device)
     likelihood = torch.zeros(rows, device=state.device)
     last = torch.full((rows,), BOS, device=state.device)
-    for length in range(1, rules.max_length + 1):
+    for length in range(1, allowed.max_length + 1):
         logits, state = model.step(last, state)
-        scores = rules.apply(logits.float().clone(), last, length)
+        scores = allowed.apply(logits.float().clone(), last, length)
+        if mask is not None:
+            scores = scores.masked_fill(mask(last, state), -torch.inf)
         if block_ngrams:
-            said = repeats(words[active, None, : length - 1], block_ngrams, scores.shape[1])
-            scores = scores.masked_fill(said[:, 0], -torch.inf)
-        each = rule(scores)
-        last = torch.multinomial(each.detach().exp(), 1, generator=generator)  # (rows still going, 1)
-        log_prob = log_prob.index_add(0, active, each.gather(1, last).squeeze(1))
-        likelihood[active] += logits.detach().float().log_softmax(1).gather(1, last).squeeze(1)
+            repeated = repeated_ngrams(words[active, None, : length - 1], block_ngrams, scores.shape[1])
+            scores = scores.masked_fill(repeated[:, 0], -torch.inf)
+        drawn_from = rule(scores)
+        last = torch.multinomial(drawn_from.detach().exp(), 1, generator=generator)  # (rows still live, 1)
+        log_prob = log_prob.index_add(0, active, drawn_from.gather(1, last).squeeze(1))
+        likelihood[active] += log_probs(logits.detach(), vocabulary_size).gather(1, last).squeeze(1)
         last = last.squeeze(1)
         words[active, length - 1] = last
-        going = (last != EOS).nonzero().squeeze(1)
-        if not len(going):
+        live = (last != EOS).nonzero().squeeze(1)
+        if not len(live):
             break
-        active, last, state = active[going], last[going], state.select(going)
+        active, last, state = active[live], last[live], state.select(live)
     tokens = words.tolist()
     finished = [EOS in row for row in tokens]
     tokens = [row[: row.index(EOS)] if EOS in row else row for row in tokens]
@@ -73,11 +79,11 @@ def sample(
 
 
 def truncated(scores: Tensor, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
-    """Logarithms of the probabilities that words are drawn by: scores (rows, V), -inf where none may be -> (rows, V).
+    """Log-probabilities to draw words from: scores (rows, V), -inf for words that are not allowed -> (rows, V).
 
-    temperature: the scores are divided by it first. top_k: of the k likeliest only (Fan et al. 2018, arXiv
-    1805.04833); 0: of all. top_p: of the fewest words whose probabilities sum to p (the nucleus of Holtzman et al.
-    2020, arXiv 1904.09751), after the other two.
+    temperature: divides the scores. top_k: keep the k most probable words (Fan et al. 2018, arXiv 1805.04833); 0: all.
+    top_p: keep the fewest words whose probabilities sum to p (nucleus sampling, Holtzman et al. 2020, arXiv 1904.09751),
+    after the other two.
     """
     scores = scores / temperature
     if 0 < top_k < scores.shape[1]:
@@ -101,25 +107,16 @@ def draw(
     top_k: int = SamplingConfig.top_k,
     top_p: float = SamplingConfig.top_p,
     length_penalty: float = SearchConfig.length_penalty,
-    block_ngrams: int = 0,
-    generator: torch.Generator | None = None,
-    **rules,
+    **options,
 ) -> list[list[Hypothesis]]:
-    """`num_captions` captions drawn for each row of `state`, best score first; the same one may be drawn again.
+    """Sample `num_captions` captions for each row of `state`, best score first; a caption may be drawn more than once.
 
-    See `truncated`, `decode.Rules` for `rules`, and `decode.beam_search` for the others. log_prob and score are the
-    model's, as if the caption had been found by a search.
+    See `truncated`, and `sample` for `options`. log_prob and score are those of the model, as if a search had found the
+    caption.
     """
     images = torch.arange(len(state), device=state.device)
     rule = partial(truncated, temperature=temperature, top_k=top_k, top_p=top_p)
-    drawn = sample(
-        model,
-        state.select(images.repeat_interleave(num_captions)),
-        rule=rule,
-        block_ngrams=block_ngrams,
-        generator=generator,
-        **rules,
-    )
+    drawn = sample(model, state.select(images.repeat_interleave(num_captions)), rule=rule, **options)
     found = [
         Hypothesis(tokens, log_prob, log_prob / (len(tokens) + finished) ** length_penalty, finished)
         for tokens, log_prob, finished in zip(

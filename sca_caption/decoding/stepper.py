@@ -1,6 +1,14 @@
-"""The protocol between decoding and models, and the captions that decoding returns."""
+"""What decoding knows of a captioner, and the captions that it returns.
 
-from dataclasses import dataclass
+    state = model.start(encoded)                 # one row per image; opaque except for len() and select()
+    logits, state = model.step(tokens, state)    # tokens (rows,) -> logits (rows, V)
+
+A caption's log-probability is the sum of the natural-log probabilities of its words, and of the end word if the caption
+has one, under the model itself. Masks exclude words from a search and never renormalise the others, so captions that
+were found under different masks can be compared.
+"""
+
+from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 import torch
@@ -9,23 +17,28 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """A caption as ids, without <bos> and <eos>.
+    """A caption as word ids, without <bos> and <eos>.
 
-    `finished` is False where the search stopped (at max_length) before the model ended the caption; its
-    log_prob then has no end word in it, and its length none either. consensus: see `consensus.Ranking`.
+    Attributes:
+        log_prob: natural logarithm of its probability under the model (see the module).
+        score: what captions are ranked by: log_prob / length^a, plus what guides add (see `guidance.guide`).
+        finished: False if the search stopped at max_length before the model ended the caption. log_prob and length
+            then include no end word.
+        ratings: what each guide that rates captions gave it, by the guide's name.
     """
 
     tokens: list[int]
     log_prob: float
     score: float
     finished: bool
-    consensus: float | None = None
+    ratings: dict[str, float] = field(default_factory=dict)
 
 
 class State(Protocol):
-    """What a decoder remembers between two words, a row for each caption in the making."""
+    """What a decoder remembers between two words, one row per partial caption."""
 
-    device: torch.device
+    @property
+    def device(self) -> torch.device: ...
 
     def __len__(self) -> int: ...
 
@@ -34,4 +47,26 @@ class State(Protocol):
 
 
 class Stepper(Protocol):
-    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]: ...
+    """A captioner, one word at a time."""
+
+    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        """Previous words (rows,) -> logits of the next words (rows, V), and the state after them."""
+
+
+class WordMask(Protocol):
+    """Excludes words from a search (see `guidance.masking`)."""
+
+    def __call__(self, last: Tensor, state: State) -> Tensor:
+        """Previous words (rows,) and the state after them -> bool (rows, V), True for words that must not follow."""
+
+
+def log_probs(logits: Tensor, vocabulary_size: int | None = None) -> Tensor:
+    """Natural-log probabilities of words, (rows, V) -> (rows, V).
+
+    vocabulary_size: the model's own vocabulary is the first so many words (default: all). The distribution is normalised
+    over these alone. Further words, which a guide has added, are scored by their logits against the same normaliser.
+    """
+    logits = logits.float()
+    if vocabulary_size is None or vocabulary_size == logits.shape[1]:
+        return logits.log_softmax(1)
+    return (logits - logits[:, :vocabulary_size].logsumexp(1, keepdim=True)).clamp(max=0)

@@ -22,10 +22,10 @@ from sca_caption import images
 from sca_caption.images import Source, Transform
 from sca_caption.inference.batching import stack
 from sca_caption.inference.captioning import Caption, CaptionPipeline
-from sca_caption.models.attention_trace import Trace, attended_maps, numbers, trace
+from sca_caption.models.attention_trace import Trace, attended_maps, numbers
 from sca_caption.runtime.errors import UserError
 from sca_caption.runtime.figures import ANIMATED, DPI, check_figure, save_figure
-from sca_caption.vocab import EOS, tokenize
+from sca_caption.vocab import tokenize
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -94,12 +94,12 @@ def explain(
     examples: see `channel_examples.find_examples`. Raises UserError for an image that cannot be read, a caption with
     words that the model does not know, and several models that speak as one.
     """
-    pipeline.speaker  # noqa: B018  refuses several models before there is work
+    pipeline.sca_cnn  # noqa: B018 (refuses an ensemble before any work)
     pixels = stack([images.load(source, pipeline.transform)])  # (1, 3, S, S)
     if caption is None:
         ((captions, found),) = pipeline.trace_batch(pixels)
         return explained(pipeline, source, captions[0], found, examples)
-    return explained(pipeline, source, *_said(pipeline, pixels, caption), examples)
+    return explained(pipeline, source, *_score(pipeline, pixels, caption), examples)
 
 
 def explained(
@@ -113,32 +113,17 @@ def explained(
     pixels = stack([images.load(source, pipeline.transform)])
     photograph = images.open_image(source)
     photograph.thumbnail((MOST_PIXELS, MOST_PIXELS), Image.Resampling.LANCZOS)
-    words = pipeline.words.spelled(caption.tokens)
-    maps = tuple(each[0] for each in attended_maps(pipeline.speaker, pixels))
+    words = pipeline.vocabulary.spelled(caption.tokens)
+    maps = tuple(each[0] for each in attended_maps(pipeline.sca_cnn, pixels))
     return Explanation(photograph, pipeline.transform, caption, words, found, maps, examples)
 
 
-@torch.inference_mode()
-def _said(pipeline: CaptionPipeline, pixels: torch.Tensor, text: str) -> tuple[Caption, Trace]:
-    """A caption that is given, with the model's probability of it, and its trace."""
+def _score(pipeline: CaptionPipeline, pixels: torch.Tensor, text: str) -> tuple[Caption, Trace]:
+    """A given caption with the score and confidence that a search gives it, and its trace."""
     words = tokenize(text)
     if not words:
         raise UserError(f"the caption {text!r} has no words; give some")
-    unknown = sorted({word for word in words if word not in pipeline.words})
+    unknown = sorted({word for word in words if word not in pipeline.vocabulary})
     if unknown:
-        raise UserError(f"the model does not know {', '.join(unknown)}; say it in other words")
-    tokens = pipeline.words.encode(words)
-    state = pipeline.model.start(pipeline.model.encode(pixels.to(pipeline.device)))
-    (found,) = trace(pipeline.speaker, state, [[*tokens, EOS]])
-    log_prob = float(np.log(np.maximum(found.probabilities, 1e-30)).sum())
-    mean = log_prob / (len(tokens) + 1)
-    caption = Caption(
-        text=pipeline.words.decode(tokens),
-        log_prob=log_prob,
-        score=log_prob / (len(tokens) + 1) ** pipeline.search.length_penalty,
-        finished=True,
-        mean_log_prob=mean,
-        confidence=pipeline.calibration.probability(mean) if pipeline.calibration else None,
-        tokens=tuple(tokens),
-    )
-    return caption, found.first(len(tokens))
+        raise UserError(f"the model does not know {', '.join(unknown)}; use other words")
+    return pipeline.score_caption(pixels, pipeline.vocabulary.encode(words))

@@ -1,51 +1,74 @@
-"""From what is known of a caption to the probability that it is a good one.
+"""Calibrated confidence: the probability that a caption is a good one.
 
-Good is: CIDEr above the median of the model's captions of photographs it was not trained on. A logistic curve over the
-mean log-probability of a caption's words and, where the model knows it, the consensus that it can expect (see
-`consensus`); what else a search knows (margins, agreement, length) adds nothing, see docs/decoding.md.
+A caption is good if its CIDEr is above the median of the model's captions of photographs it was not trained on. The model
+is a logistic regression on the mean log-probability of a caption's words and on its ratings by other guides (see
+`consensus`). What else a search knows (margins, agreement, length) adds nothing, see docs/experiments.md.
 """
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from typing import Any, Self
 
 import numpy as np
 
-RIDGE = 1e-3  # keeps the slope finite where every good caption scores above every poor one
+from sca_caption.guidance.guide import Guide, TrainedGuide
+from sca_caption.vocab import Vocabulary
+
+RIDGE = 1e-3  # keeps the slope finite if every good caption scores above every poor one
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """P(good) = 1 / (1 + exp(-(slope * x + consensus * c + intercept))), x in nats a word, c the consensus."""
+class ConfidenceModel(TrainedGuide):
+    """P(good) = 1 / (1 + exp(-(slope x + sum_g ratings[g] r_g + intercept))).
 
-    slope: float
-    intercept: float
-    consensus: float = 0.0
+    x: mean log-probability per word, in nats, the end word included. r_g: the caption's rating by guide g.
+    """
 
-    def probability(self, mean_log_prob: float, consensus: float | None = None) -> float:
-        odds = self.slope * mean_log_prob + self.consensus * (consensus or 0) + self.intercept
-        return float(1 / (1 + np.exp(-odds)))
+    def __init__(self, slope: float, intercept: float, ratings: Mapping[str, float] | None = None):
+        super().__init__()
+        self.slope, self.intercept, self.ratings = slope, intercept, dict(ratings or {})
+
+    def settings(self) -> dict[str, Any]:
+        return {"slope": self.slope, "intercept": self.intercept, "ratings": self.ratings}
+
+    def probability(self, mean_log_prob: float, ratings: Mapping[str, float] | None = None) -> float:
+        known = ratings or {}
+        rated = sum(weight * known.get(name, 0.0) for name, weight in self.ratings.items())
+        return float(1 / (1 + np.exp(-(self.slope * mean_log_prob + rated + self.intercept))))
+
+
+class ConfidenceGuide(Guide):
+    """Gives every caption its calibrated confidence."""
+
+    name = "confidence"
+    trained_type = ConfidenceModel
+    gives_confidence = True
+
+    def __init__(self, model: ConfidenceModel):
+        self.model = model
 
     @classmethod
-    def of(cls, metrics: dict) -> "Calibration | None":
-        """That of a checkpoint's metrics, if it has one."""
-        found = {
-            field.name: metrics[_metric(field.name)]
-            for field in fields(cls)
-            if _metric(field.name) in metrics
-        }
-        return cls(**found) if {"slope", "intercept"} <= set(found) else None
+    def from_trained(cls, trained: ConfidenceModel, vocabulary: Vocabulary) -> Self:
+        return cls(trained)
 
-    def metrics(self) -> dict[str, float]:
-        return {_metric(name): value for name, value in vars(self).items()}
+    @classmethod
+    def from_json(cls, description: Mapping[str, Any], vocabulary: Vocabulary) -> Self:
+        return cls(ConfidenceModel(description["slope"], description["intercept"], description["ratings"]))
 
+    def to_json(self) -> dict[str, Any]:
+        return self.model.settings()
 
-def _metric(name: str) -> str:
-    return f"confidence_{name}"
+    def confidence(self, mean_log_prob: float, ratings: Mapping[str, float]) -> float:
+        return self.model.probability(mean_log_prob, ratings)
 
 
-def fit(mean_log_probs: np.ndarray, good: np.ndarray, consensus: np.ndarray | None = None) -> Calibration:
-    """The likeliest curve (Newton's method): mean_log_probs and consensus (N,), good (N,) of 0 and 1."""
-    known = [mean_log_probs] if consensus is None else [mean_log_probs, consensus]
-    x = np.stack([*known, np.ones(len(mean_log_probs))], 1)
+def fit_confidence(
+    mean_log_probs: np.ndarray, good: np.ndarray, ratings: Mapping[str, np.ndarray] | None = None
+) -> ConfidenceModel:
+    """The maximum-likelihood curve, by Newton's method.
+
+    mean_log_probs (N,), good (N,) of 0 and 1, ratings: per guide (N,).
+    """
+    ratings = ratings or {}
+    x = np.stack([mean_log_probs, *ratings.values(), np.ones(len(mean_log_probs))], 1)
     weights = np.zeros(x.shape[1])
     for _ in range(50):
         p = 1 / (1 + np.exp(-np.clip(x @ weights, -30, 30)))
@@ -53,8 +76,8 @@ def fit(mean_log_probs: np.ndarray, good: np.ndarray, consensus: np.ndarray | No
         weights = weights + np.linalg.solve(
             (x.T * (p * (1 - p))) @ x + RIDGE * np.eye(len(weights)), gradient
         )
-    slope, *further, intercept = weights.tolist()
-    return Calibration(slope, intercept, *further)
+    slope, *of_ratings, intercept = weights.tolist()
+    return ConfidenceModel(slope, intercept, dict(zip(ratings, of_ratings, strict=True)))
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> float:
@@ -63,5 +86,6 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def ranks(x: np.ndarray) -> np.ndarray:
+    """Ranks from 0 (N,); equal values share their mean rank."""
     _, value, count = np.unique(x, return_inverse=True, return_counts=True)
     return (count.cumsum() - (count + 1) / 2)[value]

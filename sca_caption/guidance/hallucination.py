@@ -1,27 +1,29 @@
-"""Kept out of captions of other things: people, dogs, and colours that are hardly there.
+"""Hallucination mask: people, dogs and colours that are not in the image stay out of its caption.
 
-A captioner that learnt from photographs of people and dogs speaks of them before a kitchen too, and after "in a" comes
-a colour, whichever: words follow from the words before them more than from what is seen (object hallucination: Rohrbach
-et al. 2018, arXiv 1809.02156). From an image's features, a logistic regression foretells which share of its references
-speaks of people, of dogs and of each colour. Where too few would speak of people or dogs, both are closed to the search,
-and every colour that too few would name. It learns that from photographs without people and dogs, so they must be among
-those that it is fitted to. Other photographs are what the captioner knows best, and their captions stay as they are.
+A captioner trained on photographs of people and dogs mentions them for a kitchen too, and after "in a" comes a colour: words
+follow from the previous words more than from the image (object hallucination, Rohrbach et al. 2018, arXiv 1809.02156). A
+logistic regression on image features predicts the fraction of annotators that would mention people, dogs and each colour.
+If too few would mention people and dogs, the decoder must not mention them, nor any colour that too few would name.
+Captions of photographs of people or dogs, which the captioner knows best, are left alone. It must be fitted on data that
+includes photographs without people and dogs.
 
-Shapes: B images, C channels, W words, K subjects, N images to learn from.
+Shapes: B images, C channels, W words, K subjects, N images to fit to.
 """
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sca_caption.guidance.consensus import centred, powers
+from sca_caption.guidance.guide import ForcedWords, Guide, TrainedGuide
+from sca_caption.guidance.image_features import center_and_normalize, signed_sqrt_pool
 from sca_caption.guidance.object_nouns import read_nouns
 from sca_caption.vocab import Vocabulary
 
-FEWEST = 20  # images with a subject, and without it, from which on it can be learnt
+MIN_IMAGES = 20  # images that mention a subject, and that do not, which are needed to fit it
 PEOPLE = """
     adult adults artist artists athlete athletes audience babies baby ballerinas ballplayer barber bartender baseman
     batsman batter bicycler bicyclist bicyclists biker bikers boarder boy boys bride brides bridesmaids brother
@@ -40,137 +42,161 @@ PEOPLE = """
     tourists trainer vendor waiter wakeboarder waterskier windsurfer woman women worker workers wrestler wrestlers
     youth
 """
-COLOURS = (
-    "red",
-    "blue",
-    "white",
-    "black",
-    "brown",
-    "yellow",
-    "green",
-    "orange",
-    "pink",
-    "purple",
-    "gray",
-    "grey",
-    "tan",
-)
+COLOURS = tuple("red blue white black brown yellow green orange pink purple gray grey tan".split())
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Where fewer than the share `least` would use one of `words`, it is hardly there; a `main` one decides for all.
+    """A subject is absent if the fraction of annotators that use one of `words` is below `threshold`.
 
-    Shares were chosen on Flickr8k's validation images and 109 of MSCOCO.
+    primary: if one primary subject is present, nothing is banned. The thresholds were chosen on Flickr8k's validation images
+    and 109 photographs of MSCOCO.
     """
 
     words: frozenset[str]
-    least: float
-    main: bool = False
+    threshold: float
+    primary: bool = False
 
 
 SUBJECTS = {
-    "people": Subject(frozenset(PEOPLE.split()), 0.3, main=True),
+    "people": Subject(frozenset(PEOPLE.split()), 0.3, primary=True),
     "dogs": Subject(
-        frozenset(next(noun.forms for noun in read_nouns() if noun.name == "dog")), 0.1, main=True
+        frozenset(next(noun.forms for noun in read_nouns() if noun.name == "dog")), 0.1, primary=True
     ),
     **{colour: Subject(frozenset({colour}), 0.1) for colour in COLOURS},
 }
 
 
-class Subjects(nn.Module):
-    """Which share of an image's references speaks of each of the subjects `names`. `fitted` makes it."""
+class PresenceClassifier(TrainedGuide):
+    """Predicts the fraction of an image's references that mention each subject, (B, K). Made by `fit_presence`.
+
+    channels: features of the encoder's map and, if it reads them, of the object classifier. names: keys of SUBJECTS.
+    """
 
     def __init__(self, channels: Sequence[int], names: Sequence[str]):
-        """channels: of the captioner's map, and, where it reads that too, of what ImageNet's network saw."""
         super().__init__()
         self.channels, self.names = tuple(channels), tuple(names)
-        self.centre = nn.Parameter(torch.zeros(sum(channels)), requires_grad=False)
+        self.center = nn.Parameter(torch.zeros(sum(channels)), requires_grad=False)
         self.classifier = nn.Linear(sum(channels), len(names)).requires_grad_(False)
 
     @property
-    def reads_objects(self) -> bool:
+    def reads_features(self) -> bool:
         return len(self.channels) > 1
 
-    def forward(self, maps: Tensor, seen: Tensor | None = None) -> Tensor:
-        """As `consensus.Consensus` takes them: maps (B, C, H, W), seen (B, C') -> shares from 0 to 1, (B, K)."""
-        features = powers(maps, seen if self.reads_objects else None)
-        return self.classifier(centred(features, self.centre, self.channels)).sigmoid()
+    def settings(self) -> dict[str, Any]:
+        return {"channels": list(self.channels), "names": list(self.names)}
+
+    @classmethod
+    def restore(
+        cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor], vocabulary_size: int
+    ) -> Self:
+        earlier = {"centre": "center"}
+        weights = {earlier.get(name, name): value for name, value in tensors.items()}
+        return super().restore(settings, weights, vocabulary_size)
+
+    def forward(self, maps: Tensor, features: Tensor | None = None) -> Tensor:
+        pooled = signed_sqrt_pool(maps, features if self.reads_features else None)
+        return self.classifier(center_and_normalize(pooled, self.center, self.channels)).sigmoid()
 
 
 @dataclass(frozen=True)
-class Rule:
-    """A subject with its words as ids."""
+class BanRule:
+    """A subject, its words as ids."""
 
     words: tuple[int, ...]
-    least: float
-    main: bool
+    threshold: float
+    primary: bool
 
 
-def rules_of(subjects: Subjects, vocabulary: Vocabulary) -> list[Rule]:
-    """Of each of the subjects, in their order."""
-    known = [SUBJECTS[name] for name in subjects.names]
-    words = [vocabulary.encode(sorted(word for word in each.words if word in vocabulary)) for each in known]
-    return [Rule(tuple(ids), each.least, each.main) for ids, each in zip(words, known, strict=True)]
+class HallucinationMask(Guide):
+    """Excludes the words of absent subjects from captions of images without a primary subject."""
+
+    name = "presence"
+    prediction = "mention_rates"
+    trained_type = PresenceClassifier
+    about_objects = True
+
+    def __init__(self, rules: Sequence[BanRule]):
+        self.rules = list(rules)
+
+    @classmethod
+    def from_trained(cls, trained: PresenceClassifier, vocabulary: Vocabulary) -> Self:
+        subjects = [SUBJECTS[name] for name in trained.names]
+        words = [
+            vocabulary.encode(sorted(word for word in each.words if word in vocabulary)) for each in subjects
+        ]
+        return cls(
+            [
+                BanRule(tuple(ids), each.threshold, each.primary)
+                for ids, each in zip(words, subjects, strict=True)
+            ]
+        )
+
+    @classmethod
+    def from_json(cls, description: Mapping[str, Any], vocabulary: Vocabulary) -> Self:
+        rules = description["rules"]
+        return cls([BanRule(tuple(each["words"]), each["threshold"], each["primary"]) for each in rules])
+
+    def to_json(self) -> dict[str, Any]:
+        return {"rules": [asdict(rule) for rule in self.rules]}
+
+    def banned_words(self, predicted: Tensor, forced: ForcedWords, words: int) -> Tensor:
+        """bool (B, words) from mention rates (B, K); forced words are never banned.
+
+        If a primary subject is present, nothing is masked; otherwise the words of every absent subject are.
+        """
+        banned = torch.zeros(len(predicted), words, dtype=torch.bool, device=predicted.device)
+        absent = predicted < predicted.new_tensor([rule.threshold for rule in self.rules])  # (B, K)
+        no_primary = absent[:, [rule.primary for rule in self.rules]].all(1)
+        for absent_here, rule in zip(absent.unbind(1), self.rules, strict=True):
+            banned[:, list(rule.words)] |= (absent_here & no_primary)[:, None]
+        for row, groups in zip(banned, forced, strict=True):
+            row[[word for group in groups for word in group]] = False
+        return banned
 
 
-def closed(
-    shares: Tensor, rules: Sequence[Rule], words: int, mentions: Sequence[Sequence[Collection[int]]]
-) -> Tensor:
-    """Which words are not said of each image: bool (B, W), for shares (B, K). Those of its `mentions` may be.
-
-    Where one of the main subjects is, none; elsewhere those of all that are not.
-    """
-    found = torch.zeros(len(shares), words, dtype=torch.bool, device=shares.device)
-    lacking = shares < shares.new_tensor([rule.least for rule in rules])  # (B, K)
-    others = lacking[:, [rule.main for rule in rules]].all(1)
-    for absent, rule in zip(lacking.unbind(1), rules, strict=True):
-        found[:, list(rule.words)] |= (absent & others)[:, None]
-    for row, groups in zip(found, mentions, strict=True):
-        row[[word for group in groups for word in group]] = False
-    return found
-
-
-def share_of(references: Sequence[Sequence[str]], words: frozenset[str]) -> float:
-    """Of the references, lists of words, that have one of the words."""
-    return sum(not words.isdisjoint(said) for said in references) / len(references)
+def mention_rate(references: Sequence[Sequence[str]], words: frozenset[str]) -> float:
+    """Fraction of the references (lists of words) that contain one of the words."""
+    return sum(not words.isdisjoint(reference) for reference in references) / len(references)
 
 
 @torch.enable_grad()
-def fitted(
+def fit_presence(
     features: Tensor, references: Sequence[Sequence[Sequence[str]]], ridge: float, channels: Sequence[int]
-) -> Subjects | None:
-    """Logistic regression of the shares of references, lists of words, that speak of each subject.
+) -> PresenceClassifier | None:
+    """Logistic regression of the mention rates of all subjects.
 
-    features: (N, C), `consensus.powers` of the images; ridge: what the sum of squared weights counts beside the mean
-    cross-entropy of an image, the features having length 1 after centring. Subjects that fewer than FEWEST of the images
-    have, or lack, are left out; None where all the main ones are.
+    features: (N, C), `signed_sqrt_pool` of the images. references: of each image, lists of words. ridge: weight of the sum
+    of squared weights beside the mean cross-entropy per image; the features have unit length after centring. channels: how
+    many features belong to each network.
+
+    Subjects that fewer than MIN_IMAGES images mention, or do not mention, are left out; None if all primary ones are.
     """
-    shares = {
-        name: torch.tensor([share_of(several, each.words) for several in references])
+    rates = {
+        name: torch.tensor([mention_rate(several, each.words) for several in references])
         for name, each in SUBJECTS.items()
     }
-    shares = {name: each for name, each in shares.items() if FEWEST <= (each > 0).sum() <= len(each) - FEWEST}
-    if not any(SUBJECTS[name].main for name in shares):
+    rates = {
+        name: each for name, each in rates.items() if MIN_IMAGES <= (each > 0).sum() <= len(each) - MIN_IMAGES
+    }
+    if not any(SUBJECTS[name].primary for name in rates):
         return None
-    found = Subjects(channels, tuple(shares))
-    found.centre.copy_(features.mean(0))
-    inputs, wanted = (
-        centred(features, found.centre, channels).double(),
-        torch.stack([*shares.values()], 1).double(),
-    )
-    weights = torch.zeros(inputs.shape[1], len(shares), dtype=torch.double, requires_grad=True)
-    bias = wanted.mean(0).logit().requires_grad_()
+    fitted = PresenceClassifier(channels, tuple(rates))
+    fitted.center.copy_(features.mean(0))
+    inputs = center_and_normalize(features, fitted.center, channels).double()
+    targets = torch.stack([*rates.values()], 1).double()
+    weights = torch.zeros(inputs.shape[1], len(rates), dtype=torch.double, requires_grad=True)
+    bias = targets.mean(0).logit().requires_grad_()
     optimizer = torch.optim.LBFGS([weights, bias], max_iter=500, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        apart = F.binary_cross_entropy_with_logits(inputs @ weights + bias, wanted, reduction="none")
-        value = apart.mean(0).sum() + ridge * weights.square().sum()
+        errors = F.binary_cross_entropy_with_logits(inputs @ weights + bias, targets, reduction="none")
+        value = errors.mean(0).sum() + ridge * weights.square().sum()
         value.backward()
         return value
 
     optimizer.step(loss)
-    found.classifier.weight.copy_(weights.detach().T)
-    found.classifier.bias.copy_(bias.detach())
-    return found
+    fitted.classifier.weight.copy_(weights.detach().T)
+    fitted.classifier.bias.copy_(bias.detach())
+    return fitted

@@ -1,39 +1,48 @@
-"""Steppers whose captions leave out some words."""
+"""Masks that exclude words from a search.
 
+A mask is applied to log-probabilities after they are normalised, so a caption's log-probability does not depend on what
+was excluded (see `decoding.stepper`).
+
+Shapes: B images, W words.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from sca_caption.decoding import stepper
+from sca_caption.decoding.stepper import State
 
 
 @dataclass(frozen=True)
-class Speaker:
-    """A captioner in whose captions of an image some words never come, and some not after some others."""
+class MaskedWords:
+    """Words that captions of an image must not contain: bool (B, W)."""
 
-    model: stepper.Stepper
-    closed: Tensor  # bool (B, W)
-    wanted: Tensor  # bool (B, W)
-    agreement: dict[int, Tensor]  # after this word (W,) of the wanted ones are closed
-    no_compound: Tensor  # (W,) are closed after a wanted one
+    banned: Tensor
 
-    def step(self, tokens: Tensor, state: stepper.State) -> tuple[Tensor, stepper.State]:
-        logits, state = self.model.step(tokens, state)
-        closed, wanted = self.closed[state.image], self.wanted[state.image]
-        for word, wrong in self.agreement.items():
-            closed = closed | ((tokens == word)[:, None] & wanted & wrong)
-        closed = closed | (wanted.gather(1, tokens[:, None]) & self.no_compound)
-        return logits.masked_fill_(closed, -torch.inf), state
+    def __call__(self, last: Tensor, state: State) -> Tensor:
+        """Previous words (rows,) and a state whose `image` says which image each row belongs to -> bool (rows, W)."""
+        return self.banned[state.image]
 
 
 @dataclass(frozen=True)
-class Discreet:
-    """A captioner that does not say some words of some images."""
+class GrammaticalWords(MaskedWords):
+    """The same for captions that must contain an inserted noun, which also excludes ungrammatical neighbours of it."""
 
-    model: stepper.Stepper
-    closed: Tensor  # bool (B, W)
+    inserted: Tensor  # bool (B, W): the forms of the noun
+    disagreeing: Mapping[int, Tensor]  # after this word, these forms (W,) do not agree: "a" before a plural
+    no_compound: Tensor  # bool (W,): words that do not follow an inserted noun: "a laptop bench"
 
-    def step(self, tokens: Tensor, state: stepper.State) -> tuple[Tensor, stepper.State]:
-        logits, state = self.model.step(tokens, state)
-        return logits.masked_fill_(self.closed[state.image], -torch.inf), state
+    def __call__(self, last: Tensor, state: State) -> Tensor:
+        banned, inserted = self.banned[state.image], self.inserted[state.image]
+        for word, wrong in self.disagreeing.items():
+            banned = banned | ((last == word)[:, None] & inserted & wrong)
+        return banned | (inserted.gather(1, last[:, None]) & self.no_compound)
+
+
+def word_mask(ids: list[int] | tuple[int, ...], size: int) -> Tensor:
+    """True at `ids`: bool (size,)."""
+    mask = torch.zeros(size, dtype=torch.bool)
+    mask[list(ids)] = True
+    return mask

@@ -1,225 +1,198 @@
-"""Captions that name what ImageNet's classifier sees, also where the captioner has no word for it.
+"""Novel object captioning: captions name what ImageNet's classifier sees, even if the captioner lacks the word.
 
-A noun that is probable (see `nouns`, `objects`) and that the caption leaves out is put into it by a second search, which
-must mention it (see `constraints`), unless the captioner finds the result too unlikely. A word that the vocabulary lacks
-stands on the vectors of the most similar nouns that it has, so that it comes where they would (Anderson et al. 2017,
-arXiv 1612.00576). The new words are open only to images that must mention them.
+If a probable noun (see `object_nouns`, `object_classifier`) is missing from the best caption, a second, constrained beam
+search must insert it (see `decoding.lexical_constraints`), and its caption is taken unless the captioner finds it too
+improbable. A noun that the vocabulary lacks gets the mean vectors of the most similar nouns that it has, so that it appears
+where they would (Anderson et al. 2017, arXiv 1612.00576). New words are available only to images that must mention them.
+
+Shapes: B images, W words.
 """
 
-import copy
 import re
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
-from operator import attrgetter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from sca_caption.decoding import beam_search, stepper
-from sca_caption.decoding.lexical_constraints import MOST_GROUPS
+from sca_caption.decoding.lexical_constraints import MAX_GROUPS
 from sca_caption.decoding.rules import CONJUNCTIONS, PREPOSITIONS, VERBS
-from sca_caption.guidance.consensus import Ranking
-from sca_caption.guidance.masking import Speaker
-from sca_caption.guidance.object_classifier import Objects
-from sca_caption.guidance.object_nouns import Noun, read_nouns
-from sca_caption.models.sca_cnn import SCACNN, State
+from sca_caption.guidance.guide import ForcedWords, Guide, Insertion
+from sca_caption.guidance.masking import GrammaticalWords, word_mask
+from sca_caption.guidance.object_classifier import ObjectClassifier
+from sca_caption.guidance.object_nouns import Noun
 from sca_caption.vocab import EOS, SPECIALS, Vocabulary
 
-SIMILAR = 3  # nouns whose vectors make those of a new word
-NO_NOUN_AFTER = ("to", "of", "people")  # in the singular, bare: "a group of tray"
-NO_NOUNS_AFTER = ("is", "are")  # in the plural neither: "people are computers in the air"
-AFTER_NOUN = frozenset(f"{PREPOSITIONS} {CONJUNCTIONS} {VERBS}".split())  # and -ing; not "a laptop bench"
-VOWEL = re.compile(r"[aeio]|u(?!ni)|hour")  # has "an" before it
+DONORS = 3  # nouns whose vectors make those of a new word
+NO_NOUN_AFTER = ("to", "of", "people")  # in the singular, without an article: "a group of tray"
+NO_NOUNS_AFTER = ("is", "are")  # nor in the plural: "people are computers in the air"
+AFTER_NOUN = frozenset(
+    f"{PREPOSITIONS} {CONJUNCTIONS} {VERBS}".split()
+)  # and words in -ing; not "a laptop bench"
+VOWEL = re.compile(r"[aeio]|u(?!ni)|hour")  # takes "an"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """From which probability on a noun is said, and at what price.
+    """From which probability on a noun is inserted, and what it may cost.
 
-    Chosen on Flickr8k's validation images and the even half of Caltech-101's classes (see benchmarks/naming.py).
+    Chosen on Flickr8k's validation images and the even half of Caltech-101's classes (see benchmarks/guidance.py).
     """
 
     threshold: float = 0.2  # probability from which on a noun is tried
-    room: float = 0.8  # it may lower the caption's score by room + room_if_sure * probability
-    room_if_sure: float = 2.2
-    share: float = 0.5  # of a general noun's probability that a special one needs to be said in its place
-    absent: float = 0.1  # probability below which other nouns of the kind are not said
+    margin: float = 0.8  # it may lower the caption's score by margin + margin_per_probability * probability
+    margin_per_probability: float = 2.2
+    specific_share: float = (
+        0.5  # share of a general noun's probability that a specific one needs to replace it
+    )
+    absent: float = 0.1  # probability below which other nouns of the same kind are excluded
 
 
 @dataclass
-class Lexicon:
-    """The nouns that a captioner can be made to mention, and the second search that does it.
+class ObjectLexicon(Guide):
+    """The nouns that captions can be made to contain, and the grammar of doing so."""
 
-    It knows of the captioner only a step whose logits are those of all words of `vocabulary`, the new ones too, and
-    states whose `image` says which image a row is about.
-    """
+    name = "objects"
+    prediction = "noun_probabilities"
+    trained_type = ObjectClassifier
+    about_objects = True
+    inserts = True
 
-    nouns: tuple[Noun, ...]
-    vocabulary: Vocabulary  # the captioner's and the new words after it
-    known: int  # how many of them the captioner itself has
-    groups: list[list[int]]  # the ids of each noun's words
-    agreement: dict[
-        int, Tensor
-    ]  # after this word, which words (W,) do not follow, of those that must be mentioned
-    no_compound: Tensor  # (W,) which words do not follow one that must be mentioned
+    nouns: Sequence[Noun]
+    vocabulary: Vocabulary  # the captioner's words, then the new ones
+    groups: Sequence[Sequence[int]]  # ids of each noun's words
+    disagreeing: Mapping[int, Tensor]  # after this word, these forms of nouns (W,) are ungrammatical
+    no_compound: Tensor  # (W,): words that do not follow an inserted noun
     limits: Limits = field(default_factory=Limits)
+    new_words: Sequence[str] = ()
+    word_weights: Tensor | None = None  # (new, known), see `Guide`
 
-    def noun_of(self, probabilities: Tensor) -> int:
-        """The likeliest noun of one image, (nouns,); or a special one (rooster for bird) with most of its probability."""
+    @classmethod
+    def from_trained(cls, trained: ObjectClassifier, vocabulary: Vocabulary) -> Self:
+        new = [noun.name for noun in trained.nouns if noun.name not in vocabulary]
+        words = Vocabulary([*vocabulary.words[len(SPECIALS) :], *new])
+        groups = [
+            words.encode(form for form in (noun.name, noun.plural) if form in words) for noun in trained.nouns
+        ]
+        may_follow = [word in AFTER_NOUN or word.endswith("ing") for word in words]
+        may_follow[EOS] = True
+        weights = donor_weights(trained, vocabulary, new)
+        disagreeing = disagreeing_forms(trained.nouns, words)
+        no_compound = ~torch.tensor(may_follow)
+        return cls(
+            trained.nouns, words, groups, disagreeing, no_compound, new_words=new, word_weights=weights
+        )
+
+    @classmethod
+    def from_json(cls, description: Mapping[str, Any], vocabulary: Vocabulary) -> Self:
+        size = len(vocabulary)
+        nouns = tuple(
+            Noun(each["kind"], each["name"], each["plural"], tuple(each["forms"]), tuple(each["classes"]))
+            for each in description["nouns"]
+        )
+        return cls(
+            nouns,
+            vocabulary,
+            [each["group"] for each in description["nouns"]],
+            {after: word_mask(wrong, size) for after, wrong in description["disagreeing"]},
+            word_mask(description["no_compound"], size),
+            Limits(**{each.name: description[each.name] for each in fields(Limits)}),
+            description["new_words"],
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        forms = {word for group in self.groups for word in group}
+        return asdict(self.limits) | {
+            "max_groups": MAX_GROUPS,
+            "new_words": list(self.new_words),
+            "nouns": [
+                asdict(noun) | {"group": group} for noun, group in zip(self.nouns, self.groups, strict=True)
+            ],
+            "disagreeing": [
+                [after, [word for word in mask.nonzero().flatten().tolist() if word in forms]]
+                for after, mask in self.disagreeing.items()
+            ],
+            "no_compound": self.no_compound.nonzero().flatten().tolist(),
+        }
+
+    def insertion(
+        self, predicted: Tensor, captions: Sequence[str], forced: ForcedWords, banned: Tensor
+    ) -> Insertion | None:
+        """Insert the most probable noun of each image whose caption lacks it; predicted: (B, nouns)."""
+        highest = predicted.amax(1).tolist()
+        chosen = {}
+        for image, caption in enumerate(captions):
+            if highest[image] >= self.limits.threshold and len(forced[image]) < MAX_GROUPS:
+                noun = self.most_probable(predicted[image])
+                if not self.nouns[noun].is_in(caption):
+                    chosen[image] = noun
+        if not chosen:
+            return None
+        banned, inserted = banned.clone(), torch.zeros_like(banned)
+        for image, noun in chosen.items():
+            banned[image, self._other_nouns(noun, predicted[image])] = True
+            banned[image, [word for group in forced[image] for word in group]] = False
+            banned[image, self.groups[noun]] = False
+            inserted[image, self.groups[noun]] = True
+        device = banned.device
+        disagreeing = {after: mask.to(device) for after, mask in self.disagreeing.items()}
+        mask = GrammaticalWords(banned, inserted, disagreeing, self.no_compound.to(device))
+        margins = [
+            self.limits.margin + self.limits.margin_per_probability * highest[image] for image in chosen
+        ]
+        return Insertion([*chosen], [self.groups[noun] for noun in chosen.values()], mask, margins)
+
+    def most_probable(self, probabilities: Tensor) -> int:
+        """The most probable noun of one image, (nouns,); or a specific one (rooster for bird) with most of its probability."""
         best = int(probabilities.argmax())
-        inside = [
+        specific = [
             column
             for column, noun in enumerate(self.nouns)
             if set(noun.classes) < set(self.nouns[best].classes)
-            and probabilities[column] >= self.limits.share * probabilities[best]
+            and probabilities[column] >= self.limits.specific_share * probabilities[best]
         ]
-        return min(inside, key=lambda column: len(self.nouns[column].classes), default=best)
+        return min(specific, key=lambda column: len(self.nouns[column].classes), default=best)
 
-    def mention(
-        self,
-        model: stepper.Stepper,
-        found: list[list[stepper.Hypothesis]],
-        state: stepper.State,
-        probabilities: Tensor,
-        mentions: Sequence[Sequence[Collection[int]]],
-        ranking: Ranking | None = None,
-        silent: Tensor | None = None,
-        **search,
-    ) -> list[list[stepper.Hypothesis]]:
-        """What a search from `state` has found, with captions in place that mention a noun where one was left out.
-
-        model: says all words; probabilities: (B, nouns); mentions, search: what `decode.beam_search` was given; ranking:
-        what `found` was ranked by after that; silent: known words that it kept from, bool (B, known).
-        """
-        surest = probabilities.amax(1).tolist()
-        nouns = {}
-        for row, hypotheses in enumerate(found):
-            if surest[row] >= self.limits.threshold and len(mentions[row]) < MOST_GROUPS:
-                noun = self.noun_of(probabilities[row])
-                if not self.nouns[noun].is_in(self.vocabulary.decode(hypotheses[0].tokens)):
-                    nouns[row] = noun
-        if not nouns:
-            return found
-        closed = torch.zeros(len(found), len(self.vocabulary), dtype=torch.bool)
-        closed[:, self.known :] = True
-        if silent is not None:
-            closed[:, : self.known] = silent
-        wanted, groups = torch.zeros_like(closed), []
-        for row, noun in nouns.items():
-            groups.append([*mentions[row], self.groups[noun]])
-            closed[row, self._others(noun, probabilities[row])] = True
-            closed[row, [word for group in groups[-1] for word in group]] = False
-            wanted[row, self.groups[noun]] = True
-        closed, wanted = closed.to(state.device), wanted.to(state.device)
-        speaker = Speaker(model, closed, wanted, self.agreement, self.no_compound)
-        rows = torch.tensor(list(nouns), device=state.device)
-        better = beam_search.beam_search(speaker, state.select(rows), mentions=groups, **search)
-        found, likelihood = list(found), ranking.likelihood if ranking else attrgetter("score")
-        for (row, noun), group, hypotheses in zip(nouns.items(), groups, better, strict=True):
-            hypotheses = ranking(row, hypotheses, group) if ranking else hypotheses
-            best, room = hypotheses[0], self.limits.room + self.limits.room_if_sure * surest[row]
-            least = likelihood(found[row][0]) - room
-            if likelihood(best) >= least and not set(self.groups[noun]).isdisjoint(best.tokens):
-                found[row] = hypotheses
-        return found
-
-    def _others(self, noun: int, probabilities: Tensor) -> list[int]:
-        """Known words for other things of the noun's kind that are not in the image."""
-        said, words = self.nouns[noun], []
+    def _other_nouns(self, noun: int, probabilities: Tensor) -> list[int]:
+        """Words for other objects of the noun's kind that are not in the image."""
+        inserted, words = self.nouns[noun], []
         for other, probability in zip(self.nouns, probabilities.tolist(), strict=True):
-            alike = said.kind and other.kind == said.kind and set(said.classes).isdisjoint(other.classes)
-            if alike and probability < self.limits.absent:
+            same_kind = inserted.kind and other.kind == inserted.kind
+            if (
+                same_kind
+                and set(inserted.classes).isdisjoint(other.classes)
+                and probability < self.limits.absent
+            ):
                 words += [form for form in other.forms if form in self.vocabulary]
-        return self.vocabulary.encode(word for word in words if word not in said.forms)
+        return self.vocabulary.encode(word for word in words if word not in inserted.forms)
 
 
-class Namer(Lexicon):
-    """A captioner that knows more words, and the nouns that it can be made to mention."""
+def donor_weights(classifier: ObjectClassifier, vocabulary: Vocabulary, new: Sequence[str]) -> Tensor:
+    """Which known words make the vectors of each new one: (new, known), rows of sum 1, or of 0 without any donor.
 
-    def __init__(
-        self,
-        model: SCACNN,
-        vocabulary: Vocabulary,
-        objects: Objects,
-        nouns: Sequence[Noun] | None = None,
-    ):
-        self.objects, self.nouns = objects, tuple(nouns or read_nouns())
-        self.known = len(vocabulary)
-        device = model.word.weight.device
-        self.members = torch.zeros(objects.classifier.out_features, len(self.nouns), device=device)
-        for column, noun in enumerate(self.nouns):
-            self.members[list(noun.classes), column] = 1
-        new = [noun.name for noun in self.nouns if noun.name not in vocabulary]
-        self.model = with_words(model, self._donors(vocabulary, new))
-        words = Vocabulary([*vocabulary.words[len(SPECIALS) :], *new])
-        groups = [
-            words.encode(form for form in (noun.name, noun.plural) if form in words) for noun in self.nouns
-        ]
-        agreement = {after: mask.to(device) for after, mask in agreement_of(self.nouns, words).items()}
-        ends = [word in AFTER_NOUN or word.endswith("ing") for word in words]
-        ends[EOS] = True
-        no_compound = ~torch.tensor(ends, device=device)
-        super().__init__(self.nouns, words, self.known, groups, agreement, no_compound)
-
-    def _donors(self, vocabulary: Vocabulary, new: Sequence[str]) -> Tensor:
-        """Which known words make the vectors of each new one: shares (new, known), rows of sum 1, or 0 without any."""
-        weights = self.objects.classifier.weight - self.objects.classifier.weight.mean(0)
-        vectors = F.normalize(self.members.T @ weights, dim=1)  # (nouns, 1280)
-        shares = torch.zeros(len(new), self.known, device=vectors.device)
-        words = [noun.name for noun in self.nouns]
-        donors = [column for column, word in enumerate(words) if word in vocabulary]
-        ids = torch.tensor(vocabulary.encode(words[column] for column in donors), device=vectors.device)
-        for row, word in enumerate(new):
-            nearest = (vectors[donors] @ vectors[words.index(word)]).topk(min(SIMILAR, len(donors))).indices
-            shares[row, ids[nearest]] = 1 / max(1, len(nearest))
-        return shares
-
-    def probabilities(self, seen: Tensor) -> Tensor:
-        """What `objects` answers (B, C) -> probability of each noun, (B, nouns)."""
-        return self.objects.classes(seen) @ self.members
-
-    def improve(
-        self,
-        found: list[list[stepper.Hypothesis]],
-        state: State,
-        seen: Tensor,
-        mentions: Sequence[Sequence[Collection[int]]],
-        ranking: Ranking | None = None,
-        silent: Tensor | None = None,
-        **search,
-    ) -> list[list[stepper.Hypothesis]]:
-        """`mention` what `objects` saw."""
-        return self.mention(
-            self.model, found, state, self.probabilities(seen), mentions, ranking, silent, **search
-        )
+    Nouns are similar if the classifier's weights of their classes are.
+    """
+    weights = classifier.classifier.weight - classifier.classifier.weight.mean(0)
+    vectors = F.normalize(classifier.membership.T @ weights, dim=1)  # (nouns, 1280)
+    shares = torch.zeros(len(new), len(vocabulary), device=vectors.device)
+    names = [noun.name for noun in classifier.nouns]
+    donors = [column for column, word in enumerate(names) if word in vocabulary]
+    ids = torch.tensor(vocabulary.encode(names[column] for column in donors), device=vectors.device)
+    for row, word in enumerate(new):
+        nearest = (vectors[donors] @ vectors[names.index(word)]).topk(min(DONORS, len(donors))).indices
+        shares[row, ids[nearest]] = 1 / max(1, len(nearest))
+    return shares
 
 
-def agreement_of(nouns: Sequence[Noun], vocabulary: Vocabulary) -> dict[int, Tensor]:
-    """After "a", "an", "is" and others: which words (W,) do not follow, of those that must be mentioned."""
+def disagreeing_forms(nouns: Sequence[Noun], vocabulary: Vocabulary) -> dict[int, Tensor]:
+    """After "a", "an", "is" and others: which forms of nouns (W,) must not follow."""
     vowel = torch.tensor([VOWEL.match(word) is not None for word in vocabulary])
     counted = {noun.name for noun in nouns if noun.plural}  # "a cat", but "bread"
-    single = torch.tensor([word in counted for word in vocabulary])
+    singular = torch.tensor([word in counted for word in vocabulary])
     plurals = {noun.plural for noun in nouns}
-    either = single | torch.tensor([word in plurals for word in vocabulary])
-    wrong = {"a": vowel | ~single, "an": ~vowel | ~single}
-    wrong |= dict.fromkeys(NO_NOUN_AFTER, single) | dict.fromkeys(NO_NOUNS_AFTER, either)
+    either = singular | torch.tensor([word in plurals for word in vocabulary])
+    wrong = {"a": vowel | ~singular, "an": ~vowel | ~singular}
+    wrong |= dict.fromkeys(NO_NOUN_AFTER, singular) | dict.fromkeys(NO_NOUNS_AFTER, either)
     return {vocabulary.encode([word])[0]: mask for word, mask in wrong.items() if word in vocabulary}
-
-
-def with_words(model: SCACNN, shares: Tensor) -> SCACNN:
-    """The captioner with words more, each the mean of known ones by `shares` (new, known); all else is shared."""
-    other = copy.copy(model)
-    other._modules = dict(model._modules)
-    known, size = model.embedding.weight.shape
-    other.embedding = nn.Embedding(
-        known + len(shares), size, _weight=_extended(model.embedding.weight, shares)
-    )
-    other.word = nn.Linear(size, known + len(shares), device="meta")
-    other.word.weight = nn.Parameter(_extended(model.word.weight, shares))
-    other.word.bias = nn.Parameter(_extended(model.word.bias, shares))
-    return other
-
-
-def _extended(values: Tensor, shares: Tensor) -> Tensor:
-    return torch.cat([values, shares @ values]).detach()

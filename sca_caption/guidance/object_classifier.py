@@ -1,42 +1,48 @@
-"""What ImageNet's classifier sees in a photograph, beside what the captioner's own CNN computes.
+"""ImageNet's classifier beside the captioner: which objects are in a photograph.
 
-Fine-tuned for captions, the upper blocks of a MobileNetV2 forget most of the thousand classes that they knew. So a
-network that ImageNet taught stands beside it: an EfficientNet-Lite, which knows more of them, or MobileNetV2 itself, as
-it was. Of that the lower blocks may be the captioner's, where those were left as they were; then the upper ones stand on
-their map.
-Beside a captioner that sees images at another size than ImageNet's stands the whole network, which sees them at
-ImageNet's: on the map of 288 pixels a quarter fewer of Caltech-101's objects were named.
+A CNN that is fine-tuned for captions forgets most of ImageNet's classes. So a pretrained network stands beside it: an
+EfficientNet-Lite, which knows the classes better, or MobileNetV2. If the captioner's lower blocks were never fine-tuned,
+they are shared and only the upper blocks are stored here. A captioner whose images have another size than ImageNet's shares
+nothing: on a map of 288 pixels, a quarter fewer of Caltech-101's objects were named.
 
-The mean of its last map also says something about a photograph that fine-tuning has lost; see `consensus`.
+Its pooled features also describe what fine-tuning has lost; other guides read them (see `consensus`, `hallucination`).
+
+Shapes: B images, C channels, C' = 1280 features.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sca_caption.guidance.object_nouns import CLASSES
+from sca_caption.guidance.guide import FeatureEncoder
+from sca_caption.guidance.object_nouns import CLASSES, Noun, read_nouns
 from sca_caption.models import efficientnet_lite, mobilenet_v2
 from sca_caption.models.backbone import Backbone, in_parts
 from sca_caption.runtime.errors import UserError
 
 MOBILENET = "mobilenet_v2"
-SIZE = 224  # pixels at a side of the images that MobileNetV2's weights were trained on
-SAME = 2e-3  # relative difference that storing weights as float16 may make, with room to spare
+SIZE = 224  # pixels per side of the images that MobileNetV2 was trained on
+TOLERANCE = 2e-3  # relative difference of weights that float16 storage explains, with room to spare
 
 
-class Objects(nn.Module):
-    """A network as ImageNet taught it, batch norms folded: MobileNetV2 from block `first` on, or an EfficientNet-Lite.
+class ObjectClassifier(FeatureEncoder):
+    """A pretrained classifier with folded batch norms: MobileNetV2 from block `first` on, or an EfficientNet-Lite.
 
-    What it reads is what block `first` of the captioner's MobileNetV2 reads; block 0 reads the image itself.
+    It reads the input of block `first` of the captioner's MobileNetV2; block 0 reads the image itself. Its prediction is the
+    probability of each noun, (B, nouns).
     """
 
-    def __init__(self, first: int = 0, network: str = MOBILENET):
+    int8_convolutions = True
+
+    def __init__(self, first: int = 0, network: str = MOBILENET, nouns: Sequence[Noun] | None = None):
         super().__init__()
         self.first, self.network = first, network
+        self.nouns = tuple(nouns or read_nouns())
         if network == MOBILENET:
             blocks, self.size, self.sharpness = mobilenet_v2.MobileNetV2().features, SIZE, 1.0
             self.pixels: nn.Module = nn.Identity()
@@ -46,26 +52,50 @@ class Objects(nn.Module):
             self.pixels = efficientnet_lite.Pixels()
             self.features = efficientnet_lite.EfficientNetLite(network)
         self.classifier = nn.Linear(mobilenet_v2.TOP, CLASSES)
+        membership = torch.zeros(CLASSES, len(self.nouns))
+        for column, noun in enumerate(self.nouns):
+            membership[list(noun.classes), column] = 1
+        self.register_buffer("membership", membership, persistent=False)  # (classes, nouns)
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, below: Tensor) -> Tensor:
-        """The map (B, C, H, W) that block `first` reads -> the means of the last map's channels (B, 1280)."""
-        if not self.first and below.shape[2:] != (self.size, self.size):
-            below = F.interpolate(below, (self.size, self.size), mode="bilinear", antialias=True)
-        (seen,) = in_parts(lambda part: (self.pooled(part),), below)
-        return seen
+    @property
+    def reads_features(self) -> bool:
+        return True
 
-    def pooled(self, below: Tensor) -> Tensor:
-        """The same, of images at this network's size."""
-        return self.features(self.pixels(below)).mean((2, 3))
+    def settings(self) -> dict[str, Any]:
+        return {"first": self.first, "network": self.network}
 
-    def classes(self, seen: Tensor) -> Tensor:
-        """What `forward` answers -> probabilities of the classes (B, 1000)."""
-        return (self.sharpness * self.classifier(seen)).softmax(1)
+    @classmethod
+    def restore(
+        cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor], vocabulary_size: int
+    ) -> Self:
+        # Not on torch.device("meta"), which imports all of torch._dynamo.
+        classifier = cls(**settings)
+        classifier.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)
+        return classifier.requires_grad_(False).to(memory_format=torch.channels_last).eval()
+
+    def forward(self, maps: Tensor, features: Tensor) -> Tensor:
+        """Features (B, C') -> the probability of each noun (B, nouns), the sum over its classes."""
+        return self.class_probabilities(features) @ self.membership
+
+    def image_features(self, inputs: Tensor) -> Tensor:
+        """The input of block `first`, (B, C, H, W) -> the mean over positions of the last map, (B, C')."""
+        if not self.first and inputs.shape[2:] != (self.size, self.size):
+            inputs = F.interpolate(inputs, (self.size, self.size), mode="bilinear", antialias=True)
+        (features,) = in_parts(lambda part: (self.pooled(part),), inputs)
+        return features
+
+    def pooled(self, inputs: Tensor) -> Tensor:
+        """The same for a map that has this network's size."""
+        return self.features(self.pixels(inputs)).mean((2, 3))
+
+    def class_probabilities(self, features: Tensor) -> Tensor:
+        """Features (B, C') -> probabilities of ImageNet's classes (B, 1000)."""
+        return (self.sharpness * self.classifier(features)).softmax(1)
 
     @contextmanager
-    def watching(self, backbone: Backbone) -> Iterator[list[Tensor]]:
-        """Collects the maps that block `first` of the captioner's CNN reads meanwhile."""
+    def capture_input(self, backbone: Backbone) -> Iterator[list[Tensor]]:
+        """Collect the inputs of block `first` of the captioner's CNN while it runs."""
         maps: list[Tensor] = []
         block = backbone.network.features[self.first]
         hook = block.register_forward_pre_hook(lambda _, inputs: maps.append(inputs[0]))
@@ -75,13 +105,16 @@ class Objects(nn.Module):
             hook.remove()
 
 
-def original(weights: dict[str, Tensor], backbone: Backbone, size: int = SIZE) -> Objects:
-    """ImageNet's network beside a captioner's CNN, which sees `size` pixels, without the blocks that both have in common.
+def pretrained_classifier(
+    weights: dict[str, Tensor], backbone: Backbone, size: int = SIZE
+) -> ObjectClassifier:
+    """The classifier with ImageNet weights, without the blocks that it shares with a captioner's CNN.
 
-    weights: MobileNetV2's, in torchvision's layout, or an EfficientNet-Lite's, in that of the package
-    efficientnet_lite_pytorch, which has no block in common. Raises UserError for another CNN than MobileNetV2, weights
-    without a classifier, and, for MobileNetV2's at ImageNet's size, a CNN whose lower blocks are not these weights'
-    (trained from others, or fine-tuned all through).
+    weights: MobileNetV2's in torchvision's layout, or an EfficientNet-Lite's in that of efficientnet_lite_pytorch, which
+    shares no block. size: pixels per side of the captioner's images.
+
+    Raises UserError for a captioner with another CNN than MobileNetV2, for weights without a classifier, and, with
+    MobileNetV2 at ImageNet's size, for a CNN whose lower blocks differ from these weights.
     """
     blocks = mobilenet_v2.blocks_of(backbone.layers) if backbone.name == "mobilenet_v2" else []
     if not blocks or backbone.blocks():
@@ -90,22 +123,20 @@ def original(weights: dict[str, Tensor], backbone: Backbone, size: int = SIZE) -
             f"{backbone.name}, attended at {' '.join(backbone.layers)}"
         )
     lite = efficientnet_lite.recognised(weights)
-    classifier = "_fc" if lite else "classifier.1"
-    head = {name: weights.get(f"{classifier}.{name}") for name in ("weight", "bias")}
+    layer = "_fc" if lite else "classifier.1"
+    head = {name: weights.get(f"{layer}.{name}") for name in ("weight", "bias")}
     if any(value is None or len(value) != CLASSES for value in head.values()):
-        raise UserError(
-            f"these weights have no classifier of {CLASSES} classes ({classifier}); give ImageNet's"
-        )
+        raise UserError(f"these weights have no classifier of {CLASSES} classes ({layer}); give ImageNet's")
     head = {f"classifier.{name}": value.float() for name, value in head.items()}
     if lite:
-        objects = Objects(network=lite)
+        classifier = ObjectClassifier(network=lite)
         try:
             features = efficientnet_lite.folded(weights)
-            objects.load_state_dict({f"features.{name}": value for name, value in features.items()} | head)
+            classifier.load_state_dict({f"features.{name}": value for name, value in features.items()} | head)
         except (KeyError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"these weights are not all of {lite} ({reason}); copy the file again") from error
-        return objects.eval()
+        return classifier.eval()
     whole = Backbone("mobilenet_v2", ["features.18"], weights).network.state_dict()
     shared = size == SIZE
     first = common_blocks(whole, backbone.network.state_dict(), blocks[0]) if shared else 0
@@ -114,19 +145,21 @@ def original(weights: dict[str, Tensor], backbone: Backbone, size: int = SIZE) -
             "block features.0 of the captioner's CNN differs from these weights: it was trained from others, or "
             "fine-tuned all through; give the weights that it started from, or train with --finetune-from features.14"
         )
-    objects = Objects(first)
+    classifier = ObjectClassifier(first)
     upper = {name: value for name, value in whole.items() if _block(name) >= first}
-    objects.load_state_dict(upper | head)
-    return objects.eval()
+    classifier.load_state_dict(upper | head)
+    return classifier.eval()
 
 
 def common_blocks(ours: dict[str, Tensor], theirs: dict[str, Tensor], most: int) -> int:
-    """How many of the lowest blocks are the same in both state dicts, at most `most`."""
+    """How many of the lowest blocks, at most `most`, have equal weights in both state dicts."""
     for block in range(most):
         for name, value in ours.items():
             other = theirs.get(name)
             if _block(name) == block and (
-                other is None or other.shape != value.shape or (other - value).norm() > SAME * value.norm()
+                other is None
+                or other.shape != value.shape
+                or (other - value).norm() > TOLERANCE * value.norm()
             ):
                 return block
     return most

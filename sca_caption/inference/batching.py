@@ -11,11 +11,12 @@ from PIL import Image
 from torch import Tensor
 
 from sca_caption import images
+from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.images import Transform
 from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.runtime.errors import UserError, warn
 
-READERS = 2  # threads that decode images; Pillow leaves the interpreter free meanwhile
+READERS = 2  # threads that decode images; Pillow releases the interpreter lock while it decodes
 
 
 def in_batches(
@@ -23,8 +24,8 @@ def in_batches(
 ) -> Iterator[tuple[Any, Any]]:
     """Yield each item with its answer, in order, or with the UserError that reading it raised.
 
-    `read(item)` runs in other threads, ahead by one batch; `answer` takes what it returned for the items of a batch
-    and gives an answer for each.
+    `read(item)` runs in other threads, one batch ahead; `answer` takes its results for the items of a batch and returns one
+    answer per item.
     """
     items, readers = iter(items), ThreadPoolExecutor(READERS)
 
@@ -44,7 +45,7 @@ def in_batches(
             answers = iter(answer(contents) if contents else ())
             for index, (item, _) in enumerate(current):
                 yield item, errors[index] if index in errors else next(answers)
-    finally:  # also when the caller stops listening
+    finally:  # also if the caller stops iterating
         readers.shutdown(wait=False, cancel_futures=True)
 
 
@@ -56,14 +57,15 @@ def stack(contents: list[np.ndarray] | list[tuple[np.ndarray, ...]]) -> Tensor |
 
 
 def reader(
-    data, models: Sequence[SCACNN], transform: Transform
+    data: CaptionDataset, networks: Sequence[SCACNN], transform: Transform
 ) -> Callable[[int], np.ndarray | tuple[np.ndarray, ...]]:
-    """How models' input is read from a data file (`store.CaptionDataset`): a row -> an image, or features.
+    """A function that reads one row of a data file as the model's input: an image, or stored features.
 
-    Raises UserError for features of another trunk than the models'.
+    Raises UserError for features of another encoder than the networks'.
     """
-    for model in models:
-        data.require_features_of(model.config.backbone, model.config.layers, model.config.backbone_attention)
+    for network in networks:
+        config = network.config
+        data.require_features_of(config.backbone, config.layers, config.backbone_attention)
     if data.encoding == "features":
         return data.features
     if data.transform == transform:

@@ -1,12 +1,13 @@
-"""Many images in, captions or classes out: a checkpoint at work in batches, with images decoded while the model runs."""
+"""CaptionPipeline: images in, captions out. It runs a captioner and its guides in batches, with images read ahead."""
 
 import copy
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,30 +15,35 @@ from sca_caption import checkpoint as checkpoints
 from sca_caption import images
 from sca_caption.checkpoint import Checkpoint
 from sca_caption.config import BATCH_SIZE, SamplingConfig, SearchConfig
-from sca_caption.decoding import beam_search, stepper
+from sca_caption.decoding.beam_search import beam_search
 from sca_caption.decoding.lexical_constraints import word_groups
-from sca_caption.decoding.rules import dangling, joining
+from sca_caption.decoding.rules import bad_endings, conjunctions
 from sca_caption.decoding.sampling import draw
-from sca_caption.guidance.confidence import Calibration
-from sca_caption.guidance.consensus import Consensus, Ranking
-from sca_caption.guidance.hallucination import Subjects, closed, rules_of
-from sca_caption.guidance.masking import Discreet
-from sca_caption.guidance.novel_objects import Namer
+from sca_caption.decoding.stepper import Hypothesis, State
+from sca_caption.guidance.guide import ForcedWords, Guide, Insertion
+from sca_caption.guidance.masking import MaskedWords
+from sca_caption.images import Transform
 from sca_caption.inference.batching import in_batches, stack
+from sca_caption.inference.torch_captioner import Inputs, TorchCaptioner
 from sca_caption.models.attention_trace import Trace, trace
-from sca_caption.models.ensemble import Ensemble
-from sca_caption.models.sca_cnn import SCACNN, State
+from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.runtime.devices import find_device
 from sca_caption.runtime.errors import UserError
-from sca_caption.vocab import Vocabulary
+from sca_caption.vocab import EOS, SPECIALS, Vocabulary
 
 
 @dataclass(frozen=True)
 class Caption:
-    """A caption in words. `log_prob` is natural; `score` is what captions were ranked by (see `decode`).
+    """A caption in words.
 
-    mean_log_prob: that of its words, the end included, on average. confidence: the probability that the caption is
-    better than the median, where the checkpoint knows (see `calibration`).
+    Attributes:
+        log_prob: natural logarithm of its probability under the captioner (see `decoding.stepper`).
+        score: what captions are ranked by: log_prob / length^a, plus `rerank_weight` times the ratings of guides.
+        finished: False if the search stopped at max_length before the model ended the caption.
+        mean_log_prob: log_prob per word, the end word included.
+        confidence: probability that the caption is better than the median, if a guide gives it.
+        tokens: ids of the words in `CaptionPipeline.vocabulary`.
+        ratings: what each guide that rates captions gave it, by the guide's name.
     """
 
     text: str
@@ -46,15 +52,15 @@ class Caption:
     finished: bool
     mean_log_prob: float
     confidence: float | None = None
-    tokens: tuple[int, ...] = ()  # ids of the words, in `CaptionPipeline.words`
-    consensus: float | None = None  # see `consensus.Ranking`, where the checkpoint knows
+    tokens: tuple[int, ...] = ()
+    ratings: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one item: its captions, best first, or the reason why there are none.
+    """The captions of one item, best first, or the reason why there are none.
 
-    trace: what was attended at every word of the best caption, where it was asked for.
+    trace: the attention at every word of the best caption, if it was asked for.
     """
 
     item: Any
@@ -63,188 +69,300 @@ class Result:
     trace: Trace | None = None
 
 
+class CaptioningModel(Protocol):
+    """What the pipeline runs: `TorchCaptioner`, or `export.onnx_captioner.OnnxCaptioner`."""
+
+    vocabulary: Vocabulary  # all words, those that guides add at the end
+    vocabulary_size: int  # how many are the captioner's own
+    transform: Transform
+    device: torch.device
+    networks: list[SCACNN]  # none in an exported model
+
+    @property
+    def sca_cnn(self) -> SCACNN:
+        """The network whose attention can be shown. Raises UserError if there is not exactly one."""
+
+    def start(self, batch: Inputs, guides: Sequence[Guide]) -> tuple[State, dict[str, Tensor]]:
+        """The state before the first word, one row per image, and the predictions of guides by name."""
+
+    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+        """Previous words (rows,) -> logits of all words (rows, W), and the state after them."""
+
+
 class CaptionPipeline:
-    """A model with its vocabulary and transform, ready to caption on one device.
+    """A captioning model and its guides, ready to caption. `load` makes it from checkpoints.
 
     Args:
-        checkpoint: a loaded checkpoint, the path of one, None for the model that ships, or several, which then
-        speak as one (see `ensemble`), without nouns of `objects`. device: "cpu",
-        "cuda", "cuda:1", ... or "auto": the first GPU, or the CPU. batch_size: images searched at once, an
-        upper bound on memory: batch_size * beam_size captions grow together. mentions: words that every caption
-        must have, or of which it must have one: "dog", "cat/cats/kitten". objects: whether a model that can (see
-        `naming`) puts nouns that it is sure of into its captions, and (see `subjects`) leaves people, dogs and colours
-        out of captions of other things; the first needs images, not stored features.
-        sampling: draw captions at random so in place of the search; of `search` counts what is not about beams.
+        model: encoder and decoder.
+        guides: in the order in which they act (see `guidance.GUIDES`).
+        search: how captions are searched for.
+        batch_size: images per search, an upper bound on memory: batch_size * beam_size captions grow together.
+        force_words: words that every caption must contain, or of which it must contain one: "dog", "cat/cats/kitten".
+        objects: whether guides about objects are active (nouns are inserted, unlikely people, dogs and colours are masked).
+        sampling: draw captions at random instead of searching.
 
-    Raises UserError for a checkpoint that cannot be used, a device that is not there and words it does not know.
+    Raises UserError for unknown words and contradicting settings.
     """
 
     def __init__(
         self,
-        checkpoint: Checkpoint | str | Path | Sequence[Checkpoint | str | Path] | None = None,
+        model: CaptioningModel,
+        guides: Sequence[Guide] = (),
         *,
         search: SearchConfig | None = None,
-        device: str = "auto",
         batch_size: int = BATCH_SIZE,
-        mentions: Sequence[str] = (),
+        force_words: Sequence[str] = (),
         objects: bool = True,
         sampling: SamplingConfig | None = None,
     ):
         if batch_size < 1:
             raise UserError(f"--batch-size {batch_size}: must be at least 1")
-        several = (
-            checkpoint
-            if isinstance(checkpoint, Sequence) and not isinstance(checkpoint, str)
-            else [checkpoint]
-        )
-        loaded = [each if isinstance(each, Checkpoint) else checkpoints.load(each) for each in several]
-        require_alike(several, loaded)
-        self.device = find_device(device)
-        self.models = [each.model.to(self.device).eval() for each in loaded]
-        checkpoint, self.model = loaded[0], self.models[0] if len(loaded) == 1 else Ensemble(self.models)
-        self.vocabulary, self.transform = checkpoint.vocabulary, checkpoint.transform
-        self.batch_size = batch_size
-        self.calibration = Calibration.of(checkpoint.metrics) if len(loaded) == 1 else None
-        self.consensus, self.idf = checkpoint.consensus if len(loaded) == 1 else None, None
-        self.subjects, self.rules = None, []
-        if self.consensus is not None:
-            self.consensus = self.consensus.to(self.device)
-            self.idf = self.consensus.idf.tolist()
-        self.drawing = None
-        self._set(search or SearchConfig(), mentions)
+        if sampling and force_words:
+            raise UserError("--force-words needs a search; leave --sample out")
+        self.model, self.batch_size, self.sampling = model, batch_size, sampling
+        self.vocabulary, self.transform, self.device = model.vocabulary, model.transform, model.device
+        self.guides = [guide for guide in guides if objects or not guide.about_objects]
+        self._configure(search or SearchConfig(), force_words)
         if sampling:
-            if mentions:
-                raise UserError("--mention needs a search; leave --sample out")
-            self.drawing = drawing_of(sampling, self._settings_of(self.search), self.device)
-        self.namer, self.words, self.objects = None, self.vocabulary, None
-        if checkpoint.objects is not None and len(loaded) == 1:
-            self.objects = checkpoint.objects.to(self.device)
-            if objects:
-                self.namer = Namer(self.model, self.vocabulary, self.objects)
-                self.words = self.namer.vocabulary
-        if checkpoint.subjects is not None and len(loaded) == 1 and objects:
-            self.subjects = checkpoint.subjects.to(self.device)
-            self.rules = rules_of(self.subjects, self.vocabulary)
+            self._generator = torch.Generator(self.device).manual_seed(sampling.seed)
 
-    def searching(
-        self, search: SearchConfig, mentions: Sequence[str] = (), *, objects: bool = True
+    @classmethod
+    def load(
+        cls,
+        checkpoint: Checkpoint | str | Path | Sequence[Checkpoint | str | Path] | None = None,
+        *,
+        device: str = "auto",
+        **options: Any,
+    ) -> Self:
+        """The pipeline of a checkpoint.
+
+        checkpoint: loaded, or the path of one; None is the model that ships; several are an ensemble, without guides.
+        device: "cpu", "cuda", "cuda:1", ... or "auto": the first GPU, else the CPU. options: as for CaptionPipeline.
+
+        Raises UserError for a checkpoint that cannot be used and a device that does not exist.
+        """
+        single = checkpoint is None or isinstance(checkpoint, Checkpoint | str | Path)
+        several = [checkpoint] if single else list(checkpoint)
+        loaded = [each if isinstance(each, Checkpoint) else checkpoints.load(each) for each in several]
+        require_same_inputs(several, loaded)
+        model, guides = TorchCaptioner.from_checkpoints(loaded, find_device(device))
+        return cls(model, guides, **options)
+
+    def with_search(
+        self, search: SearchConfig, force_words: Sequence[str] = (), *, objects: bool = True
     ) -> "CaptionPipeline":
-        """The same models, which search so, and without nouns of `objects` where that is False."""
+        """The same model with other settings; objects=False turns guides about objects off."""
         other = copy.copy(self)
-        other.drawing = None
-        other._set(search, mentions)
-        if not objects:
-            other.namer, other.words, other.subjects = None, other.vocabulary, None
+        other.sampling = None
+        other.guides = [guide for guide in self.guides if objects or not guide.about_objects]
+        other._configure(search, force_words)
         return other
 
-    def _set(self, search: SearchConfig, mentions: Sequence[str]) -> None:
-        self.search, self.mentions = search, word_groups(mentions, self.vocabulary)
-        self.settings = self._settings_of(search)
-        if self.ranks:
-            self.settings["num_captions"] = search.ranked
-
-    def _settings_of(self, search: SearchConfig) -> dict[str, Any]:
-        return settings_of(search, self.vocabulary)
-
-    @property
-    def ranks(self) -> bool:
-        """Whether captions are ranked by consensus: not where they are drawn, or groups of them shall differ."""
-        known = self.idf is not None and not self.drawing
-        return known and self.search.rerank_weight > 0 and self.search.diverse_groups == 1
-
-    def encode(self, batch: Tensor | tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], Tensor | None]:
-        """Images or features -> what the captioner attends, and what ImageNet's network saw of images (B, C), where it is
-        there and has a use."""
-        names = self.namer is not None and not self.drawing
-        needed = names or any(
-            part is not None and part.reads_objects for part in (self.consensus, self.subjects)
-        )
-        if not needed or self.objects is None:
-            return self.model.encode(batch), None
-        with self.objects.watching(self.model.backbone) as below:
-            encoded = self.model.encode(batch)
-        return encoded, self.objects(torch.cat(below)) if below else None
-
-    def silent(self, shares: Tensor | None, mentions: Sequence[Sequence[Collection[int]]]) -> Tensor | None:
-        """Words that captions of images keep from, for the shares (B, K) of their `subjects`: bool (B, W), or None."""
-        return None if shares is None else closed(shares, self.rules, len(self.vocabulary), mentions)
-
-    def ranking(self, expected: Tensor | None) -> Ranking | None:
-        """How captions of images of which this is `expected`, (B, W), are ranked; None where nothing is."""
-        if expected is None:
-            return None
-        return Ranking(expected.cpu(), self.idf, self.search.rerank_weight if self.ranks else 0.0)
-
-    def caption_batch(
-        self,
-        batch: Tensor | tuple[Tensor, ...],
-        mentions: Sequence[Sequence[Collection[int]]] | None = None,
-    ) -> list[tuple[Caption, ...]]:
-        """Images uint8 (B, 3, S, S), or features as a tuple of (B, ...) -> captions of each, best first.
-
-        mentions: for each image groups of ids of words, see `decode.beam_search` (default: those of all images).
-        """
-        return self._search(batch, mentions)[0]
-
-    def trace_batch(self, batch: Tensor | tuple[Tensor, ...]) -> list[tuple[tuple[Caption, ...], Trace]]:
-        """The same, with what was attended at every word of the best caption of each image.
-
-        Raises UserError for several models that speak as one: each attends for itself.
-        """
-        speaker = self.speaker
-        captions, state = self._search(batch)
-        return [*zip(captions, trace(speaker, state, [best.tokens for best, *_ in captions]), strict=True)]
+    def _configure(self, search: SearchConfig, force_words: Sequence[str]) -> None:
+        own_words = Vocabulary(self.vocabulary.words[len(SPECIALS) : self.model.vocabulary_size])
+        self.search, self.force_words = search, word_groups(force_words, own_words)
+        self._rules = {
+            "min_length": search.min_length,
+            "max_length": search.max_length,
+            "bad_endings": bad_endings(own_words) if search.remove_bad_endings else (),
+            "block_ngrams": search.block_ngrams,
+            "length_penalty": search.length_penalty,
+            "vocabulary_size": self.model.vocabulary_size,
+        }
+        self._beams = {
+            "beam_size": search.beam_size,
+            "conjunctions": conjunctions(own_words) if search.block_ngrams else (),
+            "num_captions": search.candidates if self.reranks else search.num_captions,
+            "diverse_groups": search.diverse_groups,
+            "diversity": search.diversity,
+        }
 
     @property
-    def speaker(self) -> SCACNN:
-        """The one model that says all of `words`. Raises UserError where several speak as one."""
-        if len(self.models) > 1:
-            raise UserError(
-                f"the attention of {len(self.models)} models cannot be shown at once; give one --checkpoint"
-            )
-        return self.namer.model if self.namer else self.model
+    def reranks(self) -> bool:
+        """Whether guides rerank the candidates: not if captions are sampled, or if groups of them shall differ."""
+        rated = any(guide.rates for guide in self.guides) and not self.sampling
+        return rated and self.search.rerank_weight > 0 and self.search.diverse_groups == 1
+
+    @property
+    def networks(self) -> list[SCACNN]:
+        return self.model.networks
+
+    @property
+    def sca_cnn(self) -> SCACNN:
+        """The network whose attention can be shown. Raises UserError if there is not exactly one."""
+        return self.model.sca_cnn
+
+    def caption_batch(self, batch: Inputs, forced: ForcedWords | None = None) -> list[tuple[Caption, ...]]:
+        """Images uint8 (B, 3, S, S), or features as a tuple of (B, ...) -> the captions of each, best first.
+
+        forced: groups of word ids per image (default: those of `force_words`), see `decoding.beam_search`.
+        """
+        return self._caption(batch, forced)[0]
+
+    def trace_batch(self, batch: Inputs) -> list[tuple[tuple[Caption, ...], Trace]]:
+        """The same with the attention at every word of the best captions. Raises UserError as `sca_cnn` does."""
+        network = self.sca_cnn
+        captions, state = self._caption(batch)
+        traces = trace(network, state, [best.tokens for best, *_ in captions], self.model.vocabulary_size)
+        return [*zip(captions, traces, strict=True)]
 
     @torch.inference_mode()
-    def _search(
-        self, batch: Tensor | tuple[Tensor, ...], mentions: Sequence[Sequence[Collection[int]]] | None = None
-    ) -> tuple[list[tuple[Caption, ...]], State]:
-        """The captions, and where the captioner stood before their first words."""
-        batch = (
-            batch.to(self.device) if isinstance(batch, Tensor) else tuple(x.to(self.device) for x in batch)
+    def score_caption(self, batch: Inputs, tokens: Sequence[int]) -> tuple[Caption, Trace]:
+        """A given caption (word ids) of one image, with the score, ratings and confidence that a search gives it."""
+        state, predictions = self.model.start(batch, self.guides)
+        (found,) = trace(self.sca_cnn, state, [[*tokens, EOS]], self.model.vocabulary_size)
+        log_prob = float(np.log(np.maximum(found.probabilities, 1e-30)).sum())
+        score = log_prob / (len(tokens) + 1) ** self.search.length_penalty
+        ((rated,),) = self._rate(
+            [[Hypothesis([*tokens], log_prob, score, True)]], predictions, [self.force_words]
         )
-        encoded, seen = self.encode(batch)
-        state = self.model.start(encoded)
-        mentions = [self.mentions] * len(state) if mentions is None else mentions
-        silent = self.silent(read_by(self.subjects, encoded[0], seen), mentions)
-        model = self.model if silent is None else Discreet(self.model, silent)
-        if self.drawing:
-            found = draw(model, state, **self.drawing)
+        return self._finish(rated), found.first(len(tokens))
+
+    @torch.inference_mode()
+    def _caption(
+        self, batch: Inputs, forced: ForcedWords | None = None
+    ) -> tuple[list[tuple[Caption, ...]], State]:
+        """The captions, and the state before their first words."""
+        guides = [guide for guide in self.guides if not (self.sampling and guide.inserts)]
+        state, predictions = self.model.start(batch, guides)
+        forced = [self.force_words] * len(state) if forced is None else forced
+        banned = self._banned_words(predictions, forced)
+        mask = None if banned is None else MaskedWords(banned)
+        if self.sampling:
+            options = {name: getattr(self.sampling, name) for name in ("temperature", "top_k", "top_p")}
+            options |= {"num_captions": self.search.num_captions, "generator": self._generator, "mask": mask}
+            found = draw(self.model, state, **self._rules, **options)
         else:
-            found = beam_search.beam_search(model, state, mentions=mentions, **self.settings)
-        ranking = self.ranking(read_by(self.consensus, encoded[0], seen))
-        found = ranking.of_all(found, mentions) if ranking else found
-        if self.namer and seen is not None and not self.drawing:
-            found = self.namer.improve(found, state, seen, mentions, ranking, silent, **self.settings)
-        captions = [tuple(map(self._caption, hypotheses[: self.search.num_captions])) for hypotheses in found]
+            found = beam_search(
+                self.model, state, force_words=forced, mask=mask, **self._rules, **self._beams
+            )
+        found = self._rate(found, predictions, forced)
+        for guide in guides:
+            if guide.inserts and guide.name in predictions and banned is not None:
+                best = [self.vocabulary.decode(first.tokens) for first, *_ in found]
+                insertion = guide.insertion(predictions[guide.name], best, forced, banned)
+                if insertion is not None:
+                    found = self._insert(insertion, found, state, predictions, forced)
+        captions = [tuple(map(self._finish, several[: self.search.num_captions])) for several in found]
         return captions, state
 
-    def _caption(self, found: stepper.Hypothesis) -> Caption:
+    def _banned_words(self, predictions: Mapping[str, Tensor], forced: ForcedWords) -> Tensor | None:
+        """Words that guides exclude, and all words that they have added: bool (B, W), or None for no word."""
+        words, own = len(self.vocabulary), self.model.vocabulary_size
+        found = [
+            guide.banned_words(predictions[guide.name], forced, words)
+            for guide in self.guides
+            if guide.name in predictions
+        ]
+        masks = [mask for mask in found if mask is not None]
+        if not masks and words == own and not any(guide.inserts for guide in self.guides):
+            return None
+        banned = torch.zeros(len(forced), words, dtype=torch.bool, device=self.device)
+        banned[:, own:] = True
+        for mask in masks:
+            banned |= mask
+        return banned
+
+    def _rate(
+        self, found: list[list[Hypothesis]], predictions: Mapping[str, Tensor], forced: ForcedWords
+    ) -> list[list[Hypothesis]]:
+        """Candidates with their ratings by guides, and reranked by them."""
+        rating = [guide for guide in self.guides if guide.rates and guide.name in predictions]
+        if not rating:
+            return found
+        known = {guide.name: predictions[guide.name].cpu() for guide in rating}
+        weight = self.search.rerank_weight if self.reranks else 0.0
+        return [
+            self._rate_image(
+                several,
+                [partial(guide.rate, known[guide.name], image) for guide in rating],
+                [guide.name for guide in rating],
+                weight,
+                forced[image],
+            )
+            for image, several in enumerate(found)
+        ]
+
+    def _rate_image(
+        self,
+        candidates: Sequence[Hypothesis],
+        rates: Sequence[Callable[[Sequence[int]], float]],
+        names: Sequence[str],
+        weight: float,
+        groups: Sequence[Collection[int]],
+    ) -> list[Hypothesis]:
+        """Finished captions and those with most of the forced words stay ahead of the others."""
+        rated = []
+        for candidate in candidates:
+            ratings = {name: rate(candidate.tokens) for name, rate in zip(names, rates, strict=True)}
+            score = candidate.score + weight * sum(ratings.values())
+            rated.append(replace(candidate, score=score, ratings=ratings))
+
+        def key(candidate: Hypothesis) -> tuple[int, bool, float]:
+            missing = sum(set(group).isdisjoint(candidate.tokens) for group in groups)
+            return missing, not candidate.finished, -candidate.score
+
+        return sorted(rated, key=key) if weight else rated
+
+    def _insert(
+        self,
+        insertion: Insertion,
+        found: list[list[Hypothesis]],
+        state: State,
+        predictions: Mapping[str, Tensor],
+        forced: ForcedWords,
+    ) -> list[list[Hypothesis]]:
+        """Search again for captions with the words that a guide wants, and take those that cost no more than allowed."""
+        rows = torch.tensor(insertion.images, device=self.device)
+        groups = [
+            [*forced[image], words] for image, words in zip(insertion.images, insertion.words, strict=True)
+        ]
+        candidates = beam_search(
+            self.model,
+            state.select(rows),
+            force_words=groups,
+            mask=insertion.mask,
+            **self._rules,
+            **self._beams,
+        )
+        of_images = {name: values[rows] for name, values in predictions.items()}
+        candidates = self._rate(candidates, of_images, groups)
+        found = list(found)
+        for image, words, margin, several in zip(
+            insertion.images, insertion.words, insertion.margins, candidates, strict=True
+        ):
+            before, after = found[image][0], several[0]
+            costs = self._length_normalised(before) - self._length_normalised(after)
+            if costs <= margin and not set(words).isdisjoint(after.tokens):
+                found[image] = several
+        return found
+
+    def _length_normalised(self, caption: Hypothesis) -> float:
+        """Its score without ratings."""
+        return caption.log_prob / (len(caption.tokens) + caption.finished) ** self.search.length_penalty
+
+    def _finish(self, found: Hypothesis) -> Caption:
         mean = found.log_prob / (len(found.tokens) + found.finished)
-        confidence = self.calibration.probability(mean, found.consensus) if self.calibration else None
-        text = self.words.decode(found.tokens)
-        tokens = tuple(found.tokens)
+        confidences = (guide.confidence(mean, found.ratings) for guide in self.guides)
         return Caption(
-            text, found.log_prob, found.score, found.finished, mean, confidence, tokens, found.consensus
+            text=self.vocabulary.decode(found.tokens),
+            log_prob=found.log_prob,
+            score=found.score,
+            finished=found.finished,
+            mean_log_prob=mean,
+            confidence=next((each for each in confidences if each is not None), None),
+            tokens=tuple(found.tokens),
+            ratings=found.ratings,
         )
 
     def stream(
         self, items: Iterable, read: Callable[[Any], Any] | None = None, *, traced: bool = False
     ) -> Iterator[Result]:
-        """Caption `items` one batch after another and yield a Result for each, in order; `traced`, with their traces.
+        """Caption `items` batch by batch and yield a Result for each, in order; with their traces if `traced`.
 
-        `read(item)` gives an image at model size, uint8 (S, S, 3), or a tuple of features. It runs in other
-        threads, ahead of the model by one batch; by default it opens the item as an image file. An item that
-        it raises UserError for yields a Result with that error, and the others go on.
+        `read(item)` returns an image at model size, uint8 (S, S, 3), or a tuple of features; by default it opens the item
+        as an image file. It runs in other threads, one batch ahead of the model. An item for which it raises UserError
+        yields a Result with that error, and the others continue.
         """
         read = read or partial(images.load, transform=self.transform)
 
@@ -260,37 +378,12 @@ class CaptionPipeline:
                 yield Result(item, captions, trace=attention)
 
 
-def read_by(part: Consensus | Subjects | None, maps: Tensor, seen: Tensor | None) -> Tensor | None:
-    """What a part says of images with these maps (B, C, H, W), of which `CaptionPipeline.encode` saw that.
-
-    None where there is no such part, or what was seen is lacking, as of stored features.
-    """
-    return None if part is None or (part.reads_objects and seen is None) else part(maps, seen)
-
-
-def require_alike(names: Sequence, loaded: Sequence[Checkpoint]) -> None:
-    """Raise UserError where checkpoints cannot speak as one."""
+def require_same_inputs(names: Sequence, loaded: Sequence[Checkpoint]) -> None:
+    """Raise UserError for checkpoints that cannot be an ensemble."""
     first = loaded[0]
     for name, other in zip(names, loaded, strict=True):
-        what = "words" if other.vocabulary != first.vocabulary else "image transform"
+        differs = "words" if other.vocabulary != first.vocabulary else "image transform"
         if other.vocabulary != first.vocabulary or other.transform != first.transform:
             raise UserError(
-                f"--checkpoint {name}: other {what} than those of {names[0]}; give models trained on one data file"
+                f"--checkpoint {name}: other {differs} than {names[0]}; give models trained on one data file"
             )
-
-
-def settings_of(search: SearchConfig, vocabulary: Vocabulary) -> dict[str, Any]:
-    """What `decode.beam_search` takes to search so."""
-    settings = dict(vars(search))
-    del settings["rerank_weight"]  # it ranks what was found
-    return settings | {
-        "never_last": dangling(vocabulary) if settings.pop("remove_bad_endings") else (),
-        "joining": joining(vocabulary) if search.block_ngrams else (),
-    }
-
-
-def drawing_of(sampling: SamplingConfig, settings: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """What `sampling.draw` takes to draw so, from what `decode.beam_search` takes."""
-    of_beams = ("beam_size", "joining", "diverse_groups", "diversity")
-    drawing = {name: value for name, value in (settings | vars(sampling)).items() if name not in of_beams}
-    return drawing | {"generator": torch.Generator(device).manual_seed(drawing.pop("seed"))}

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sca_caption.decoding.stepper import log_probs
 from sca_caption.decoding.teacher_forcing import padded
 from sca_caption.models.sca_cnn import SCACNN, State
 from sca_caption.vocab import BOS
@@ -47,7 +48,9 @@ class Trace:
 
 
 @torch.inference_mode()
-def trace(model: SCACNN, state: State, captions: Sequence[Sequence[int]]) -> list[Trace]:
+def trace(
+    model: SCACNN, state: State, captions: Sequence[Sequence[int]], vocabulary_size: int | None = None
+) -> list[Trace]:
     """Have the model say a given caption in every row of a state before the first word, and note what it attends.
 
     captions: lists of word ids, without BOS and EOS, one for each row. What is noted of a word is what was attended to
@@ -58,7 +61,7 @@ def trace(model: SCACNN, state: State, captions: Sequence[Sequence[int]]) -> lis
     probabilities, attention = [], []
     for word in words.unbind(1):
         logits, state = model.step(last, state)
-        probabilities.append(logits.float().softmax(1).gather(1, word[:, None])[:, 0])
+        probabilities.append(log_probs(logits, vocabulary_size).exp().gather(1, word[:, None])[:, 0])
         attention.append(state.attention)
         last = word
     return [

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from sca_caption.checkpoint import _PARTS, Checkpoint, load
+from sca_caption.checkpoint import Checkpoint, load
 from sca_caption.runtime.errors import UserError
 
 
@@ -39,5 +39,5 @@ def average(paths: Sequence[str | Path], shares: Sequence[float]) -> Checkpoint:
         found.vocabulary,
         found.transform,
         found.metrics if alone else {},
-        **{part: getattr(found, part) if alone else None for part in _PARTS},
+        guides=found.guides if alone else {},
     )
