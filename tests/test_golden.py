@@ -69,11 +69,11 @@ def captions_of_the_shipped_model() -> dict:
 
 
 def captions_of_the_exported_model(folder: Path) -> dict:
-    from sca_caption.export.onnx_captioner import OnnxCaptionPipeline
+    from sca_caption.export.onnx_captioner import load_pipeline
     from sca_caption.export.onnx_folder import export
 
     export(folder, load(), dtypes=["float32"])
-    pipeline = OnnxCaptionPipeline(folder)
+    pipeline = load_pipeline(folder)
     found = {"beam": numbers(Captioner(pipeline).stream(PHOTOGRAPHS.values()))}
     found["force_words"] = numbers(Captioner(pipeline).stream(PHOTOGRAPHS.values(), **SEARCHES["force_words"]))
     return found

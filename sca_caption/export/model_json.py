@@ -1,20 +1,13 @@
-"""model.json, the description in the folder of an exported model: what the writer and the reader share."""
+"""model.json, the description in the folder of an exported model (fields: see `onnx_folder`): reading and upgrading it."""
 
-import dataclasses
 import json
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from sca_caption.decoding.lexical_constraints import MOST_GROUPS
-from sca_caption.guidance.novel_objects import Lexicon, Limits
-from sca_caption.guidance.object_nouns import Noun
 from sca_caption.runtime.errors import UserError
-from sca_caption.vocab import Vocabulary
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
+EARLIER_VERSION = 4  # read as well
 DTYPES = ("float32", "int8")
 DESCRIPTION = "model.json"
 
@@ -23,8 +16,8 @@ def graph_path(folder: Path, name: str, dtype: str) -> Path:
     return (folder if dtype == "float32" else folder / dtype) / f"{name}.onnx"
 
 
-def described(folder: Path) -> dict:
-    """What model.json says. Raises UserError where there is none, or one of another format."""
+def read_description(folder: Path) -> dict[str, Any]:
+    """The contents of model.json, in the current format. Raises UserError if it is missing or of an unknown format."""
     path = folder / DESCRIPTION
     again = f"python -m sca_caption export --output {folder} writes one"
     if not path.is_file():
@@ -35,48 +28,51 @@ def described(folder: Path) -> dict:
         version = found["format_version"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged or no description of a model; {again}") from error
+    if version == EARLIER_VERSION:
+        return upgrade(found)
     if version != FORMAT_VERSION:
         raise UserError(
-            f"{path} has format {version}, this program reads {FORMAT_VERSION}; use the version of sca_caption that "
-            f"wrote it, or export again"
+            f"{path} has format {version}, this program reads {EARLIER_VERSION} and {FORMAT_VERSION}; use the version of "
+            "sca_caption that wrote it, or export again"
         )
     return found
 
 
-def naming_of(lexicon: Lexicon) -> dict:
-    """All that naming needs, for JSON; see `export`."""
-    said = {word for group in lexicon.groups for word in group}
-    agreement = [
-        [after, [word for word in mask.nonzero().flatten().tolist() if word in said]]
-        for after, mask in lexicon.agreement.items()
-    ]
-    nouns = [
-        dataclasses.asdict(noun) | {"group": group}
-        for noun, group in zip(lexicon.nouns, lexicon.groups, strict=True)
-    ]
-    no_compound = lexicon.no_compound.nonzero().flatten().tolist()
-    from_constraints = {"most_groups": MOST_GROUPS}
-    return vars(lexicon.limits) | from_constraints | {
-        "nouns": nouns, "agreement": agreement, "no_compound": no_compound,
-    }  # fmt: skip
-
-
-def lexicon_of(description: dict, words: Vocabulary) -> Lexicon:
-    """What `naming_of` wrote."""
-    found = description["naming"]
-    limits = Limits(**{f.name: found[f.name] for f in dataclasses.fields(Limits)})
-    nouns = tuple(
-        Noun(each["kind"], each["name"], each["plural"], tuple(each["forms"]), tuple(each["classes"]))
-        for each in found["nouns"]
+def upgrade(described: dict[str, Any]) -> dict[str, Any]:
+    """Format 4, where each guide had a field of its own, in the current format."""
+    found = dict(described, format_version=FORMAT_VERSION)
+    for name, earlier in (
+        ("vocabulary_size", "known"),
+        ("bad_endings", "never_last"),
+        ("conjunctions", "joining"),
+    ):
+        found[name] = found.pop(earlier)
+    naming, subjects, consensus, calibration = map(
+        found.pop, ("naming", "subjects", "consensus", "calibration")
     )
-    groups = [each["group"] for each in found["nouns"]]
-    agreement = {after: mask_of(wrong, len(words)) for after, wrong in found["agreement"]}
-    no_compound = mask_of(found["no_compound"], len(words))
-    return Lexicon(nouns, words, description["known"], groups, agreement, no_compound, limits)
-
-
-def mask_of(ids: Sequence[int], size: int) -> Tensor:
-    """True at `ids`: (size,)."""
-    mask = torch.zeros(size, dtype=torch.bool)
-    mask[list(ids)] = True
-    return mask
+    guides: list[dict[str, Any]] = []
+    if naming:
+        renamed = {"margin": "room", "margin_per_probability": "room_if_sure", "specific_share": "share"}
+        renamed |= {"max_groups": "most_groups", "disagreeing": "agreement"}
+        same = {name: naming[name] for name in ("threshold", "absent", "nouns", "no_compound")}
+        new_words = found["words"][found["vocabulary_size"] :]
+        guides.append(
+            {"name": "objects", "prediction": "probabilities", "new_words": new_words}
+            | same
+            | {name: naming[earlier] for name, earlier in renamed.items()}
+        )
+    if subjects:
+        rules = [
+            {"words": rule["words"], "threshold": rule["least"], "primary": rule["main"]} for rule in subjects
+        ]
+        guides.append({"name": "presence", "prediction": "shares", "rules": rules})
+    if consensus:
+        guides.append({"name": "consensus", "prediction": "expected", "idf": consensus["idf"]})
+    if calibration:
+        rated = calibration.get("consensus")
+        ratings = {"consensus": rated} if rated else {}
+        guides.append(
+            {"name": "confidence", "prediction": None, "slope": calibration["slope"]}
+            | {"intercept": calibration["intercept"], "ratings": ratings}
+        )
+    return found | {"guides": guides}

@@ -1,46 +1,35 @@
-"""A captioner that was exported (see `export`), at work under onnxruntime.
+"""An exported captioner under onnxruntime, as `CaptionPipeline` uses one. Search and guides are those of PyTorch."""
 
-The search is `decode.beam_search` and the naming of objects `naming.Lexicon`, as in PyTorch: only the graphs are run by
-another library. Shapes as in `onnx_graphs`.
-"""
-
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sca_caption.config import BATCH_SIZE, SearchConfig
-from sca_caption.decoding import beam_search
-from sca_caption.export.model_json import described, graph_path, lexicon_of
-from sca_caption.guidance.confidence import Calibration
-from sca_caption.guidance.hallucination import Rule
-from sca_caption.guidance.masking import Discreet
+from sca_caption import config
+from sca_caption.config import SearchConfig
+from sca_caption.export.model_json import graph_path, read_description
+from sca_caption.guidance import GUIDES
+from sca_caption.guidance.guide import Guide
 from sca_caption.images import Transform
-from sca_caption.inference.captioning import Caption, CaptionPipeline
+from sca_caption.inference.captioning import CaptionPipeline
+from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.runtime.errors import UserError
 from sca_caption.vocab import SPECIALS, Vocabulary
 
 
 @dataclass
 class OnnxState:
-    """Where N partial captions stand: `maps` are what the trunk made of each image, `image` says which a row reads."""
+    """The state of N partial captions. `maps` are the trunk's outputs, one row per image; `image` says which a row reads."""
 
-    maps: dict[str, np.ndarray]  # by name of the graphs' inputs, a row an image
+    maps: dict[str, np.ndarray]  # by name of the step graph's inputs
     image: Tensor  # (N,)
     hidden: Tensor  # (N, d)
     cell: Tensor  # (N, d)
-    expected: Tensor | None = (
-        None  # (B, W) what people are expected to say, a row an image, where that is known
-    )
-    shares: Tensor | None = (
-        None  # (B, K) of people who would speak of each of the subjects, where that is known
-    )
-    probabilities: Tensor | None = None  # (B, nouns) of what is in the images, where that was looked for
-    # Of the last step, one pair an attended layer: beta (N, C) or None, alpha (N, m) or None.
+    # Of the last step, one pair per attended layer: beta (N, C) or None, alpha (N, m) or None.
     attention: tuple[tuple[Tensor | None, Tensor | None], ...] = ()
 
     def __len__(self) -> int:
@@ -55,38 +44,27 @@ class OnnxState:
         return replace(self, image=image, hidden=hidden, cell=cell, attention=())
 
 
-@dataclass(frozen=True)
-class Steps:
-    """The step with the logits of the first `words` words only, or of all."""
-
-    captioner: "OnnxCaptioner"
-    words: int | None
-
-    def step(self, tokens: Tensor, state: OnnxState) -> tuple[Tensor, OnnxState]:
-        logits, after = self.captioner.step(tokens, state)
-        return logits[:, : self.words], after
-
-
 class OnnxCaptioner:
-    """The graphs of an exported folder: `start`, with the nouns' probabilities, and `step`, as `decode` needs them.
+    """The graphs of an exported folder. Attributes as of `inference.torch_captioner.TorchCaptioner`, on the CPU."""
 
-    `step` gives the logits of all words, also those that only naming may say.
-    """
-
-    def __init__(self, description: dict, sessions: dict):
+    def __init__(self, description: Mapping[str, Any], sessions: Mapping[str, Any]):
         self.description, self.sessions = description, sessions
-        self.outputs = description["outputs"]
+        self.vocabulary = Vocabulary(description["words"][len(SPECIALS) :])
+        self.vocabulary_size = description["vocabulary_size"]
+        self.transform = Transform.from_dict(description["transform"])
+        self.device = torch.device("cpu")
+        self.networks: list[SCACNN] = []
         self.layers = len(description["layers"])
+        self.predictions = {each["name"]: each["prediction"] for each in description["guides"]}
 
     @classmethod
     def load(cls, folder: str | Path, dtype: str = "float32", threads: int = 0) -> "OnnxCaptioner":
-        """dtype: "float32" or "int8"; threads: of each operator, 0: as many as there are cores.
+        """dtype: "float32" or "int8". threads: per operator; 0: as many as there are cores.
 
-        Raises UserError for a folder that is no export or lacks a part, and where onnxruntime is not installed.
+        Raises UserError for a folder that is no export or lacks a part, and if onnxruntime is not installed.
         """
         folder = Path(folder)
-        description = described(folder)
-        names = list(description["inputs"])
+        description = read_description(folder)
         if dtype not in description["dtypes"]:
             raise UserError(
                 f"{folder} has no {dtype} graphs; write them with python -m sca_caption export --dtype {dtype}"
@@ -101,9 +79,9 @@ class OnnxCaptioner:
         options.intra_op_num_threads = threads
         # Between two graphs the search runs in PyTorch, whose threads would wait for cores that onnxruntime's keep busy.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        options.log_severity_level = 3  # what goes wrong is raised as well
+        options.log_severity_level = 3  # errors are raised as well
         sessions = {}
-        for name in names:
+        for name in description["inputs"]:
             path = graph_path(folder, name, dtype)
             if not path.is_file():
                 raise UserError(
@@ -116,109 +94,75 @@ class OnnxCaptioner:
                 raise UserError(f"{path} cannot be read ({reason}); copy it or export it again") from error
         return cls(description, sessions)
 
-    def start(self, images: Tensor, objects: bool = True) -> OnnxState:
-        """Images uint8 (B, 3, S, S) -> the state before the first word, a row an image.
-
-        objects: look for nouns, if the folder can; ranking may need to look all the same.
-        """
-        inputs = {"images": images.contiguous().numpy()}
-        probabilities, ranked = None, "seen" in self.description["inputs"]["trunk"]
-        if "objects" in self.sessions and (objects or ranked):
-            found = self._run("objects", inputs)
-            probabilities = torch.from_numpy(found["probabilities"])
-            inputs |= {"seen": found["seen"]} if ranked else {}
-        found = self._run("trunk", inputs)
-        hidden, cell = (torch.from_numpy(found.pop(name)) for name in ("hidden", "cell"))
-        told = [
-            torch.from_numpy(found.pop(name)) if name in found else None for name in ("expected", "shares")
+    def guides(self) -> list[Guide]:
+        """The guides that model.json describes, in the order in which they act."""
+        described = {each["name"]: each for each in self.description["guides"]}
+        return [
+            kind.from_json(described[name], self.vocabulary)
+            for name, kind in GUIDES.items()
+            if name in described
         ]
-        return OnnxState(found, torch.arange(len(hidden)), hidden, cell, *told, probabilities)
 
-    def step(self, tokens: Tensor, state: OnnxState) -> tuple[Tensor, OnnxState]:
-        """One word further: tokens (N,) are the words before -> logits (N, W), and the state after."""
-        rows = {"tokens": tokens, "image": state.image, "hidden": state.hidden, "cell": state.cell}
-        found = self._run("step", state.maps | {name: value.numpy() for name, value in rows.items()})
-        found = {name: torch.from_numpy(value) for name, value in found.items()}
-        attention = tuple((found.get(f"beta_{i}"), found.get(f"alpha_{i}")) for i in range(self.layers))
-        after = replace(state, hidden=found["hidden_after"], cell=found["cell_after"], attention=attention)
-        return found["logits"], after
+    @property
+    def search(self) -> SearchConfig:
+        """The folder's default settings."""
+        return config.from_dict(SearchConfig, self.description["search"])
 
-    def _run(self, graph: str, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        names = self.outputs[graph]
-        return dict(zip(names, self.sessions[graph].run(names, inputs), strict=True))
-
-
-class OnnxCaptionPipeline(CaptionPipeline):
-    """An exported folder in the place of a checkpoint: `caption_batch` and `stream` as CaptionPipeline's, on the CPU.
-
-    Args: as `OnnxCaptioner.load` and `CaptionPipeline` take them; search: by default that of the folder.
-    """
-
-    def __init__(
-        self,
-        folder: str | Path,
-        *,
-        dtype: str = "float32",
-        threads: int = 0,
-        search: SearchConfig | None = None,
-        batch_size: int = BATCH_SIZE,
-        mentions: Sequence[str] = (),
-        objects: bool = True,
-    ):
-        if batch_size < 1:
-            raise UserError(f"--batch-size {batch_size}: must be at least 1")
-        self.model = OnnxCaptioner.load(folder, dtype, threads)
-        self.models, self.namer, self.drawing = [self.model], None, None
-        about = self.model.description
-        self.device, self.batch_size = torch.device("cpu"), batch_size
-        self.words = Vocabulary(about["words"][len(SPECIALS) :])
-        self.vocabulary = Vocabulary(about["words"][len(SPECIALS) : about["known"]])
-        self.transform = Transform.from_dict(about["transform"])
-        self.idf = about["consensus"]["idf"] if about["consensus"] else None
-        self._set(search or SearchConfig(**about["search"]), mentions)
-        self.calibration = Calibration(**about["calibration"]) if about["calibration"] else None
-        self.lexicon = lexicon_of(about, self.words) if objects and about["naming"] else None
-        rules = about["subjects"] if objects else None
-        self.rules = rules and [Rule(tuple(each["words"]), each["least"], each["main"]) for each in rules]
-
-    def _settings_of(self, search: SearchConfig) -> dict[str, Any]:
-        """As `settings_of`, with the words that the folder names."""
-        about, settings = self.model.description, dict(vars(search))
-        del settings["rerank_weight"]
-        settings["never_last"] = about["never_last"] if settings.pop("remove_bad_endings") else ()
-        if search.block_ngrams and about["joining"]:
-            settings["joining"] = about["joining"]
-        return settings
-
-    def trace_batch(self, batch: Tensor) -> NoReturn:
-        """Raises UserError: what was attended stands in the states of `OnnxCaptioner.step` instead."""
+    @property
+    def sca_cnn(self) -> SCACNN:
+        """Raises UserError: attention of an exported model is only in the states that `step` returns."""
         raise UserError(
             "attention is not drawn of an exported model; give the checkpoint that it was made from"
         )
 
-    @torch.inference_mode()
-    def _search(
-        self, batch: Tensor, mentions: Sequence[Sequence[Collection[int]]] | None = None
-    ) -> tuple[list[tuple[Caption, ...]], OnnxState]:
-        """The captions, and where the captioner stood before their first words."""
-        state = self.model.start(batch, self.lexicon is not None)
-        mentions = [self.mentions] * len(state) if mentions is None else mentions
-        known = Steps(self.model, len(self.vocabulary))
-        silent = self.silent(state.shares, mentions) if self.rules else None
-        model = known if silent is None else Discreet(known, silent)
-        found = beam_search.beam_search(model, state, mentions=mentions, **self.settings)
-        ranking = self.ranking(state.expected)
-        found = ranking.of_all(found, mentions) if ranking else found
-        if self.lexicon:
-            found = self.lexicon.mention(
-                Steps(self.model, None),
-                found,
-                state,
-                state.probabilities,
-                mentions,
-                ranking,
-                silent,
-                **self.settings,
-            )
-        captions = [tuple(map(self._caption, hypotheses[: self.search.num_captions])) for hypotheses in found]
-        return captions, state
+    def start(self, batch: Tensor, guides: Sequence[Guide]) -> tuple[OnnxState, dict[str, Tensor]]:
+        """The state before the first word, one row per image, and the predictions of guides by name.
+
+        batch: images uint8 (B, 3, S, S). A graph runs only if a guide needs its prediction, or the trunk its features.
+        """
+        values = {"images": batch.contiguous().numpy()}
+        inputs, outputs = self.description["inputs"], self.description["outputs"]
+        needed = {self.predictions[guide.name] for guide in guides} | set(inputs["trunk"])
+        for name in outputs:
+            if name not in ("trunk", "step") and not needed.isdisjoint(outputs[name]):
+                values |= self._run(name, {each: values[each] for each in inputs[name]})
+        values |= self._run("trunk", {each: values[each] for each in inputs["trunk"]})
+        maps = {
+            name: values[name] for name in inputs["step"] if name in values and name not in ("hidden", "cell")
+        }
+        hidden, cell = (torch.from_numpy(values[name]) for name in ("hidden", "cell"))
+        predictions = {
+            guide.name: torch.from_numpy(values[self.predictions[guide.name]])
+            for guide in guides
+            if self.predictions[guide.name]
+        }
+        return OnnxState(maps, torch.arange(len(hidden)), hidden, cell), predictions
+
+    def step(self, tokens: Tensor, state: OnnxState) -> tuple[Tensor, OnnxState]:
+        """Previous words (N,) -> logits of all words (N, W), and the state after them."""
+        rows = {"tokens": tokens, "image": state.image, "hidden": state.hidden, "cell": state.cell}
+        values = self._run("step", state.maps | {name: value.numpy() for name, value in rows.items()})
+        found = {name: torch.from_numpy(value) for name, value in values.items()}
+        attention = tuple((found.get(f"beta_{i}"), found.get(f"alpha_{i}")) for i in range(self.layers))
+        after = replace(state, hidden=found["hidden_after"], cell=found["cell_after"], attention=attention)
+        return found["logits"], after
+
+    def _run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        names = self.description["outputs"][graph]
+        return dict(zip(names, self.sessions[graph].run(names, inputs), strict=True))
+
+
+def load_pipeline(
+    folder: str | Path,
+    *,
+    dtype: str = "float32",
+    threads: int = 0,
+    search: SearchConfig | None = None,
+    **options: Any,
+) -> CaptionPipeline:
+    """The pipeline of an exported folder, on the CPU.
+
+    dtype, threads: as for `OnnxCaptioner.load`. search: default: the folder's. options: as for `CaptionPipeline`.
+    """
+    model = OnnxCaptioner.load(folder, dtype, threads)
+    return CaptionPipeline(model, model.guides(), search=search or model.search, **options)

@@ -1,77 +1,81 @@
-"""Write a captioner as ONNX graphs, with all that captioning needs beside them, to run without PyTorch.
+"""Write a captioner as ONNX graphs, with everything that captioning needs beside them, to run without PyTorch.
 
-The folder is complete or it is not there. It holds
+The folder is complete or it does not exist. It holds
 
-    trunk.onnx    once an image:  images, seen -> map_0, ..., keys, hidden, cell, expected, shares
-    step.onnx     once a word:    tokens, image, hidden, cell, map_0, ..., keys -> logits, hidden_after, cell_after,
-                                  alpha_0, beta_0, alpha_1, ...
-    objects.onnx  once an image:  images -> probabilities, seen (of models that name what ImageNet's classifier sees)
+    trunk.onnx    once per image:  images, features -> map_0, ..., keys, hidden, cell, predictions of guides
+    step.onnx     once per word:   tokens, image, hidden, cell, map_0, ..., keys -> logits, hidden_after, cell_after,
+                                   alpha_0, beta_0, alpha_1, ...
+    GUIDE.onnx    once per image:  images -> prediction, features (of a guide with an image network: objects.onnx)
     int8/         the same graphs with large weights in int8 and float16, if asked for
-    model.json    the words, and how they are searched for
+    model.json    the words, and how captions are searched for
 
-B images, N captions in the making, S pixels a side, W words, d LSTM size, k attention width; attended layer i has C
-channels and m = H W positions. B and N may differ from call to call.
+B images, N partial captions, S pixels per side, W words, d LSTM size, k attention width; attended layer i has C channels
+and m = H W positions. B and N may differ from call to call.
 
     images         uint8 (B, 3, S, S), RGB, as `transform` says; normalised inside
-    map_0, ...     float32 (B, C, H, W), what is attended, and what travels along with it, if anything does
-    keys           float32 (B, m, k), only where attention prepares them once an image
+    map_0, ...     float32 (B, C, H, W), the attended map, and the maps that are carried along with it, if any
+    keys           float32 (B, m, k), only if attention prepares them once per image
     hidden, cell   float32 (B, d) after the trunk, (N, d) in steps
-    tokens, image  int64 (N,): the words before (bos at first), and the row of the maps that each caption reads
-    logits         float32 (N, W), of all words, the new ones of naming too; a search without them reads the first `known`
-    alpha_i        float32 (N, m), where layer i was looked at, row by row of the map; if it has spatial attention
-    beta_i         float32 (N, C), what was selected in it; if it has channel attention
-    probabilities  float32 (B, nouns), in the order of `naming.nouns`
-    seen           float32 (B, C), means of that classifier's last map; goes into the trunk where its `inputs` name it
-    expected       float32 (B, known): tf-idf of the words that people would use, of models that have learnt it
-    shares         float32 (B, K): which share of people would speak of each of `subjects`, of models that have learnt it
+    tokens, image  int64 (N,): the previous words (bos at first), and the row of the maps that each caption reads
+    logits         float32 (N, W), of all words, those that guides add at the end
+    alpha_i        float32 (N, m), spatial attention of layer i, row by row of the map, if the layer has it
+    beta_i         float32 (N, C), its channel-wise attention, if it has it
+    features       float32 (B, C'), pooled features of a guide's image network; an input of the trunk if `inputs` names it
+    noun_probabilities  float32 (B, nouns), in the order of the guide's `nouns`
+    expected       float32 (B, vocabulary_size): predicted tf-idf of the words that annotators would use
+    mention_rates  float32 (B, K): fraction of annotators that would mention each subject of the guide's `rules`
 
 model.json, UTF-8:
 
-    format_version  4
-    words           every word by id: the special ones, the captioner's, the new ones of naming
-    known           how many of them are the captioner's own
+    format_version  5
+    words           every word by id: the special ones, the captioner's, those that guides add
+    vocabulary_size how many of them are the captioner's own, special ones included. A word's log-probability is its logit
+                    less the logsumexp of the first vocabulary_size logits; masks never change it
     bos, eos, pad, unk   ids of the special words; pad, bos and unk never come in a caption
     transform       size S, and mode: "resize" squashes an image to S x S (bicubic), "crop" takes the square in its centre
     layers          attended ones, lowest first: name, height, width, channels, spatial and channel (whether so attended)
-    inputs, outputs  of each graph the names of its inputs and outputs, in order
-    dtypes          "float32", and "int8" where int8/ is there
-    search          default settings, see `search.SearchConfig`; how it goes on is in `decode.beam_search`
-    never_last      ids of words that no caption ends in where search.remove_bad_endings is true
-    joining         ids of words that never stand between a word and itself where search.block_ngrams is not 0
-    consensus       null, or idf, one number for each of the `known` words. A caption's consensus c is the product of its
-                    tf-idf vector (counts times idf, of length 1; new words count for nothing) with `expected`; they are
-                    ranked by their score + search.rerank_weight * c; naming compares scores without it
-    subjects        null, or of each of `shares` words (ids), least and main: where the shares of all main ones are below
-                    least, captions keep from the words of these and of all others whose share is; naming may put them in
-                    all the same
-    calibration     null, or slope, consensus and intercept: a caption is better than the median with probability
-                    1 / (1 + exp(-(slope x + consensus c + intercept))), x the mean log-probability of its words, the
-                    end word included
-    naming          null, or what `naming.Lexicon.mention` needs:
-        threshold, room, room_if_sure, share, absent   see `naming.Limits`
-        most_groups  groups of words that one caption can be made to mention
-        nouns        of each kind, name, plural or null, forms (words that mention it), classes (ImageNet's numbers), and
-                     group: ids of the words to say
-        agreement    pairs: after the word with this id do not come these words of nouns that must be mentioned
-        no_compound  ids of words that do not come after one that must be mentioned
+    inputs, outputs of each graph the names of its inputs and outputs, in order; graphs of guides come before the trunk
+    dtypes          "float32", and "int8" if int8/ exists
+    search          default settings, see `config.SearchConfig`; the search is `decoding.beam_search`
+    bad_endings     ids of words that no caption ends in if search.remove_bad_endings is true
+    conjunctions    ids of words that never join a word with itself if search.block_ngrams is not 0
+    guides          in the order in which they act, each with its name, the name of its prediction among the outputs (or
+                    null), and its own fields:
+        objects     novel object captioning (`guidance.novel_objects`): threshold, margin, margin_per_probability,
+                    specific_share, absent (see its `Limits`); max_groups, groups of words that one caption can be forced
+                    to contain; new_words; nouns: kind, name, plural or null, forms (words that mention it), classes
+                    (ImageNet's numbers) and group (ids of the words to insert); disagreeing, pairs of a word and the forms
+                    that must not follow it; no_compound, words that must not follow an inserted noun
+        presence    hallucination mask (`guidance.hallucination`): rules, per mention rate: words (ids), threshold, primary.
+                    If the rates of all primary rules are below their thresholds, the words of every rule whose rate is
+                    below are excluded; novel object captioning may insert them all the same
+        consensus   consensus reranking (`guidance.consensus`): idf of the captioner's words. A caption's rating is the dot
+                    product of its unit tf-idf vector (added words count for nothing) with `expected`; captions are ranked by
+                    score + search.rerank_weight * rating; novel object captioning compares scores without it
+        confidence  calibrated confidence (`guidance.confidence`): slope, intercept and ratings, a weight per guide. A caption
+                    is better than the median with probability 1 / (1 + exp(-(slope x + sum weight * rating + intercept))), x
+                    the mean log-probability per word, the end word included
     source          version of sca_caption and name of the checkpoint
+
+Format 4, in which each guide had a field of its own, can still be read (see `model_json.upgrade`).
 """
 
-import dataclasses
 import json
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from sca_caption import __version__, checkpoint
 from sca_caption.checkpoint import Checkpoint
 from sca_caption.config import SearchConfig
+from sca_caption.decoding.rules import bad_endings, conjunctions
 from sca_caption.export.browser_site import MODEL, check_runtime, is_site, write_page
-from sca_caption.export.model_json import DESCRIPTION, DTYPES, FORMAT_VERSION, graph_path, naming_of
+from sca_caption.export.model_json import DESCRIPTION, DTYPES, FORMAT_VERSION, graph_path
 from sca_caption.export.onnx_graphs import graphs_of, layers_of
 from sca_caption.export.onnx_int8 import quantize
-from sca_caption.guidance.confidence import Calibration
-from sca_caption.guidance.hallucination import rules_of
-from sca_caption.guidance.novel_objects import Namer
-from sca_caption.inference.captioning import settings_of
+from sca_caption.guidance import GUIDES
+from sca_caption.inference.torch_captioner import TorchCaptioner
 from sca_caption.runtime.atomic_files import replacing_folder
 from sca_caption.vocab import BOS, EOS, PAD, UNK
 
@@ -87,47 +91,42 @@ def export(
 
     runtime: the folder of onnxruntime-web; write a page for browsers, whose folder `model` is this one.
 
-    Raises UserError where the folder holds anything else than such a model, or cannot be written.
+    Raises UserError if the folder holds anything but such a model, or cannot be written.
     """
-    given.model.eval()
-    settings = settings_of(SearchConfig(), given.vocabulary)
+    captioner, guides = TorchCaptioner.from_checkpoints([given], torch.device("cpu"))
+    assert given.vocabulary is not None
     if runtime:
         check_runtime(runtime)
     with replacing_folder(output, is_site if runtime else is_export) as whole:
         folder = whole / MODEL if runtime else whole
         folder.mkdir(exist_ok=True)
-        namer = Namer(given.model, given.vocabulary, given.objects) if given.objects else None
-        rules = rules_of(given.subjects, given.vocabulary) if given.subjects is not None else None
-        graphs = graphs_of(given.model, namer, given.transform.size, given.consensus, given.subjects)
-        names = {}
-        for name, (graph, inputs, outputs) in graphs.items():
-            names[name] = inputs, outputs
-            graph_path(folder, name, "float32").write_bytes(graph)
-        if "int8" in dtypes:
-            for name in graphs:
+        graphs = graphs_of(captioner, guides)
+        for name, graph in graphs.items():
+            graph_path(folder, name, "float32").write_bytes(graph.file)
+            if "int8" in dtypes:
                 target = graph_path(folder, name, "int8")
                 target.parent.mkdir(exist_ok=True)
-                quantize(graph_path(folder, name, "float32"), target, robust=name == "objects")
-        description = {
+                robust = name in captioner.trained and captioner.trained[name].int8_convolutions
+                quantize(graph_path(folder, name, "float32"), target, robust=robust)
+        description: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
-            "words": list(namer.vocabulary if namer else given.vocabulary),
-            "known": len(given.vocabulary),
+            "words": list(captioner.vocabulary),
+            "vocabulary_size": captioner.vocabulary_size,
             "bos": BOS,
             "eos": EOS,
             "pad": PAD,
             "unk": UNK,
             "transform": given.transform.to_dict(),
-            "layers": layers_of(given.model, given.transform.size),
-            "inputs": {name: inputs for name, (inputs, _) in names.items()},
-            "outputs": {name: outputs for name, (_, outputs) in names.items()},
+            "layers": layers_of(captioner.sca_cnn, given.transform.size),
+            "inputs": {name: graph.inputs for name, graph in graphs.items()},
+            "outputs": {name: graph.outputs for name, graph in graphs.items()},
             "dtypes": list(dtypes),
             "search": vars(SearchConfig()),
-            "never_last": list(settings["never_last"]),
-            "joining": list(settings["joining"]),
-            "consensus": {"idf": given.consensus.idf.tolist()} if given.consensus is not None else None,
-            "subjects": rules and [dataclasses.asdict(rule) for rule in rules],
-            "calibration": vars(found) if (found := Calibration.of(given.metrics)) else None,
-            "naming": naming_of(namer) if namer else None,
+            "bad_endings": list(bad_endings(given.vocabulary)),
+            "conjunctions": list(conjunctions(given.vocabulary)),
+            "guides": [
+                {"name": each.name, "prediction": each.prediction} | each.to_json() for each in guides
+            ],
             "source": {"sca_caption": __version__, "checkpoint": (file or checkpoint.SHIPPED).name},
         }
         text = json.dumps(description, ensure_ascii=False, indent=None)
@@ -137,6 +136,6 @@ def export(
 
 
 def is_export(folder: Path) -> bool:
-    """Whether nothing but an exported model is in a folder."""
-    known = {DESCRIPTION, "trunk.onnx", "step.onnx", "objects.onnx", "int8"}
+    """Whether a folder holds nothing but an exported model."""
+    known = {DESCRIPTION, "trunk.onnx", "step.onnx", *(f"{name}.onnx" for name in GUIDES), "int8"}
     return (folder / "trunk.onnx").is_file() and {path.name for path in folder.iterdir()} <= known

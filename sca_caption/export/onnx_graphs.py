@@ -1,4 +1,4 @@
-"""A captioner's run-once part, its word's turn and its classifier of objects, as ONNX graphs.
+"""The parts of a captioner as ONNX graphs: what runs once per image, once per word, and the networks of guides.
 
 They are traced from `SCACNN.encode`, `start` and `step` themselves. Shapes: B images of S x S pixels, N partial captions,
 W words, d LSTM size, k attention width; of a layer C channels and m = H * W positions.
@@ -12,17 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sca_caption.guidance.consensus import Consensus
-from sca_caption.guidance.hallucination import Subjects
-from sca_caption.guidance.novel_objects import Namer
+from sca_caption.guidance.guide import FeatureEncoder, Guide, TrainedGuide
+from sca_caption.inference.torch_captioner import TorchCaptioner
 from sca_caption.models.sca_cnn import SCACNN, State
 from sca_caption.runtime.errors import UserError
 
-IMAGES, ROWS = 2, 3  # traced with: any two numbers above 1, which would be taken for constant
+IMAGES, ROWS = 2, 3  # traced with: any two numbers above 1, which would be taken for constants
 
 
 class Graph(NamedTuple):
-    """An ONNX file's bytes, and the names of what goes in and what comes out."""
+    """The bytes of an ONNX file, and the names of its inputs and outputs."""
 
     file: bytes
     inputs: list[str]
@@ -30,23 +29,19 @@ class Graph(NamedTuple):
 
 
 class Trunk(nn.Module):
-    """images uint8 (B, 3, S, S) -> V1 and the carried maps, keys if there are any, hidden and cell (B, d), and where it
-    is known what people agree on and speak of, the expected vector (B, W) and the subjects' shares (B, K), for which
-    `seen` (B, C) may be needed, from `Nouns`."""
+    """images uint8 (B, 3, S, S), and features (B, C') if a guide reads them -> V1 and the carried maps, keys if there are
+    any, hidden and cell (B, d), and the predictions of guides."""
 
-    def __init__(self, model: SCACNN, consensus: Consensus | None, subjects: Subjects | None):
+    def __init__(self, model: SCACNN, predictors: Sequence[TrainedGuide]):
         super().__init__()
-        self.model, self.told = (
-            model,
-            nn.ModuleList(part for part in (consensus, subjects) if part is not None),
-        )
+        self.model, self.predictors = model, nn.ModuleList(predictors)
 
-    def forward(self, images: Tensor, seen: Tensor | None = None) -> tuple[Tensor, ...]:
+    def forward(self, images: Tensor, features: Tensor | None = None) -> tuple[Tensor, ...]:
         encoded = self.model.encode(images)
         state = self.model.start(encoded)
         keys = () if state.keys is None else (state.keys,)
-        told = [part(encoded[0], seen) for part in self.told]
-        return *state.maps, *keys, state.hidden, state.cell, *told
+        predictions = [predictor(encoded[0], features) for predictor in self.predictors]
+        return *state.maps, *keys, state.hidden, state.cell, *predictions
 
 
 class Step(nn.Module):
@@ -76,27 +71,27 @@ class Step(nn.Module):
         return logits, after.hidden, after.cell, *attended
 
 
-class Nouns(nn.Module):
-    """images uint8 (B, 3, S, S) -> probabilities (B, nouns), and the means that they were read from, `seen` (B, C).
+class FeatureGraph(nn.Module):
+    """images uint8 (B, 3, S, S) -> the prediction of a guide with an image network of its own, and its features (B, C').
 
-    It resizes to ImageNet's size by two matrix products.
+    It resizes images by two matrix products.
     """
 
-    def __init__(self, model: SCACNN, namer: Namer, size: int):
+    def __init__(self, model: SCACNN, encoder: FeatureEncoder, size: int):
         super().__init__()
-        self.objects = namer.objects
-        self.below = model.backbone.network.features[: self.objects.first]
-        for name, value in (("members", namer.members), ("mean", model.mean), ("std", model.std)):
+        self.encoder = encoder
+        self.below = model.backbone.network.features[: encoder.first]
+        for name, value in (("mean", model.mean), ("std", model.std)):
             self.register_buffer(name, value)
-        resized = size != self.objects.size and not self.objects.first
-        self.register_buffer("resizing", resizing(size, self.objects.size) if resized else None)
+        resized = size != encoder.size and not encoder.first
+        self.register_buffer("resizing", resizing(size, encoder.size) if resized else None)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         x = (images / 255 - self.mean) / self.std
         if self.resizing is not None:
             x = self.resizing @ x @ self.resizing.T
-        seen = self.objects.pooled(self.below(x))
-        return self.objects.classes(seen) @ self.members, seen
+        features = self.encoder.pooled(self.below(x))
+        return self.encoder(x, features), features
 
 
 def resizing(size: int, to: int) -> Tensor:
@@ -119,20 +114,19 @@ def layers_of(model: SCACNN, size: int) -> list[dict]:
     return found
 
 
-def graphs_of(
-    model: SCACNN,
-    namer: Namer | None,
-    size: int,
-    consensus: Consensus | None = None,
-    subjects: Subjects | None = None,
-) -> dict[str, Graph]:
-    """The graphs by name: trunk, step, and objects where there is a namer. Batch sizes are dynamic.
+def graphs_of(captioner: TorchCaptioner, guides: Sequence[Guide] = ()) -> dict[str, Graph]:
+    """The graphs by name: trunk, step, and one by the name of each guide with an image network. Batch sizes are dynamic.
 
-    Raises UserError where the packages that write ONNX are missing.
+    Raises UserError if the packages that write ONNX are missing.
     """
-    speaking = namer.model if namer else model  # says the new words too
+    model, size = captioner.sca_cnn, captioner.transform.size
+    predicting = {guide.name: captioner.trained[guide.name] for guide in guides if guide.prediction}
+    encoders = {name: each for name, each in predicting.items() if isinstance(each, FeatureEncoder)}
+    in_trunk = {name: each for name, each in predicting.items() if name not in encoders}
+    outputs = {guide.name: guide.prediction for guide in guides if guide.prediction}
+    pixels = torch.zeros(IMAGES, 3, size, size, dtype=torch.uint8)
     with torch.no_grad():
-        state = model.start(model.encode(torch.zeros(IMAGES, 3, size, size, dtype=torch.uint8)))
+        state = model.start(model.encode(pixels))
     images, rows = torch.export.Dim("B"), torch.export.Dim("N")
     names = [f"map_{i}" for i in range(len(state.maps))]
     keys = [] if state.keys is None else ["keys"]
@@ -142,32 +136,35 @@ def graphs_of(
         for weights, part in (("alpha", attend.spatial), ("beta", attend.channel))
         if part is not None
     ]
-    pixels = torch.zeros(IMAGES, 3, size, size, dtype=torch.uint8)
     # Different tensors, as one that comes twice would become one input.
     tokens, image = (torch.zeros(ROWS, dtype=torch.long) for _ in range(2))
     hidden, cell = (torch.zeros(ROWS, state.hidden.shape[1]) for _ in range(2))
-    told = {"expected": consensus, "shares": subjects}
-    told = {name: part for name, part in told.items() if part is not None}
-    seen = [torch.zeros(IMAGES, part.channels[1]) for part in told.values() if part.reads_objects][:1]
+    reads = any(each.reads_features for each in in_trunk.values())
+    features = [torch.zeros(IMAGES, each.features_size) for each in encoders.values() if reads]
     graphs = {
-        "trunk": traced(
-            Trunk(model, consensus, subjects),
-            (pixels, *seen),
-            ({0: images}, *[{0: images}] * len(seen)),
-            ["images", *["seen"] * len(seen)],
-            [*names, *keys, "hidden", "cell", *told],
-        ),
-        "step": traced(
-            Step(speaking),
-            (tokens, image, hidden, cell, list(state.maps), state.keys),
-            (*[{0: rows}] * 4, [{0: images}] * len(names), {0: images} if keys else None),
-            ["tokens", "image", "hidden", "cell", *names, *keys],
-            ["logits", "hidden_after", "cell_after", *attended],
-        ),
-    }  # fmt: skip
-    if namer:
-        nouns = Nouns(model, namer, size)
-        graphs["objects"] = traced(nouns, (pixels,), ({0: images},), ["images"], ["probabilities", "seen"])
+        name: traced(
+            FeatureGraph(model, encoder, size),
+            (pixels,),
+            ({0: images},),
+            ["images"],
+            [outputs[name], "features"],
+        )
+        for name, encoder in encoders.items()
+    }
+    graphs["trunk"] = traced(
+        Trunk(model, [*in_trunk.values()]),
+        (pixels, *features),
+        ({0: images}, *[{0: images}] * len(features)),
+        ["images", *["features"] * len(features)],
+        [*names, *keys, "hidden", "cell", *(outputs[name] for name in in_trunk)],
+    )
+    graphs["step"] = traced(
+        Step(model),
+        (tokens, image, hidden, cell, list(state.maps), state.keys),
+        (*[{0: rows}] * 4, [{0: images}] * len(names), {0: images} if keys else None),
+        ["tokens", "image", "hidden", "cell", *names, *keys],
+        ["logits", "hidden_after", "cell_after", *attended],
+    )
     return graphs
 
 

@@ -61,7 +61,16 @@ class TrainedGuide(nn.Module):
 
 
 class FeatureEncoder(TrainedGuide):
-    """A trained guide with an image network of its own, whose pooled features other guides may read."""
+    """A trained guide with an image network of its own, whose pooled features other guides may read.
+
+    Attributes:
+        first: number of the captioner's CNN's block whose input it reads; 0: it reads normalised images.
+        size: pixels per side of the images that it was trained on. features_size: C'.
+    """
+
+    first: int
+    size: int
+    features_size: int
 
     def capture_input(self, backbone: Backbone) -> AbstractContextManager[list[Tensor]]:
         """Collect what the network reads, while the captioner's CNN runs."""
@@ -69,6 +78,10 @@ class FeatureEncoder(TrainedGuide):
 
     def image_features(self, inputs: Tensor) -> Tensor:
         """What `capture_input` collected, (B, ...) -> features (B, C')."""
+        raise NotImplementedError(type(self).__name__)
+
+    def pooled(self, inputs: Tensor) -> Tensor:
+        """The same for inputs that have the network's size."""
         raise NotImplementedError(type(self).__name__)
 
 

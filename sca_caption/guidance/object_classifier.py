@@ -41,7 +41,7 @@ class ObjectClassifier(FeatureEncoder):
 
     def __init__(self, first: int = 0, network: str = MOBILENET, nouns: Sequence[Noun] | None = None):
         super().__init__()
-        self.first, self.network = first, network
+        self.first, self.network, self.features_size = first, network, mobilenet_v2.TOP
         self.nouns = tuple(nouns or read_nouns())
         if network == MOBILENET:
             blocks, self.size, self.sharpness = mobilenet_v2.MobileNetV2().features, SIZE, 1.0
@@ -51,7 +51,7 @@ class ObjectClassifier(FeatureEncoder):
             self.size, self.sharpness = efficientnet_lite.SIZES[network][2], efficientnet_lite.SHARPNESS
             self.pixels = efficientnet_lite.Pixels()
             self.features = efficientnet_lite.EfficientNetLite(network)
-        self.classifier = nn.Linear(mobilenet_v2.TOP, CLASSES)
+        self.classifier = nn.Linear(self.features_size, CLASSES)
         membership = torch.zeros(CLASSES, len(self.nouns))
         for column, noun in enumerate(self.nouns):
             membership[list(noun.classes), column] = 1
