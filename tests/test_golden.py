@@ -85,7 +85,7 @@ def training_losses(folder: Path) -> dict:
     from sca_caption.datasets.hdf5_reader import CaptionDataset
     from sca_caption.datasets.hdf5_writer import write
     from sca_caption.models.classifier import Classifier
-    from sca_caption.training.classification_task import ClassifyTask
+    from sca_caption.training.classification_task import ClassificationTask
     from sca_caption.training.loop import train
     from tests.helpers import training_runs
     from tests.helpers.classified_pictures import class_folders
@@ -110,8 +110,8 @@ def training_losses(folder: Path) -> dict:
         ClassifierConfig(backbone="lenet", attention="se", image_size=32, classes=pictures.classes)
     )
     quick = ClassifierTrainConfig(epochs=2, batch_size=8, workers=0, lr=0.01, views="none")
-    classified = train(ClassifyTask(model, pictures, quick, {}), quick, folder / "classified")
-    timed = {"images_a_second", "seconds"}
+    classified = train(ClassificationTask(model, pictures, quick, {}), quick, folder / "classified")
+    timed = {"images_per_second", "seconds"}
     return {
         task: [{name: value for name, value in record.items() if name not in timed} for record in records]
         for task, records in (("caption", history), ("classify", classified))

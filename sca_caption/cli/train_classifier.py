@@ -77,7 +77,7 @@ def run(argv: list[str] | None, processes: Processes) -> int:
 
     from sca_caption.datasets.classification import open_dataset
     from sca_caption.runtime.devices import find_device
-    from sca_caption.training.classification_task import ClassifyTask
+    from sca_caption.training.classification_task import ClassificationTask
     from sca_caption.training.loop import train
 
     device, resumed = find_device(arguments.device), None
@@ -102,7 +102,7 @@ def run(argv: list[str] | None, processes: Processes) -> int:
             model = new_model(
                 dataclasses.replace(model_config, classes=data.classes), train_config.seed, weights
             )
-    task = ClassifyTask(model.to(device), data, train_config, source, processes)
+    task = ClassificationTask(model.to(device), data, train_config, source, processes)
     history = train(task, train_config, output, resumed, quiet=arguments.quiet)
     report(history)
     print(f"best model: {output / 'best.pt'}")

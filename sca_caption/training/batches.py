@@ -1,4 +1,4 @@
-"""Training batches: datasets, collation and data loaders."""
+"""Training batches of captioned images, and the data loader that captioners and classifiers share."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -18,34 +18,41 @@ from sca_caption.runtime.distributed import ALONE, Processes
 from sca_caption.runtime.errors import UserError
 from sca_caption.vocab import EOS
 
-SIDES = ("left", "right")  # a mirrored image would make words false that begin so, as left-hand and rightmost
-LONGEST = 40  # words of a caption that are trained on; a handful of captions are longer
+SIDES = (
+    "left",
+    "right",
+)  # prefixes of words that mirroring the image would make false (left-hand, rightmost)
+MAX_WORDS = 40  # longer captions, of which data sets have a handful, are truncated in training
+Images = Tensor | tuple[Tensor, ...]  # pixels uint8, or the CNN's features (see `SCACNN.encode`)
 
 
 class CaptionedImages(Dataset):
-    """(image, all of its captions) by (epoch, image index), so that augmentation depends on nothing else."""
+    """Maps (epoch, image index) to an image and all of its captions.
+
+    The augmentation is seeded from the key and the run's seed alone, so that a resumed run repeats it.
+    """
 
     def __init__(self, data: CaptionDataset, config: TrainConfig, augment: bool):
         self.data, self.config, self.augment = data, config, augment
-        words = data.vocabulary.words
         self.side_ids = {
-            i for i, word in enumerate(words) if any(part.startswith(SIDES) for part in word.split("-"))
+            i
+            for i, word in enumerate(data.vocabulary.words)
+            if any(part.startswith(SIDES) for part in word.split("-"))
         }
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor | tuple[Tensor, ...], list[list[int]]]:
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Images, list[list[int]]]:
         epoch, index = key
-        captions = [caption[:LONGEST] for caption in self.data.captions(index)]
+        captions = [caption[:MAX_WORDS] for caption in self.data.captions(index)]
         if self.data.encoding == "features":
             return tuple(torch.from_numpy(x) for x in self.data.features(index)), captions
-        pixels = self.data.image(index)
+        pixels = self.data.image(index)  # (S, S, 3)
         if self.augment:
-            sided = any(not self.side_ids.isdisjoint(caption) for caption in captions)
-            rng = random.Random(f"{self.config.seed} {epoch} {index}")
+            names_side = any(not self.side_ids.isdisjoint(caption) for caption in captions)
             pixels = augment(
                 pixels,
                 self.data.transform,
-                rng,
-                flip=not sided,
+                random.Random(f"{self.config.seed} {epoch} {index}"),
+                flip=not names_side,
                 smallest=self.config.crop_scale,
                 lighting=self.config.color_jitter,
             )
@@ -54,36 +61,60 @@ class CaptionedImages(Dataset):
 
 @dataclass
 class Batch:
-    """Images and all of their captions. `images` is (B, 3, S, S) uint8, or the trunk's features as a tuple."""
+    """B images and all of their N captions, of at most T words."""
 
-    images: Tensor | tuple[Tensor, ...]
+    images: Images  # uint8 (B, 3, S, S), or features, one row per image
     captions: Tensor  # (N, T) word ids, without BOS, with EOS, padded with PAD
-    image_index: Tensor  # (N,) which image a caption describes
+    image_index: Tensor  # (N,) row of `images` that each caption describes
 
     def to(self, device: torch.device) -> "Batch":
-        images = (
-            self.images.to(device)
-            if isinstance(self.images, Tensor)
-            else tuple(x.to(device) for x in self.images)
-        )
+        pixels = isinstance(self.images, Tensor)
+        images = self.images.to(device) if pixels else tuple(x.to(device) for x in self.images)
         return Batch(images, self.captions.to(device), self.image_index.to(device))
 
 
-def collate(examples: list[tuple[Tensor | tuple[Tensor, ...], list[list[int]]]]) -> Batch:
-    """[(image, captions without EOS), ...] -> Batch; every caption gets its EOS here."""
+def collate(examples: list[tuple[Images, list[list[int]]]]) -> Batch:
+    """Make a batch of [(image, captions without EOS), ...]; every caption gets its EOS here."""
     images = [image for image, _ in examples]
-    stacked = (
-        torch.stack(images)
-        if isinstance(images[0], Tensor)
-        else tuple(torch.stack(x) for x in zip(*images, strict=True))
-    )
+    if isinstance(images[0], Tensor):
+        stacked = torch.stack(images)
+    else:
+        stacked = tuple(torch.stack(x) for x in zip(*images, strict=True))
     captions = padded([[*words, EOS] for _, several in examples for words in several])
     index = torch.tensor([i for i, (_, several) in enumerate(examples) for _ in several])
     return Batch(stacked, captions, index)
 
 
-class Reported(Dataset):
-    """A dataset that returns a UserError instead of raising it: an exception would not survive the way from a worker."""
+def split_batches(items: list, size: int) -> list[list]:
+    """Consecutive batches of `size` items; the last one may be smaller."""
+    return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+def loader(
+    dataset: Dataset,
+    keys: list,
+    config: RunConfig,
+    collate: Callable = default_collate,
+    processes: Processes = ALONE,
+) -> Iterator[Any]:
+    """Batches of the dataset's examples in the order of `keys`; of each batch, this process's share.
+
+    Raises the UserError that the dataset raises in a worker process.
+    """
+    batches = DataLoader(
+        ReturnErrors(dataset),
+        batch_sampler=[processes.part(batch) for batch in split_batches(keys, config.batch_size)],
+        num_workers=config.workers,
+        collate_fn=partial(collate_or_error, collate),
+    )
+    for batch in batches:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+class ReturnErrors(Dataset):
+    """Returns a UserError of the dataset instead of raising it, because DataLoader changes exceptions of its workers."""
 
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
@@ -95,32 +126,6 @@ class Reported(Dataset):
             return error
 
 
-def batched(items: list, size: int) -> list[list]:
-    return [items[i : i + size] for i in range(0, len(items), size)]
-
-
-def loader(
-    dataset: Dataset,
-    keys: list,
-    config: RunConfig,
-    collate: Callable = default_collate,
-    processes: Processes = ALONE,
-) -> Iterator[Any]:
-    """Batches of the dataset's examples in the order of `keys`, and of each this process's part.
-
-    Raises what UserError the dataset raised.
-    """
-    batches = DataLoader(
-        Reported(dataset),
-        batch_sampler=[processes.part(batch) for batch in batched(keys, config.batch_size)],
-        num_workers=config.workers,
-        collate_fn=partial(collate_or_error, collate),
-    )
-    for batch in batches:
-        if isinstance(batch, UserError):
-            raise batch
-        yield batch
-
-
 def collate_or_error(collate: Callable, examples: list) -> Any:
+    """The first UserError among the examples if there is one, else the collated batch."""
     return next((x for x in examples if isinstance(x, UserError)), None) or collate(examples)

@@ -1,4 +1,4 @@
-"""Training a captioner: every image of an epoch is decoded and encoded once for all of its captions."""
+"""The task of training a captioner, by cross-entropy or self-critically. Each image brings all of its captions."""
 
 import dataclasses
 import math
@@ -25,16 +25,16 @@ from sca_caption.training.self_critical import Reward, RewardWorkers, SelfCritic
 from sca_caption.training.validation import Validation
 from sca_caption.vocab import PAD
 
-# A self-critical run ends when its captions differ so much from those it started from:
-WORSE = 3.0  # points more of captions that repeat themselves, or dangle
-UNLIKE = 1.2  # times as long or as short
-FALLEN = 3.0  # points of CIDEr below the best
+# A self-critical run stops when its captions differ by more than this from those of the initial model.
+MAX_FLAWS_ADDED = 3.0  # percentage points of captions that repeat a phrase, or end badly
+MAX_LENGTH_RATIO = 1.2  # of the mean lengths, either way
+MAX_SCORE_LOST = 3.0  # points of CIDEr below the best epoch
 
 
 class CaptionTask:
-    """A captioner on its device, a data file, and how it is trained: by cross-entropy, or for CIDEr itself."""
+    """Trains a captioner on a data file, with the objective that `config` names."""
 
-    score = "CIDEr"
+    score_name = "CIDEr"
 
     def __init__(
         self, model: SCACNN, data: CaptionDataset, config: TrainConfig, processes: Processes = ALONE
@@ -44,51 +44,58 @@ class CaptionTask:
         self.rows = data.indices("train")
         if not len(self.rows):
             raise UserError(f"{data.path} has no training images; preprocess a data set that has some")
-        # Now, so that a wrong name is said before any work.
-        model.backbone.set_trainable(False, config.finetune_from)
-        self.images, self.steps = len(self.rows), math.ceil(len(self.rows) / config.batch_size)
+        model.backbone.set_trainable(
+            False, config.finetune_from
+        )  # here, to report a wrong name before any work
+        self.images_per_epoch = len(self.rows)
+        self.steps_per_epoch = math.ceil(len(self.rows) / config.batch_size)
         self.dataset = CaptionedImages(data, config, config.augment)
-        self.critic, self.measured = None, "loss"
+        self.self_critical, self.loss_name = None, "loss"
         if config.objective == "cider":
-            critics = RewardWorkers(Reward(data, self.rows.tolist(), config.bleu_weight), config.workers)
-            self.critic = SelfCritical(
-                critics, config.train_sample_n, config.cross_entropy_weight, config.sample_temperature
+            workers = RewardWorkers(Reward(data, self.rows.tolist(), config.bleu_weight), config.workers)
+            self.self_critical = SelfCritical(
+                workers, config.train_sample_n, config.cross_entropy_weight, config.sample_temperature
             )
-            self.measured = "reward"
+            self.loss_name = "reward"
         self.teachers = (
             load_teachers(config.teacher, data.vocabulary, self.device) if config.teacher else None
         )
         self.decode_fn = teacher_forcing.run
-        validated = data.indices("val")
-        self.validation = Validation(data, validated, processes) if len(validated) else None
+        val_rows = data.indices("val")
+        self.validation = Validation(data, val_rows, processes) if len(val_rows) else None
 
     def summary(self) -> str:
-        validated = len(self.data.indices("val"))
-        return f"{self.images} training and {validated} validation images, {len(self.data.vocabulary)} words"
+        validation_images = len(self.data.indices("val"))
+        return (
+            f"{self.images_per_epoch} training and {validation_images} validation images, "
+            f"{len(self.data.vocabulary)} words"
+        )
 
     def parameter_groups(self) -> list[dict]:
-        """Two groups, the CNN at its own rate, but for attention blocks in it, which are as new as the rest."""
-        new = {id(p) for block in self.model.backbone.blocks().values() for p in block.parameters()}
-        backbone = [p for p in self.model.backbone.parameters() if id(p) not in new]
-        inside = {id(p) for p in backbone}
+        """The CNN learns at its own rate. Attention blocks inside it are new, so they learn at the rate of the rest."""
+        blocks = {id(p) for block in self.model.backbone.blocks().values() for p in block.parameters()}
+        backbone = [p for p in self.model.backbone.parameters() if id(p) not in blocks]
+        in_backbone = {id(p) for p in backbone}
+        rest = [p for p in self.model.parameters() if id(p) not in in_backbone]
         return [
-            {"params": [p for p in self.model.parameters() if id(p) not in inside], "peak": self.config.lr},
+            {"params": rest, "peak": self.config.lr},
             {"params": backbone, "peak": self.config.backbone_lr},
         ]
 
     def start_epoch(self, epoch: int) -> None:
         self.model.train()
-        own = self.config.scheduled_sampling * epoch / max(1, self.config.epochs - 1)
+        # Rises linearly from 0 in the first epoch to `scheduled_sampling` in the last.
+        sampling_p = self.config.scheduled_sampling * epoch / max(1, self.config.epochs - 1)
         self.decode_fn = partial(
-            teacher_forcing.run, word_dropout_p=self.config.word_dropout, scheduled_sampling_p=own
+            teacher_forcing.run, word_dropout_p=self.config.word_dropout, scheduled_sampling_p=sampling_p
         )
         finetune = 0 <= self.config.finetune_backbone_at <= epoch
         self.model.backbone.set_trainable(finetune, self.config.finetune_from)
 
     def batches(self, epoch: int) -> Iterator[tuple[list[int], bool, Batch]]:
-        """Rows of the data file, whether they count (see `Processes.part`), and the batch of them."""
+        """Rows of the data file, whether this process's share counts (see `Processes.part`), and the rows' batch."""
         order = np.random.default_rng([self.config.seed, epoch]).permutation(self.rows).tolist()
-        whole = batches.batched(order, self.config.batch_size)
+        whole = batches.split_batches(order, self.config.batch_size)
         keys = [(epoch, i) for i in order]
         return zip(
             [self.processes.part(rows) for rows in whole],
@@ -98,71 +105,72 @@ class CaptionTask:
         )
 
     def loss(self, batch: tuple[list[int], bool, Batch]) -> tuple[Tensor, float, int]:
+        """See `Task.loss`. The value to report is the cross-entropy per word in nats, or the mean reward."""
         rows, counts, batch = batch[0], batch[1], batch[2].to(self.device)
         mean = self.processes.mean
         words, captions = int((batch.captions != PAD).sum()), len(batch.captions)
-        if self.critic is not None:
-            loss, reward = self.critic.loss(self.model, batch, rows, lambda drawn: mean(counts * drawn)[0])
+        if self.self_critical is not None:
+            loss, reward = self.self_critical.loss(
+                self.model, batch, rows, lambda sampled_words: mean(counts * sampled_words)[0]
+            )
             return counts * loss, reward, counts * words
         mean_words, mean_captions = mean(counts * words, counts * captions)
-        # The cross-entropy is a mean over words, the penalty one over captions.
+        # The cross-entropy is a mean over words and the penalty one over captions; the loss is weighted by words below.
         penalty = self.config.attention_penalty * (captions * mean_words) / (words * mean_captions)
-        extra_loss = None if self.teachers is None else partial(self.taught, batch)
+        extra_loss = None if self.teachers is None else partial(self.distillation_loss, batch)
         loss = caption_loss(
             self.model, batch, self.config.label_smoothing, penalty, self.decode_fn, extra_loss
         )
         return loss * (counts * words / mean_words), loss.item(), counts * words
 
-    def taught(self, batch: Batch, logits: Tensor) -> Tensor:
+    def distillation_loss(self, batch: Batch, logits: Tensor) -> Tensor:
         return self.config.teacher_weight * self.teachers.divergence(batch, logits)
 
     def validate(self) -> tuple[dict[str, float], list[str]] | None:
         if self.validation is None:
             return None
-        cider, found, samples = self.validation(self.model, self.config, self.device)
-        lines = [f"{found} (people: {self.validation.people.length:.1f})"]
-        return {self.score: cider} | dataclasses.asdict(found), lines + [
-            f"{name}: {text}" for name, text in samples
-        ]
+        cider, quality, samples = self.validation(self.model, self.config, self.device)
+        lines = [f"{quality} (people: {self.validation.reference_quality.length:.1f})"]
+        lines += [f"{name}: {text}" for name, text in samples]
+        return {self.score_name: cider} | dataclasses.asdict(quality), lines
 
     @property
-    def improves(self) -> bool:
-        return self.critic is not None
+    def validate_before_training(self) -> bool:
+        return self.self_critical is not None
 
     @torch.inference_mode()
-    def pictures(self) -> dict[str, np.ndarray]:
-        """What the model attends in the images whose captions `validate` shows, as it captions them greedily."""
+    def images(self) -> dict[str, np.ndarray]:
+        """Attention maps of the greedy captions of the images whose captions `validate` prints."""
         if self.validation is None or self.data.encoding == "features":
             return {}
         self.model.eval()
-        pixels = np.stack([self.data.image(row) for row in self.validation.shown])  # (B, S, S, 3)
-        state = self.model.start(
-            self.model.encode(torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device))
-        )
+        rows = self.validation.sample_rows
+        pixels = np.stack([self.data.image(row) for row in rows])  # (B, S, S, 3)
+        on_device = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device)
+        state = self.model.start(self.model.encode(on_device))
         captions = [hypothesis.tokens for hypothesis in beam_search.greedy(self.model, state)]
-        found = {}
-        for row, image, caption, attended in zip(
-            self.validation.shown, pixels, captions, trace(self.model, state, captions), strict=True
-        ):
+        traces = trace(self.model, state, captions)
+        strips = {}
+        for row, image, caption, attended in zip(rows, pixels, captions, traces, strict=True):
             words = self.data.vocabulary.spelled(caption)
             if words:
                 name = self.data.file_name(row)
-                found[f"attention/{name}"] = strip(image, words, attended, f"{name}: {' '.join(words)}")
-        return found
+                strips[f"attention/{name}"] = strip(image, words, attended, f"{name}: {' '.join(words)}")
+        return strips
 
-    def degraded(self, history: list[dict]) -> str:
-        """Why a self-critical run should end: its captions are worse than those it started from."""
-        if self.critic is None or not history or self.score not in history[0]:
+    def should_stop(self, history: list[dict]) -> str:
+        """Stops a self-critical run whose captions have become worse than those of the initial model."""
+        if self.self_critical is None or not history or self.score_name not in history[0]:
             return ""
         first, last = history[0], history[-1]
         for name, what in (("repeats", "repeat a phrase"), ("dangling", "end in a dangling word")):
-            if last[name] > first[name] + WORSE:
+            if last[name] > first[name] + MAX_FLAWS_ADDED:
                 return f"{last[name]:.1f}% of the captions {what}, {first[name]:.1f}% at the start"
-        if not first["length"] / UNLIKE <= last["length"] <= first["length"] * UNLIKE:
+        if not first["length"] / MAX_LENGTH_RATIO <= last["length"] <= first["length"] * MAX_LENGTH_RATIO:
             return f"captions have {last['length']:.1f} words, {first['length']:.1f} at the start"
-        best = max(record[self.score] for record in history)
-        if last[self.score] < best - FALLEN:
-            return f"{self.score} fell to {last[self.score]:.1f} from {best:.1f}"
+        best = max(record[self.score_name] for record in history)
+        if last[self.score_name] < best - MAX_SCORE_LOST:
+            return f"{self.score_name} fell to {last[self.score_name]:.1f} from {best:.1f}"
         return ""
 
     def checkpoint(self, metrics: dict) -> Checkpoint:
@@ -173,9 +181,9 @@ class CaptionTask:
 
 
 def initialise_from(model: SCACNN, other: Checkpoint, words: tuple[str, ...]) -> list[str]:
-    """Copy every tensor of `other` whose name and shape fit; of the words, the vectors of those that both know.
+    """Copy every tensor of `other` whose name and shape fit, and the vectors of the words that both vocabularies have.
 
-    Returns the names that were left as they are.
+    words: the vocabulary of `model`. Returns the names of tensors that were not copied.
     """
     own, copied = model.state_dict(), {}
     theirs = {word: i for i, word in enumerate(other.vocabulary.words)}

@@ -1,4 +1,4 @@
-"""Training a classifier."""
+"""The task of training an image classifier."""
 
 import random
 from collections.abc import Iterator
@@ -20,13 +20,14 @@ from sca_caption.runtime.distributed import ALONE, Processes
 from sca_caption.runtime.errors import UserError
 from sca_caption.training import batches
 
-PAD = 4  # pixels on each side that --views pad adds before it crops
+PAD = 4  # pixels that --views pad adds on each side before the random crop
 
 
 class Views(Dataset):
-    """(image uint8 (3, S, S), label) by (epoch, image index), so that a view depends on nothing else.
+    """Maps (epoch, image index) to an image uint8 (3, S, S) and its label.
 
-    config: how training images are varied; None gives every image as a user's is prepared.
+    config: how training images are augmented, seeded from the key and the run's seed alone; None prepares images as in
+    evaluation.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Views(Dataset):
 def view(
     pixels: np.ndarray, transform: Transform, rng: random.Random, config: ClassifierTrainConfig
 ) -> np.ndarray:
-    """A random view for training of pixels uint8 (H, W, 3), as `config.views` says: uint8 (S, S, 3)."""
+    """Augment pixels uint8 (H, W, 3) as `config.views` says: uint8 (S, S, 3)."""
     if config.views == "resized":
         smallest = config.crop_scale
         return images.augment(pixels, transform, rng, True, smallest=smallest, aspect=3 / 4, lighting=0.0)
@@ -63,13 +64,13 @@ def view(
     return pixels
 
 
-class ClassifyTask:
-    """A classifier on its device, labelled images, and how it is trained. Scored by accuracy on the split val.
+class ClassificationTask:
+    """Trains a classifier on labelled images and scores it by its accuracy on the split val.
 
-    source: {"dataset", "root"} of `data`, so that a checkpoint says what it was trained on.
+    source: {"dataset", "root"} of `data`, which checkpoints store.
     """
 
-    measured, score, improves = "loss", "top-1", False
+    loss_name, score_name, validate_before_training = "loss", "top-1", False
 
     def __init__(
         self,
@@ -86,10 +87,10 @@ class ClassifyTask:
         self.rows = data.indices("train")
         if config.limit:
             self.rows = np.random.default_rng(config.seed).permutation(self.rows)[: config.limit]
-        # The last, smaller batch of an epoch is left out: batch norms would read noise, or one image, in it.
-        self.steps = len(self.rows) // config.batch_size
-        self.images = self.steps * config.batch_size
-        if not self.steps:
+        # An epoch leaves out its last, smaller batch: the statistics of a few images would be noise to batch norms.
+        self.steps_per_epoch = len(self.rows) // config.batch_size
+        self.images_per_epoch = self.steps_per_epoch * config.batch_size
+        if not self.steps_per_epoch:
             raise UserError(
                 f"--batch-size {config.batch_size}: more than the {len(self.rows)} training images; give a smaller one"
             )
@@ -109,14 +110,15 @@ class ClassifyTask:
         self.model.train()
 
     def batches(self, epoch: int) -> Iterator[list[Tensor]]:
-        order = np.random.default_rng([self.config.seed, epoch]).permutation(self.rows)[: self.images]
-        keys = [(epoch, int(i)) for i in order]
+        order = np.random.default_rng([self.config.seed, epoch]).permutation(self.rows)
+        keys = [(epoch, int(i)) for i in order[: self.images_per_epoch]]
         return batches.loader(self.views, keys, self.config, processes=self.processes)
 
     def loss(self, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, float, int]:
+        """See `Task.loss`. The value to report is the cross-entropy per image, in nats."""
         pixels, labels = (x.to(self.device) for x in batch)
         loss = self.model.loss(pixels, labels, self.config.label_smoothing, self.config.mixup)
-        # All batches are whole, so every process has about batch_size / size images.
+        # All batches have batch_size images, so each process has about batch_size / size of them.
         return loss * (len(labels) * self.processes.size / self.config.batch_size), loss.item(), len(labels)
 
     def validate(self) -> tuple[dict[str, float], list[str]] | None:
@@ -129,10 +131,10 @@ class ClassifyTask:
         scores = classification_metrics.score(logits, self.data.labels[rows], self.data.classes)
         return {"top-1": scores.top1, "top-5": scores.top5}, []
 
-    def pictures(self) -> dict[str, np.ndarray]:
+    def images(self) -> dict[str, np.ndarray]:
         return {}
 
-    def degraded(self, history: list[dict]) -> str:
+    def should_stop(self, history: list[dict]) -> str:
         return ""
 
     def checkpoint(self, metrics: dict) -> Checkpoint:
@@ -144,10 +146,10 @@ class ClassifyTask:
 
 @torch.inference_mode()
 def predict(model: Classifier, views: Views, rows: np.ndarray, config: ClassifierTrainConfig) -> np.ndarray:
-    """Logits (N, K), in float32, of the images in `rows`."""
+    """Logits float32 (N, K) of the N images in `rows`, for K classes."""
     model.eval()
-    device, found = model.mean.device, [torch.empty(0, len(model.config.classes))]
+    device, logits = model.mean.device, [torch.empty(0, len(model.config.classes))]
     for pixels, _ in batches.loader(views, [(0, int(i)) for i in rows], config):
         with torch.autocast(device.type, torch.bfloat16, enabled=config.amp and device.type == "cuda"):
-            found.append(model(pixels.to(device)).float().cpu())
-    return torch.cat(found).numpy()
+            logits.append(model(pixels.to(device)).float().cpu())
+    return torch.cat(logits).numpy()

@@ -1,4 +1,4 @@
-"""A moving average of a model's weights, which often does better than any of them."""
+"""Exponential moving average of a model's weights, which often scores better than the weights of any single step."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +10,10 @@ AVERAGE = "average."  # prefix of the averaged weights among a checkpoint's extr
 
 
 class EMA:
-    """Exponential moving average of all of a model's weights and buffers, from its weights at this moment on.
+    """Exponential moving average of a model's weights and floating-point buffers; other buffers are copied.
 
-    The decay rises to `decay` in the first steps as (1 + step) / (10 + step), so that the start is soon forgotten.
+    The average starts at the model's current weights. The decay is min(decay, (1 + step) / (10 + step)), so that early
+    weights lose their influence quickly.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -21,6 +22,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
+        """Move the average towards the model's weights; to be called after every optimizer step."""
         decay = min(self.decay, (1 + self.step) / (10 + self.step))
         self.step += 1
         for name, value in model.state_dict().items():
@@ -31,7 +33,7 @@ class EMA:
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
-        """The model has the averaged weights inside the `with`, and its own again after it."""
+        """Give the model the averaged weights inside the `with` block, and its own weights back after it."""
         own = {name: value.clone() for name, value in model.state_dict().items()}
         model.load_state_dict(self.values)
         try:
@@ -40,9 +42,11 @@ class EMA:
             model.load_state_dict(own)
 
     def tensors(self) -> dict[str, Tensor]:
+        """The averaged weights under their names in a checkpoint."""
         return {AVERAGE + name: value for name, value in self.values.items()}
 
     def restore(self, tensors: dict[str, Tensor], step: int) -> None:
+        """Load the averaged weights from a checkpoint that was written after `step` updates."""
         self.step = step
         for name, value in self.values.items():
             value.copy_(tensors[AVERAGE + name])

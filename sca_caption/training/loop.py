@@ -1,10 +1,12 @@
-"""One training loop for captioners and classifiers: what differs between them is a `Task`.
+"""The training loop of captioners and classifiers, which differ in their `Task`.
 
-Needs neither spaCy, nltk, pycocoevalcap nor Java. On a CPU a resumed run repeats the uninterrupted one bit for bit:
-everything random is seeded from (seed, epoch, image), and the optimizer's state is in `last.pt`.
+On a CPU a resumed run repeats the uninterrupted one bit for bit: everything random is seeded from (seed, epoch, image),
+and `last.pt` holds the optimizer's state.
 
-Under torchrun every process trains on its share of each batch, and gradients are averaged over processes: those of one
-process on the whole batch, but for what is drawn in the model (dropout, mixup, sampled captions), seeded a process.
+Under torchrun each process trains on its share of every batch. Gradients are averaged over processes and equal those of
+one process on the whole batch, up to dropout, mixup and sampled captions, which are seeded per process.
+
+Training needs neither spaCy, nltk, pycocoevalcap nor Java.
 """
 
 import dataclasses
@@ -28,56 +30,57 @@ from sca_caption.runtime.errors import UserError, warn
 from sca_caption.training.ema import EMA
 from sca_caption.training.optim import make_optimizer, optimizer_tensors, rate_factor, restore_optimizer
 
-POINTS = 500  # at which the curve of learning rates is drawn
+CURVE_POINTS = 500  # points at which progress.svg draws the learning rate
+RENAMED = {"images_a_second": "images_per_second"}  # keys of the history in runs of earlier versions
 
 
 class Task(Protocol):
-    """What the loop trains: a model (on its device), its data, and how it is scored."""
+    """What the loop trains: a model on its device, its data, its loss and its validation score."""
 
     model: nn.Module
-    processes: Processes  # that train it together
-    measured: str  # what `loss` shows: "loss" or "reward"
-    score: str  # the figure of `validate`, higher is better, that chooses best.pt
-    improves: bool  # on a model that is good already, which is scored, as epoch 0, before it is trained
-    images: int  # trained on in an epoch
-    steps: int  # in an epoch
+    processes: Processes  # that share the training
+    loss_name: str  # of the number that `loss` reports: "loss" or "reward"
+    score_name: str  # of the figure of `validate` that chooses best.pt; higher is better
+    validate_before_training: bool  # score the initial model as epoch 0
+    images_per_epoch: int
+    steps_per_epoch: int
 
     def summary(self) -> str:
-        """One line on data and model. Raises UserError where there is nothing to train on."""
+        """One line about data and model. Raises UserError if there is nothing to train on."""
 
     def parameter_groups(self) -> list[dict]:
-        """For the optimizer; `peak` of a group is the rate that the schedule scales."""
+        """Parameter groups for the optimizer. The schedule scales each group's `peak`; the first one's is `config.lr`."""
 
     def start_epoch(self, epoch: int) -> None:
-        """Put the model, and what of it learns, in the state for training."""
+        """Put the model into training mode and choose which parameters learn in this epoch."""
 
     def batches(self, epoch: int) -> Iterable:
-        """This process's part of each of the epoch's batches; what they are is between this and `loss`."""
+        """This process's share of each batch of the epoch, in the form that `loss` takes."""
 
     def loss(self, batch: Any) -> tuple[Tensor, float, int]:
-        """What to descend, what to show, and how many words or images that is the mean of.
+        """The loss to minimise, the value to report as `loss_name`, and the number of items the value is a mean of.
 
-        The mean over processes of what they descend is the loss of the whole batch.
+        The mean over processes of the loss to minimise is the loss of the whole batch.
         """
 
     def validate(self) -> tuple[dict[str, float], list[str]] | None:
-        """Figures, `score` among them, and lines to look at; None without validation data."""
+        """Validation figures, `score_name` among them, and lines to print; None without validation data."""
 
-    def pictures(self) -> dict[str, np.ndarray]:
-        """Pictures for TensorBoard of what the model does now, uint8 (height, width, 3) by name."""
+    def images(self) -> dict[str, np.ndarray]:
+        """Images for TensorBoard that show what the model does now, by name: uint8 (height, width, 3)."""
 
-    def degraded(self, history: list[dict]) -> str:
-        """Why the model is so much worse for the last epoch of the history that training should end, or ""."""
+    def should_stop(self, history: list[dict]) -> str:
+        """The reason to stop training because the model has become worse, or "" to continue."""
 
     def checkpoint(self, metrics: dict) -> Checkpoint:
-        """The model with all it needs to be used."""
+        """The model with everything that is needed to use it."""
 
     def provenance(self) -> dict:
-        """Which data, for last.pt."""
+        """The data set's name and place, which last.pt stores."""
 
 
-class Step(nn.Module):
-    """A task's loss as the forward pass of a module, so that gradients can be averaged over processes."""
+class TaskLoss(nn.Module):
+    """A task's loss as a module, because DistributedDataParallel averages the gradients of a module's forward pass."""
 
     def __init__(self, task: Task):
         super().__init__()
@@ -92,173 +95,245 @@ def train(
     config: RunConfig,
     output: Path,
     resume: Checkpoint | None = None,
-    say: Callable[[str], None] = print,
+    report: Callable[[str], None] = print,
     quiet: bool = False,
 ) -> list[dict]:
-    """Train `task.model`, writing last.pt and progress.svg every epoch and best.pt when `task.score` improves.
+    """Train `task.model` and return the history, one dict per epoch.
 
-    resume: the loaded last.pt to go on from; `task.model` is then its model. quiet: without a progress bar, which only
-    terminals get. Returns the history: one dict an epoch.
+    Writes last.pt and progress.svg after every epoch, and best.pt whenever the validation score exceeds all earlier
+    ones. resume: the loaded last.pt to continue from, whose model must be `task.model`. report: prints a line. quiet: no
+    progress bar, which only terminals get.
 
-    Raises UserError when the loss stops being a number, a checkpoint cannot be written, or a batch has fewer images than
-    there are processes.
+    Raises UserError if the loss becomes infinite or NaN, if a checkpoint cannot be written, or if a batch has fewer
+    images than there are processes.
     """
-    model, processes, score = task.model, task.processes, task.score
+    processes = task.processes
     if config.batch_size < processes.size:
         raise UserError(
             f"--batch-size {config.batch_size}: fewer than the {processes.size} processes that share it; give more"
         )
     summary = task.summary()
-    device = next(model.parameters()).device
     optimizer = make_optimizer(task.parameter_groups(), config)
-    average = EMA(model, config.ema) if config.ema else None
-    start_epoch, history = 0, []
-    if resume is not None:
-        history = resume.training["history"]
-        start_epoch = history[-1]["epoch"]
-        restore_optimizer(optimizer, resume.extra)
-        if average is not None:
-            average.restore(resume.extra, start_epoch * task.steps)
+    ema = EMA(task.model, config.ema) if config.ema else None
+    history = restore(resume, optimizer, ema, task.steps_per_epoch) if resume is not None else []
+    start_epoch = history[-1]["epoch"] if history else 0
     if processes.mean(start_epoch)[0] != start_epoch:
         raise UserError(
             f"{output} is not one folder: this process finds {start_epoch} epochs there, others do not; share it"
         )
-    total_steps = task.steps * config.epochs
-    half = {"cuda": config.amp, "cpu": config.cpu_amp}.get(device.type, False)
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {output} ({error.strerror}); choose another --output") from error
     writer = summary_writer(output) if processes.first else None
-    say(
-        f"{summary}, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters; writing to {output}"
-    )
+    parameters = sum(p.numel() for p in task.model.parameters())
+    report(f"{summary}, {parameters / 1e6:.2f} M parameters; writing to {output}")
 
-    if task.improves and not history:
+    if task.validate_before_training and not history:
         figures, _ = task.validate() or ({}, [])
         if figures:
             history.append({"epoch": 0} | figures)
-            say(f"before training  val {score} {figures[score]:5.1f}")
+            report(f"before training  val {task.score_name} {figures[task.score_name]:5.1f}")
             if processes.first:
                 checkpoint.save(output / "best.pt", task.checkpoint({"val": history[0]}))
 
     for epoch in range(start_epoch, config.epochs):
-        reason = task.degraded(history)
-        if not reason and stopped_early(history, score, config.patience):
-            reason = f"no better {score} in {config.patience} epochs"
+        reason = task.should_stop(history) or out_of_patience(history, task.score_name, config.patience)
         if reason:
-            say(f"stopping: {reason}")
+            report(f"stopping: {reason}")
             break
-        began = time.perf_counter()
-        torch.manual_seed(hash_seed(config.seed, epoch, processes.rank))  # dropout, mixup
-        task.start_epoch(epoch)
-        step = processes.parallel(Step(task))  # anew: other parameters may learn than in the epoch before
-        total = weight = 0.0
-        name = f"epoch {epoch + 1}/{config.epochs}"
-        progress = tqdm(task.batches(epoch), name, task.steps, disable=quiet or None, leave=False)
-        for i, batch in enumerate(progress):
-            factor = rate_factor(epoch * task.steps + i, total_steps, config)
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak"] * factor
-            with torch.autocast(device.type, torch.bfloat16, enabled=half):
-                loss, shown, count = step(batch)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf)
-            for name, value in (("loss", loss.item()), ("gradient", norm.item())):
-                if not math.isfinite(value):
-                    raise UserError(
-                        f"the {name} became {value} in epoch {epoch + 1}; lower --lr (now {config.lr:g})"
-                    )
-            optimizer.step()
-            if average is not None:
-                average.update(model)
-            total, weight = total + shown * count, weight + count
-            progress.set_postfix({task.measured: f"{total / max(weight, 1):.3f}"})
 
-        total, weight = processes.mean(total, weight)
-        record = {
-            "epoch": epoch + 1,
-            task.measured: total / weight,
-            "images_a_second": task.images / (time.perf_counter() - began),
-        }
-        with average.applied(model) if average is not None else nullcontext():
-            processes.align(model)
-            figures, samples = task.validate() or ({}, [])
+        began = time.perf_counter()
+        record = {"epoch": epoch + 1, task.loss_name: train_epoch(task, config, epoch, optimizer, ema, quiet)}
+        record["images_per_second"] = task.images_per_epoch / (time.perf_counter() - began)
+
+        with ema.applied(task.model) if ema is not None else nullcontext():
+            processes.align(task.model)
+            figures, lines = task.validate() or ({}, [])
             record |= figures
-            pictures = task.pictures() if writer is not None else {}
+            images = task.images() if writer is not None else {}
             record["seconds"] = time.perf_counter() - began
-            record = processes.broadcast(record)  # clocks differ
+            record = processes.broadcast(record)  # because the processes' clocks differ
+            is_best = improves(record, history, task.score_name)
             history.append(record)
-            best = not figures or record[score] >= max(r[score] for r in history)
-            best = best and not task.degraded(history)
-            if best and processes.first:
+            if is_best and not task.should_stop(history) and processes.first:
                 checkpoint.save(output / "best.pt", task.checkpoint({"val": record}))
         if processes.first:
-            snapshot = task.checkpoint({"val": record})
-            snapshot.training = {
-                "config": dataclasses.asdict(config),
-                "history": history,
-                **task.provenance(),
-            }
-            snapshot.extra = optimizer_tensors(optimizer) | (average.tensors() if average is not None else {})
-            checkpoint.save(output / "last.pt", snapshot)
+            save_last(output, task, config, history, optimizer, ema)
             draw_progress(history, task, config, output)
         processes.wait()
-        say(log_line(record, task, config, factor))
-        for line in samples:
-            say(f"    {line}")
+
+        rate = optimizer.param_groups[0]["lr"]
+        report(log_line(record, task, config, rate))
+        for line in lines:
+            report(f"    {line}")
         if writer is not None:
-            for name in (task.measured, "images_a_second", *figures):
-                writer.add_scalar(name, record[name], epoch + 1)
-            writer.add_scalar("lr", config.lr * factor, epoch + 1)
-            if samples:
-                writer.add_text("captions", "\n".join(f"- {line}" for line in samples), epoch + 1)
-            for name, picture in pictures.items():
-                writer.add_image(name, picture, epoch + 1, dataformats="HWC")
-            writer.flush()
+            write_summary(
+                writer, record, [task.loss_name, "images_per_second", *figures], rate, lines, images
+            )
     return history
 
 
-def stopped_early(history: list[dict], score: str, patience: int) -> bool:
-    scores = [record.get(score) for record in history]
-    if not patience or not scores or scores[-1] is None:
-        return False
-    return len(scores) - 1 - scores.index(max(scores)) >= patience
+def train_epoch(
+    task: Task,
+    config: RunConfig,
+    epoch: int,
+    optimizer: torch.optim.Optimizer,
+    ema: EMA | None,
+    quiet: bool,
+) -> float:
+    """One pass over the training images. Returns the mean of what `task.loss` reports.
+
+    Raises UserError if the loss or the gradient becomes infinite or NaN.
+    """
+    model, processes = task.model, task.processes
+    device = next(model.parameters()).device
+    mixed_precision = {"cuda": config.amp, "cpu": config.cpu_amp}.get(device.type, False)
+    total_steps = task.steps_per_epoch * config.epochs
+
+    torch.manual_seed(hash_seed(config.seed, epoch, processes.rank))  # of dropout and mixup
+    task.start_epoch(epoch)
+    # Made in every epoch, because the parameters that learn may have changed.
+    task_loss = processes.parallel(TaskLoss(task))
+
+    total = count = 0.0
+    bar = tqdm(
+        task.batches(epoch),
+        f"epoch {epoch + 1}/{config.epochs}",
+        task.steps_per_epoch,
+        disable=quiet or None,
+        leave=False,
+    )
+    for step, batch in enumerate(bar, epoch * task.steps_per_epoch):
+        factor = rate_factor(step, total_steps, config)
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+
+        with torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision):
+            loss, reported, items = task_loss(batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip or math.inf)
+        check_finite(loss, norm, epoch, config)
+        optimizer.step()
+        if ema is not None:
+            ema.update(model)
+
+        total, count = total + reported * items, count + items
+        bar.set_postfix({task.loss_name: f"{total / max(count, 1):.3f}"})
+    total, count = processes.mean(total, count)
+    return total / count
+
+
+def check_finite(loss: Tensor, norm: Tensor, epoch: int, config: RunConfig) -> None:
+    """Raise UserError if the loss or the gradient's norm is infinite or NaN."""
+    for name, value in (("loss", loss.item()), ("gradient", norm.item())):
+        if not math.isfinite(value):
+            raise UserError(f"the {name} became {value} in epoch {epoch + 1}; lower --lr (now {config.lr:g})")
+
+
+# ---- when to stop and what to keep -----------------------------------------------------------------------------------
+
+
+def improves(record: dict, history: list[dict], score_name: str) -> bool:
+    """Whether the record's score exceeds all scores of the history; always True without validation.
+
+    A tie is no improvement: the earlier epoch has the same score with less training.
+    """
+    earlier = [each[score_name] for each in history if score_name in each]
+    return score_name not in record or all(record[score_name] > score for score in earlier)
+
+
+def out_of_patience(history: list[dict], score_name: str, patience: int) -> str:
+    """The reason to stop if the best score is `patience` epochs old, or "" to continue. A tie is no improvement."""
+    scores = [record[score_name] for record in history if score_name in record]
+    if patience and scores and len(scores) - 1 - scores.index(max(scores)) >= patience:
+        return f"no better {score_name} in {patience} epochs"
+    return ""
+
+
+# ---- the state of a run ----------------------------------------------------------------------------------------------
+
+
+def save_last(
+    output: Path,
+    task: Task,
+    config: RunConfig,
+    history: list[dict],
+    optimizer: torch.optim.Optimizer,
+    ema: EMA | None,
+) -> None:
+    """Write last.pt: the model, and everything that `restore` needs to continue the run."""
+    snapshot = task.checkpoint({"val": history[-1]})
+    snapshot.training = {"config": dataclasses.asdict(config), "history": history, **task.provenance()}
+    snapshot.extra = optimizer_tensors(optimizer) | (ema.tensors() if ema is not None else {})
+    checkpoint.save(output / "last.pt", snapshot)
+
+
+def restore(
+    resume: Checkpoint, optimizer: torch.optim.Optimizer, ema: EMA | None, steps_per_epoch: int
+) -> list[dict]:
+    """Load the state of last.pt into the optimizer and the moving average. Returns the run's history."""
+    history = [
+        {RENAMED.get(name, name): value for name, value in record.items()}
+        for record in resume.training["history"]
+    ]
+    restore_optimizer(optimizer, resume.extra)
+    if ema is not None:
+        ema.restore(resume.extra, history[-1]["epoch"] * steps_per_epoch)
+    return history
 
 
 def hash_seed(seed: int, epoch: int, rank: int = 0) -> int:
+    """A seed for the random numbers that process `rank` draws in an epoch."""
     return int(np.random.SeedSequence([seed, epoch, rank]).generate_state(1)[0])
 
 
-def log_line(record: dict, task: Task, config: RunConfig, factor: float) -> str:
-    score = f"val {task.score} {record[task.score]:5.1f}  " if task.score in record else ""
+# ---- reports ---------------------------------------------------------------------------------------------------------
+
+
+def log_line(record: dict, task: Task, config: RunConfig, rate: float) -> str:
+    score = f"val {task.score_name} {record[task.score_name]:5.1f}  " if task.score_name in record else ""
     minutes, seconds = divmod(round(record["seconds"]), 60)
-    measure = f"{task.measured} {record[task.measured]:.3f}"
     return (
-        f"epoch {record['epoch']:2}/{config.epochs}  {measure}  {score}lr {config.lr * factor:.1e}  "
-        f"{record['images_a_second']:.0f} images/s  {minutes}:{seconds:02}"
+        f"epoch {record['epoch']:2}/{config.epochs}  {task.loss_name} {record[task.loss_name]:.3f}  {score}"
+        f"lr {rate:.1e}  {record['images_per_second']:.0f} images/s  {minutes}:{seconds:02}"
     )
 
 
 def draw_progress(history: list[dict], task: Task, config: RunConfig, output: Path) -> None:
-    """Write progress.svg in the run's folder. That a picture cannot be written does not end a run."""
+    """Write progress.svg into the run's folder. If it cannot be written, the run goes on with a warning."""
     from sca_caption.training.plots import save_progress
 
-    total = task.steps * config.epochs
-    drawn = [*range(0, total, max(1, total // POINTS)), total]
-    rates = [(step / task.steps, config.lr * rate_factor(step, total, config)) for step in drawn]
+    total = task.steps_per_epoch * config.epochs
+    steps = [*range(0, total, max(1, total // CURVE_POINTS)), total]
+    rates = [(step / task.steps_per_epoch, config.lr * rate_factor(step, total, config)) for step in steps]
     title = f"{output}: epoch {history[-1]['epoch']} of {config.epochs}"
     try:
-        save_progress(output / "progress.svg", history, task.measured, task.score, rates, title)
+        save_progress(output / "progress.svg", history, task.loss_name, task.score_name, rates, title)
     except UserError as error:
         warn(error)
 
 
 def summary_writer(output: Path):
-    """A TensorBoard writer, or None where the package is not installed."""
+    """A TensorBoard writer, or None if the package is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
     return SummaryWriter(str(output))
+
+
+def write_summary(
+    writer, record: dict, scalars: list[str], rate: float, lines: list[str], images: dict[str, np.ndarray]
+) -> None:
+    """Write an epoch to TensorBoard: the record's `scalars`, the learning rate, printed lines and images."""
+    epoch = record["epoch"]
+    for name in scalars:
+        writer.add_scalar(name, record[name], epoch)
+    writer.add_scalar("lr", rate, epoch)
+    if lines:
+        writer.add_text("captions", "\n".join(f"- {line}" for line in lines), epoch)
+    for name, image in images.items():
+        writer.add_image(name, image, epoch, dataformats="HWC")
+    writer.flush()

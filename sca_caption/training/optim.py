@@ -1,4 +1,4 @@
-"""Optimizers, learning-rate schedules, and the optimizer state in checkpoints."""
+"""Optimizers, learning-rate schedules, and the optimizer's state in checkpoints."""
 
 import math
 
@@ -10,6 +10,7 @@ from sca_caption.training.ema import AVERAGE
 
 
 def make_optimizer(groups: list[dict], config: RunConfig) -> torch.optim.Optimizer:
+    """The optimizer that `config` names, for the given parameter groups."""
     if config.optimizer == "adadelta":
         return torch.optim.Adadelta(groups, lr=config.lr, weight_decay=config.weight_decay)
     if config.optimizer == "sgd":
@@ -18,7 +19,7 @@ def make_optimizer(groups: list[dict], config: RunConfig) -> torch.optim.Optimiz
 
 
 def rate_factor(step: int, total: int, config: RunConfig) -> float:
-    """Share of the peak rate at `step` of `total`: a linear rise, then what `config.schedule` says."""
+    """The learning rate at `step` of `total` steps as a fraction of the peak: linear warm-up, then the schedule."""
     warmup = config.warmup * total
     if step < warmup:
         return (step + 1) / (warmup + 1)
@@ -30,7 +31,7 @@ def rate_factor(step: int, total: int, config: RunConfig) -> float:
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as named tensors: "<parameter number>.<name>"; what is no tensor (SGD's None) is left out."""
+    """The optimizer's state as tensors named "<parameter number>.<name>". Other values (SGD's None) are left out."""
     state = optimizer.state_dict()["state"]
     return {
         f"{number}.{name}": value
@@ -41,6 +42,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Load what `optimizer_tensors` returned. Tensors of a moving average among them are ignored."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         if not key.startswith(AVERAGE):

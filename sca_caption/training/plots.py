@@ -1,4 +1,4 @@
-"""Draw how runs of train.py scored on the validation images, epoch after epoch."""
+"""Figures of training runs: the progress of one run, and the validation scores of several."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,25 +8,29 @@ from sca_caption.runtime.errors import UserError
 from sca_caption.runtime.figures import save_figure
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-
 SCORE = "CIDEr"
+LINE_COLOR, FUTURE_COLOR, BEST_COLOR = "tab:blue", "0.75", "tab:red"
+
+
+# ---- several runs ----------------------------------------------------------------------------------------------------
 
 
 def scores(run: Path) -> dict[int, float]:
-    """Validation scores of a run by epoch. Raises UserError where there is no run, or it has none."""
+    """The validation scores of a run by epoch. Raises UserError if the folder has no run, or the run no scores."""
     from sca_caption import checkpoint
 
     history = checkpoint.load(run / "last.pt").training.get("history", [])
-    found = {record["epoch"]: record[SCORE] for record in history if SCORE in record}
-    if not found:
+    by_epoch = {record["epoch"]: record[SCORE] for record in history if SCORE in record}
+    if not by_epoch:
         raise UserError(f"{run / 'last.pt'} has no {SCORE} of validation images; give another run")
-    return found
+    return by_epoch
 
 
 def draw_curves(runs: Mapping[str, Mapping[int, float]]) -> "Figure":
-    """A line for each run, by epoch; epoch 0 is the score before training."""
+    """Validation scores by epoch, one line per run; epoch 0 is the score before training."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -42,62 +46,73 @@ def draw_curves(runs: Mapping[str, Mapping[int, float]]) -> "Figure":
     return figure
 
 
-LINE, AHEAD, BEST = "tab:blue", "0.75", "tab:red"
+# ---- one run ---------------------------------------------------------------------------------------------------------
 
 
-def save_progress(path: Path, *drawn, **named) -> None:
-    """Replace the picture `path` (.svg, .png, .pdf) by what `draw` makes. Raises UserError where it cannot be written."""
-    save_figure(draw(*drawn, **named), path, "--output")
+def save_progress(
+    path: Path,
+    history: Sequence[dict],
+    loss_name: str,
+    score_name: str,
+    rates: Sequence[tuple[float, float]],
+    title: str,
+) -> None:
+    """Write the figure of `draw_run` to `path` (.svg, .png or .pdf). Raises UserError if it cannot be written."""
+    save_figure(draw_run(history, loss_name, score_name, rates, title), path, "--output")
 
 
-def draw(
-    history: Sequence[dict], measured: str, score: str, rates: Sequence[tuple[float, float]], title: str
+def draw_run(
+    history: Sequence[dict],
+    loss_name: str,
+    score_name: str,
+    rates: Sequence[tuple[float, float]],
+    title: str,
 ) -> "Figure":
-    """Three panels above each other that share the axis of epochs.
+    """Training loss, validation score and learning rate in three panels over the epochs.
 
-    history: as `training.train` returns it, an entry an epoch. measured: "loss" or "reward", what is trained on.
-    score: the validation figure that chooses best.pt, drawn if the history has it. rates: (epochs passed, learning
-    rate) over the whole run; what lies ahead is drawn in grey.
+    history: one dict per epoch, as `loop.train` returns it. loss_name: "loss" or "reward". score_name: the validation
+    figure that chooses best.pt; the panel is left out if the history does not have it. rates: pairs (epochs passed,
+    learning rate) over the whole run; the part that is still to come is grey.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    scored = [(record["epoch"], record[score]) for record in history if score in record]
+    scored = [(record["epoch"], record[score_name]) for record in history if score_name in record]
     panels = 3 if scored else 2
     height = 1 + 1.9 * panels  # inches
     figure = Figure((7, height))
-    # Fixed margins: a layout that is computed would take longer than all of the drawing.
+    # Margins are fixed, because computing a layout would take longer than drawing the figure.
     edges = {"left": 0.12, "right": 0.98, "bottom": 0.5 / height, "top": 1 - 0.3 / height, "hspace": 0.2}
     heights = [2] * (panels - 1) + [1.2]
-    top, *middle, bottom = figure.subplots(panels, sharex=True, height_ratios=heights, gridspec_kw=edges)
-    top.set_title(title, loc="left", fontsize=10)
+    loss_panel, *score_panels, rate_panel = figure.subplots(
+        panels, sharex=True, height_ratios=heights, gridspec_kw=edges
+    )
 
     markers = 4 if len(history) <= 40 else 0
-    trained = [(record["epoch"], record[measured]) for record in history if measured in record]
-    top.plot(*zip(*trained, strict=True), color=LINE, marker="o", markersize=markers)
-    note(top, trained[-1], f"{trained[-1][1]:.3f}")
-    top.set_ylabel(f"training {measured}")
+    losses = [(record["epoch"], record[loss_name]) for record in history if loss_name in record]
+    loss_panel.set_title(title, loc="left", fontsize=10)
+    loss_panel.plot(*zip(*losses, strict=True), color=LINE_COLOR, marker="o", markersize=markers)
+    annotate(loss_panel, losses[-1], f"{losses[-1][1]:.3f}")
+    loss_panel.set_ylabel(f"training {loss_name}")
 
-    for axes in middle:
-        best = max(scored, key=lambda point: point[::-1])  # the last of several, as best.pt
-        axes.plot(*zip(*scored, strict=True), color=LINE, marker="o", markersize=markers)
-        axes.plot(*best, color=BEST, marker="o", markersize=9, fillstyle="none", linestyle="none")
-        note(axes, best, f"best {best[1]:.1f}", BEST)
-        axes.set_ylabel(f"validation {score}")
-        if (
-            min(scored, key=lambda point: point[1])[1] == best[1]
-        ):  # else the axis would show differences of nothing
-            axes.set_ylim(max(0, best[1] - 1), best[1] + 1)
+    for panel in score_panels:
+        best = max(scored, key=lambda point: point[1])  # the first of equal ones, as best.pt
+        panel.plot(*zip(*scored, strict=True), color=LINE_COLOR, marker="o", markersize=markers)
+        panel.plot(*best, color=BEST_COLOR, marker="o", markersize=9, fillstyle="none", linestyle="none")
+        annotate(panel, best, f"best {best[1]:.1f}", BEST_COLOR)
+        panel.set_ylabel(f"validation {score_name}")
+        if min(score for _, score in scored) == best[1]:  # an automatic scale would magnify rounding errors
+            panel.set_ylim(max(0, best[1] - 1), best[1] + 1)
 
     now = history[-1]["epoch"]
-    bottom.plot(*zip(*rates, strict=True), color=AHEAD)
-    bottom.plot(*zip(*(point for point in rates if point[0] <= now), strict=True), color=LINE)
-    bottom.set_ylabel("learning rate")
-    bottom.set_xlabel("epoch")
-    bottom.set_xlim(0, rates[-1][0] * 1.02)
-    bottom.set_ylim(0, None)
-    bottom.xaxis.set_major_locator(MaxNLocator(integer=True))
-    bottom.ticklabel_format(axis="y", scilimits=(-2, 3))
+    rate_panel.plot(*zip(*rates, strict=True), color=FUTURE_COLOR)
+    rate_panel.plot(*zip(*(point for point in rates if point[0] <= now), strict=True), color=LINE_COLOR)
+    rate_panel.set_ylabel("learning rate")
+    rate_panel.set_xlabel("epoch")
+    rate_panel.set_xlim(0, rates[-1][0] * 1.02)
+    rate_panel.set_ylim(0, None)
+    rate_panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    rate_panel.ticklabel_format(axis="y", scilimits=(-2, 3))
     for axes in figure.axes:
         axes.grid(alpha=0.3)
         axes.margins(y=0.15)
@@ -106,8 +121,8 @@ def draw(
     return figure
 
 
-def note(axes, point: tuple[float, float], text: str, colour: str = LINE) -> None:
-    """A value above its point."""
+def annotate(axes: "Axes", point: tuple[float, float], text: str, color: str = LINE_COLOR) -> None:
+    """Write text above a point."""
     axes.annotate(
-        text, point, (0, 7), textcoords="offset points", ha="center", va="bottom", fontsize=9, color=colour
+        text, point, (0, 7), textcoords="offset points", ha="center", va="bottom", fontsize=9, color=color
     )

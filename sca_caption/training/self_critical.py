@@ -1,6 +1,13 @@
-"""What self-critical training rewards: a caption's CIDEr-D, and BLEU-4 if so wished; computed beside the model's work.
+"""Self-critical sequence training: the policy gradient of a caption's CIDEr-D and BLEU-4.
 
-Words are those that evaluation sees, the PTB tokenizer's of the decoded text.
+Rennie et al. 2017, "Self-critical sequence training for image captioning" (arXiv 1612.00563); the baseline of a sampled
+caption is the mean reward of the image's other samples (Luo 2020, "A better variant of self-critical sequence
+training", arXiv 2003.09971).
+
+Rewards are computed on the words that evaluation sees, the PTB tokenizer's words of the decoded text. Processes compute
+them while the model computes the samples' log-probabilities.
+
+Shapes: B images, n samples per image, R = B n sampled captions, M words of all of them, W vocabulary size.
 """
 
 import multiprocessing
@@ -24,12 +31,15 @@ from sca_caption.training.batches import Batch
 from sca_caption.training.losses import caption_loss
 from sca_caption.vocab import EOS, PAD
 
-END = "<eos>"  # counted as a word, so that a caption is also rewarded for ending where people end theirs
+END = "<eos>"  # counted as a word, so that a caption is also rewarded for ending where people's captions end
 Caption = tuple[int, list[int], bool]  # row of the data file, word ids, whether the model ended it
 
 
 class Reward:
-    """CIDEr-D + bleu_weight * BLEU-4 of captions of the images in `rows`, which alone give the document frequencies."""
+    """The reward of a caption: CIDEr-D + bleu_weight * BLEU-4, each in the form where 1.0 is printed as 100.
+
+    rows: images of the data file whose references give the document frequencies; only their captions can be rewarded.
+    """
 
     def __init__(self, data: CaptionDataset, rows: Sequence[int], bleu_weight: float = 0.0):
         self.vocabulary, self.bleu_weight = data.vocabulary, bleu_weight
@@ -42,47 +52,58 @@ class Reward:
         references = self.cider.references[self.position[row]]
         reward = self.cider.score_image(counts, references) / 100
         if self.bleu_weight:
-            (image,) = measure_bleu([counts], [[sentence for sentence, *_ in references]])[3].images
-            reward += self.bleu_weight * image / 100
+            (bleu,) = measure_bleu([counts], [[sentence for sentence, *_ in references]])[3].images
+            reward += self.bleu_weight * bleu / 100
         return reward
 
 
 class RewardWorkers:
-    """Processes that compute rewards while the model goes on; with none, this one computes them."""
+    """Processes that compute rewards in the background. With `processes` 0, `result` computes them itself."""
 
     def __init__(self, reward: Reward, processes: int):
         self.reward, self.processes = reward, processes
         self.connections: list[Connection] = []
 
-    def ask(self, captions: list[Caption]) -> Callable[[], list[float]]:
-        """Hand over captions; calling the answer waits for their rewards."""
-        if not self.processes:
-            return lambda: [self.reward(caption) for caption in captions]
-        if not self.connections:
-            self.connections = [start(self.reward) for _ in range(self.processes)]
+    def submit(self, captions: list[Caption]) -> "PendingRewards":
+        """Start to compute the captions' rewards; `result()` of the returned object waits for them."""
+        if self.processes and not self.connections:
+            self.connections = [start_worker(self.reward) for _ in range(self.processes)]
         for i, connection in enumerate(self.connections):
             connection.send(captions[i :: self.processes])
-
-        def answer() -> list[float]:
-            rewards = [0.0] * len(captions)
-            for i, connection in enumerate(self.connections):
-                rewards[i :: self.processes] = connection.recv()
-            return rewards
-
-        return answer
+        return PendingRewards(self, captions)
 
 
-def start(reward: Reward) -> Connection:
-    """A process that answers lists of captions with lists of rewards until this one is gone."""
-    ours, its = multiprocessing.Pipe()
-    multiprocessing.Process(target=serve, args=(ours, its, reward), daemon=True).start()
-    its.close()
+class PendingRewards:
+    """Rewards that workers are computing. Call `result` once, in the order of the calls of `submit`."""
+
+    def __init__(self, workers: RewardWorkers, captions: list[Caption]):
+        self.workers, self.captions = workers, captions
+
+    def result(self) -> list[float]:
+        """Wait for the rewards, one per caption."""
+        connections = self.workers.connections
+        if not connections:
+            return [self.workers.reward(caption) for caption in self.captions]
+        rewards = [0.0] * len(self.captions)
+        for i, connection in enumerate(connections):
+            rewards[i :: len(connections)] = connection.recv()
+        return rewards
+
+
+def start_worker(reward: Reward) -> Connection:
+    """Start a process that answers lists of captions with lists of rewards, and ends when this process has ended."""
+    ours, theirs = multiprocessing.Pipe()
+    multiprocessing.Process(target=run_worker, args=(ours, theirs, reward), daemon=True).start()
+    theirs.close()
     return ours
 
 
-def serve(theirs: Connection, connection: Connection, reward: Reward) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the program, whose end is ours
-    theirs.close()  # so that only the program holds that end, and `recv` notices when it is gone
+def run_worker(parent: Connection, connection: Connection, reward: Reward) -> None:
+    """The loop of a worker process. parent: the program's end of the pipe."""
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C ends the program, and the program's end ends this loop
+    parent.close()  # with only the program's copy open, `recv` raises EOFError when the program has ended
     try:
         while True:
             connection.send([reward(caption) for caption in connection.recv()])
@@ -91,43 +112,52 @@ def serve(theirs: Connection, connection: Connection, reward: Reward) -> None:
 
 
 class SelfCritical:
-    """The policy gradient of `samples` captions an image; against drift with some of people's captions' cross-entropy."""
+    """The self-critical loss of n sampled captions per image.
 
-    def __init__(
-        self, critics: RewardWorkers, samples: int, cross_entropy: float = 0.0, temperature: float = 1.0
-    ):
-        self.critics, self.samples, self.cross_entropy = critics, samples, cross_entropy
-        self.rule = partial(truncated, temperature=temperature)  # of both passes
+    cross_entropy: weight of the cross-entropy of people's captions, which limits the drift of the language. temperature:
+    of the sampling distribution, which is also the distribution that learns.
+    """
+
+    def __init__(self, workers: RewardWorkers, n: int, cross_entropy: float = 0.0, temperature: float = 1.0):
+        self.workers, self.n, self.cross_entropy = workers, n, cross_entropy
+        self.rule = partial(truncated, temperature=temperature)  # logits -> log-probabilities
 
     def loss(
-        self, model: SCACNN, batch: Batch, rows: list[int], mean: Callable[[int], float] = float
+        self,
+        model: SCACNN,
+        batch: Batch,
+        rows: list[int],
+        mean_over_processes: Callable[[int], float] = float,
     ) -> tuple[Tensor, float]:
-        """The loss a word, and the mean reward.
+        """The loss per word, and the mean reward.
 
-        rows: which image of the data file each of the batch's images is. mean: over the processes that share the batch,
-        of their numbers of words.
+        rows: the data file's row of each image of the batch. mean_over_processes: the mean, over the processes that
+        share the batch, of their numbers of words.
+
+        Each word of sample s weighs -(reward_s - mean reward of the image's other samples).
         """
-        model.dropout.eval()
+        model.dropout.eval()  # both passes must use the same network
         encoded = model.encode(batch.images)
-        image = torch.arange(len(rows), device=model.mean.device).repeat_interleave(self.samples)
+        image = torch.arange(len(rows), device=model.mean.device).repeat_interleave(self.n)  # (R,)
         with torch.inference_mode():
             sampled = sampling.sample(model, model.start(encoded).select(image), rule=self.rule)
-        rewards = self.critics.ask(
+        pending = self.workers.submit(
             [
                 (rows[i], tokens, finished)
                 for i, tokens, finished in zip(image.tolist(), sampled.tokens, sampled.finished, strict=True)
             ]
         )
-        log_prob, words = log_probabilities(model, encoded, image, sampled, self.rule)
-        rewards = torch.tensor(rewards(), device=image.device).view(-1, self.samples)
+        log_prob, words = log_probabilities(model, encoded, image, sampled, self.rule)  # (R,)
+        reward = torch.tensor(pending.result(), device=image.device).view(-1, self.n)  # (B, n)
         # reward - mean of the others = (reward - mean of all) * n / (n - 1)
-        advantage = (rewards - rewards.mean(1, keepdim=True)) * (self.samples / (self.samples - 1))
-        loss = -(advantage.flatten() * log_prob).sum() / mean(words)
+        advantage = (reward - reward.mean(1, keepdim=True)) * (self.n / (self.n - 1))
+        loss = -(advantage.flatten() * log_prob).sum() / mean_over_processes(words)
         if self.cross_entropy:
             people = Batch(encoded, batch.captions, batch.image_index)
             count = int((batch.captions != PAD).sum())
-            loss = loss + self.cross_entropy * caption_loss(model, people) * (count / mean(count))
-        return loss, rewards.mean().item()
+            share = count / mean_over_processes(count)
+            loss = loss + self.cross_entropy * caption_loss(model, people) * share
+        return loss, reward.mean().item()
 
 
 def log_probabilities(
@@ -137,14 +167,17 @@ def log_probabilities(
     sampled: sampling.Sampled,
     rule: Callable[[Tensor], Tensor],
 ) -> tuple[Tensor, int]:
-    """Of captions that `decode.sample` drew by `rule`, with gradients, (rows,); and how many words, ends included."""
+    """Log-probabilities (R,) of captions that `sampling.sample` drew by `rule`, with gradients.
+
+    Also returns the number of words M, end words included.
+    """
     captions = padded(
         [tokens + [EOS] * ended for tokens, ended in zip(sampled.tokens, sampled.finished, strict=True)]
     ).to(image.device)
     forced = teacher_forcing.run(model, model.start(encoded).select(image), captions)
-    # Over the words that `sample` draws from: never those of NEVER, and no end before the first word.
-    barred = torch.zeros_like(forced.logits, dtype=torch.bool)
-    barred[:, list(rules.NEVER)] = True
-    barred[: forced.running[0], EOS] = True
-    each = rule(forced.logits.float().masked_fill(barred, -torch.inf))
-    return forced.sums(-F.nll_loss(each, forced.targets, reduction="none")), len(forced.targets)
+    # The distribution that `sample` draws from lacks special words, and EOS as the first word.
+    banned = torch.zeros_like(forced.logits, dtype=torch.bool)  # (M, W)
+    banned[:, list(rules.NEVER)] = True
+    banned[: forced.running[0], EOS] = True
+    log_probs = rule(forced.logits.float().masked_fill(banned, -torch.inf))
+    return forced.sums(-F.nll_loss(log_probs, forced.targets, reduction="none")), len(forced.targets)

@@ -1,4 +1,4 @@
-"""Free-running validation of a captioner during training."""
+"""Validation of a captioner during training, on captions that it generates itself."""
 
 import numpy as np
 import torch
@@ -14,33 +14,35 @@ from sca_caption.runtime.distributed import ALONE, Processes
 from sca_caption.training import batches
 from sca_caption.training.batches import CaptionedImages, collate
 
-SAMPLES = 3  # captions of the validation set shown each epoch
+SAMPLES = 3  # captions of the validation set that are printed after every epoch
 
 
 class Validation:
-    """CIDEr of free-running captions against the raw references: what a user would see, not teacher forcing."""
+    """Scores generated captions, without teacher forcing, by CIDEr against the raw references.
+
+    indices: rows of the data file to validate on. sample_rows: those whose captions are printed. reference_quality: the
+    quality measures of people's captions, to compare with.
+    """
 
     def __init__(self, data: CaptionDataset, indices: np.ndarray, processes: Processes = ALONE):
         self.data, self.indices, self.processes = data, [int(i) for i in indices], processes
-        self.shown = self.indices[:: max(1, len(self.indices) // SAMPLES)][:SAMPLES]
+        self.sample_rows = self.indices[:: max(1, len(self.indices) // SAMPLES)][:SAMPLES]
         references = [[ptb_tokenize(text) for text in data.references(i)] for i in self.indices]
-        self.cider, self.people = (
-            Cider(references),
-            quality([words for several in references for words in several]),
-        )
+        self.cider = Cider(references)
+        self.reference_quality = quality([words for several in references for words in several])
 
     @torch.inference_mode()
     def __call__(
         self, model: SCACNN, config: TrainConfig, device: torch.device
     ) -> tuple[float, Quality, list[tuple[str, str]]]:
-        """(CIDEr in the 0-100 form, the captions' quality, a few (file name, caption) to look at)."""
+        """CIDEr (1.0 is 100), the captions' quality measures, and a few pairs (file name, caption) to print."""
         model.eval()
         dataset = CaptionedImages(self.data, config, augment=False)
         captions, mine = [], self.processes.share(self.indices)
         for batch in batches.loader(dataset, [(0, i) for i in mine], config, collate):
             state = model.start(model.encode(batch.to(device).images))
             if config.validation_beam == 1:
-                found = beam_search.greedy(model, state)
+                hypotheses = beam_search.greedy(model, state)
             else:
                 beams = beam_search.beam_search(
                     model,
@@ -49,10 +51,11 @@ class Validation:
                     length_penalty=config.validation_length_penalty,
                     block_ngrams=SearchConfig.block_ngrams,
                 )
-                found = [best for best, *_ in beams]
-            captions += [self.data.vocabulary.decode(hypothesis.tokens) for hypothesis in found]
+                hypotheses = [best for best, *_ in beams]
+            captions += [self.data.vocabulary.decode(hypothesis.tokens) for hypothesis in hypotheses]
         captions = self.processes.gather(captions)
         words = [ptb_tokenize(caption) for caption in captions]
         score, _ = self.cider.score(words)
         by_row = dict(zip(self.indices, captions, strict=True))
-        return score, quality(words), [(self.data.file_name(row), by_row[row]) for row in self.shown]
+        samples = [(self.data.file_name(row), by_row[row]) for row in self.sample_rows]
+        return score, quality(words), samples

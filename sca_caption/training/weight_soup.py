@@ -1,4 +1,4 @@
-"""Average the weights of several checkpoints into one model."""
+"""Weight soups: one model with the mean weights of several checkpoints."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,11 +8,11 @@ from sca_caption.runtime.errors import UserError
 
 
 def average(paths: Sequence[str | Path], shares: Sequence[float]) -> Checkpoint:
-    """The checkpoint in `paths[0]` with weights that are the mean of all, in proportion to `shares`.
+    """The checkpoint `paths[0]` with the weighted mean of all checkpoints' weights, in proportion to `shares`.
 
-    Weights of runs that started from one another can be averaged, and often caption better than each (Wortsman et al.
-    2022, arXiv 2109.01903). They may attend in other forms: a tensor that some lack is the mean of those that have it.
-    Raises UserError where configs differ otherwise, and where vocabularies do.
+    Models that were trained from one another can be averaged, and the mean often scores better than each of them
+    (Wortsman et al. 2022, arXiv 2109.01903). Their forms of attention may differ: a tensor that some checkpoints lack is
+    the mean of the others. Raises UserError if other settings of the models or their vocabularies differ.
     """
     found = load(paths[0])
     total = {name: value * shares[0] for name, value in found.model.state_dict().items()}

@@ -28,8 +28,8 @@ from sca_caption.runtime.distributed import Processes, process_group
 from sca_caption.runtime.errors import UserError
 from sca_caption.training import loop as training
 from sca_caption.training.caption_task import CaptionTask
-from sca_caption.training.classification_task import ClassifyTask
-from sca_caption.training.loop import Step
+from sca_caption.training.classification_task import ClassificationTask
+from sca_caption.training.loop import TaskLoss
 from tests.helpers.toy_backbone import Toy
 from tests.helpers.training_runs import QUICK, captioner, run
 
@@ -65,13 +65,13 @@ def gradients(data: CaptionDataset, pictures: Path, processes: Processes) -> dic
     tasks = {
         "cross-entropy": CaptionTask(captioner(data, dropout=0.0), data, CAPTIONS, processes),
         "cider": CaptionTask(captioner(data, dropout=0.0), data, CIDER, processes),
-        "classes": ClassifyTask(classifier(classes), classes, CLASSES, {}, processes),
+        "classes": ClassificationTask(classifier(classes), classes, CLASSES, {}, processes),
     }
     found = {}
     for name, task in tasks.items():
         for epoch in range(2):
             task.start_epoch(epoch)
-            step = processes.parallel(Step(task))
+            step = processes.parallel(TaskLoss(task))
             for i, batch in enumerate(task.batches(epoch)):
                 task.model.zero_grad()
                 step(batch)[0].backward()

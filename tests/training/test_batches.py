@@ -14,7 +14,7 @@ from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.training import batches
 from sca_caption.training import loop as training
-from sca_caption.training.batches import LONGEST, CaptionedImages, collate
+from sca_caption.training.batches import MAX_WORDS, CaptionedImages, collate
 from tests.helpers.made_photos import encoded, record, write
 from tests.helpers.toy_backbone import toy  # noqa: F401
 from tests.helpers.training_runs import QUICK, captioner, run, source
@@ -139,7 +139,7 @@ def test_very_long_captions_are_cut(tmp_path):
     given.records[0] = dataclasses.replace(given.records[0], captions=("dog " * 60,))
     write(given, tmp_path / "long.h5", encoding="raw")
     views = CaptionedImages(CaptionDataset(tmp_path / "long.h5"), TrainConfig(), augment=False)
-    assert [len(caption) for caption in views[0, 0][1]] == [LONGEST]
+    assert [len(caption) for caption in views[0, 0][1]] == [MAX_WORDS]
 
 
 def test_stored_features_train_as_the_images_they_are_of(data, tmp_path):

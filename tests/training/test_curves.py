@@ -6,7 +6,7 @@ from sca_caption import checkpoint
 from sca_caption.checkpoint import Checkpoint
 from sca_caption.cli.curves import main
 from sca_caption.images import Transform
-from sca_caption.training.plots import draw, scores
+from sca_caption.training.plots import draw_curves, scores
 from sca_caption.vocab import Vocabulary
 from tests.conftest import TINY_WORDS, tiny_captioner
 from tests.helpers.made_photos import message
@@ -32,7 +32,7 @@ def run(tmp_path):
 
 def test_the_lines_are_the_scores(run):
     found = {"critical": scores(run("a", HISTORY)), "plain": scores(run("b", HISTORY[1:]))}
-    axes = draw(found).axes[0]
+    axes = draw_curves(found).axes[0]
     assert [line.get_xydata().tolist() for line in axes.lines] == [
         [[0, 50.0], [1, 53.5], [2, 55.0]],
         [[1, 53.5], [2, 55.0]],

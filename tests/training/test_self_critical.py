@@ -182,14 +182,12 @@ def test_a_reward_is_the_fields_cider_and_bleu(bleu_weight):
 @pytest.mark.parametrize("processes", [1, 3])
 def test_rewards_come_back_in_order_and_processes_end_with_their_program(processes):
     reward = Reward(DATA, [7, 9])
-    critics, captions = (
-        RewardWorkers(reward, processes),
-        [(7 + 2 * (i % 2), [4, 4 + i], True) for i in range(10)],
-    )
-    for asked in (captions, captions[:2], []):
-        assert critics.ask(asked)() == [reward(caption) for caption in asked]
+    workers = RewardWorkers(reward, processes)
+    captions = [(7 + 2 * (i % 2), [4, 4 + i], True) for i in range(10)]
+    for submitted in (captions, captions[:2], []):
+        assert workers.submit(submitted).result() == [reward(caption) for caption in submitted]
     children = multiprocessing.active_children()[-processes:]
-    for connection in critics.connections:
+    for connection in workers.connections:
         connection.close()
     for child in children:
         child.join(10)
@@ -236,7 +234,7 @@ START = {"CIDEr": 50.0, "repeats": 1.0, "dangling": 0.0, "length": 9.0}
     ],
 )
 def test_the_guard(change, reason):
-    task = SimpleNamespace(critic=True, score="CIDEr")
-    assert CaptionTask.degraded(task, [START, START | change]) == reason
-    task.critic = None
-    assert CaptionTask.degraded(task, [START, START | change]) == ""
+    task = SimpleNamespace(self_critical=True, score_name="CIDEr")
+    assert CaptionTask.should_stop(task, [START, START | change]) == reason
+    task.self_critical = None
+    assert CaptionTask.should_stop(task, [START, START | change]) == ""

@@ -18,7 +18,7 @@ BATCH = 4
 # Captions the first batches at once and waits before the others, so that the test can kill it there.
 SLOW = """
 import sys, time
-from sca_caption.inference import CaptionPipeline
+from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.cli.caption import main
 caption_batch, batches = CaptionPipeline.caption_batch, []
 def slow(self, batch):
