@@ -79,7 +79,7 @@ def test_settings_of_a_call_are_for_that_call(captioner, photograph):
     several = captioner.captions(photograph, num_captions=4, beam_size=6, max_length=5)
     assert len(several) == 4 and all(len(each.tokens) <= 5 for each in several)
     assert [each.score for each in several] == sorted((each.score for each in several), reverse=True)
-    assert "ball" in captioner.caption(photograph, mention=["ball"]).split()
+    assert "ball" in captioner.caption(photograph, force_words=["ball"]).split()
     assert captioner.captions(photograph) == before
 
 

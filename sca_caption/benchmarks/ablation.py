@@ -83,9 +83,9 @@ def measured(checkpoint: Path, path: Path, split: str) -> dict[str, float]:
     from sca_caption.inference.batching import reader
     from sca_caption.inference.captioning import CaptionPipeline
 
-    data, pipeline = CaptionDataset(path), CaptionPipeline(checkpoint)
+    data, pipeline = CaptionDataset(path), CaptionPipeline.load(checkpoint)
     rows = data.indices(split).tolist()
-    read = reader(data, pipeline.models, pipeline.transform)
+    read = reader(data, pipeline.networks, pipeline.transform)
     captions = [found.captions[0].text for found in pipeline.stream(rows, read)]
     candidates = [ngrams_of(ptb_tokenize(caption)) for caption in captions]
     references = [[ngrams_of(ptb_tokenize(text)) for text in data.references(row)] for row in rows]

@@ -29,10 +29,10 @@ from sca_caption.attention.sca import ConditionedAttention
 from sca_caption.benchmarks.start import CAPTION
 from sca_caption.cli.parser import Parser, program
 from sca_caption.config import SearchConfig, require
-from sca_caption.decoding.rules import Rules, echoes, repeats
+from sca_caption.decoding.rules import Rules, bad_endings, conjunctions, repeated_conjuncts, repeated_ngrams
 from sca_caption.decoding.stepper import Hypothesis
 from sca_caption.inference.batching import in_batches, stack
-from sca_caption.inference.captioning import CaptionPipeline, read_by
+from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.runtime.errors import UserError
 from sca_caption.vocab import BOS, EOS
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
     paths = images.find_images([arguments.folder])
     for name in ("singly", "rounds"):
         require(arguments, name, getattr(arguments, name) >= 1, "at least 1")
-    pipeline = CaptionPipeline(arguments.checkpoint, device="cpu", objects=False)
+    pipeline = CaptionPipeline.load(arguments.checkpoint, device="cpu", objects=False)
     few = paths[: arguments.singly]
     ways: dict[str, tuple[int, Callable[[], object]]] = {
         "floor: decode, trunk": (len(paths), lambda: floor(pipeline, paths)),
@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
 @torch.inference_mode()
 def floor(pipeline: CaptionPipeline, paths: list[Path]) -> None:
     def encode(contents: list) -> list:
-        pipeline.model.encode(stack(contents))
+        pipeline.model.encode(stack(contents), ())
         return contents
 
     read = partial(images.load, transform=pipeline.transform)
@@ -121,12 +121,13 @@ def ours(pipeline: CaptionPipeline, paths: list[Path]) -> list[str]:
 
 @torch.inference_mode()
 def singly(pipeline: CaptionPipeline, path: Path) -> str:
-    """The caption of one image, by beam search with the rules of `decode.beam_search`."""
-    search, model = pipeline.search, pipeline.model
-    rules = Rules(search.max_length, search.min_length, never_last=pipeline.settings["never_last"])
-    joining = torch.tensor(sorted(pipeline.settings["joining"]))
+    """The caption of one image, by beam search with the rules of `decoding.beam_search`."""
+    search, model = pipeline.search, pipeline.sca_cnn
+    rules = Rules(search.max_length, search.min_length, bad_endings=bad_endings(pipeline.vocabulary))
+    joining = torch.tensor(conjunctions(pipeline.vocabulary))
     pixels = torch.from_numpy(images.load(path, pipeline.transform)).permute(2, 0, 1)[None]
-    maps, seen = pipeline.encode(pixels)
+    state, predictions = pipeline.model.start(pixels, pipeline.guides)
+    maps = state.maps
     top = maps
     for i in range(len(model.attention) - 1):
         top = model.backbone.segment(i, top[0], top[1:])
@@ -139,8 +140,8 @@ def singly(pipeline: CaptionPipeline, path: Path) -> str:
         log_prob = rules.apply(logits.log_softmax(1), last, length)
         said = torch.tensor([[tokens[1:] for _, tokens in beams]], dtype=torch.long)  # (1, N, t)
         if search.block_ngrams:
-            log_prob.masked_fill_(repeats(said, search.block_ngrams, log_prob.shape[1])[0], -torch.inf)
-            log_prob.masked_fill_(echoes(said, joining, log_prob.shape[1])[0], -torch.inf)
+            log_prob.masked_fill_(repeated_ngrams(said, search.block_ngrams, log_prob.shape[1])[0], -torch.inf)
+            log_prob.masked_fill_(repeated_conjuncts(said, joining, log_prob.shape[1])[0], -torch.inf)
         total = torch.tensor([score for score, _ in beams])[:, None] + log_prob
         scores, choices = total.flatten().topk(2 * search.beam_size)
         following, rows = [], []
@@ -158,8 +159,7 @@ def singly(pipeline: CaptionPipeline, path: Path) -> str:
             break
     found = sorted(ended, key=attrgetter("score"), reverse=True)[: search.beam_size]
     found = found or [Hypothesis(tokens[1:], score, score, False) for score, tokens in beams[:1]]
-    ranking = pipeline.ranking(read_by(pipeline.consensus, maps[0], seen))
-    best = ranking(0, found)[0] if ranking else found[0]
+    best = pipeline.rate([found], predictions, [[]])[0][0]
     return pipeline.vocabulary.decode(best.tokens)
 
 

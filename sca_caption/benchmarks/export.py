@@ -20,7 +20,7 @@ from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.evaluation.caption_metrics import Cider
 from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
 from sca_caption.export.model_json import DTYPES, graph_path
-from sca_caption.export.onnx_captioner import OnnxCaptionPipeline
+from sca_caption.export.onnx_captioner import load_pipeline
 from sca_caption.export.onnx_folder import export
 from sca_caption.inference.batching import stack
 from sca_caption.inference.captioning import Caption, CaptionPipeline
@@ -61,9 +61,9 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "model")
         export(folder, given, arguments.checkpoint)
-        ways: dict[str, CaptionPipeline] = {"PyTorch": CaptionPipeline(given, device="cpu")}
+        ways: dict[str, CaptionPipeline] = {"PyTorch": CaptionPipeline.load(given, device="cpu")}
         for dtype in DTYPES:
-            ways[f"ONNX, {dtype}"] = OnnxCaptionPipeline(folder, dtype=dtype, threads=threads)
+            ways[f"ONNX, {dtype}"] = load_pipeline(folder, dtype=dtype, threads=threads)
         graphs = list(ways["ONNX, float32"].model.sessions)
         sizes = [
             [graph_path(folder, name, dtype).stat().st_size / 1e6 for name in graphs] for dtype in DTYPES

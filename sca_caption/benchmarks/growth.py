@@ -101,7 +101,7 @@ def prepare(sizes: dict[str, int], toy: bool) -> tuple[CaptionPipeline, np.ndarr
     search = SearchConfig(beam_size=sizes["beams"], max_length=sizes["words"])
     side = 32 if toy else 224
     checkpoint = Checkpoint(model, vocabulary, Transform(side), {})
-    pipeline = CaptionPipeline(checkpoint, search=search, device="cpu", batch_size=sizes["batch"])
+    pipeline = CaptionPipeline.load(checkpoint, search=search, device="cpu", batch_size=sizes["batch"])
     pixels = np.random.default_rng(0).integers(0, 256, (16, side, side, 3), dtype=np.uint8)
     return pipeline, pixels, sizes["images"]
 

@@ -120,12 +120,12 @@ def run(argv: list[str] | None, processes: Processes) -> int:
 
     from sca_caption.inference.captioning import CaptionPipeline
 
-    pipeline = CaptionPipeline(
+    pipeline = CaptionPipeline.load(
         arguments.checkpoint,
         search=search,
         device=arguments.device,
         batch_size=arguments.batch_size,
-        mentions=arguments.mention,
+        force_words=arguments.mention,
         sampling=sampling if arguments.sample else None,
         objects=arguments.objects,
     )
@@ -222,9 +222,9 @@ class Outputs:
                     image_ids(self.paths),
                     resume=self.arguments.resume,
                     doubtful_first=self.arguments.doubtful_first,
-                    numbers=("score", "confidence") if pipeline.calibration else ("score",),
+                    numbers=("score", "confidence") if any(guide.gives_confidence for guide in pipeline.guides) else ("score",),
                     settings=settings,
-                    words=pipeline.words,
+                    words=pipeline.vocabulary,
                 )
             )
         if self.arguments.sidecar:

@@ -172,9 +172,9 @@ def captioned(
     options = {
         name: getattr(arguments, name) for name in ("device", "batch_size", "objects") if name in arguments
     }
-    pipeline = CaptionPipeline(paths, search=search, **options)
+    pipeline = CaptionPipeline.load(paths, search=search, **options)
     mine, captions = processes.share(rows), []
-    stream = pipeline.stream(mine, read=reader(data, pipeline.models, pipeline.transform))
+    stream = pipeline.stream(mine, read=reader(data, pipeline.networks, pipeline.transform))
     for result in tqdm(
         stream, total=len(mine), unit="image", disable=arguments.quiet or None, dynamic_ncols=True
     ):

@@ -64,8 +64,8 @@ def serve(arguments: argparse.Namespace) -> int:
     with closing(server.listen(host, getattr(arguments, "port", PORT))) as listening:
         from sca_caption.inference.captioning import CaptionPipeline
 
-        pipeline = CaptionPipeline(
-            arguments.checkpoint, search=search, device=arguments.device, mentions=arguments.mention
+        pipeline = CaptionPipeline.load(
+            arguments.checkpoint, search=search, device=arguments.device, force_words=arguments.mention
         )
         page = app.create_app(pipeline, name=name_of(arguments.checkpoint), defaults=defaults, host=host)
         if not guard.is_loopback(host) and not getattr(arguments, "quiet", False):

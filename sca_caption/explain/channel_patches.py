@@ -64,7 +64,7 @@ def find_examples(
     greatest mean around it. progress: wraps the batches, as tqdm does. Raises UserError for a file without images, and
     for several models that speak as one.
     """
-    speaker, rows = pipeline.speaker, data.indices("train")
+    speaker, rows = pipeline.sca_cnn, data.indices("train")
     if data.encoding == "features" or not len(rows):
         what = "features" if data.encoding == "features" else "no training images"
         raise UserError(f"{data.path} holds {what}, and patches need photographs; give another data file")

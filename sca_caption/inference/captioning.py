@@ -213,7 +213,7 @@ class CaptionPipeline:
         (found,) = trace(self.sca_cnn, state, [[*tokens, EOS]], self.model.vocabulary_size)
         log_prob = float(np.log(np.maximum(found.probabilities, 1e-30)).sum())
         score = log_prob / (len(tokens) + 1) ** self.search.length_penalty
-        ((rated,),) = self._rate(
+        ((rated,),) = self.rate(
             [[Hypothesis([*tokens], log_prob, score, True)]], predictions, [self.force_words]
         )
         return self._finish(rated), found.first(len(tokens))
@@ -236,7 +236,7 @@ class CaptionPipeline:
             found = beam_search(
                 self.model, state, force_words=forced, mask=mask, **self._rules, **self._beams
             )
-        found = self._rate(found, predictions, forced)
+        found = self.rate(found, predictions, forced)
         for guide in guides:
             if guide.inserts and guide.name in predictions and banned is not None:
                 best = [self.vocabulary.decode(first.tokens) for first, *_ in found]
@@ -263,7 +263,7 @@ class CaptionPipeline:
             banned |= mask
         return banned
 
-    def _rate(
+    def rate(
         self, found: list[list[Hypothesis]], predictions: Mapping[str, Tensor], forced: ForcedWords
     ) -> list[list[Hypothesis]]:
         """Candidates with their ratings by guides, and reranked by them."""
@@ -326,7 +326,7 @@ class CaptionPipeline:
             **self._beams,
         )
         of_images = {name: values[rows] for name, values in predictions.items()}
-        candidates = self._rate(candidates, of_images, groups)
+        candidates = self.rate(candidates, of_images, groups)
         found = list(found)
         for image, words, margin, several in zip(
             insertion.images, insertion.words, insertion.margins, candidates, strict=True

@@ -78,7 +78,7 @@ class Gallery(Kind):
     def stream(
         pipeline: "CaptionPipeline", paths: Iterable[Path], traced: bool = False
     ) -> Iterable["Result"]:
-        traced = traced or len(pipeline.models) == 1  # several attend each for itself
+        traced = traced or len(pipeline.networks) == 1  # several attend each for itself
         photographs = map(Photograph, paths)
         return pipeline.stream(photographs, partial(read, transform=pipeline.transform), traced=traced)
 

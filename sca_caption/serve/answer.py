@@ -31,7 +31,7 @@ def answer(pipeline: CaptionPipeline, data: bytes, name: str, options: Options, 
     the model does not know.
     """
     began = time.perf_counter()
-    pipeline = pipeline.searching(options.search, options.mention, objects=options.objects)
+    pipeline = pipeline.with_search(options.search, options.mention, objects=options.objects)
     try:
         pixels, width, height = read(data, pipeline.transform, limits)
         preview = as_jpeg(data) if options.preview else None
@@ -40,9 +40,9 @@ def answer(pipeline: CaptionPipeline, data: bytes, name: str, options: Options, 
     except Refusal as refusal:
         raise Refusal(refusal.status, f"{name}: {refusal.reason}") from refusal
     batch = stack([pixels])
-    if len(pipeline.models) == 1:
+    if len(pipeline.networks) == 1:
         ((captions, trace),) = pipeline.trace_batch(batch)
-        maps = [each[0] for each in attended_maps(pipeline.speaker, batch)]
+        maps = [each[0] for each in attended_maps(pipeline.sca_cnn, batch)]
     else:  # that speak as one: each attends for itself
         (captions,), trace = pipeline.caption_batch(batch), None
     best = captions[0]
@@ -52,7 +52,7 @@ def answer(pipeline: CaptionPipeline, data: bytes, name: str, options: Options, 
             CaptionText(text=each.text, score=each.score, log_prob=each.log_prob, confidence=each.confidence)
             for each in captions
         ],
-        words=[*pipeline.words.spelled(best.tokens)],
+        words=[*pipeline.vocabulary.spelled(best.tokens)],
         probabilities=trace and rounded(trace.probabilities),
         attention=trace
         and Attention(

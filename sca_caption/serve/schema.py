@@ -132,11 +132,11 @@ def model_card(name: str, pipeline: Any, defaults: Options, limits: Limits) -> M
     return ModelCard(
         name=name,
         version=__version__,
-        vocabulary=len(pipeline.words) - len(SPECIALS),
+        vocabulary=len(pipeline.vocabulary) - len(SPECIALS),
         image_size=pipeline.transform.size,
-        objects=pipeline.namer is not None,
-        calibrated=pipeline.calibration is not None,
-        layers=list(pipeline.models[0].backbone.layers) if len(pipeline.models) == 1 else [],
+        objects=any(guide.about_objects for guide in pipeline.guides),
+        calibrated=any(guide.gives_confidence for guide in pipeline.guides),
+        layers=list(pipeline.networks[0].backbone.layers) if len(pipeline.networks) == 1 else [],
         defaults=Defaults(**vars(search), mention=list(defaults.mention), objects=defaults.objects),
         limits=Most(
             upload_bytes=limits.upload_bytes,

@@ -33,7 +33,7 @@ def test_every_way_has_its_rows(photos, tiny_checkpoint, tmp_path, capsys):
     assert len(times) == 3 and times[0][2] == times[0][4] == "1.00"
     held = CaptionDataset(data)
     indices = held.indices("val").tolist()
-    pipeline = CaptionPipeline(tiny_checkpoint, device="cpu")
+    pipeline = CaptionPipeline.load(tiny_checkpoint, device="cpu")
     captions = [result.captions[0].text for result in pipeline.stream(indices, read=held.image)]
     cider = Cider([[ptb_tokenize(text) for text in held.references(index)] for index in indices])
     wanted = f"{cider.score([ptb_tokenize(caption) for caption in captions])[0]:.2f}"

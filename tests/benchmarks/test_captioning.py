@@ -19,7 +19,7 @@ def test_a_folder_is_captioned_alike_in_all_ways(photos, tiny_checkpoint, tmp_pa
     table = rows(out)
     assert len(table) == 5 and table[0][2] == "1.00" and table[1][3] == "1.00"
     arguments = captioning.parser().parse_args(flags)
-    pipeline = CaptionPipeline(tiny_checkpoint, device="cpu")
+    pipeline = CaptionPipeline.load(tiny_checkpoint, device="cpu")
     assert captioning.whole_program(arguments) == captioning.ours(pipeline, sorted(folder.iterdir()))
     assert captioning.main([*flags[:-1], "0"]) == 2
     assert capsys.readouterr().err.startswith("error: --rounds 0")

@@ -25,7 +25,7 @@ def expected(tiny_checkpoint):
     """expected(paths, **search) -> the captions of each, by `inference`."""
 
     def expected(paths, **search):
-        pipeline = CaptionPipeline(tiny_checkpoint, search=SearchConfig(**search))
+        pipeline = CaptionPipeline.load(tiny_checkpoint, search=SearchConfig(**search))
         return [result.captions for result in pipeline.stream(paths)]
 
     return expected

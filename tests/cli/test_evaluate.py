@@ -82,7 +82,7 @@ def test_a_split_is_captioned_and_scored(data_file, tiny_checkpoint, tmp_path, c
     assert main([*arguments, "--beam-size", "2", "--max-length", "5", "--batch-size", "2"]) == 0
 
     data = CaptionDataset(data_file)
-    pipeline = CaptionPipeline(tiny_checkpoint, search=SearchConfig(beam_size=2, max_length=5))
+    pipeline = CaptionPipeline.load(tiny_checkpoint, search=SearchConfig(beam_size=2, max_length=5))
     rows = data.indices("test").tolist()
     captions = {data.file_name(r.item): r.captions[0].text for r in pipeline.stream(rows, read=data.image)}
     expected = metrics.evaluate(captions, REFERENCES)

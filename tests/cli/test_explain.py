@@ -15,7 +15,7 @@ from tests.helpers.made_photos import dataset, write
 def test_the_caption_is_printed_and_the_figure_is_that_of_python(run, tiny_checkpoint, photos, tmp_path):
     plain, path = run(photos[0]), tmp_path / "why.svg"
     assert run(photos[0], "--explain", path) == plain
-    explain(CaptionPipeline(tiny_checkpoint), photos[0]).save(tmp_path / "again.svg")
+    explain(CaptionPipeline.load(tiny_checkpoint), photos[0]).save(tmp_path / "again.svg")
     assert path.read_bytes() == (tmp_path / "again.svg").read_bytes()
 
 
@@ -43,7 +43,7 @@ def test_numbers_in_results(run, tiny_checkpoint, photos, tmp_path, kind):
     entries = json.loads(text) if kind == "json" else [json.loads(line) for line in text.splitlines()]
     assert len(entries) == 3
     for entry, photo in zip(entries, photos, strict=False):
-        wanted = explain(CaptionPipeline(tiny_checkpoint), photo).numbers()
+        wanted = explain(CaptionPipeline.load(tiny_checkpoint), photo).numbers()
         assert entry["attention"]["words"] == wanted["words"] == entry["caption"].split()
         for mine, layer in zip(entry["attention"]["layers"], wanted["layers"], strict=True):
             np.testing.assert_allclose(mine["spatial"], layer["spatial"], rtol=2e-3)

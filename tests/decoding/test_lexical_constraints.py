@@ -30,7 +30,7 @@ def test_a_wide_beam_finds_the_best_captions_that_mention_all(groups, early_exit
         model.start(images),
         **options,
         length_penalty=0.7,
-        mentions=[groups] * 3,
+        force_words=[groups] * 3,
         early_exit=early_exit,
     )
     for image, hypotheses in zip(images, found, strict=True):
@@ -101,7 +101,7 @@ def test_a_narrow_beam_follows_the_rule_for_each_image(seed, length_penalty, bea
         "length_penalty": length_penalty,
         "num_captions": num_captions,
     }
-    found = beam_search(model, model.start(images), mentions=MIXED, **options)
+    found = beam_search(model, model.start(images), force_words=MIXED, **options)
     for image, groups, hypotheses in zip(images, MIXED, found, strict=True):
         same(hypotheses, slow_search(model, image, groups, **options))
     assert any(mentioned(h[0].tokens, groups) for h, groups in zip(found, MIXED, strict=True))
@@ -113,7 +113,7 @@ def test_images_without_words_to_mention_cost_what_they_did(mentions):
     options = {"beam_size": 4, "max_length": 10, "num_captions": 3, "block_ngrams": 2}
     plain = beam_search(model, model.start(images), **options)
     rows, model.rows_seen = model.rows_seen, []
-    assert beam_search(model, model.start(images), mentions=mentions, **options) == plain
+    assert beam_search(model, model.start(images), force_words=mentions, **options) == plain
     assert model.rows_seen == rows
 
 
@@ -122,7 +122,7 @@ def test_the_others_of_a_batch_keep_their_captions():
     options = {"beam_size": 4, "max_length": 10, "num_captions": 3, "block_ngrams": 2}
     plain = beam_search(model, model.start(images), **options)
     mixed = beam_search(
-        model, model.start(images), mentions=[[], [[9]], [], [[9, 10], [11]], [], []], **options
+        model, model.start(images), force_words=[[], [[9]], [], [[9, 10], [11]], [], []], **options
     )
     for row, (found, expected) in enumerate(zip(mixed, plain, strict=True)):
         if row in (1, 3):
@@ -135,11 +135,11 @@ def test_where_not_all_can_be_mentioned_as_many_as_can_are():
     model, images = ToyRNN(1, vocabulary=12), made_images(5)
     groups = [[7], [8], [9]]
     options = {"beam_size": 4, "num_captions": 4}
-    for hypotheses in beam_search(model, model.start(images), mentions=[groups] * 5, max_length=2, **options):
+    for hypotheses in beam_search(model, model.start(images), force_words=[groups] * 5, max_length=2, **options):
         assert all(mentioned(h.tokens, groups).bit_count() == 2 and not h.finished for h in hypotheses)
     never = [[7], [UNK + 1]]
     found = beam_search(
-        model, model.start(images), mentions=[never] * 5, forbidden=(PAD, BOS, UNK, UNK + 1), max_length=6
+        model, model.start(images), force_words=[never] * 5, forbidden=(PAD, BOS, UNK, UNK + 1), max_length=6
     )
     assert all(7 in hypothesis.tokens for (hypothesis,) in found)
 
@@ -148,4 +148,4 @@ def test_where_not_all_can_be_mentioned_as_many_as_can_are():
 def test_groups_that_make_no_sense_are_refused(groups):
     model = ToyRNN()
     with pytest.raises(ValueError, match="to mention"):
-        beam_search(model, model.start(made_images(1)), mentions=[groups])
+        beam_search(model, model.start(made_images(1)), force_words=[groups])

@@ -89,7 +89,7 @@ def test_the_likeliest_word_alone_is_greedy_search_and_no_phrase_comes_twice():
 
 def test_the_seed_decides(tiny_checkpoint, photos):
     def captions(seed):
-        pipeline = CaptionPipeline(
+        pipeline = CaptionPipeline.load(
             tiny_checkpoint, search=SearchConfig(num_captions=3), sampling=SamplingConfig(seed=seed)
         )
         return [[caption.text for caption in result.captions] for result in pipeline.stream(photos[:2])]

@@ -20,7 +20,7 @@ def data(tmp_path) -> CaptionDataset:
 
 
 def test_the_images_that_excite_most(tiny_checkpoint, data):
-    pipeline, rows = CaptionPipeline(tiny_checkpoint, batch_size=3), data.indices("train")
+    pipeline, rows = CaptionPipeline.load(tiny_checkpoint, batch_size=3), data.indices("train")
     found = find_examples(pipeline, data)
     assert found.looked_at == len(rows) == 7
     maps = [attended_maps(pipeline.model, stack([data.image(row)])) for row in rows]
@@ -36,21 +36,21 @@ def test_the_images_that_excite_most(tiny_checkpoint, data):
 
 
 def test_no_more_than_asked_for_are_looked_at_evenly_spread(tiny_checkpoint, data):
-    pipeline = CaptionPipeline(tiny_checkpoint, batch_size=2)
+    pipeline = CaptionPipeline.load(tiny_checkpoint, batch_size=2)
     found = find_examples(pipeline, data, most=2)
     assert found.looked_at == 2 and len(found.patches(0, 0)) == 2
     assert set(found.layers[0].rows[:2].ravel()) == {0, 6} and (found.layers[0].rows[2] == -1).all()
 
 
 def test_what_cannot_be_looked_through(tiny_checkpoint, data):
-    several = CaptionPipeline([tiny_checkpoint, tiny_checkpoint])
+    several = CaptionPipeline.load([tiny_checkpoint, tiny_checkpoint])
     assert "the attention of 2 models cannot be shown" in message(lambda: find_examples(several, data))
-    pipeline = CaptionPipeline(tiny_checkpoint)
+    pipeline = CaptionPipeline.load(tiny_checkpoint)
     data.encoding = "features"
     assert "holds features, and patches need photographs" in message(lambda: find_examples(pipeline, data))
 
 
 def test_images_come_at_the_models_size(tiny_checkpoint, tmp_path):
     write(dataset(5), tmp_path / "large.h5", transform=Transform(48))
-    found = find_examples(CaptionPipeline(tiny_checkpoint), CaptionDataset(tmp_path / "large.h5"))
+    found = find_examples(CaptionPipeline.load(tiny_checkpoint), CaptionDataset(tmp_path / "large.h5"))
     assert found.patches(0, 1)[0].size == (8, 8)  # a quarter of the model's 32

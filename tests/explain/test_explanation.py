@@ -18,7 +18,7 @@ from tests.helpers.made_photos import message, photo
 
 @pytest.fixture
 def pipeline(tiny_checkpoint) -> CaptionPipeline:
-    return CaptionPipeline(tiny_checkpoint)
+    return CaptionPipeline.load(tiny_checkpoint)
 
 
 def test_an_explanation_is_of_the_caption_that_is_found(pipeline, photos):
@@ -51,7 +51,7 @@ def test_words_that_the_model_lacks_are_named(pipeline, photos):
 
 
 def test_several_models_are_refused(tiny_checkpoint, photos):
-    several = CaptionPipeline([tiny_checkpoint, tiny_checkpoint])
+    several = CaptionPipeline.load([tiny_checkpoint, tiny_checkpoint])
     for caption in (None, "a dog"):
         assert "the attention of 2 models cannot be shown at once" in message(
             lambda caption=caption: explain(several, photos[0], caption)

@@ -132,7 +132,7 @@ def test_captions_are_pythons(page, given):
     contents = pictures(10)
     give(page, [file(f"{i}.png", content) for i, content in enumerate(contents)])
     found = json.loads(saved(page, "#json"))
-    wanted = captions_of(CaptionPipeline(given, search=SearchConfig(num_captions=3)), contents)
+    wanted = captions_of(CaptionPipeline.load(given, search=SearchConfig(num_captions=3)), contents)
     assert len({captions[0].text for captions in wanted}) >= 3
     for index, (entry, captions) in enumerate(zip(found, wanted, strict=True)):
         best = captions[0]
@@ -213,10 +213,10 @@ def test_captions_are_ranked_by_what_the_classifier_saw(opened, network, tmp_pat
     given = Checkpoint(model, words, Transform(64), objects=objects, consensus=consensus)
     export(tmp_path / "site", given, dtypes=["float32"], runtime=RUNTIME)
     contents = pictures(8)
-    wanted = [captions[0].text for captions in captions_of(CaptionPipeline(given), contents)]
+    wanted = [captions[0].text for captions in captions_of(CaptionPipeline.load(given), contents)]
     blind = consensus.narrow.weight.clone()
     consensus.narrow.weight[:, 320:] = 0
-    assert [captions[0].text for captions in captions_of(CaptionPipeline(given), contents)] != wanted
+    assert [captions[0].text for captions in captions_of(CaptionPipeline.load(given), contents)] != wanted
     consensus.narrow.weight.copy_(blind)
     with served(tmp_path / "site") as address, another(opened) as page:
         page.goto(address)
@@ -289,7 +289,7 @@ def test_photographs_stand_upright_and_differ_by_rounding(page):
 def test_words_show_what_was_looked_at(page, given):
     contents = pictures(10)
     batch = stack([images.load(content, given.transform) for content in contents])
-    found = [(best, traced) for (best, *_), traced in CaptionPipeline(given).trace_batch(batch)]
+    found = [(best, traced) for (best, *_), traced in CaptionPipeline.load(given).trace_batch(batch)]
     longest = max(range(10), key=lambda row: len(found[row][0].tokens))
     best, traced = found[longest]
     assert len(best.tokens) >= 3

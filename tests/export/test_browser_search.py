@@ -133,7 +133,7 @@ def case(images: int, seed: int = 0, vocabulary: int = 7, **changes):
     settings = SEARCH | {"never_last": []} | changes
     mentions = settings.pop("mentions", [])
     state = model.start(made_images(images, seed))
-    found = decode.beam_search(model, state, mentions=[mentions] * images, **settings)
+    found = decode.beam_search(model, state, force_words=[mentions] * images, **settings)
     given = [
         {"table": model.tables[row], "width": vocabulary, "settings": settings, "mentions": mentions}
         for row in range(images)
@@ -153,7 +153,7 @@ def test_searches_of_every_kind(tmp_path):
 def test_more_words_and_longer_captions(tmp_path):
     settings = {"max_length": 20, "num_captions": 3, "never_last": [7, 30, 50]}
     made = [
-        case(4, seed, 60, **settings, mentions=groups)
+        case(4, seed, 60, **settings, force_words=groups)
         for seed in range(3)
         for groups in ([], [[9, 10]], [[9], [12, 40]])
     ]

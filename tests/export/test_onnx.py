@@ -149,7 +149,7 @@ def test_no_graph_says_where_it_was_made(exported):
     ],
 )
 def test_captions_are_pytorchs(given, exported, search):
-    theirs, ours = CaptionPipeline(given, search=search), OnnxCaptionPipeline(exported, search=search)
+    theirs, ours = CaptionPipeline.load(given, search=search), OnnxCaptionPipeline(exported, search=search)
     x = pixels(6)
     wanted, found = theirs.caption_batch(x), ours.caption_batch(x)
     assert len({caption.text for captions in wanted for caption in captions}) > 1
@@ -164,18 +164,18 @@ def test_captions_are_pytorchs(given, exported, search):
 
 def test_words_that_must_come_come(given, exported):
     x = pixels(3)
-    found = OnnxCaptionPipeline(exported, mentions=["dog", "ball/water"]).caption_batch(x)
-    wanted = CaptionPipeline(given, mentions=["dog", "ball/water"]).caption_batch(x)
+    found = OnnxCaptionPipeline(exported, force_words=["dog", "ball/water"]).caption_batch(x)
+    wanted = CaptionPipeline.load(given, force_words=["dog", "ball/water"]).caption_batch(x)
     assert [captions[0].text for captions in found] == [captions[0].text for captions in wanted]
     assert all("dog" in captions[0].text for captions in found)
-    assert "'owl'" in message(lambda: OnnxCaptionPipeline(exported, mentions=["owl"]))
+    assert "'owl'" in message(lambda: OnnxCaptionPipeline(exported, force_words=["owl"]))
 
 
 def test_files_are_captioned_in_order(given, exported, photos):
     paths = [*photos, photos[0].with_name("missing.jpg")]
     found, wanted = (
         list(each.stream(paths))
-        for each in (OnnxCaptionPipeline(exported, batch_size=3), CaptionPipeline(given))
+        for each in (OnnxCaptionPipeline(exported, batch_size=3), CaptionPipeline.load(given))
     )
     assert [result.item for result in found] == paths and "no such file" in str(found[-1].error)
     assert [r.captions[0].text for r in found[:-1]] == [r.captions[0].text for r in wanted[:-1]]
@@ -267,7 +267,7 @@ def test_objects_are_named_alike(named, tmp_path):
     torch.manual_seed(0)
     x = torch.randint(256, (6, 3, 64, 64), dtype=torch.uint8)
     theirs, ours, without = (
-        CaptionPipeline(named),
+        CaptionPipeline.load(named),
         OnnxCaptionPipeline(folder),
         OnnxCaptionPipeline(folder, objects=False),
     )
@@ -301,7 +301,7 @@ def test_ranking_reads_what_the_classifier_saw(network, tmp_path):  # noqa: F811
     x = pixels(6, 64)
     search = SearchConfig(num_captions=5, rerank_weight=50.0)
     theirs, ours, without = (
-        CaptionPipeline(whole, search=search),
+        CaptionPipeline.load(whole, search=search),
         OnnxCaptionPipeline(tmp_path / "model", search=search),
         OnnxCaptionPipeline(tmp_path / "model", search=search, objects=False),
     )
@@ -312,7 +312,7 @@ def test_ranking_reads_what_the_classifier_saw(network, tmp_path):  # noqa: F811
     texts = [[[each.text for each in captions] for captions in y.caption_batch(x)] for y in (theirs, ours)]
     assert texts[0] == texts[1]
     assert [each[0].consensus for each in without.caption_batch(x)] == pytest.approx(
-        [each[0].consensus for each in CaptionPipeline(whole, search=search, objects=False).caption_batch(x)],
+        [each[0].consensus for each in CaptionPipeline.load(whole, search=search, objects=False).caption_batch(x)],
         abs=1e-3,
     )
 
@@ -321,7 +321,7 @@ def test_ranking_reads_what_the_classifier_saw(network, tmp_path):  # noqa: F811
 def test_the_classifier_sees_images_at_its_own_size(network):  # noqa: F811
     model = tuned(network, 0)
     objects = original(network.state_dict(), model.backbone, size=288)
-    pipeline = CaptionPipeline(
+    pipeline = CaptionPipeline.load(
         Checkpoint(model, Vocabulary(["a", "dog", "cat"]), Transform(288), objects=objects)
     )
     x = pixels(2, 288)

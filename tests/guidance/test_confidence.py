@@ -55,7 +55,7 @@ def test_a_calibrated_model_says_probabilities(tiny_checkpoint, tmp_path, photos
 
     assert caption.main([str(photos[0]), "--scores", "--checkpoint", str(path)]) == 0
     score, text = capsys.readouterr().out.rstrip("\n").split("\t")
-    (plain,) = next(CaptionPipeline(path).stream(photos[:1])).captions
+    (plain,) = next(CaptionPipeline.load(path).stream(photos[:1])).captions
     assert (float(score), text, plain.confidence) == (
         pytest.approx(plain.mean_log_prob, abs=0.006),
         plain.text,

@@ -244,7 +244,7 @@ def test_it_is_kept_in_a_checkpoint(knowing, dtype, tmp_path):
 def test_it_ranks_what_a_search_finds(knowing, data):
     rows = data.indices("val").tolist()
     batch = stack([data.image(row) for row in rows])
-    pipeline = CaptionPipeline(knowing, search=SearchConfig(beam_size=3, num_captions=3, rerank_weight=50.0))
+    pipeline = CaptionPipeline.load(knowing, search=SearchConfig(beam_size=3, num_captions=3, rerank_weight=50.0))
     encoded, seen = pipeline.encode(batch)
     plain = decode.beam_search(pipeline.model, pipeline.model.start(encoded), **pipeline.settings)
     assert {len(theirs) for theirs in plain} == {6}  # more than there are beams
@@ -259,12 +259,12 @@ def test_it_ranks_what_a_search_finds(knowing, data):
     assert any(ours[0].tokens not in [tuple(each.tokens) for each in theirs[:3]]
                for ours, theirs in zip(heavy, plain, strict=True))  # fmt: skip
     assert (
-        CaptionPipeline(knowing, search=SearchConfig(beam_size=1)).settings["num_captions"] == 1
+        CaptionPipeline.load(knowing, search=SearchConfig(beam_size=1)).settings["num_captions"] == 1
     )  # greedy, as it was
     one = SearchConfig(beam_size=3, rerank_weight=50.0)
-    first = CaptionPipeline(knowing, search=one).caption_batch(batch)
+    first = CaptionPipeline.load(knowing, search=one).caption_batch(batch)
     assert [[each.text for each in captions] for captions in first] == [[each[0].text] for each in heavy]
-    (alone,) = CaptionPipeline(knowing, search=one).caption_batch(batch[3:4])
+    (alone,) = CaptionPipeline.load(knowing, search=one).caption_batch(batch[3:4])
     assert alone[0].text == first[3][0].text and alone[0].score == pytest.approx(first[3][0].score, abs=1e-4)
 
 
@@ -275,7 +275,7 @@ def test_drawn_and_diverse_captions_stay_in_their_order(knowing, data):
         {"search": SearchConfig(num_captions=3), "sampling": SamplingConfig()},
     ):
         with_it, off = (
-            CaptionPipeline(
+            CaptionPipeline.load(
                 knowing, **options | {"search": dataclasses.replace(options["search"], rerank_weight=weight)}
             )
             for weight in (50.0, 0.0)
@@ -295,7 +295,7 @@ def test_it_reads_what_imagenets_network_saw(network, data, tmp_path):  # noqa: 
     found = checkpoint.load(path)
     assert found.consensus.channels == (320, 1280)
     batch = stack([fit_image(photo(number), Transform(64)) for number in range(6)])
-    pipeline = CaptionPipeline(path)
+    pipeline = CaptionPipeline.load(path)
     with torch.inference_mode():
         encoded, seen = pipeline.encode(batch)
         with objects.watching(model.backbone) as below:
@@ -305,9 +305,9 @@ def test_it_reads_what_imagenets_network_saw(network, data, tmp_path):  # noqa: 
         assert_close(expected, found.consensus(maps[0], seen), rtol=1e-4, atol=1e-5)
         assert (expected - found.consensus(maps[0], seen.flip(0))).abs().max() > 1e-3
     # Without naming objects too; of stored features, in which nothing can be seen, nothing is expected.
-    (first, *_) = CaptionPipeline(path, objects=False).caption_batch(batch)
+    (first, *_) = CaptionPipeline.load(path, objects=False).caption_batch(batch)
     assert first[0].consensus is not None
-    (first, *_) = CaptionPipeline(path).caption_batch(maps)
+    (first, *_) = CaptionPipeline.load(path).caption_batch(maps)
     assert first[0].consensus is None
     # Other objects make what was learnt of these useless.
     torch.save(lite_weights("efficientnet_lite1"), tmp_path / "lite.pth")
@@ -320,14 +320,14 @@ def test_it_reads_what_imagenets_network_saw(network, data, tmp_path):  # noqa: 
 
 def test_several_models_speak_without_it(knowing, data):
     batch = stack([data.image(0)])
-    (found,) = CaptionPipeline([knowing, knowing]).caption_batch(batch)
+    (found,) = CaptionPipeline.load([knowing, knowing]).caption_batch(batch)
     assert found[0].consensus is None
 
 
 def test_confidence_reads_it(knowing, data, capsys):
     assert calibrate([str(knowing), "--data", str(data.path)]) == 0
     curve = Calibration.of(checkpoint.load(knowing).metrics)
-    (caption,) = CaptionPipeline(knowing).caption_batch(stack([data.image(0)]))[0]
+    (caption,) = CaptionPipeline.load(knowing).caption_batch(stack([data.image(0)]))[0]
     assert curve.consensus and caption.confidence == curve.probability(
         caption.mean_log_prob, caption.consensus
     )
@@ -344,7 +344,7 @@ def test_the_fit_is_the_likeliest_of_two_causes():
 
 
 def test_a_captioner_without_it_says_so(tiny_checkpoint, data):
-    (found,) = CaptionPipeline(tiny_checkpoint).caption_batch(stack([data.image(0)]))
+    (found,) = CaptionPipeline.load(tiny_checkpoint).caption_batch(stack([data.image(0)]))
     assert found[0].consensus is None
     assert checkpoint.load(tiny_checkpoint).consensus is None
 

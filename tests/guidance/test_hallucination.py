@@ -147,9 +147,9 @@ def test_of_other_things_words_below_the_share_are_closed():
 def test_a_search_goes_as_if_the_model_had_no_such_words(bias, kept):
     search = SearchConfig(beam_size=4, num_captions=4)
     batch, given = pixels(8), knowing(bias)
-    found = CaptionPipeline(given, search=search).caption_batch(batch)
+    found = CaptionPipeline.load(given, search=search).caption_batch(batch)
     without = dataclasses.replace(given, model=fond(), subjects=None)
-    plain = CaptionPipeline(without, search=search).caption_batch(batch)
+    plain = CaptionPipeline.load(without, search=search).caption_batch(batch)
     ids = WORDS.encode(sorted(kept))
     step = without.model.step
 
@@ -159,16 +159,16 @@ def test_a_search_goes_as_if_the_model_had_no_such_words(bias, kept):
         return logits, state
 
     without.model.step = silent
-    wanted = CaptionPipeline(without, search=search).caption_batch(batch)
+    wanted = CaptionPipeline.load(without, search=search).caption_batch(batch)
     assert [[(each.text, each.score) for each in image] for image in found] == [
         [(each.text, each.score) for each in image] for image in wanted
     ]
     assert not set.union(*said(found)) & kept
     assert (found != plain) == bool(kept) and set.union(*said(plain)) >= kept
-    (alone,) = CaptionPipeline(given, search=search).caption_batch(batch[2:3])
+    (alone,) = CaptionPipeline.load(given, search=search).caption_batch(batch[2:3])
     assert [each.text for each in alone] == [each.text for each in found[2]]
-    open_ = CaptionPipeline(given, search=search, objects=False).caption_batch(batch)
-    assert open_ == plain == CaptionPipeline(given).searching(search, objects=False).caption_batch(batch)
+    open_ = CaptionPipeline.load(given, search=search, objects=False).caption_batch(batch)
+    assert open_ == plain == CaptionPipeline.load(given).with_search(search, objects=False).caption_batch(batch)
 
 
 def test_images_of_a_batch_are_closed_each_for_itself():
@@ -182,14 +182,14 @@ def test_images_of_a_batch_are_closed_each_for_itself():
     others = (shares < torch.tensor([SUBJECTS[name].least for name in given.subjects.names])).all(1)
     assert 2 <= others.sum() <= 6
     search = SearchConfig(beam_size=5, num_captions=5)
-    found = said(CaptionPipeline(given, search=search).caption_batch(batch))
+    found = said(CaptionPipeline.load(given, search=search).caption_batch(batch))
     for words, other in zip(found, others, strict=True):
         assert bool(words & (PEOPLE | DOGS | RED)) != other
 
 
 def test_what_the_user_wants_is_said():
     batch = pixels(3)
-    (first, *others) = said(CaptionPipeline(knowing([NEVER] * 3), mentions=["dog"]).caption_batch(batch))
+    (first, *others) = said(CaptionPipeline.load(knowing([NEVER] * 3), force_words=["dog"]).caption_batch(batch))
     assert all("dog" in words and not words & PEOPLE for words in [first, *others])
 
 
@@ -197,7 +197,7 @@ def test_drawn_captions_keep_from_them_too():
     given, batch = knowing([NEVER] * 3), pixels(4)
     search, sampling = SearchConfig(num_captions=7), SamplingConfig(temperature=3.0, top_p=1.0)
     assert (
-        not set.union(*said(CaptionPipeline(given, search=search, sampling=sampling).caption_batch(batch)))
+        not set.union(*said(CaptionPipeline.load(given, search=search, sampling=sampling).caption_batch(batch)))
         & PEOPLE
     )
     model = given.model
@@ -269,7 +269,7 @@ def test_the_program_learns_from_the_train_split(tiny_checkpoint, data, tmp_path
     assert weight_soup.average([path], [1.0]).subjects is not None
     assert weight_soup.average([path, path], [1.0, 1.0]).subjects is None
     batch = pixels(1)
-    assert CaptionPipeline([path, path]).caption_batch(batch) == CaptionPipeline(
+    assert CaptionPipeline.load([path, path]).caption_batch(batch) == CaptionPipeline.load(
         [tiny_checkpoint] * 2
     ).caption_batch(batch)
 
@@ -295,14 +295,14 @@ def test_other_objects_make_it_useless(network, data, tmp_path, capsys):  # noqa
     rows = data.indices("train").tolist()
     checkpoint.add_subjects(path, learnt(checkpoint.load(path), data, rows, torch.device("cpu")))
     assert checkpoint.load(path).subjects.channels == (320, 1280)
-    pipeline, batch = CaptionPipeline(path), stack([fit(photo(number), Transform(64)) for number in range(6)])
+    pipeline, batch = CaptionPipeline.load(path), stack([fit(photo(number), Transform(64)) for number in range(6)])
     pipeline.namer = None  # it may name what it sees all the same
     with torch.inference_mode():
         encoded, seen = pipeline.encode(batch)
     silent = closed(pipeline.subjects(encoded[0], seen), pipeline.rules, len(words), [[]] * 6)
     for captions, closed_ in zip(pipeline.caption_batch(batch), silent, strict=True):
         assert not closed_[list(captions[0].tokens)].any()
-    CaptionPipeline(path).caption_batch(
+    CaptionPipeline.load(path).caption_batch(
         tuple(each.float() for each in encoded)
     )  # of stored features nothing is known
     torch.save(lite_weights("efficientnet_lite1"), tmp_path / "lite.pth")

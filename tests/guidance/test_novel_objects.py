@@ -48,7 +48,7 @@ def namer():
 
 
 @torch.inference_mode()
-def captioned(namer, seen, colours=None, mentions=None):
+def captioned(namer, seen, colours=None, force_words=None):
     """Hypotheses without and with nouns, for images of plain noise."""
     made = torch.Generator().manual_seed(5)
     pixels = torch.randint(256, (len(seen), 3, 32, 32), generator=made, dtype=torch.uint8)
@@ -56,7 +56,7 @@ def captioned(namer, seen, colours=None, mentions=None):
         pixels = pixels[colours]
     state = namer.plain.start(namer.plain.encode(pixels))
     mentions = mentions or [[]] * len(pixels)
-    before = decode.beam_search(namer.plain, state, mentions=mentions, **SEARCH)
+    before = decode.beam_search(namer.plain, state, force_words=mentions, **SEARCH)
     return before, namer.improve(before, state, torch.tensor(seen), mentions, **SEARCH)
 
 
@@ -175,12 +175,12 @@ def test_the_special_noun_where_it_is_likely(namer, seen, noun):
 
 def test_what_the_user_wants_is_kept(namer):
     group = VOCABULARY.encode(["water"])
-    before, after = captioned(namer, [sure_of(2)] * 3, mentions=[[group]] * 3)
+    before, after = captioned(namer, [sure_of(2)] * 3, force_words=[[group]] * 3)
     for old, new in zip(before, after, strict=True):
         assert "water" in words(namer, old) and {"water"} < set(words(namer, new))
         assert {"cat", "cats"} & set(words(namer, new))
     dog = VOCABULARY.encode(["dog"])
-    _, after = captioned(namer, [sure_of(2)] * 3, mentions=[[dog]] * 3)
+    _, after = captioned(namer, [sure_of(2)] * 3, force_words=[[dog]] * 3)
     assert all({"dog"} < set(words(namer, new)) for new in after)
 
 

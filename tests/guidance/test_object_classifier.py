@@ -240,7 +240,7 @@ def test_a_describer_names_what_it_sees(network):
         Checkpoint(model, words, Transform(64), objects=objects),
     )
     pixels = torch.randint(256, (6, 3, 64, 64), dtype=torch.uint8)
-    describers = CaptionPipeline(plain), CaptionPipeline(named, objects=False), CaptionPipeline(named)
+    describers = CaptionPipeline.load(plain), CaptionPipeline.load(named, objects=False), CaptionPipeline.load(named)
     describers[2].namer.limits = Limits(room=1e9)
     without, switched_off, found = ([c[0].text for c in each.caption_batch(pixels)] for each in describers)
     assert without == switched_off

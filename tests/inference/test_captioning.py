@@ -15,7 +15,7 @@ from sca_caption.runtime.errors import UserError
 
 @pytest.fixture(scope="module")
 def pipeline(tiny_checkpoint):
-    return CaptionPipeline(
+    return CaptionPipeline.load(
         tiny_checkpoint, search=SearchConfig(beam_size=3, num_captions=2, max_length=6), batch_size=3
     )
 
@@ -46,7 +46,7 @@ def test_captions_come_in_order_and_are_those_of_each_image_alone(pipeline, tiny
 
 @pytest.mark.parametrize("batch_size", [1, 2, 7, 50])
 def test_the_batch_size_changes_no_caption(batch_size, pipeline, tiny_checkpoint, photos):
-    other = CaptionPipeline(tiny_checkpoint, search=pipeline.search, batch_size=batch_size)
+    other = CaptionPipeline.load(tiny_checkpoint, search=pipeline.search, batch_size=batch_size)
     found = [[c.text for c in result.captions] for result in other.stream(photos)]
     assert found == [[c.text for c in result.captions] for result in pipeline.stream(photos)]
 
@@ -129,6 +129,6 @@ def test_settings_that_make_no_sense(options, message):
 
 def test_a_device_that_is_not_there(tiny_checkpoint):
     with pytest.raises(UserError, match="no device 'abacus'"):
-        CaptionPipeline(tiny_checkpoint, device="abacus")
+        CaptionPipeline.load(tiny_checkpoint, device="abacus")
     with pytest.raises(UserError, match="--batch-size 0"):
-        CaptionPipeline(tiny_checkpoint, batch_size=0)
+        CaptionPipeline.load(tiny_checkpoint, batch_size=0)

@@ -168,7 +168,7 @@ def test_the_program_writes_one(tiny_checkpoint, photos, tmp_path, capsys):
     flags = [str(photos[0].parent), "--checkpoint", str(tiny_checkpoint), "--output", str(output)]
     assert caption.main(flags) == 0
     assert capsys.readouterr().err == f"7 of 7 images captioned in {output}\n"
-    expected = list(CaptionPipeline(tiny_checkpoint).stream(photos, traced=True))
+    expected = list(CaptionPipeline.load(tiny_checkpoint).stream(photos, traced=True))
     for entry, result in zip(entries_of(output), expected, strict=True):
         assert (entry["caption"], entry["file_name"]) == (result.captions[0].text, str(result.item))
         assert "".join(entry["attention"]["words"]) == entry["caption"]

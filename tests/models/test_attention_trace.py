@@ -57,7 +57,7 @@ def test_attended_maps_are_those_that_the_attention_weighs():
 
 
 def test_results_come_with_the_trace_of_their_best_caption(tiny_checkpoint, photos):
-    pipeline = CaptionPipeline(tiny_checkpoint, batch_size=3)
+    pipeline = CaptionPipeline.load(tiny_checkpoint, batch_size=3)
     plain = [result.captions for result in pipeline.stream(photos)]
     for result, captions in zip(pipeline.stream(photos, traced=True), plain, strict=True):
         assert result.captions == captions and len(result.trace.probabilities) == len(captions[0].tokens)
@@ -68,7 +68,7 @@ def test_results_come_with_the_trace_of_their_best_caption(tiny_checkpoint, phot
 
 
 def test_several_models_have_no_common_attention(tiny_checkpoint, photos):
-    pipeline = CaptionPipeline([tiny_checkpoint, tiny_checkpoint])
+    pipeline = CaptionPipeline.load([tiny_checkpoint, tiny_checkpoint])
     with pytest.raises(
         UserError, match="attention of 2 models cannot be shown at once; give one --checkpoint"
     ):

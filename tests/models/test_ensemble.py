@@ -62,7 +62,7 @@ def test_a_model_with_itself_says_what_it_says_alone():
 
 
 def test_checkpoints_together(tiny_checkpoint, photos):
-    alone, twice = CaptionPipeline(tiny_checkpoint), CaptionPipeline([tiny_checkpoint, str(tiny_checkpoint)])
+    alone, twice = CaptionPipeline.load(tiny_checkpoint), CaptionPipeline.load([tiny_checkpoint, str(tiny_checkpoint)])
     expected = [result.captions[0] for result in alone.stream(photos)]
     found = [result.captions[0] for result in twice.stream(photos)]
     assert [caption.text for caption in found] == [caption.text for caption in expected]
@@ -76,4 +76,4 @@ def test_checkpoints_that_do_not_go_together(tiny_checkpoint, tmp_path):
     checkpoint.save(tmp_path / "other.pt", other)
     message = f"--checkpoint {tmp_path}/other.pt: other words than those of {tiny_checkpoint}; "
     with pytest.raises(UserError, match=message):
-        CaptionPipeline([tiny_checkpoint, tmp_path / "other.pt"])
+        CaptionPipeline.load([tiny_checkpoint, tmp_path / "other.pt"])

@@ -35,7 +35,7 @@ DEFAULTS = SearchConfig(num_captions=3, max_length=8)
 
 @pytest.fixture(scope="module")
 def pipeline(tiny_checkpoint):
-    return CaptionPipeline(tiny_checkpoint)
+    return CaptionPipeline.load(tiny_checkpoint)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def test_an_answer_holds_what_the_describer_finds(url, pipeline, photos):
         found = response.json()
         assert response.status_code == 200
         batch = pixels_of(pipeline, path)
-        ((captions, trace),) = pipeline.searching(DEFAULTS).trace_batch(batch)
+        ((captions, trace),) = pipeline.with_search(DEFAULTS).trace_batch(batch)
         assert found["caption"] == captions[0].text
         assert [each["text"] for each in found["captions"]] == [each.text for each in captions]
         for name in ("score", "log_prob"):
@@ -93,9 +93,9 @@ def test_settings_reach_the_search(url, pipeline, photos):
     fields = {"beam_size": 2, "num_captions": 2, "min_length": 3, "max_length": 4, "length_penalty": -1.0,
               "block_ngrams": 1, "remove_bad_endings": False}  # fmt: skip
     found = post(url, photos[5], **fields).json()
-    wanted = pipeline.searching(SearchConfig(**fields)).caption_batch(pixels_of(pipeline, photos[5]))[0]
+    wanted = pipeline.with_search(SearchConfig(**fields)).caption_batch(pixels_of(pipeline, photos[5]))[0]
     assert [each["text"] for each in found["captions"]] == [each.text for each in wanted]
-    found = post(url, photos[0], mention="cat/dog, Water").json()["caption"].split()
+    found = post(url, photos[0], force_words="cat/dog, Water").json()["caption"].split()
     assert {"cat", "dog"} & set(found) and "water" in found
 
 
@@ -104,17 +104,17 @@ def test_a_narrower_beam_gives_fewer_captions_than_the_default(url, photos):
 
 
 def test_a_describer_without_its_nouns(tiny_checkpoint):
-    pipeline = CaptionPipeline(tiny_checkpoint)
-    pipeline.namer, pipeline.words = object(), object()
-    assert pipeline.searching(DEFAULTS).namer is pipeline.namer
-    without = pipeline.searching(DEFAULTS, objects=False)
+    pipeline = CaptionPipeline.load(tiny_checkpoint)
+    pipeline.namer, pipeline.vocabulary = object(), object()
+    assert pipeline.with_search(DEFAULTS).namer is pipeline.namer
+    without = pipeline.with_search(DEFAULTS, objects=False)
     assert without.namer is None and without.words is pipeline.vocabulary
     off = read_options({"objects": "off"}, Options(DEFAULTS), Limits())
     assert off == Options(DEFAULTS, objects=False)
 
 
 def test_several_models_caption_without_attention(tiny_checkpoint, pipeline, photos):
-    with serving(CaptionPipeline([tiny_checkpoint, tiny_checkpoint])) as url:
+    with serving(CaptionPipeline.load([tiny_checkpoint, tiny_checkpoint])) as url:
         found = post(url, photos[2]).json()
         assert found["caption"] == pipeline.caption_batch(pixels_of(pipeline, photos[2]))[0][0].text
         assert found["attention"] is None and found["probabilities"] is None
@@ -126,7 +126,7 @@ def test_what_the_model_saw_of_a_turned_photograph(tiny_checkpoint, tmp_path):
     exif = Image.Exif()
     exif[images.ORIENTATION] = 6  # on its side
     data = encoded(photo(1, (60, 40)), "JPEG", exif=exif)
-    with serving(CaptionPipeline(dataclasses.replace(loaded, transform=Transform(32, "crop")))) as url:
+    with serving(CaptionPipeline.load(dataclasses.replace(loaded, transform=Transform(32, "crop")))) as url:
         found = post(url, data, preview=True).json()
     assert (found["width"], found["height"]) == (40, 60)
     assert found["attention"]["region"] == pytest.approx([0, 1 / 6, 1, 2 / 3])

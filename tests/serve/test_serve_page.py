@@ -36,7 +36,7 @@ def pipeline(tiny_checkpoint):
         for name, weights in loaded.model.named_parameters():
             if "spatial" in name:
                 weights *= 20
-    return CaptionPipeline(loaded, search=SEARCH)
+    return CaptionPipeline.load(loaded, search=SEARCH)
 
 
 @pytest.fixture(scope="module")
@@ -308,7 +308,7 @@ def test_models_without_one_kind_of_attention_or_any(kind, tiny_checkpoint, phot
     if kind != "several":
         model = tiny_captioner(config=dataclasses.replace(TINY, attention=kind))
         loaded = dataclasses.replace(loaded, model=model)
-    pipeline = CaptionPipeline([loaded, loaded] if kind == "several" else loaded, search=SEARCH)
+    pipeline = CaptionPipeline.load([loaded, loaded] if kind == "several" else loaded, search=SEARCH)
     with serving(pipeline) as url, opened(url) as page:
         page.set_input_files("#file", photos[1])
         wait_for(page, caption_of(pipeline, photos[1]))
