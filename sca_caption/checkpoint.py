@@ -7,8 +7,8 @@ The format holds tensors and text, never code, so loading a stranger's file exec
     training (in last.pt alone: what resuming needs),
     guides (of a captioner: the settings of each trained guide by name, see `guidance.guide`)
 
-Tensors are named model.*, extra.* (the optimizer's) and guides.NAME.*. Versions 1 and 2 (with int8 weights) had the guides
-under names of their own; they load as before.
+Tensors are named model.*, extra.* (the optimizer's) and guides.NAME.*. Versions 1 and 2 (with int8 weights) had the
+guides under names of their own; they load as before.
 """
 
 import dataclasses

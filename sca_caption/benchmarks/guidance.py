@@ -1,9 +1,9 @@
 """What guidance does to captions.
 
-objects: how many captions name the object of a photograph by an everyday noun, for folders of photographs named by class, as
-Caltech-101's. It counts the classes that one of the inserted nouns (see `guidance.object_nouns`) names correctly: a caption
-counts if it has one of the words below, or its plural, as a whole word. Classes with even numbers, in alphabetical order, are
-for choosing settings; the others are reported.
+objects: how many captions name the object of a photograph by an everyday noun, for folders of photographs named by
+class, as Caltech-101's. It counts the classes that one of the inserted nouns (see `guidance.object_nouns`) names
+correctly: a caption counts if it has one of the words below, or its plural, as a whole word. Classes with even
+numbers, in alphabetical order, are for choosing settings; the others are reported.
 
 hallucination: people, dogs and colours in captions of images without them. An image is without a subject if none of its
 references mentions it (as CHAIR counts objects, Rohrbach et al. 2018, arXiv 1809.02156). CIDEr's document frequencies are

@@ -133,18 +133,19 @@ def beam_search(
     when no live beam can still enter the `num_captions` best (`early_exit`: the same result, sooner; see
     `best_reachable_score`), and then leaves the batch. With one beam and one caption this is greedy search.
 
-    Finished captions come first. If fewer than `num_captions` finished within max_length, the best unfinished ones follow.
-    There is always at least one caption; there are fewer than `num_captions` only if the vocabulary allows no more.
+    Finished captions come first. If fewer than `num_captions` finished within max_length, the best unfinished ones
+    follow. There is always at least one caption; there are fewer than `num_captions` only if the vocabulary allows no
+    more.
 
     Args:
         block_ngrams: exclude n words in a row that a caption already has, and the same word twice in a row; 0: off.
         conjunctions: ids of words that must not join a word with itself ("white and white").
         mask: excludes words per image (see `stepper.WordMask`).
         vocabulary_size: words over which the model's distribution is normalised (see `stepper.log_probs`).
-        force_words: per image up to three groups of word ids; captions shall contain one word of each group. An image with
-            G > 0 groups has K beams in each of 2^G sets (see `lexical_constraints`). It is done only when no live beam can
-            enter the best captions that contain all groups: the first to finish contain a word at any cost, and later ones
-            find a better place for it. Captions that contain more groups come first.
+        force_words: per image up to three groups of word ids; captions shall contain one word of each group. An image
+            with G > 0 groups has K beams in each of 2^G sets (see `lexical_constraints`). It is done only when no live
+            beam can enter the best captions that contain all groups: the first to finish contain a word at any cost,
+            and later ones find a better place for it. Captions that contain more groups come first.
         diverse_groups: this many groups of beam_size / diverse_groups beams, which differ in their words (see
             `diverse_beams`), for images without forced words. The best caption of each group comes first, then the second
             best of each; an image is done when every group is. No caption comes twice, so there may be fewer.
@@ -293,8 +294,8 @@ def best_reachable_score(log_prob: Tensor, length: int, max_length: int, length_
     """Upper bound on the score of every caption that can grow from live captions of `length` words, (n,) -> (n,).
 
     A finished descendant has a log-probability l <= log_prob <= 0, because every word adds at most 0, and a length m from
-    length + 1 to max_length. l / m^a <= log_prob / m^a because m^a > 0, and because log_prob <= 0 the bound is largest where
-    m^a is largest: at max_length for a >= 0, at length + 1 for a < 0.
+    length + 1 to max_length. l / m^a <= log_prob / m^a because m^a > 0, and because log_prob <= 0 the bound is largest
+    where m^a is largest: at max_length for a >= 0, at length + 1 for a < 0.
     """
     return log_prob / max((length + 1) ** length_penalty, max_length**length_penalty)
 

@@ -1,4 +1,5 @@
-"""Which words may follow which: lengths, repeated n-grams, repeated conjuncts, and endings that leave a phrase incomplete.
+"""Which words may follow which: lengths, repeated n-grams, repeated conjuncts, and endings that leave a phrase
+incomplete.
 
 `BAD_ENDINGS` is the list of ImageCaptioning.pytorch's `remove_bad_endings` ("a man with a"), extended.
 """

@@ -1,4 +1,4 @@
-"""model.json, the description in the folder of an exported model (fields: see `onnx_folder`): reading and upgrading it."""
+"""Read model.json, the description in the folder of an exported model; its fields are documented in `onnx_folder`."""
 
 import json
 from pathlib import Path

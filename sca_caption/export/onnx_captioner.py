@@ -23,7 +23,7 @@ from sca_caption.vocab import SPECIALS, Vocabulary
 
 @dataclass
 class OnnxState:
-    """The state of N partial captions. `maps` are the trunk's outputs, one row per image; `image` says which a row reads."""
+    """The state of N partial captions. `maps` has one row per image; `image` says which of them a caption reads."""
 
     maps: dict[str, np.ndarray]  # by name of the step graph's inputs
     image: Tensor  # (N,)

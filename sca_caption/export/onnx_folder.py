@@ -44,17 +44,17 @@ model.json, UTF-8:
         objects     novel object captioning (`guidance.novel_objects`): threshold, margin, margin_per_probability,
                     specific_share, absent (see its `Limits`); max_groups, groups of words that one caption can be forced
                     to contain; new_words; nouns: kind, name, plural or null, forms (words that mention it), classes
-                    (ImageNet's numbers) and group (ids of the words to insert); disagreeing, pairs of a word and the forms
-                    that must not follow it; no_compound, words that must not follow an inserted noun
-        presence    hallucination mask (`guidance.hallucination`): rules, per mention rate: words (ids), threshold, primary.
-                    If the rates of all primary rules are below their thresholds, the words of every rule whose rate is
-                    below are excluded; novel object captioning may insert them all the same
-        consensus   consensus reranking (`guidance.consensus`): idf of the captioner's words. A caption's rating is the dot
-                    product of its unit tf-idf vector (added words count for nothing) with `expected`; captions are ranked by
-                    score + search.rerank_weight * rating; novel object captioning compares scores without it
-        confidence  calibrated confidence (`guidance.confidence`): slope, intercept and ratings, a weight per guide. A caption
-                    is better than the median with probability 1 / (1 + exp(-(slope x + sum weight * rating + intercept))), x
-                    the mean log-probability per word, the end word included
+                    (ImageNet's numbers) and group (ids of the words to insert); disagreeing, pairs of a word and the
+                    forms that must not follow it; no_compound, words that must not follow an inserted noun
+        presence    hallucination mask (`guidance.hallucination`): rules, per mention rate: words (ids), threshold,
+                    primary. If the rates of all primary rules are below their thresholds, the words of every rule
+                    whose rate is below are excluded; novel object captioning may insert them all the same
+        consensus   consensus reranking (`guidance.consensus`): idf of the captioner's words. A caption's rating is the
+                    dot product of its unit tf-idf vector (added words count for nothing) with `expected`; captions are
+                    ranked by score + search.rerank_weight * rating; novel object captioning compares scores without it
+        confidence  calibrated confidence (`guidance.confidence`): slope, intercept and ratings, a weight per guide. A
+                    caption is better than the median with probability 1 / (1 + exp(-(slope x + sum weight * rating +
+                    intercept))), x the mean log-probability per word, the end word included
     source          version of sca_caption and name of the checkpoint
 
 Format 4, in which each guide had a field of its own, can still be read (see `model_json.upgrade`).

@@ -176,8 +176,8 @@ def reduce_rank(
 ) -> tuple[Tensor, Tensor]:
     """Factors (C, R), (R, W) of the best map of a lower rank, for inputs whose covariance has this eigendecomposition.
 
-    With X = U S V', ridge regression predicts U S / (S^2 + r) U'Y. With r added to the eigenvalues, the best map of rank R
-    keeps the first R singular vectors of that matrix (Mukherjee and Zhu 2011).
+    With X = U S V', ridge regression predicts U S / (S^2 + r) U'Y. With r added to the eigenvalues, the best map of
+    rank R keeps the first R singular vectors of that matrix (Mukherjee and Zhu 2011).
     """
     predictions = eigenvalues.sqrt()[:, None] * (eigenvectors.T @ weights)
     _, _, directions = torch.linalg.svd(predictions, full_matrices=False)

@@ -1,11 +1,11 @@
 """Hallucination mask: people, dogs and colours that are not in the image stay out of its caption.
 
-A captioner trained on photographs of people and dogs mentions them for a kitchen too, and after "in a" comes a colour: words
-follow from the previous words more than from the image (object hallucination, Rohrbach et al. 2018, arXiv 1809.02156). A
-logistic regression on image features predicts the fraction of annotators that would mention people, dogs and each colour.
-If too few would mention people and dogs, the decoder must not mention them, nor any colour that too few would name.
-Captions of photographs of people or dogs, which the captioner knows best, are left alone. It must be fitted on data that
-includes photographs without people and dogs.
+A captioner trained on photographs of people and dogs mentions them for a kitchen too, and after "in a" comes a colour:
+words follow from the previous words more than from the image (object hallucination, Rohrbach et al. 2018, arXiv
+1809.02156). A logistic regression on image features predicts the fraction of annotators that would mention people,
+dogs and each colour. If too few would mention people and dogs, the decoder must not mention them, nor any colour that
+too few would name. Captions of photographs of people or dogs, which the captioner knows best, are left alone. It must
+be fitted on data that includes photographs without people and dogs.
 
 Shapes: B images, C channels, W words, K subjects, N images to fit to.
 """
@@ -42,15 +42,17 @@ PEOPLE = """
     tourists trainer vendor waiter wakeboarder waterskier windsurfer woman women worker workers wrestler wrestlers
     youth
 """
-COLOURS = tuple("red blue white black brown yellow green orange pink purple gray grey tan".split())
+COLOURS = """
+    red blue white black brown yellow green orange pink purple gray grey tan
+""".split()
 
 
 @dataclass(frozen=True)
 class Subject:
     """A subject is absent if the fraction of annotators that use one of `words` is below `threshold`.
 
-    primary: if one primary subject is present, nothing is banned. The thresholds were chosen on Flickr8k's validation images
-    and 109 photographs of MSCOCO.
+    primary: if one primary subject is present, nothing is banned. The thresholds were chosen on Flickr8k's validation
+    images and 109 photographs of MSCOCO.
     """
 
     words: frozenset[str]
@@ -166,9 +168,9 @@ def fit_presence(
 ) -> PresenceClassifier | None:
     """Logistic regression of the mention rates of all subjects.
 
-    features: (N, C), `signed_sqrt_pool` of the images. references: of each image, lists of words. ridge: weight of the sum
-    of squared weights beside the mean cross-entropy per image; the features have unit length after centring. channels: how
-    many features belong to each network.
+    features: (N, C), `signed_sqrt_pool` of the images. references: of each image, lists of words. ridge: weight of the
+    sum of squared weights beside the mean cross-entropy per image; the features have unit length after centring.
+    channels: how many features belong to each network.
 
     Subjects that fewer than MIN_IMAGES images mention, or do not mention, are left out; None if all primary ones are.
     """

@@ -2,8 +2,9 @@
 
 If a probable noun (see `object_nouns`, `object_classifier`) is missing from the best caption, a second, constrained beam
 search must insert it (see `decoding.lexical_constraints`), and its caption is taken unless the captioner finds it too
-improbable. A noun that the vocabulary lacks gets the mean vectors of the most similar nouns that it has, so that it appears
-where they would (Anderson et al. 2017, arXiv 1612.00576). New words are available only to images that must mention them.
+improbable. A noun that the vocabulary lacks gets the mean vectors of the most similar nouns that it has, so that it
+appears where they would (Anderson et al. 2017, arXiv 1612.00576). New words are available only to images that must
+mention them.
 
 Shapes: B images, W words.
 """
@@ -145,7 +146,7 @@ class ObjectLexicon(Guide):
         return Insertion([*chosen], [self.groups[noun] for noun in chosen.values()], mask, margins)
 
     def most_probable(self, probabilities: Tensor) -> int:
-        """The most probable noun of one image, (nouns,); or a specific one (rooster for bird) with most of its probability."""
+        """The most probable noun of one image, or a more specific one (rooster for bird) that is nearly as probable."""
         best = int(probabilities.argmax())
         specific = [
             column

@@ -2,8 +2,8 @@
 
 A CNN that is fine-tuned for captions forgets most of ImageNet's classes. So a pretrained network stands beside it: an
 EfficientNet-Lite, which knows the classes better, or MobileNetV2. If the captioner's lower blocks were never fine-tuned,
-they are shared and only the upper blocks are stored here. A captioner whose images have another size than ImageNet's shares
-nothing: on a map of 288 pixels, a quarter fewer of Caltech-101's objects were named.
+they are shared and only the upper blocks are stored here. A captioner whose images have another size than ImageNet's
+shares nothing: on a map of 288 pixels, a quarter fewer of Caltech-101's objects were named.
 
 Its pooled features also describe what fine-tuning has lost; other guides read them (see `consensus`, `hallucination`).
 
@@ -33,8 +33,8 @@ TOLERANCE = 2e-3  # relative difference of weights that float16 storage explains
 class ObjectClassifier(FeatureEncoder):
     """A pretrained classifier with folded batch norms: MobileNetV2 from block `first` on, or an EfficientNet-Lite.
 
-    It reads the input of block `first` of the captioner's MobileNetV2; block 0 reads the image itself. Its prediction is the
-    probability of each noun, (B, nouns).
+    It reads the input of block `first` of the captioner's MobileNetV2; block 0 reads the image itself. Its prediction
+    is the probability of each noun, (B, nouns).
     """
 
     int8_convolutions = True

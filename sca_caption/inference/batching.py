@@ -24,8 +24,8 @@ def in_batches(
 ) -> Iterator[tuple[Any, Any]]:
     """Yield each item with its answer, in order, or with the UserError that reading it raised.
 
-    `read(item)` runs in other threads, one batch ahead; `answer` takes its results for the items of a batch and returns one
-    answer per item.
+    `read(item)` runs in other threads, one batch ahead; `answer` takes its results for the items of a batch and
+    returns one answer per item.
     """
     items, readers = iter(items), ThreadPoolExecutor(READERS)
 

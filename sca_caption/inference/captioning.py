@@ -98,8 +98,8 @@ class CaptionPipeline:
         search: how captions are searched for.
         batch_size: images per search, an upper bound on memory: batch_size * beam_size captions grow together.
         force_words: words that every caption must contain, or of which it must contain one: "dog", "cat/cats/kitten".
-        objects: whether guides about objects are active (nouns are inserted, unlikely people, dogs and colours are masked).
-        sampling: draw captions at random instead of searching.
+        objects: whether guides about objects are active (nouns are inserted, unlikely people, dogs and colours are
+        masked). sampling: draw captions at random instead of searching.
 
     Raises UserError for unknown words and contradicting settings.
     """

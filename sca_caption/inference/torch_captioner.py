@@ -1,4 +1,4 @@
-"""A captioner of PyTorch networks as `CaptionPipeline` uses one: SCACNN, or an ensemble, with the trained halves of guides."""
+"""TorchCaptioner: SCACNN or an ensemble, with the trained halves of guides, as `CaptionPipeline` runs it."""
 
 from collections.abc import Mapping, Sequence
 

@@ -57,8 +57,8 @@ def fit_presence_from_dataset(
     fitted = fit_presence(features, references, PRESENCE_RIDGE, channels)
     if fitted is None:
         raise UserError(
-            f"{data.path}: needs {MIN_IMAGES} images whose captions mention people or dogs, and {MIN_IMAGES} whose captions "
-            "do not; add photographs of other things"
+            f"{data.path}: fewer than {MIN_IMAGES} images whose captions mention people or dogs, or whose captions do "
+            "not; add photographs of other things"
         )
     return fitted, [f"fitted {', '.join(fitted.names)} to the references of {len(rows)} images"]
 
@@ -105,7 +105,7 @@ def fit_confidence_from_dataset(
     ]
     if data.encoding == "features" and blind:
         raise UserError(
-            f"{data.path} holds features, but {', '.join(blind)} of this model reads images, so its captions would differ; "
+            f"{data.path} holds features, but {', '.join(blind)} of this model reads images; "
             "preprocess with --encoding jpeg"
         )
     read = reader(data, pipeline.networks, pipeline.transform)
@@ -128,7 +128,7 @@ def fit_confidence_from_dataset(
 
 
 def held_out_confidence(x: np.ndarray, good: np.ndarray, ratings: dict[str, np.ndarray]) -> np.ndarray:
-    """Confidence in each caption, (N,), by models that are fitted to the other folds; arguments as for `fit_confidence`."""
+    """Confidence in each caption, (N,), by models fitted to the other folds; arguments as for `fit_confidence`."""
     fold, confidence = np.arange(len(x)) % FOLDS, np.empty(len(x))
     for left_out in range(FOLDS):
         others = fold != left_out
