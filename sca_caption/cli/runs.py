@@ -29,9 +29,9 @@ def resumable(output: Path, task: str = "caption"):
     return found
 
 
-def check_same_settings(found: dict, resumed) -> None:
+def check_same_settings(found: dict, train_config, model_config) -> None:
     """Raise UserError where a flag says otherwise than the run that is resumed."""
-    kept = {**resumed.training["config"], **vars(resumed.config)}
+    kept = {**vars(train_config), **vars(model_config)}
     for name, value in found.items():
         if (tuple(value) if isinstance(value, list) else value) != kept[name]:
             raise UserError(

@@ -105,7 +105,7 @@ def run(argv: list[str] | None, processes: Processes) -> int:
         found = given(arguments, config.ModelConfig, config.TrainConfig)
         if "layers" in found:
             found["layers"] = attended_layers(resumed.config.backbone, found["layers"])
-        check_same_settings(found, resumed)
+        check_same_settings(found, train_config, resumed.config)
         model = resumed.model
     else:
         check_no_run_in(output)

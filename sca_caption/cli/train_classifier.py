@@ -83,8 +83,9 @@ def run(argv: list[str] | None, processes: Processes) -> int:
     device, resumed = find_device(arguments.device), None
     if resumes(arguments, output):
         resumed = resumable(output, "classify")
-        check_same_settings(given(arguments, ClassifierConfig, ClassifierTrainConfig), resumed)
         train_config = config.from_dict(ClassifierTrainConfig, resumed.training["config"])
+        found = given(arguments, ClassifierConfig, ClassifierTrainConfig)
+        check_same_settings(found, train_config, resumed.config)
     else:
         check_no_run_in(output)
     data = open_dataset(arguments.dataset, arguments.root)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from sca_caption import checkpoint
+from sca_caption.cli.runs import check_same_settings
 from sca_caption.config import TrainConfig, from_dict
 from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.decoding.beam_search import beam_search, greedy
@@ -112,8 +113,12 @@ def test_a_run_of_an_earlier_version_is_resumed(data, tmp_path):
     with pytest.raises(Interruption):
         run(data, tmp_path / "parts", config, stop_after=2)
     as_earlier_versions_wrote(tmp_path / "parts" / "last.pt")
-    stored = checkpoint.load(tmp_path / "parts" / "last.pt").training["config"]
+    resumed = checkpoint.load(tmp_path / "parts" / "last.pt")
+    stored = resumed.training["config"]
     assert "smallest_view" in stored and from_dict(TrainConfig, stored) == config
+    check_same_settings(
+        {"crop_scale": 0.6}, from_dict(TrainConfig, stored), resumed.config
+    )  # --crop-scale 0.6
     history, _ = run(data, tmp_path / "parts", from_dict(TrainConfig, stored), resume=True)
     assert [(r["loss"], r["CIDEr"]) for r in history] == [(r["loss"], r["CIDEr"]) for r in wanted]
     assert all("images_per_second" in r and "images_a_second" not in r for r in history)
@@ -408,6 +413,7 @@ from tests.helpers.toy_backbone import Toy  # and torchvision, fit for any build
 from sca_caption import checkpoint
 from sca_caption.cli import train  # noqa: F401 (must not import any of them either)
 from sca_caption.config import ModelConfig, TrainConfig
+from sca_caption.cli.runs import check_same_settings
 from sca_caption.config import TrainConfig, from_dict
 from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.models import backbone
