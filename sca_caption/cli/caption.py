@@ -222,7 +222,7 @@ class Outputs:
                     image_ids(self.paths),
                     resume=self.arguments.resume,
                     doubtful_first=self.arguments.doubtful_first,
-                    numbers=("score", "confidence") if any(guide.gives_confidence for guide in pipeline.guides) else ("score",),
+                    numbers=("score", "confidence") if pipeline.gives_confidence else ("score",),
                     settings=settings,
                     words=pipeline.vocabulary,
                 )

@@ -42,9 +42,21 @@ PEOPLE = """
     tourists trainer vendor waiter wakeboarder waterskier windsurfer woman women worker workers wrestler wrestlers
     youth
 """
-COLOURS = """
-    red blue white black brown yellow green orange pink purple gray grey tan
-""".split()
+COLOURS = [
+    "red",
+    "blue",
+    "white",
+    "black",
+    "brown",
+    "yellow",
+    "green",
+    "orange",
+    "pink",
+    "purple",
+    "gray",
+    "grey",
+    "tan",
+]
 
 
 @dataclass(frozen=True)

@@ -184,6 +184,11 @@ class CaptionPipeline:
         return rated and self.search.rerank_weight > 0 and self.search.diverse_groups == 1
 
     @property
+    def gives_confidence(self) -> bool:
+        """Whether captions have a calibrated confidence."""
+        return any(guide.gives_confidence for guide in self.guides)
+
+    @property
     def networks(self) -> list[SCACNN]:
         return self.model.networks
 

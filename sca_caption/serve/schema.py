@@ -135,7 +135,7 @@ def model_card(name: str, pipeline: Any, defaults: Options, limits: Limits) -> M
         vocabulary=len(pipeline.vocabulary) - len(SPECIALS),
         image_size=pipeline.transform.size,
         objects=any(guide.about_objects for guide in pipeline.guides),
-        calibrated=any(guide.gives_confidence for guide in pipeline.guides),
+        calibrated=pipeline.gives_confidence,
         layers=list(pipeline.networks[0].backbone.layers) if len(pipeline.networks) == 1 else [],
         defaults=Defaults(**vars(search), mention=list(defaults.mention), objects=defaults.objects),
         limits=Most(
