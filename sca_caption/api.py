@@ -12,14 +12,14 @@ An image is a path, a file's bytes, a PIL image, an array or a tensor; several a
 ...     captioner.caption([photograph, photograph.convert("L")])
 ['a man in a white shirt is wearing a black hat', 'a man in a black shirt is wearing a helmet']
 
-The keywords are the command line's flags of the search:
+Keywords are the search flags of the command line:
 
 >>> for caption in captioner.captions("docs/grace_hopper.jpg", num_captions=2, force_words=["hat"]):
 ...     print(f"{caption.confidence:.2f} {caption.text}")
 0.41 a man in a white shirt is wearing a black hat
 0.38 a man in a suit is wearing a black hat
 
-What a user can get wrong raises `UserError`, in the words of the command line:
+Mistakes of a user raise `UserError`, with the message of the command line:
 
 >>> captioner.caption("no such photograph.jpg")
 Traceback (most recent call last):
@@ -50,12 +50,12 @@ Picture = str | os.PathLike | bytes | Image.Image | np.ndarray | Tensor
 
 
 class Captioner:
-    """A captioner ready for photographs. Made by `Captioner.load`.
+    """Captions photographs. Made by `Captioner.load`.
 
-    A picture is a path, the bytes of an image file, a PIL image, an array (H, W) or (H, W, 1, 3 or 4), a tensor with its
-    channels first, (H, W) or (1, 3 or 4, H, W), of uint8 from 0 to 255 or floats from 0 to 1, RGB. Keywords beyond those
-    named are `SearchConfig`'s: beam_size, num_captions, min_length, max_length, length_penalty, block_ngrams, ... All
-    methods raise `UserError` for what a user can get wrong.
+    A picture is a path, the bytes of an image file, a PIL image, an array (H, W) or (H, W, C) with 1, 3 or 4 channels,
+    or a tensor (H, W) or (C, H, W); RGB, uint8 from 0 to 255 or floats from 0 to 1. Further keywords are fields of
+    `SearchConfig`: beam_size, num_captions, min_length, max_length, length_penalty, block_ngrams, rerank_weight, ...
+    All methods raise `UserError` for mistakes of the user.
     """
 
     def __init__(self, pipeline: CaptionPipeline):
@@ -70,11 +70,11 @@ class Captioner:
         batch_size: int = BATCH_SIZE,
         objects: bool = True,
     ) -> Self:
-        """The model that ships, or one of train.py, or several, which then speak as one.
+        """Load a checkpoint: the model that ships (None), one of train.py's, or several as an ensemble.
 
-        device: "cpu", "cuda", "cuda:1", ... or "auto", the first GPU if there is one. batch_size: images at once.
-        objects: whether a model that can puts nouns that ImageNet's classifier is sure of into its captions, and leaves
-        people, dogs and colours out of captions of other things.
+        device: "cpu", "cuda", "cuda:1", ... or "auto", the first GPU if there is one. batch_size: images per batch.
+        objects: whether object guidance is on (ImageNet nouns are inserted, unlikely people, dogs and colours are
+        masked).
         """
         several = [Path(checkpoint)] if isinstance(checkpoint, str | os.PathLike) else checkpoint
         return cls(CaptionPipeline.load(several, device=device, batch_size=batch_size, objects=objects))
@@ -86,10 +86,10 @@ class Captioner:
         self, pictures: Iterable[Picture], *, force_words: Sequence[str] = (), **search: float
     ) -> list[str]: ...
     def caption(self, pictures, *, force_words=(), **search):
-        """The best caption of a picture, or those of several, as a list.
+        """The best caption of a picture, or a list of the best captions of several.
 
-        Several are a list or another iterable of pictures, or an array or a tensor with one dimension more. force_words:
-        words that captions must have, at most three; "dog/puppy": one of them.
+        Several are a list or another iterable of pictures, or an array or a tensor with one more dimension.
+        force_words: words that captions must contain, at most three; "dog/puppy": one of them.
         """
         if isinstance(pictures, np.ndarray | Tensor) and pictures.ndim == 4:
             pictures = list(pictures)
@@ -101,16 +101,16 @@ class Captioner:
     def captions(
         self, picture: Picture, *, force_words: Sequence[str] = (), **search: float
     ) -> tuple[Caption, ...]:
-        """The best captions of a picture, best first, with their scores: `num_captions` of them."""
+        """The `num_captions` best captions of a picture, best first, with their scores."""
         (result,) = self.stream([picture], force_words=force_words, **search)
         return captions_of(result)
 
     def stream(
         self, pictures: Iterable[Picture], *, force_words: Sequence[str] = (), **search: float
     ) -> Iterator[Result]:
-        """Caption any number of pictures, one batch after another: a `Result` for each, in order.
+        """Caption any number of pictures batch by batch; yields a `Result` for each, in order.
 
-        One that cannot be read has an `error` in its result in place of `captions`, and the others go on.
+        The result of a picture that cannot be read has an `error` and no `captions`; the others are captioned.
         """
         pipeline = self.pipeline
         if force_words or search:
@@ -118,7 +118,7 @@ class Captioner:
         return pipeline.stream(pictures, self._read)
 
     def explain(self, picture: Picture, caption: str | None = None) -> "Explanation":
-        """What was attended at every word of the caption, or would be of another, as numbers and figures."""
+        """The attention at every word of the caption, as numbers and figures; `caption`: explain this one instead."""
         from sca_caption.explain.explanation import explain
 
         return explain(self.pipeline, source_of(picture), caption)
@@ -134,7 +134,7 @@ def captions_of(result: Result) -> tuple[Caption, ...]:
 
 
 def source_of(picture: Picture) -> images.Source:
-    """What `images` reads: arrays and tensors become Pillow's images."""
+    """A source that `images` reads: arrays and tensors become Pillow images."""
     return from_array(picture) if isinstance(picture, np.ndarray | Tensor) else picture
 
 
