@@ -1,4 +1,4 @@
-"""Why a caption has its words: where in the photograph the model looked at each, and what it selected there.
+"""Explanations: the spatial and channel-wise attention of the model at every word of a caption.
 
 >>> from sca_caption import Captioner
 >>> explanation = Captioner.load().explain("docs/grace_hopper.jpg")
@@ -33,16 +33,20 @@ if TYPE_CHECKING:
     from sca_caption.explain.channel_patches import Examples
 
 
-MOST_PIXELS = 1000  # of the longer side of the photograph that is drawn
+MAX_PIXELS = 1000  # of the longer side of the photograph that is drawn
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """A photograph, its caption, and what was attended at every word.
+    """A photograph, its caption, and the attention at every word.
 
-    photograph: upright RGB, the longer side at most MOST_PIXELS; transform: how the model sees it. words: T of them.
-    maps: of each attended layer what it holds before anything is attended, float32 (C, H, W). examples: images that
-    excite channels most, where a data file was looked through; without, their patches are the photograph's own.
+    Attributes:
+        photograph: upright RGB, the longer side at most MAX_PIXELS.
+        transform: how the model sees it.
+        words: the T words of the caption.
+        maps: the unattended map of each attended layer, float32 (C, H, W).
+        examples: image patches that activate each channel most, from a data file; without them, figures show patches of
+            the photograph itself.
     """
 
     photograph: Image.Image
@@ -54,7 +58,7 @@ class Explanation:
     examples: "Examples | None" = None
 
     def figure(self) -> "Figure":
-        """All of it on one page, 7.2 inches wide."""
+        """A figure of one page, 7.2 inches wide."""
         from sca_caption.explain.figure import draw
 
         return draw(self)
@@ -62,7 +66,7 @@ class Explanation:
     def save(self, path: str | Path, flag: str = "--explain") -> None:
         """Write the figure as .png, .svg or .pdf, or an animation of the words as .gif.
 
-        The same explanation gives the same bytes. Raises UserError for another ending, and where it cannot be written.
+        The same explanation gives the same bytes. Raises UserError for another suffix, and if it cannot be written.
         """
         path = Path(path)
         check_figure(path, flag, also=(ANIMATED,))
@@ -78,7 +82,7 @@ class Explanation:
             save_figure(figure, path, flag, dpi=dpi, outlines=False)
 
     def numbers(self) -> dict:
-        """The weights, for JSON; see `attention_trace.numbers`."""
+        """The attention weights as JSON values, see `attention_trace.numbers`."""
         return numbers(self.trace, self.words)
 
 
@@ -89,10 +93,10 @@ def explain(
     *,
     examples: "Examples | None" = None,
 ) -> Explanation:
-    """Caption a photograph and say what was attended at every word; or what would be, were `caption` the caption.
+    """Caption a photograph, or take the given caption, and return the attention at every word.
 
-    examples: see `channel_examples.find_examples`. Raises UserError for an image that cannot be read, a caption with
-    words that the model does not know, and several models that speak as one.
+    examples: see `channel_patches.find_examples`. Raises UserError for an image that cannot be read, a caption with words
+    that the model does not know, and an ensemble.
     """
     pipeline.sca_cnn  # noqa: B018 (refuses an ensemble before any work)
     pixels = stack([images.load(source, pipeline.transform)])  # (1, 3, S, S)
@@ -109,10 +113,10 @@ def explained(
     found: Trace,
     examples: "Examples | None" = None,
 ) -> Explanation:
-    """The explanation of a caption of a photograph whose trace is found already."""
+    """The explanation of a caption whose trace is known."""
     pixels = stack([images.load(source, pipeline.transform)])
     photograph = images.open_image(source)
-    photograph.thumbnail((MOST_PIXELS, MOST_PIXELS), Image.Resampling.LANCZOS)
+    photograph.thumbnail((MAX_PIXELS, MAX_PIXELS), Image.Resampling.LANCZOS)
     words = pipeline.vocabulary.spelled(caption.tokens)
     maps = tuple(each[0] for each in attended_maps(pipeline.sca_cnn, pixels))
     return Explanation(photograph, pipeline.transform, caption, words, found, maps, examples)
