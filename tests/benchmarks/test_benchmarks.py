@@ -6,7 +6,8 @@ import sys
 import pytest
 import torch
 
-from sca_caption.benchmarks import attention, channel, growth, memory, training
+from sca_caption.benchmarks import attention, growth, memory, training
+from sca_caption.benchmarks.parts import set_defaults
 from sca_caption.training.batches import Batch
 from tests.helpers.made_photos import message
 
@@ -42,7 +43,8 @@ def test_the_table_of_blocks(capsys):
 
 def test_multiply_adds_are_those_of_the_layers():
     arguments = attention.parser().parse_args(["--backbone", "lenet", "--image-size", "32"])
-    model = attention.model("", arguments)
+    set_defaults(arguments, attention.DEFAULTS)
+    model = attention.build_classifier("", arguments)
     counted = []
 
     def note(module, inputs, output):
@@ -60,11 +62,23 @@ def test_the_two_formulas_of_channel_attention_agree(capsys):
     size = ["--batch-size", "32", "--channels", "256", "--width", "64", "--rounds", "1", "--device", "cpu"]
     if sys.platform != "linux":
         pytest.skip("peak memory is measured on Linux only")
-    assert channel.main(size) == 0
+    assert attention.main(["channel", *size]) == 0
     out = capsys.readouterr().out
     assert [row[0] for row in rows(out)] == ["plain", "interpolated"]
     differences = [float(x) for x in re.findall(r"\d\.?\d*e-\d+", out.splitlines()[-1])]
     assert len(differences) == 5 and max(differences) < 1e-3 and differences[0] < 1e-5
+
+
+def test_each_part_has_its_own_flags_and_defaults(capsys):
+    parts = {name: attention.parser().parse_args([name, "--rounds", "2"]) for name in attention.DEFAULTS}
+    for arguments in parts.values():
+        set_defaults(arguments, attention.DEFAULTS)
+    assert (parts["blocks"].batch_size, parts["channel"].batch_size) == (16, 64)
+    assert parts["blocks"].rounds == parts["channel"].rounds == 2
+    assert attention.main(["--channels", "64"]) == 2
+    assert attention.main(["channel", "--classes", "64"]) == 2
+    wrong, other = capsys.readouterr().err.splitlines()
+    assert wrong.startswith("error: --channels ") and other.startswith("error: --classes ")
 
 
 def _nothing(size: int) -> tuple[int]:

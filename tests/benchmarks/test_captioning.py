@@ -2,7 +2,7 @@
 
 import re
 
-from sca_caption.benchmarks import captioning, start
+from sca_caption.benchmarks import captioning
 from sca_caption.inference.captioning import CaptionPipeline
 from tests.benchmarks.test_benchmarks import rows
 
@@ -26,12 +26,12 @@ def test_a_folder_is_captioned_alike_in_all_ways(photos, tiny_checkpoint, tmp_pa
 
 
 def test_the_start_has_both_programs_and_their_imports(photos, tiny_checkpoint, capsys):
-    flags = [str(photos[0]), "--checkpoint", str(tiny_checkpoint), "--rounds", "1", "--imports", "2"]
-    assert start.main(flags) == 0
+    flags = ["start", str(photos[0]), "--checkpoint", str(tiny_checkpoint), "--rounds", "1", "--imports", "2"]
+    assert captioning.main(flags) == 0
     out = capsys.readouterr().out
     ours, bare, ratio = (re.findall(r"\d+\.\d+", line) for line in out.splitlines()[2:5])
     assert len(ours) == len(bare) == len(ratio) == 2
     assert abs(float(ratio[0]) - float(ours[0]) / float(bare[0])) < 0.05
     assert "| imported by caption.py IMAGE | modules | ms |" in out and "| torch" in out
-    assert start.main([str(photos[0]), "--checkpoint", "missing.pt"]) == 2
+    assert captioning.main(["start", str(photos[0]), "--checkpoint", "missing.pt"]) == 2
     assert "missing.pt" in capsys.readouterr().err
