@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,10 +11,14 @@ from PIL import Image
 from torch import Tensor
 
 from sca_caption import images
-from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.images import Transform
 from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.runtime.errors import UserError, warn
+
+if TYPE_CHECKING:
+    from sca_caption.datasets.hdf5_reader import (
+        CaptionDataset,  # imports h5py, which captioning does not need
+    )
 
 READERS = 2  # threads that decode images; Pillow releases the interpreter lock while it decodes
 
@@ -57,7 +61,7 @@ def stack(contents: list[np.ndarray] | list[tuple[np.ndarray, ...]]) -> Tensor |
 
 
 def reader(
-    data: CaptionDataset, networks: Sequence[SCACNN], transform: Transform
+    data: "CaptionDataset", networks: Sequence[SCACNN], transform: Transform
 ) -> Callable[[int], np.ndarray | tuple[np.ndarray, ...]]:
     """A function that reads one row of a data file as the model's input: an image, or stored features.
 
