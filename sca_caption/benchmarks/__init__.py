@@ -1,1 +1,1 @@
-"""Measurements whose tables stand in docs/: `python -m sca_caption.benchmarks.attention` and the like."""
+"""Benchmarks, each run as a module: `python -m sca_caption.benchmarks.attention`. Their tables are in docs/."""

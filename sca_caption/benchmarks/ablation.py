@@ -1,7 +1,7 @@
-"""The paper's ablation: every form of attention on one to three layers, each trained alike, several times.
+"""The paper's ablation: every form of attention on one to three layers, trained with several seeds.
 
-Runs train.py once for each form, number of layers and seed, and scores each model's captions of dev and test. What is
-done is not done again, so a run that was stopped goes on when the same command is given again.
+Runs train.py for each form, number of layers and seed, and scores the captions of the splits val and test. Finished
+runs are not repeated: give the same command again to continue after an interruption.
 """
 
 import json
@@ -14,8 +14,8 @@ from sca_caption.runtime.atomic_files import replacing
 from sca_caption.runtime.errors import UserError
 
 EPILOG = """\
-What follows -- goes to train.py as it is. FILE.h5 may have {layers} in its name, for features of a frozen CNN, which
-differ with the number of layers:
+Flags after -- are passed to train.py. {layers} in the name of FILE.h5 is replaced by the number of layers, because stored
+features of a frozen CNN depend on it:
 
   python preprocess.py --dataset flickr8k --encoding features --layers 1 --output data/features1.h5     # and 2, and 3
   python -m sca_caption.benchmarks.ablation --data data/features{layers}.h5 -- --epochs 8 --finetune-backbone-at -1
@@ -27,36 +27,40 @@ Scores = dict[str, dict[str, float]]  # split -> metric -> 0 to 100
 
 def parser() -> Parser:
     p = Parser(prog="python -m sca_caption.benchmarks.ablation", description=__doc__, epilog=EPILOG)
-    p.add_argument("--data", required=True, metavar="FILE.h5", help="with images of train, val and test")
+    p.add_argument(
+        "--data", required=True, metavar="FILE.h5", help="data file with the splits train, val and test"
+    )
     p.add_argument("--attention", nargs="+", choices=FORMS, default=FORMS, help="(default: all four)")
     p.add_argument("--layers", nargs="+", type=int, default=(1, 2, 3), metavar="N", help="(default: 1 2 3)")
     p.add_argument("--seeds", nargs="+", type=int, default=(0, 1), metavar="N", help="(default: 0 1)")
     p.add_argument(
         "--output", type=Path, default=Path("runs/ablation"), metavar="DIR", help="(default: %(default)s)"
     )
-    p.add_argument("training", nargs="*", metavar="-- FLAG", help="of train.py")
+    p.add_argument("training", nargs="*", metavar="-- FLAG", help="flags of train.py")
     return p
 
 
 @program
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
-    found: dict[tuple[int, str], list[Scores]] = {}
+    scores: dict[tuple[int, str], list[Scores]] = {}
     for seed in arguments.seeds:
         for layers in arguments.layers:
             data = Path(arguments.data.replace("{layers}", str(layers)))
             for form in arguments.attention:
                 run = arguments.output / f"{form}-{layers}-{seed}"
                 flags = f"--attention {form} --layers {layers} --seed {seed}".split()
-                found.setdefault((layers, form), []).append(result(run, data, [*flags, *arguments.training]))
-    print(table(found))
+                scores.setdefault((layers, form), []).append(
+                    scores_of_run(run, data, [*flags, *arguments.training])
+                )
+    print(table(scores))
     return 0
 
 
-def result(run: Path, data: Path, flags: Sequence[str]) -> Scores:
-    """What the model that train.py makes with these flags scores; from the run's scores.json if it is there.
+def scores_of_run(run: Path, data: Path, flags: Sequence[str]) -> Scores:
+    """Scores of the model that train.py makes with these flags; read from the run's scores.json if that exists.
 
-    Raises UserError for data without images to score on, before it trains.
+    Raises UserError before training if the data file has no images in the split val or test.
     """
     file = run / "scores.json"
     if not file.exists():
@@ -64,19 +68,21 @@ def result(run: Path, data: Path, flags: Sequence[str]) -> Scores:
         from sca_caption.datasets.hdf5_reader import CaptionDataset
         from sca_caption.runtime.distributed import ALONE
 
-        lacking = [split for split in ("val", "test") if not len(CaptionDataset(data).indices(split))]
-        if lacking:
-            raise UserError(f"{data} has no images in split {lacking[0]}, which the table needs")
-        going_on = ["--resume"] if (run / "last.pt").exists() else flags
-        train.run(["--dataset", "ablation", "--data", str(data), "--output", str(run), *going_on], ALONE)
-        scores = {split: measured(run / "best.pt", data, split) for split in ("val", "test")}
+        empty = [split for split in ("val", "test") if not len(CaptionDataset(data).indices(split))]
+        if empty:
+            raise UserError(
+                f"{data} has no images in split {empty[0]}, which the table needs; preprocess a data set that has some"
+            )
+        settings = ["--resume"] if (run / "last.pt").exists() else flags
+        train.run(["--dataset", "ablation", "--data", str(data), "--output", str(run), *settings], ALONE)
+        scores = {split: score_captions(run / "best.pt", data, split) for split in ("val", "test")}
         with replacing(file) as temporary:
             temporary.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def measured(checkpoint: Path, path: Path, split: str) -> dict[str, float]:
-    """CIDEr and BLEU-4 of the captions of a split, found as caption.py finds them."""
+def score_captions(checkpoint: Path, path: Path, split: str) -> dict[str, float]:
+    """CIDEr and BLEU-4 of the captions that caption.py finds for a split."""
     from sca_caption.datasets.hdf5_reader import CaptionDataset
     from sca_caption.evaluation.caption_metrics import cider, measure_bleu, ngrams_of
     from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
@@ -86,20 +92,20 @@ def measured(checkpoint: Path, path: Path, split: str) -> dict[str, float]:
     data, pipeline = CaptionDataset(path), CaptionPipeline.load(checkpoint)
     rows = data.indices(split).tolist()
     read = reader(data, pipeline.networks, pipeline.transform)
-    captions = [found.captions[0].text for found in pipeline.stream(rows, read)]
+    captions = [result.captions[0].text for result in pipeline.stream(rows, read)]
     candidates = [ngrams_of(ptb_tokenize(caption)) for caption in captions]
     references = [[ngrams_of(ptb_tokenize(text)) for text in data.references(row)] for row in rows]
     bleu = measure_bleu(candidates, references)[3]
     return {"CIDEr": cider(candidates, references)[0], "BLEU-4": float(bleu.corpus(bleu.statistics.sum(0)))}
 
 
-def table(found: dict[tuple[int, str], list[Scores]]) -> str:
-    """Rows of Markdown: the mean over seeds, and in brackets the lowest and the highest."""
+def table(scores: dict[tuple[int, str], list[Scores]]) -> str:
+    """A Markdown table of the mean over seeds, with the lowest and the highest score in brackets."""
     lines = [
         "| layers | attention | " + " | ".join(f"{split} {metric}" for split, metric in COLUMNS) + " |",
         "| ---: | --- |" + " ---: |" * len(COLUMNS),
     ]
-    for (layers, form), runs in found.items():
+    for (layers, form), runs in scores.items():
         cells = []
         for split, metric in COLUMNS:
             values = [run[split][metric] for run in runs]

@@ -1,13 +1,16 @@
-"""Scoring captions: `caption_metrics.evaluate` beside pycocoevalcap's scorers, one after the other.
+"""Time of scoring captions: `caption_metrics.evaluate` compared with pycocoevalcap's scorers.
 
-Theirs are called as their own COCOEvalCap calls them (without SPICE): both tokenizations, then BLEU, METEOR, ROUGE-L and
-CIDEr, each with its own start of Java where it has one. Ours is the whole of `evaluate`, with 1000 draws for intervals,
-which theirs lacks. Times alternate in one run; each ratio is the median over rounds. The second table, of the last size,
-times our parts alone, though METEOR's program really works beside the others; its last column is the greatest difference
-of any image's score or of the corpus's, in pycocoevalcap's units.
+pycocoevalcap's scorers run one after the other, as its COCOEvalCap calls them, without SPICE: both tokenizations, then
+BLEU, METEOR, ROUGE-L and CIDEr; METEOR and the tokenizer start Java. `evaluate` runs as a whole and also draws 1000
+bootstrap samples for confidence intervals, which pycocoevalcap does not. Times are measured in turn in one run; each
+ratio is the median over rounds.
 
-The captions are made: words of the shipped model's vocabulary, frequent ones more often; those of an image are alike in
-order and differ in some words. Or they are those of a data set, the first of each image as the candidate.
+The second table is for the last number of images. It times our parts alone, although METEOR's program runs
+in parallel with the others in `evaluate`. Its last column is the greatest difference between the two programs' scores of
+an image or of the corpus, in pycocoevalcap's units.
+
+The captions are synthetic by default: words of the shipped model's vocabulary, by Zipf's law; the captions of one image
+have most words in common. With --dataset they come from a data set, and the first caption of each image is the candidate.
 """
 
 import contextlib
@@ -42,28 +45,27 @@ from sca_caption.runtime.devices import usable_cores
 from sca_caption.runtime.errors import UserError
 from sca_caption.vocab import SPECIALS
 
-REFERENCES, WORDS, CHANGED = (
-    5,
-    11,
-    0.4,
-)  # of a made image; of a caption, about; share of its words that are its own
+# Of synthetic captions: references per image, words per caption on average, share of words that are drawn per caption.
+REFERENCES, WORDS, CHANGED = 5, 11, 0.4
 EPILOG = """\
 examples:
   python -m sca_caption.benchmarks.evaluation --images 5000
   python -m sca_caption.benchmarks.evaluation --images 1000 5000 20000 --rounds 1
   python -m sca_caption.benchmarks.evaluation --images 5000 --dataset flickr8k --root ~/Downloads
 """
-Captions = tuple[dict[int, str], dict[int, list[str]]]  # of each image its candidate, its references
-Found = dict[str, tuple[float, Sequence[float]]]  # metric -> score of the corpus, of each image, 1.0 for 100
+Captions = tuple[dict[int, str], dict[int, list[str]]]  # image -> its candidate, image -> its references
+TheirScores = dict[str, tuple[float, Sequence[float]]]  # metric -> its scores of the corpus and of each image
 
 
 def parser() -> Parser:
     p = Parser(prog="python -m sca_caption.benchmarks.evaluation", description=__doc__, epilog=EPILOG)
     p.add_argument("--images", type=int, nargs="+", default=[5000], metavar="N", help="(default: 5000)")
     p.add_argument(
-        "--dataset", metavar="NAME", help="take its captions, as preprocess.py does (default: made)"
+        "--dataset",
+        metavar="NAME",
+        help="score the captions of a data set that preprocess.py knows (default: synthetic)",
     )
-    p.add_argument("--root", type=Path, metavar="DIR", help="where the data set is (default: data)")
+    p.add_argument("--root", type=Path, metavar="DIR", help="the data set's folder (default: data)")
     p.add_argument(
         "--rounds", type=int, default=3, metavar="N", help="timings of each (default: %(default)s)"
     )
@@ -80,15 +82,19 @@ def main(argv: list[str] | None = None) -> int:
         folder = str(find_java().parent)
     except Unavailable as reason:
         raise UserError(f"METEOR cannot be timed: {reason}") from reason
-    os.environ["PATH"] = folder + os.pathsep + os.environ.get("PATH", "")  # theirs starts `java`
-    captions = of_dataset(arguments) if arguments.dataset else made(max(arguments.images))
-    print(f"captions: {arguments.dataset or 'made'}; {usable_cores()} cores, {arguments.rounds} rounds\n")
+    os.environ["PATH"] = folder + os.pathsep + os.environ.get("PATH", "")  # pycocoevalcap starts `java`
+    captions = (
+        captions_of_dataset(arguments) if arguments.dataset else synthetic_captions(max(arguments.images))
+    )
+    print(
+        f"captions: {arguments.dataset or 'synthetic'}; {usable_cores()} cores, {arguments.rounds} rounds\n"
+    )
     print("| images | pycocoevalcap | evaluate | ratio |\n| ---: | ---: | ---: | ---: |")
     for images in arguments.images:
         some = tuple(dict(itertools.islice(part.items(), images)) for part in captions)
         rounds = []
         for _ in range(arguments.rounds):
-            seconds, theirs = pycocoevalcaps(some)
+            seconds, theirs = run_pycocoevalcap(some)
             began = time.perf_counter()
             ours = evaluate(*some)
             rounds.append((seconds, time.perf_counter() - began))
@@ -99,18 +105,18 @@ def main(argv: list[str] | None = None) -> int:
         old, new = statistics.median(olds), statistics.median(news)
         print(f"| {len(some[0]):,} | {old:.1f} s | {new:.1f} s | {ratio:.1f} |", flush=True)
     print("\n| | pycocoevalcap | alone | greatest difference |\n| --- | ---: | ---: | ---: |")
-    found, parts = differences(theirs, ours), alone(some)
+    greatest, parts = differences(theirs, ours), time_parts(some)
     for part, new in parts.items():
         old = [seconds[part] for seconds, _ in rounds if part in seconds]
         cells = f"{statistics.median(old):.2f} s" if old else "-", f"{new:.2f} s"
-        print(f"| {part} | {' | '.join(cells)} | {f'{found[part]:.0e}' if part in found else '-'} |")
+        print(f"| {part} | {' | '.join(cells)} | {f'{greatest[part]:.0e}' if part in greatest else '-'} |")
     return 0
 
 
-def made(images: int) -> Captions:
-    """A candidate and five references of each image, the same for a number of images at every call."""
+def synthetic_captions(images: int) -> Captions:
+    """A candidate and five references per image, deterministic in the number of images."""
     rng = random.Random(0)
-    words = load().vocabulary.words[len(SPECIALS) :]  # the frequent ones first
+    words = load().vocabulary.words[len(SPECIALS) :]  # most frequent first
     weights = list(itertools.accumulate(1 / rank for rank in range(3, len(words) + 3)))  # Zipf's law
 
     def caption(common: list[str]) -> str:
@@ -124,14 +130,14 @@ def made(images: int) -> Captions:
     return candidates, references
 
 
-def of_dataset(arguments) -> Captions:
-    """The first caption of each image of a data set, and its others."""
+def captions_of_dataset(arguments) -> Captions:
+    """Images of a data set: the first caption of each as the candidate, the others as references."""
     options = {"root": arguments.root} if arguments.root else {}
     records = [record for record in sources.find(arguments.dataset, **options).records if record.captions[1:]]
     most = max(arguments.images)
     if len(records) < most:
         raise UserError(
-            f"--images {most}: {arguments.dataset} has {len(records)} with two captions; take fewer"
+            f"--images {most}: {arguments.dataset} has {len(records)} images with two or more captions; give fewer"
         )
     captions = [record.captions for record in records]
     return {i: each[0] for i, each in enumerate(captions)}, {
@@ -139,15 +145,15 @@ def of_dataset(arguments) -> Captions:
     }
 
 
-def pycocoevalcaps(captions: Captions) -> tuple[dict[str, float], Found]:
-    """Seconds of each of pycocoevalcap's parts, and what they found."""
+def run_pycocoevalcap(captions: Captions) -> tuple[dict[str, float], TheirScores]:
+    """Seconds of each part of pycocoevalcap, and its scores."""
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.meteor.meteor import Meteor as TheirMeteor
     from pycocoevalcap.rouge.rouge import Rouge
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-    seconds, found = {}, {}
+    seconds, scores = {}, {}
     results = {image: [{"caption": caption}] for image, caption in captions[0].items()}
     truth = {image: [{"caption": text} for text in texts] for image, texts in captions[1].items()}
     with quiet():
@@ -157,13 +163,13 @@ def pycocoevalcaps(captions: Captions) -> tuple[dict[str, float], Found]:
         )
         scorers = {"BLEU": lambda: Bleu(4), "METEOR": TheirMeteor, "ROUGE-L": Rouge, "CIDEr": Cider}
         for name, scorer in scorers.items():
-            seconds[name], found[name] = timed(lambda s=scorer: s().compute_score(truth, results))
-    scores, images = found.pop("BLEU")
-    return seconds, found | {f"BLEU-{n + 1}": (scores[n], images[n]) for n in range(4)}
+            seconds[name], scores[name] = timed(lambda s=scorer: s().compute_score(truth, results))
+    corpus, images = scores.pop("BLEU")
+    return seconds, scores | {f"BLEU-{n + 1}": (corpus[n], images[n]) for n in range(4)}
 
 
-def alone(captions: Captions) -> dict[str, float]:
-    """Seconds of each of our parts when nothing else runs."""
+def time_parts(captions: Captions) -> dict[str, float]:
+    """Seconds of each part of `evaluate`, run one after the other."""
     seconds = {}
 
     def part(name: str, work: Callable):
@@ -186,14 +192,14 @@ def meteor_statistics(texts: list[str], answers: list[list[str]]) -> np.ndarray:
         return program.statistics()
 
 
-def differences(theirs: Found, ours: Scores) -> dict[str, float]:
-    """Of each metric, the greatest of any image's scores and of the corpus's."""
-    found = {}
+def differences(theirs: TheirScores, ours: Scores) -> dict[str, float]:
+    """The greatest difference per metric, over the scores of all images and of the corpus."""
+    greatest = {}
     for name, (corpus, images) in theirs.items():
         mine = [ours.metrics[name], *(scores[name] for scores in ours.images.values())]
-        found[name] = float(np.abs(np.array(mine) / 100 - [corpus, *images]).max())
-    bleus = [found.pop(f"BLEU-{n}") for n in range(1, 5)]
-    return found | {"BLEU": max(bleus)}
+        greatest[name] = float(np.abs(np.array(mine) / 100 - [corpus, *images]).max())
+    bleus = [greatest.pop(f"BLEU-{n}") for n in range(1, 5)]
+    return greatest | {"BLEU": max(bleus)}
 
 
 def timed(work: Callable[[], object]) -> tuple[float, object]:
@@ -204,7 +210,7 @@ def timed(work: Callable[[], object]) -> tuple[float, object]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without what pycocoevalcap and its Java programs print about themselves."""
+    """Suppress the output of pycocoevalcap and its Java programs."""
     kept = os.dup(2)
     with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         os.dup2(nowhere.fileno(), 2)

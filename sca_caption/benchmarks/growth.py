@@ -1,11 +1,12 @@
-"""How the time and the memory of captioning grow with each of its sizes: images, words, beams, vocabulary, batch.
+"""Growth of captioning's time and memory with each of its sizes: images, words, beams, vocabulary and batch.
 
-One size varies, the others stay: batches of 16 images, 10 words, beam 5, 3,000 words known. The model is the default
-one with random weights that never ends a caption, so that every caption has all of its words. For the number of images
-it is a toy, of 32 x 32 pixels, three words and two beams: what could grow with them is the program around the model.
+One size varies while the others are fixed: 32 images in batches of 16, 10 words, beam 5, a vocabulary of 3,000 words. The
+model is the default one with random weights. It never ends a caption, so every caption has all of its words. Only for
+the number of images it is a toy, with 32 x 32 pixels, 3 words and 2 beams, because the model's cost per image is
+constant and only the program around it could grow.
 
-Each point runs in a process of its own; memory is its peak above what it held before the first image. The picture has
-straight lines for what is proportional.
+Memory is measured in a process of its own for each point, as the peak above the memory in use before the first image.
+Dashed lines in the figure show proportional growth.
 """
 
 import time
@@ -31,7 +32,7 @@ examples:
   python -m sca_caption.benchmarks.growth --output growth.svg
   python -m sca_caption.benchmarks.growth --sizes beams vocabulary --output growth.png
 """
-USUAL = {"images": 32, "words": 10, "beams": 5, "vocabulary": 3_000, "batch": 16}
+FIXED = {"images": 32, "words": 10, "beams": 5, "vocabulary": 3_000, "batch": 16}
 TOY = {"words": 3, "beams": 2, "vocabulary": 100, "batch": 64}
 AXES: dict[str, tuple[int, ...]] = {
     "images": (1_000, 10_000, 100_000),
@@ -40,8 +41,8 @@ AXES: dict[str, tuple[int, ...]] = {
     "vocabulary": (1_000, 3_000, 10_000, 30_000, 100_000),
     "batch": (1, 4, 16, 32),
 }
-NAMES = {"images": "images", "words": "words of a caption", "beams": "beam size", "vocabulary": "words known",
-         "batch": "images at once"}  # fmt: skip
+NAMES = {"images": "images", "words": "words per caption", "beams": "beam size", "vocabulary": "vocabulary size",
+         "batch": "batch size"}  # fmt: skip
 
 
 def parser() -> Parser:
@@ -52,7 +53,7 @@ def parser() -> Parser:
         nargs="+",
         default=list(AXES),
         metavar="NAME",
-        help="which to vary (default: all: %(default)s)",
+        help="sizes to vary (default: all: %(default)s)",
     )
     return p
 
@@ -61,27 +62,27 @@ def parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     check_figure(arguments.output, "--output")
-    found: dict[str, list[tuple[int, float, int]]] = {}
+    points: dict[str, list[tuple[int, float, int]]] = {}
     axes = [choice(axis, AXES, "size") for axis in arguments.sizes]
     for axis in axes:
-        found[axis] = [(value, *point(axis, value)) for value in AXES[axis]]
+        points[axis] = [(value, *measure(axis, value)) for value in AXES[axis]]
     print(f"{torch.get_num_threads()} threads\n")
-    print("| | | seconds | against the size before | MB |\n| --- | ---: | ---: | ---: | ---: |")
-    for axis, points in found.items():
+    print("| | | seconds | compared with the row above | MB |\n| --- | ---: | ---: | ---: | ---: |")
+    for axis, on_axis in points.items():
         before = None
-        for value, seconds, held in points:
+        for value, seconds, memory in on_axis:
             growth = ""
             if before is not None:
                 growth = f"{value / before[0]:.3g} times the size, {seconds / before[1]:.2g} times the time"
-            print(f"| {NAMES[axis]} | {value:,} | {seconds:.2f} | {growth} | {held / 1e6:.0f} |")
+            print(f"| {NAMES[axis]} | {value:,} | {seconds:.2f} | {growth} | {memory / 1e6:.0f} |")
             before = value, seconds
-    draw(arguments.output, found)
+    draw(arguments.output, points)
     return 0
 
 
-def point(axis: str, value: int) -> tuple[float, int]:
-    """Seconds, and bytes at the peak, of captioning with one size set to `value`."""
-    sizes = USUAL | (TOY if axis == "images" else {}) | {axis: value}
+def measure(axis: str, value: int) -> tuple[float, int]:
+    """Seconds and peak memory in bytes of captioning with one size set to `value`."""
+    sizes = FIXED | (TOY if axis == "images" else {}) | {axis: value}
     pipeline, pixels, count = prepare(sizes, axis == "images")
     caption(pipeline, pixels, sizes["batch"])  # warms up
     began = time.perf_counter()
@@ -90,7 +91,7 @@ def point(axis: str, value: int) -> tuple[float, int]:
 
 
 def prepare(sizes: dict[str, int], toy: bool) -> tuple[CaptionPipeline, np.ndarray, int]:
-    """A model, some made images uint8 (n, S, S, 3), and how many are to be captioned."""
+    """A pipeline, random images uint8 (n, S, S, 3) to repeat, and the number of images to caption."""
     torch.manual_seed(0)
     small = {"attention_width": 8, "embedding_size": 8, "lstm_size": 8} if toy else {}
     config = ModelConfig(layers=attended_layers("mobilenet_v2", ["1" if toy else "2"]), **small)
@@ -111,19 +112,19 @@ def caption(pipeline: CaptionPipeline, pixels: np.ndarray, count: int) -> None:
         pass
 
 
-def draw(path: Path, found: dict[str, list[tuple[int, float, int]]]) -> None:
-    """A panel for each size, time above and memory below, on logarithmic axes."""
+def draw(path: Path, points: dict[str, list[tuple[int, float, int]]]) -> None:
+    """Write a figure with one column per size, time above and memory below, on logarithmic axes."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    figure = Figure((2.6 * len(found) + 0.6, 4.8), layout="constrained")
-    panels = figure.subplots(2, len(found), squeeze=False, sharex="col")
-    for (axis, points), column in zip(found.items(), panels.T, strict=True):
-        sizes, seconds, held = zip(*points, strict=True)
-        for panel, values, colour in zip(
-            column, (seconds, [x / 1e6 for x in held]), ("C0", "C1"), strict=True
+    figure = Figure((2.6 * len(points) + 0.6, 4.8), layout="constrained")
+    panels = figure.subplots(2, len(points), squeeze=False, sharex="col")
+    for (axis, on_axis), column in zip(points.items(), panels.T, strict=True):
+        sizes, seconds, memory = zip(*on_axis, strict=True)
+        for panel, values, color in zip(
+            column, (seconds, [x / 1e6 for x in memory]), ("C0", "C1"), strict=True
         ):
-            panel.loglog(sizes, values, "o-", color=colour)
+            panel.loglog(sizes, values, "o-", color=color)
             last = values[-1]
             panel.loglog(sizes, [last * x / sizes[-1] for x in sizes], "--", color="0.6", linewidth=1)
             middle = (min(values) * max(values)) ** 0.5
@@ -135,7 +136,7 @@ def draw(path: Path, found: dict[str, list[tuple[int, float, int]]]) -> None:
             panel.set_xticks(sizes, [f"{x // 1000}k" if x >= 1000 else str(x) for x in sizes])
         column[1].set_xlabel(NAMES[axis])
     panels[0, 0].set_ylabel("seconds")
-    panels[1, 0].set_ylabel("MB at the peak")
+    panels[1, 0].set_ylabel("peak memory, MB")
     save_figure(figure, path, "--output")
 
 

@@ -1,4 +1,4 @@
-"""Peak memory of a call, in a process of its own so that nothing else counts."""
+"""Peak memory of a call, measured in a process of its own."""
 
 import contextlib
 import ctypes
@@ -9,14 +9,14 @@ from pathlib import Path
 
 from sca_caption.runtime.errors import UserError
 
-PAGE = 4096  # nothing takes less
+PAGE = 4096  # bytes; the smallest value that is reported
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def peak_growth(prepare: Callable[..., tuple], call: Callable[..., object], *arguments) -> int:
-    """Bytes that `call(*prepare(*arguments))` holds at its peak, above what `prepare` left. Both are module-level.
+    """Peak memory of `call(*prepare(*arguments))` in bytes, above the memory in use after `prepare`.
 
-    Raises UserError where the system does not say (it is Linux that does).
+    Both functions must be at the top level of a module. Raises UserError on systems other than Linux.
     """
     if not RESET.exists():
         raise UserError("peak memory is measured on Linux only; leave it out on this system")
@@ -27,15 +27,15 @@ def peak_growth(prepare: Callable[..., tuple], call: Callable[..., object], *arg
 def _measure(prepare: Callable[..., tuple], call: Callable[..., object], arguments: tuple) -> int:
     prepared = prepare(*arguments)
     gc.collect()
-    with contextlib.suppress(AttributeError, OSError):  # glibc: freed memory would hide what the call takes
+    with contextlib.suppress(AttributeError, OSError):  # glibc would reuse freed memory, which is not counted
         ctypes.CDLL(None).malloc_trim(0)
-    RESET.write_text("5")  # the peak starts again at what is held now
+    RESET.write_text("5")  # resets the peak to the current use
     before = _status("VmHWM")
     call(*prepared)
     return max(PAGE, _status("VmHWM") - before)
 
 
 def _status(name: str) -> int:
-    """A line of /proc/self/status, in bytes."""
+    """A value of /proc/self/status, in bytes."""
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
     return int(line.split()[1]) * 1024

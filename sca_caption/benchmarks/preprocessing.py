@@ -1,10 +1,13 @@
-"""What preprocess.py costs beside its floor, decoding and resizing the same files on all cores, and beside a plain loop.
+"""Speed and memory of preprocess.py, compared with its floor and with a plain loop.
 
-Rates are measured in one run, in turn, round after round, so that a busy moment of the machine falls on all; each ratio
-is the median over rounds. The floor keeps nothing; with compression it makes a JPEG of each image. The plain loop is that
-of common tutorials: one image after the other, decoded, resized and written as a row of an HDF5 dataset of raw pixels,
-without the captions. Ours is the whole program: its start, reading the table of captions, splitting them into words, the
-vocabulary, a file that is on the disk at its end; "past its start" leaves out what a run of few images takes.
+The floor decodes and resizes the same files on all cores and keeps nothing; the second floor also compresses each image
+to JPEG. The plain loop is the one of common tutorials: it decodes and resizes one image after the other and writes raw
+pixels to an HDF5 dataset, without captions. preprocess.py is timed as a whole program: start, reading the table of
+captions, tokenization, vocabulary, and the complete file on disk. "past its start" subtracts the time of a run with few
+images.
+
+Rates are measured in turn in one run, round after round, so that a busy moment of the machine affects all of them. Each
+ratio is the median over rounds.
 """
 
 import io
@@ -27,10 +30,10 @@ from sca_caption.images import Transform, find_images
 from sca_caption.runtime.devices import usable_cores
 from sca_caption.runtime.errors import UserError
 
-DISTINCT = 50  # files that are made; the others are links to them
-CAPTIONS, WORDS, VOCABULARY = 5, 11, 20_000  # of an image, of a caption, of all
+DISTINCT = 50  # synthetic photographs; further files are links to them
+CAPTIONS, WORDS, VOCABULARY = 5, 11, 20_000  # captions per image, words per caption, distinct words
 FEW = 20  # images of the run that measures the start
-SMALL = (64, 48)  # pixels of the photographs for --memory
+SMALL = (64, 48)  # width and height of the photographs for --memory
 EPILOG = """\
 examples:
   python -m sca_caption.benchmarks.preprocessing --images 2000 --size 1024x768
@@ -51,18 +54,18 @@ for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN):
 def parser() -> Parser:
     p = Parser(prog="python -m sca_caption.benchmarks.preprocessing", description=__doc__, epilog=EPILOG)
     p.add_argument("--images", type=int, default=1000, metavar="N", help="(default: %(default)s)")
-    p.add_argument("--size", default="1024x768", metavar="WxH", help="pixels of made photographs (default: "
-        "%(default)s)")  # fmt: skip
+    p.add_argument("--size", default="1024x768", metavar="WxH", help="pixels of synthetic photographs "
+        "(default: %(default)s)")  # fmt: skip
     p.add_argument(
-        "--folder", type=Path, metavar="DIR", help="take photographs from here (default: made ones)"
+        "--folder", type=Path, metavar="DIR", help="folder of photographs (default: synthetic ones)"
     )
     p.add_argument("--image-size", type=int, default=Transform.size, metavar="PIXELS", help="side of the stored "
-        "square (default: %(default)s)")  # fmt: skip
+        "square images (default: %(default)s)")  # fmt: skip
     p.add_argument(
         "--rounds", type=int, default=3, metavar="N", help="timings of each (default: %(default)s)"
     )
-    p.add_argument("--memory", type=int, nargs="+", metavar="N", help="instead: peak memory for so many images, "
-        f"made ones of {SMALL[0]}x{SMALL[1]} pixels (default: rates)")  # fmt: skip
+    p.add_argument("--memory", type=int, nargs="+", metavar="N", help="measure peak memory instead, for these "
+        f"numbers of synthetic images of {SMALL[0]}x{SMALL[1]} pixels")  # fmt: skip
     return p
 
 
@@ -112,8 +115,8 @@ def print_rates(folder: Path, arguments) -> None:
 
 def print_memory(folder: Path, counts: list[int]) -> None:
     sources = make_photographs(folder, SMALL)
-    print("Peak resident memory; that of a worker counts what it shares with the program.\n")
-    print("| images | captions | as text | program | worker | data file |\n|" + " ---: |" * 6)
+    print("Peak resident memory; a worker's includes what it shares with the program.\n")
+    print("| images | captions | captions.csv | program | worker | data file |\n|" + " ---: |" * 6)
     for count in counts:
         root = folder / str(count)
         dataset(root, sources, count)
@@ -139,7 +142,7 @@ def photographs(folder: Path, arguments) -> list[Path]:
 
 
 def make_photographs(folder: Path, size: tuple[int, int]) -> list[Path]:
-    """JPEG files with coarse and fine structure, which take about as many bytes as photographs."""
+    """JPEG files with coarse and fine structure, about as large in bytes as photographs."""
     rng, paths = np.random.default_rng(0), []
     for number in range(DISTINCT):
         picture = np.zeros((size[1], size[0], 3), np.float32)
@@ -153,7 +156,7 @@ def make_photographs(folder: Path, size: tuple[int, int]) -> list[Path]:
 
 
 def dataset(folder: Path, sources: list[Path], count: int) -> list[str]:
-    """`count` links to `sources`, with a table of captions whose words are as unevenly frequent as a language's."""
+    """`count` links to `sources`, and a table of captions whose word frequencies follow Zipf's law."""
     (folder / "images").mkdir(parents=True)
     rng = np.random.default_rng(0)
     with open(folder / "captions.csv", "w", encoding="utf-8") as table:
@@ -167,7 +170,7 @@ def dataset(folder: Path, sources: list[Path], count: int) -> list[str]:
 
 
 def spelled(number: int) -> str:
-    """A word of its own for every number."""
+    """A distinct word for every number."""
     return "".join("etaoinshrd"[int(digit)] for digit in str(number))
 
 
@@ -184,7 +187,7 @@ def on_all_cores(function, files: list[str], transform: Transform) -> None:
 
 
 def decode(job: tuple[str, int]) -> None:
-    decoded(job)  # and not sent back
+    decoded(job)  # not returned, because sending pixels between processes would be timed too
 
 
 def compress(job: tuple[str, int]) -> None:
@@ -199,7 +202,7 @@ def decoded(job: tuple[str, int]) -> Image.Image:
 
 
 def preprocess(root: Path, transform: Transform, program: str = RUN) -> str:
-    """Run the whole program on a data set; returns what it prints."""
+    """Run the whole program on a data set. Returns its standard output."""
     output = root / "data.h5"
     output.unlink(missing_ok=True)
     flags = ["--dataset", "csv", "--root", root, "--output", output, "--image-size", str(transform.size)]

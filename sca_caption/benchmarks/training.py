@@ -1,12 +1,14 @@
-"""A training step of SCA-CNN against the plain way of doing it, and against its floor.
+"""Time, memory and multiply-adds of a training step of SCA-CNN, compared with a plain implementation.
 
-The plain way is that of the usual captioning code: one example a caption, so that the CNN runs once for each of an
-image's captions, and the formulas of attention as they are written: channel scores through a (B, C, k) tensor, the
-modulated maps as tensors of their own, which the way back needs. Both train the same model on the same
-captions. What a step must do is the trunk once an image, and at every word the attended layers' convolutions and the
-matrix products of attention, LSTM and vocabulary, forward and backward: it is counted in multiply-adds.
+The plain implementation is the usual one: one example per caption, so that the CNN runs once for each caption of an
+image, and attention computed as the paper writes it, with channel scores through a (B, C, k) tensor and the modulated
+maps stored for the backward pass. Both train the same model on the same captions.
 
-Times alternate in one run; peak memory is that of a process of its own for each, above what it held before.
+Multiply-adds count the work that a step must do: the first part of the CNN once per image, and at every word the attended
+layers' convolutions and the matrix products of attention, LSTM and vocabulary, forward and backward.
+
+Times are measured in turn in one run. Peak memory is measured in a process of its own for each implementation, above the
+memory in use before the step.
 """
 
 import statistics
@@ -35,17 +37,19 @@ examples:
   python -m sca_caption.benchmarks.training                      # the paper's ResNet-152, C-S, two layers
   python -m sca_caption.benchmarks.training --backbone resnet18 --images 8
 """
-CAPTIONS = 5  # an image, as in all of the data sets
+CAPTIONS = 5  # per image, as in Flickr8k, Flickr30k and COCO
 WAYS = ("plain", "ours")
 
 
 def parser() -> Parser:
     p = Parser(prog="python -m sca_caption.benchmarks.training", description=__doc__, epilog=EPILOG)
-    p.add_argument("--backbone", default="resnet152", metavar="NAME", help="CNN (default: %(default)s)")
+    p.add_argument("--backbone", default="resnet152", metavar="NAME", help="the CNN (default: %(default)s)")
     p.add_argument("--layers", default="2", metavar="N", help="attended layers (default: %(default)s)")
-    p.add_argument("--images", type=int, default=16, metavar="N", help="in a step (default: %(default)s)")
-    p.add_argument("--words", type=int, default=10, metavar="T", help="in a caption (default: %(default)s)")
-    p.add_argument("--vocabulary", type=int, default=3000, metavar="W", help="(default: %(default)s)")
+    p.add_argument("--images", type=int, default=16, metavar="N", help="per step (default: %(default)s)")
+    p.add_argument("--words", type=int, default=10, metavar="T", help="per caption (default: %(default)s)")
+    p.add_argument(
+        "--vocabulary", type=int, default=3000, metavar="W", help="vocabulary size (default: %(default)s)"
+    )
     p.add_argument(
         "--rounds", type=int, default=3, metavar="N", help="timings of each (default: %(default)s)"
     )
@@ -57,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     size = (arguments.backbone, arguments.layers, arguments.images, arguments.words, arguments.vocabulary)
     memory = {way: peak_growth(_prepare, step, way, size) for way in WAYS}
-    model, batch = made(*size)
+    model, batch = build(*size)
     times: dict[str, list[float]] = {way: [] for way in WAYS}
     losses = {}
     for _ in range(arguments.rounds + 1):
@@ -74,21 +78,20 @@ def main(argv: list[str] | None = None) -> int:
     print("| step | captions/s | ratio | peak memory | ratio | G multiply-adds | ratio |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for way in WAYS:
-        faster, less, fewer = (x["plain"] / x[way] for x in (median, memory, work))
+        speedup, memory_ratio, work_ratio = (x["plain"] / x[way] for x in (median, memory, work))
         rate = arguments.images * CAPTIONS / median[way]
         print(
-            f"| {way} | {rate:.2f} | {faster:.1f} | {memory[way] / 1e6:.0f} MB | {less:.1f} | {work[way] / 1e9:.1f} "
-            f"| {fewer:.1f} |"
+            f"| {way} | {rate:.2f} | {speedup:.1f} | {memory[way] / 1e6:.0f} MB | {memory_ratio:.1f} "
+            f"| {work[way] / 1e9:.1f} | {work_ratio:.1f} |"
         )
     print(f"\nlosses: {', '.join(f'{way} {loss:.6f}' for way, loss in losses.items())}")
-    print(
-        f"the trunk alone, once an image: {100 * trunk_share(model, batch, median['ours']):.0f}% of our step's time"
-    )
+    share = trunk_share(model, batch, median["ours"])
+    print(f"first part of the CNN, once per image: {100 * share:.0f}% of our step's time")
     return 0
 
 
-def made(backbone: str, layers: str, images: int, words: int, vocabulary: int) -> tuple[SCACNN, Batch]:
-    """The paper's sizes; weights and data at random. The CNN is frozen, as in the paper's preset."""
+def build(backbone: str, layers: str, images: int, words: int, vocabulary: int) -> tuple[SCACNN, Batch]:
+    """A captioner of the paper's sizes with random weights and a frozen CNN, and a random batch."""
     torch.manual_seed(0)
     pixels = torch.randint(0, 256, (images, 3, 224, 224), dtype=torch.uint8)
     paper = {k: v for k, v in PAPER.items() if k in ModelConfig.__dataclass_fields__}
@@ -102,11 +105,11 @@ def made(backbone: str, layers: str, images: int, words: int, vocabulary: int) -
 
 
 def calibrated_weights(backbone: str, pixels: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Random weights whose batch norms know their maps, so that these have the size that trained ones have."""
+    """Random weights with batch norm statistics of `pixels`, so that maps have values as large as a trained CNN's."""
     network = build_network(backbone).train()
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = None  # running statistics become the plain average
+            module.momentum = None  # running statistics become the plain mean
     with torch.no_grad():
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
         network((pixels / 255 - mean) / std)
@@ -115,6 +118,8 @@ def calibrated_weights(backbone: str, pixels: torch.Tensor) -> dict[str, torch.T
 
 @contextmanager
 def plain_formulas() -> Iterator[None]:
+    """Replace the optimised formulas of `attention.sca` by those of the paper."""
+
     def keys(self: sca.SpatialAttention, features: Tensor, beta: Tensor | None = None) -> Tensor:
         features = features if beta is None else sca.scale_channels(features, beta)
         return self.visual(features.flatten(2).transpose(1, 2))
@@ -130,7 +135,7 @@ def plain_formulas() -> Iterator[None]:
 
 
 def step(model: SCACNN, batch: Batch, way: str) -> float:
-    """Forward and backward of one batch; the loss."""
+    """Forward and backward pass of one batch. Returns the loss."""
     if way == "plain":
         batch = Batch(batch.images[batch.image_index], batch.captions, torch.arange(len(batch.captions)))
     model.zero_grad(set_to_none=True)
@@ -141,13 +146,14 @@ def step(model: SCACNN, batch: Batch, way: str) -> float:
 
 
 def multiply_adds(model: SCACNN, batch: Batch, way: str) -> int:
-    """Of convolutions and matrix products in a step, as torch counts them."""
+    """Multiply-adds of the convolutions and matrix products of a step, as torch counts them."""
     with FlopCounterMode(display=False) as counter:
         step(model, batch, way)
     return counter.get_total_flops() // 2
 
 
 def trunk_share(model: SCACNN, batch: Batch, seconds: float) -> float:
+    """Time of the first part of the CNN, relative to `seconds`."""
     began = time.perf_counter()
     with torch.no_grad():
         model.encode(batch.images)
@@ -155,7 +161,7 @@ def trunk_share(model: SCACNN, batch: Batch, seconds: float) -> float:
 
 
 def _prepare(way: str, size: tuple) -> tuple:
-    return *made(*size), way
+    return *build(*size), way
 
 
 if __name__ == "__main__":

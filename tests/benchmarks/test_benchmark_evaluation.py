@@ -34,8 +34,8 @@ def test_both_sides_find_the_same_and_the_tables_are_consistent(capsys):
 
 
 def test_made_captions_are_alike_within_an_image_and_the_same_at_every_call():
-    candidates, references = evaluation.made(30)
-    assert (candidates, references) == evaluation.made(30)
+    candidates, references = evaluation.synthetic_captions(30)
+    assert (candidates, references) == evaluation.synthetic_captions(30)
     assert all(len(texts) == evaluation.REFERENCES for texts in references.values())
     assert len({text for texts in references.values() for text in texts}) == 30 * evaluation.REFERENCES
     scores = caption_metrics.measure_in_python(*caption_metrics.tokenized(candidates, references))
@@ -46,13 +46,13 @@ def test_made_captions_are_alike_within_an_image_and_the_same_at_every_call():
 
 def test_captions_of_a_data_set(tmp_path):
     arguments = evaluation.parser().parse_args(["--dataset", "shapes", "--images", "2", "3"])
-    candidates, references = evaluation.of_dataset(arguments)
+    candidates, references = evaluation.captions_of_dataset(arguments)
     assert len(candidates) >= 3 and set(candidates) == set(references)
     assert all(len(texts) == 4 for texts in references.values())
 
 
 def test_mistakes_are_said(capsys):
     assert evaluation.main(["--images", "1"]) == 2
-    assert capsys.readouterr().err.startswith("error: --images")
+    assert capsys.readouterr().err.startswith("error: --images [1]: ")
     assert evaluation.main(["--images", "100000", "--dataset", "shapes"]) == 2
-    assert "take fewer" in capsys.readouterr().err
+    assert "--images 100000" in capsys.readouterr().err

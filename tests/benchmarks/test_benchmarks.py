@@ -102,7 +102,7 @@ def test_other_systems_are_told(monkeypatch, tmp_path):
 
 
 def test_the_plain_training_step_computes_what_ours_does():
-    model, batch = training.made("resnet18", "1", 2, 3, 40)
+    model, batch = training.build("resnet18", "1", 2, 3, 40)
     gradients = []
     for way in training.WAYS:
         loss = training.step(model, batch, way)
@@ -125,7 +125,7 @@ def test_the_plain_training_step_computes_what_ours_does():
 def test_growth_has_a_row_and_a_panel_for_each_size(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(growth, "AXES", {"images": (2, 4), "beams": (1, 2)})
     small = {"images": 2, "words": 2, "beams": 2, "vocabulary": 20, "batch": 2}
-    monkeypatch.setattr(growth, "USUAL", small)
+    monkeypatch.setattr(growth, "FIXED", small)
     assert growth.main(["--output", str(tmp_path / "x.svg"), "--sizes", "images"]) == 0
     out = rows(capsys.readouterr().out)
     assert [row[:2] for row in out] == [["images", "2"], ["images", "4"]]
