@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sca_caption.config import SearchConfig
-from sca_caption.decoding.beam_search import beam_search, greedy, out_of_reach
-from sca_caption.decoding.rules import repeats
+from sca_caption.decoding.beam_search import beam_search, greedy, best_reachable_score
+from sca_caption.decoding.rules import repeated_ngrams
 from sca_caption.decoding.stepper import Hypothesis
 from sca_caption.vocab import BOS, EOS, PAD, UNK
 from tests.helpers.toy_decoder import EVERYTHING, ToyRNN, has_repeat, log_prob_of, made_images, same
@@ -51,6 +51,33 @@ def test_a_wide_beam_finds_what_enumeration_finds(length_penalty, block_ngrams, 
             [p for _, p, _ in best], abs=1e-4
         )
         assert all(hypothesis.finished for hypothesis in hypotheses)
+
+
+@pytest.mark.parametrize("added", [0, 1, 2])
+def test_masks_and_added_words_leave_log_probabilities_alone(added):
+    """Excluded words never come, the others keep their probabilities; added words share the others' normaliser."""
+    model, images = ToyRNN(1), made_images(2)
+    known = model.vocabulary - added
+
+    def mask(last, state):
+        banned = torch.zeros(len(last), model.vocabulary, dtype=torch.bool)
+        banned[last == BOS, 5] = banned[last == 4, 6] = True
+        return banned
+
+    def allowed(tokens):
+        return tokens[0] != 5 and (4, 6) not in itertools.pairwise(tokens)
+
+    found = beam_search(
+        model, model.start(images), beam_size=EVERYTHING, num_captions=6, max_length=5,
+        length_penalty=0.7, mask=mask, vocabulary_size=known,
+    )  # fmt: skip
+    for image, hypotheses in zip(images, found, strict=True):
+        best = []
+        for count in range(1, 5):
+            for tokens in filter(allowed, itertools.product((4, 5, 6), repeat=count)):
+                log_prob = log_prob_of(model, image, tokens, True, known)
+                best.append(Hypothesis(list(tokens), log_prob, log_prob / (count + 1) ** 0.7, True))
+        same(hypotheses, sorted(best, key=lambda each: -each.score)[:6])
 
 
 def slow_beam_search(model, image, beam_size, max_length, length_penalty, block_ngrams, num_captions):
@@ -195,7 +222,7 @@ def test_early_exit_changes_nothing_but_the_time(seed, length_penalty, num_capti
 @pytest.mark.parametrize("length_penalty", [-2.0, -0.5, 0.0, 0.7, 1.0, 3.0])
 def test_the_bound_is_never_below_a_descendant(length_penalty):
     live, length, max_length = torch.tensor([-0.1, -3.0, 0.0]), 4, 9
-    bound = out_of_reach(live, length, max_length, length_penalty)
+    bound = best_reachable_score(live, length, max_length, length_penalty)
     scores = [
         (live - loss) / total**length_penalty
         for loss in (0.0, 0.3, 5.0)
@@ -221,7 +248,7 @@ def test_finished_images_leave_the_batch():
 def test_repeats_marks_the_words_that_complete_a_second_ngram_and_the_last_one(n):
     tokens = torch.randint(0, 3, (4, 5, 9), generator=torch.Generator().manual_seed(n))
     for words in range(10):
-        mask = repeats(tokens[:, :, :words], n, 5)
+        mask = repeated_ngrams(tokens[:, :, :words], n, 5)
         for image, beam, word in itertools.product(range(4), range(5), range(5)):
             caption = tokens[image, beam, :words].tolist()
             new = tuple([*caption, word][-n:]) if words >= n - 1 else None

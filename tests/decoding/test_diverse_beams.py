@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sca_caption.decoding.beam_search import Beams, Finished, beam_search, hypotheses_of
+from sca_caption.decoding.beam_search import Beams, Finished, beam_search, _hypotheses
 from sca_caption.decoding.stepper import Hypothesis
 from sca_caption.vocab import BOS, EOS, PAD, UNK
 from tests.helpers.toy_decoder import ToyRNN, made_images, same
@@ -86,5 +86,5 @@ def test_a_caption_that_two_groups_found_stands_at_its_first_place():
     tokens = torch.tensor([[[[word, EOS] for (word,) in group] for group in captions]])
     finished = Finished(tokens, log_prob, torch.full_like(log_prob, 2, dtype=torch.long), log_prob.clone())
     none = Beams(torch.zeros(0, 1, dtype=torch.long), torch.zeros(0))
-    (found,) = hypotheses_of(finished, [none], 5, 0.0, diverse=True)
+    (found,) = _hypotheses(finished, [none], 5, 0.0, diverse=True)
     assert [hypothesis.tokens for hypothesis in found] == [[8], [7], [5], [9], [6]]

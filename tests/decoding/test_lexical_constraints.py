@@ -135,7 +135,9 @@ def test_where_not_all_can_be_mentioned_as_many_as_can_are():
     model, images = ToyRNN(1, vocabulary=12), made_images(5)
     groups = [[7], [8], [9]]
     options = {"beam_size": 4, "num_captions": 4}
-    for hypotheses in beam_search(model, model.start(images), force_words=[groups] * 5, max_length=2, **options):
+    for hypotheses in beam_search(
+        model, model.start(images), force_words=[groups] * 5, max_length=2, **options
+    ):
         assert all(mentioned(h.tokens, groups).bit_count() == 2 and not h.finished for h in hypotheses)
     never = [[7], [UNK + 1]]
     found = beam_search(
@@ -147,5 +149,5 @@ def test_where_not_all_can_be_mentioned_as_many_as_can_are():
 @pytest.mark.parametrize("groups", [[[4], []], [[EOS]], [[4, UNK]], [[4]] * 4])
 def test_groups_that_make_no_sense_are_refused(groups):
     model = ToyRNN()
-    with pytest.raises(ValueError, match="to mention"):
+    with pytest.raises(ValueError, match="to force"):
         beam_search(model, model.start(made_images(1)), force_words=[groups])

@@ -6,16 +6,16 @@ import pytest
 import torch
 
 from sca_caption.decoding.beam_search import beam_search, greedy
-from sca_caption.decoding.rules import BAD_ENDINGS, Rules, dangling, joining
+from sca_caption.decoding.rules import BAD_ENDINGS, Rules, bad_endings, conjunctions
 from sca_caption.decoding.sampling import sample
 from sca_caption.vocab import EOS, Vocabulary
 from tests.helpers.toy_decoder import EVERYTHING, ToyRNN, log_prob_of, made_images
 
 RULES = [
-    {"never_last": (5,)},
-    {"never_last": (4, 6)},
+    {"bad_endings": (5,)},
+    {"bad_endings": (4, 6)},
     {"min_length": 3},
-    {"min_length": 2, "never_last": (4,)},
+    {"min_length": 2, "bad_endings": (4,)},
 ]
 
 
@@ -26,9 +26,9 @@ def echoes(tokens) -> bool:
 
 def test_the_ids_are_those_of_the_words_that_the_vocabulary_has():
     vocabulary = Vocabulary(["dog", "with", "a", "on", "looks", "the"])
-    assert [vocabulary.words[i] for i in dangling(vocabulary)] == ["with", "a", "the"]
+    assert [vocabulary.words[i] for i in bad_endings(vocabulary)] == ["with", "a", "the"]
     vocabulary = Vocabulary(["and", "dog"])
-    assert [vocabulary.words[i] for i in joining(vocabulary)] == ["and"]
+    assert [vocabulary.words[i] for i in conjunctions(vocabulary)] == ["and"]
     assert not BAD_ENDINGS & {
         "on",
         "by",
@@ -44,7 +44,9 @@ def test_the_ids_are_those_of_the_words_that_the_vocabulary_has():
     }
 
 
-@pytest.mark.parametrize("rules", [*RULES, {"joining": (5,)}, {"joining": (5,), "never_last": (4,)}], ids=str)
+@pytest.mark.parametrize(
+    "rules", [*RULES, {"conjunctions": (5,)}, {"conjunctions": (5,), "bad_endings": (4,)}], ids=str
+)
 def test_a_wide_beam_finds_the_best_of_the_captions_that_may_be(rules):
     model, images = ToyRNN(1), made_images(2)
     found = beam_search(
@@ -61,7 +63,8 @@ def test_a_wide_beam_finds_the_best_of_the_captions_that_may_be(rules):
             (log_prob_of(model, image, tokens, ended=True) / (len(tokens) + 1) ** 0.7, list(tokens))
             for count in range(rules.get("min_length", 1), 5)
             for tokens in itertools.product((4, 5, 6), repeat=count)
-            if tokens[-1] not in rules.get("never_last", ()) and not ("joining" in rules and echoes(tokens))
+            if tokens[-1] not in rules.get("bad_endings", ())
+            and not ("conjunctions" in rules and echoes(tokens))
         ]
         best.sort(reverse=True)
         assert [hypothesis.tokens for hypothesis in hypotheses] == [tokens for _, tokens in best[:5]]
@@ -80,12 +83,12 @@ def test_all_searches_obey(rules, end_bias):
     torch.manual_seed(0)
     captions += sample(model, model.start(images), max_length=4, **rules).tokens
     assert all(len(tokens) >= rules.get("min_length", 1) for tokens in captions)
-    assert all(tokens[-1] not in rules.get("never_last", ()) for tokens in captions)
+    assert all(tokens[-1] not in rules.get("bad_endings", ()) for tokens in captions)
 
 
 def test_rules_leave_the_other_scores_as_they_are():
     scores = torch.randn(3, 8)
-    rules = Rules(forbidden=(0,), never_last=(5, 6), max_length=9)
+    rules = Rules(forbidden=(0,), bad_endings=(5, 6), max_length=9)
     found = rules.apply(scores.clone(), torch.tensor([5, 4, 6]), 2)
     barred = torch.zeros(3, 8, dtype=torch.bool)
     barred[:, 0] = barred[[0, 2], EOS] = True
