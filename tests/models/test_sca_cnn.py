@@ -1,4 +1,4 @@
-"""The captioner against computations by hand: one caption at a time, copies instead of sharing, torchvision's modules."""
+"""SCACNN against reference computations: captions one at a time, copied maps, torchvision's own modules."""
 
 import copy
 import math
@@ -14,55 +14,14 @@ from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.runtime.torchvision_compat import torchvision
 from sca_caption.training.batches import Batch, collate
 from sca_caption.training.losses import caption_loss
-from sca_caption.vocab import BOS, EOS, PAD
+from sca_caption.vocab import BOS, EOS
+from tests.helpers.small_captioner import FORMS, MODES, WORDS, batch_of, captioner, decode_alone, pixels
 from tests.helpers.toy_backbone import toy  # noqa: F401
-
-MODES = ("S", "C", "S-C", "C-S")
-LAYERS = {1: ("block",), 2: ("block.relu", "block"), 3: ("low", "block.relu", "block")}
-FORMS = [(mode, layers) for mode in MODES for layers in LAYERS]
-WORDS = 17
-
 
 pytestmark = pytest.mark.usefixtures("toy")
 
 
-def captioner(
-    mode: str = "C-S", layers: int = 2, words: int = WORDS, spread: bool = True, **changes
-) -> SCACNN:
-    """A small captioner; `spread`: with attention far from uniform and words far from equally likely."""
-    settings = {"attention_width": 8, "embedding_size": 12, "lstm_size": 16, "dropout": 0.0, **changes}
-    config = ModelConfig(backbone="toy", layers=LAYERS[layers], attention=mode, **settings)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = SCACNN(config, words)
-        if spread:
-            with torch.no_grad():
-                for parameter in model.attention.parameters():
-                    parameter.normal_(0, 0.7)
-                model.word.weight *= 5
-                model.embedding.weight *= 5
-    return model
-
-
-def pixels(count: int, seed: int = 0) -> torch.Tensor:
-    """Images with structure, uint8 (count, 3, 32, 32)."""
-    coarse = torch.rand(count, 3, 5, 5, generator=torch.Generator().manual_seed(seed)) * 255
-    return F.interpolate(coarse, 32).to(torch.uint8)
-
-
-def batch_of(counts=(2, 1, 3), seed: int = 0) -> Batch:
-    """counts[i] captions of image i, of 1 to 6 words each."""
-    rng = torch.Generator().manual_seed(seed)
-
-    def caption() -> list[int]:
-        length = int(torch.randint(1, 7, (1,), generator=rng))
-        return torch.randint(3, WORDS, (length,), generator=rng).tolist()
-
-    images = pixels(len(counts), seed)
-    return collate([(image, [caption() for _ in range(n)]) for image, n in zip(images, counts, strict=True)])
-
-
-def test_hidden_features_are_whole_channels_and_hidden_in_training_only():
+def test_feature_dropout_zeroes_whole_channels_in_training_only():
     model = captioner(feature_dropout=0.5)
     whole, *carried = model.eval().encode(pixels(4))
     seen, *others = model.train().encode(pixels(4))
@@ -74,27 +33,13 @@ def test_hidden_features_are_whole_channels_and_hidden_in_training_only():
     assert not stored.equal(model.encode((whole.half(), *carried))[0])
 
 
-def alone(model: SCACNN, batch: Batch, row: int):
-    """Log-probabilities (T, W), attention weights and target ids of one caption by `step`, without batch or padding."""
-    targets = batch.captions[row][batch.captions[row] != PAD]
-    image = batch.image_index[row]
-    state = model.start(model.encode(batch.images[image : image + 1]))
-    logits, attention, word = [], [], torch.tensor([BOS])
-    for target in targets:
-        step_logits, state = model.step(word, state)
-        logits.append(step_logits[0])
-        attention.append(state.attention)
-        word = target[None]
-    return torch.stack(logits).log_softmax(1), attention, targets
-
-
 # ---- learning --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("mode", "layers", "sizes"), [*((*form, "default") for form in FORMS), ("C-S", 2, "paper")]
 )
-def test_the_first_loss_is_that_of_guessing(mode, layers, sizes):
+def test_initial_loss_is_log_vocabulary_size(mode, layers, sizes):
     words = 2000
     named = {"attention_width": 128, "embedding_size": 256, "lstm_size": 512}
     if sizes == "paper":
@@ -107,7 +52,7 @@ def test_the_first_loss_is_that_of_guessing(mode, layers, sizes):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_four_captions_are_learnt_by_heart(mode):
+def test_it_overfits_four_captions(mode):
     captions = [[4, 5, 6, 7, 8], [4, 9, 6, 10], [11, 5], [4, 5, 12, 7, 13, 14]]
     model = captioner(mode, 2, spread=False, embedding_size=32, lstm_size=64)
     batch = collate([(image, [caption]) for image, caption in zip(pixels(4), captions, strict=True)])
@@ -135,8 +80,8 @@ def test_gradients_reach_every_parameter(mode, layers, tie):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_mixed_precision_computes_nearly_the_same(mode):
-    """On a CPU here; on a GPU training runs under the same autocast."""
+def test_mixed_precision_is_close_to_float32(mode):
+    """On a CPU; training on a GPU uses the same autocast."""
     model, batch = captioner(mode), batch_of()
     wanted = caption_loss(model, batch)
     gradients = torch.autograd.grad(wanted, list(model.parameters()))
@@ -149,70 +94,12 @@ def test_mixed_precision_computes_nearly_the_same(mode):
         assert F.cosine_similarity(a.flatten(), b.flatten(), dim=0).item() > 0.95, name
 
 
-# ---- the loss --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize(("mode", "layers"), FORMS)
-@torch.no_grad()
-def test_the_loss_is_the_mean_over_words_of_captions_taken_one_by_one(mode, layers, smoothing):
-    model, batch = captioner(mode, layers), batch_of()
-    losses = []
-    for row in range(len(batch.captions)):
-        log_prob, _, targets = alone(model, batch, row)
-        for t, target in enumerate(targets):
-            losses.append(-(1 - smoothing) * log_prob[t, target] - smoothing * log_prob[t].mean())
-    wanted = torch.stack(losses).mean()
-    torch.testing.assert_close(caption_loss(model, batch, smoothing), wanted, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("layers", [1, 2])
-@pytest.mark.parametrize("mode", MODES)
-@torch.no_grad()
-def test_neither_the_order_of_captions_nor_padding_matters(mode, layers):
-    model, batch = captioner(mode, layers), batch_of()
-    wanted = caption_loss(model, batch, 0.1, 0.5)
-    order = torch.randperm(len(batch.captions), generator=torch.Generator().manual_seed(1))
-    mixed = Batch(batch.images, F.pad(batch.captions[order], (0, 3), value=PAD), batch.image_index[order])
-    torch.testing.assert_close(caption_loss(model, mixed, 0.1, 0.5), wanted, rtol=1e-5, atol=1e-5)
+# ---- independence of images ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("mode", "layers"), FORMS)
-@torch.no_grad()
-def test_the_doubly_stochastic_penalty(mode, layers):
-    """Xu et al. 2015, equation 14: over its words, a caption should look at every position about once."""
-    model, batch = captioner(mode, layers), batch_of()
-    penalties = []
-    for row in range(len(batch.captions)):
-        _, attention, _ = alone(model, batch, row)
-        for layer in range(layers):
-            for position in range(16 if "S" in mode else 0):
-                looked = sum(step[layer][1][0, position] for step in attention)
-                penalties.append((1 - looked) ** 2)
-    wanted = caption_loss(model, batch)
-    if penalties:
-        wanted = wanted + 0.7 * torch.stack(penalties).mean()
-    torch.testing.assert_close(caption_loss(model, batch, 0.0, 0.7), wanted, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(("mode", "layers"), FORMS)
-@torch.no_grad()
-def test_a_batch_is_its_images_taken_singly(mode, layers):
-    model, batch = captioner(mode, layers), batch_of()
-    total = words = 0
-    for i in range(len(batch.images)):
-        rows = batch.image_index == i
-        single = Batch(
-            batch.images[i : i + 1], batch.captions[rows], torch.zeros(int(rows.sum()), dtype=torch.long)
-        )
-        count = int((single.captions != PAD).sum())
-        total, words = total + caption_loss(model, single) * count, words + count
-    torch.testing.assert_close(caption_loss(model, batch), total / words, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(("mode", "layers"), FORMS)
-def test_no_image_leaks_into_the_captions_of_another(mode, layers):
-    """The words of image 0's captions have no gradient with respect to the others, at any step."""
+def test_captions_have_no_gradient_for_other_images(mode, layers):
+    """Logits of image 0's captions have no gradient with respect to other images, at any step."""
     model = captioner(mode, layers)
     images = pixels(3).float().requires_grad_()
     state = model.start(model.encode(images)).select(torch.tensor([0, 1, 1, 2, 0]))
@@ -228,12 +115,12 @@ def test_no_image_leaks_into_the_captions_of_another(mode, layers):
 
 
 @torch.no_grad()
-def test_an_image_of_noise_changes_nothing_for_the_others():
+def test_replacing_an_image_changes_no_other_captions():
     model, batch = captioner(), batch_of((1, 1, 1))
-    rows = [alone(model, batch, row)[0] for row in range(3)]
+    rows = [decode_alone(model, batch, row)[0] for row in range(3)]
     batch.images[1] = torch.randint(256, (3, 32, 32), dtype=torch.uint8)
     for row in (0, 2):
-        assert torch.equal(alone(model, batch, row)[0], rows[row])
+        assert torch.equal(decode_alone(model, batch, row)[0], rows[row])
     state = model.start(model.encode(batch.images))
     logits, _ = model.step(torch.tensor([BOS] * 3), state)
     for row in (0, 2):
@@ -244,7 +131,7 @@ def test_an_image_of_noise_changes_nothing_for_the_others():
 
 
 def walk(model: SCACNN, state, words: list[list[int]]):
-    """Step through columns of words; (logits of every step, the states after them)."""
+    """Step through columns of words. Returns the logits of all steps and the state after each."""
     logits, states = [], []
     for column in words:
         step_logits, state = model.step(torch.tensor(column), state)
@@ -255,7 +142,7 @@ def walk(model: SCACNN, state, words: list[list[int]]):
 
 @pytest.mark.parametrize(("mode", "layers"), FORMS)
 @torch.no_grad()
-def test_rows_that_share_an_image_are_as_rows_with_copies(mode, layers):
+def test_rows_that_share_an_image_equal_rows_with_copies(mode, layers):
     model, images = captioner(mode, layers), pixels(2)
     shared = torch.tensor([1, 0, 1, 1])
     words = [[BOS] * 4, [4, 5, 6, 7], [8, 8, 9, 9]]
@@ -270,7 +157,7 @@ def test_rows_that_share_an_image_are_as_rows_with_copies(mode, layers):
 
 @pytest.mark.parametrize(("mode", "layers"), FORMS)
 @torch.no_grad()
-def test_attention_does_not_compound_over_time(mode, layers):
+def test_attention_always_reads_the_unattended_map(mode, layers):
     model = captioner(mode, layers)
     start = model.start(model.encode(pixels(2)))
     before = copy.deepcopy(start)
@@ -296,7 +183,7 @@ def test_attention_does_not_compound_over_time(mode, layers):
 
 @pytest.mark.parametrize(("mode", "layers"), [("S", 1), ("C-S", 2), ("S-C", 3)])
 @torch.no_grad()
-def test_rows_can_be_reordered_repeated_and_dropped(mode, layers):
+def test_select_reorders_repeats_and_drops_rows(mode, layers):
     model = captioner(mode, layers)
     state = model.start(model.encode(pixels(3)))
     _, (state,) = walk(model, state, [[4, 5, 6]])
@@ -313,7 +200,7 @@ def test_rows_can_be_reordered_repeated_and_dropped(mode, layers):
 
 
 @torch.no_grad()
-def test_weights_of_the_last_step_are_weights():
+def test_attention_weights_sum_to_one():
     model = captioner("C-S", 3)
     _, state = model.step(torch.tensor([BOS, BOS]), model.start(model.encode(pixels(2))))
     assert len(state.attention) == 3
@@ -323,12 +210,12 @@ def test_weights_of_the_last_step_are_weights():
         torch.testing.assert_close(alpha.sum(1), torch.ones(2))
 
 
-# ---- what goes in ----------------------------------------------------------------------------------------------------
+# ---- inputs ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
 @torch.no_grad()
-def test_stored_features_are_as_images(layers):
+def test_stored_features_give_the_loss_of_images(layers):
     model, batch = captioner("C-S", layers), batch_of()
     encoded = model.encode(batch.images)
     assert len(encoded) == (2 if layers == 2 else 1)  # the shortcut past block.relu
@@ -340,22 +227,7 @@ def test_stored_features_are_as_images(layers):
     torch.testing.assert_close(found, caption_loss(model, batch), rtol=1e-3, atol=1e-3)
 
 
-def test_collate_ends_pads_and_counts_captions():
-    images = pixels(3)
-    batch = collate([(images[0], [[4, 5], []]), (images[1], [[6]]), (images[2], [[7, 8, 9]])])
-    assert torch.equal(batch.images, images)
-    assert batch.captions.tolist() == [
-        [4, 5, EOS, PAD],
-        [EOS, PAD, PAD, PAD],
-        [6, EOS, PAD, PAD],
-        [7, 8, 9, EOS],
-    ]
-    assert batch.image_index.tolist() == [0, 0, 1, 2]
-    features = collate([((torch.ones(2), torch.zeros(3)), [[4]]), ((torch.zeros(2), torch.ones(3)), [[5]])])
-    assert [x.tolist() for x in features.images] == [[[1, 1], [0, 0]], [[0, 0, 0], [1, 1, 1]]]
-
-
-def test_tied_embeddings_are_one_matrix():
+def test_tied_embeddings_share_one_matrix():
     tied, untied = captioner(tie_embeddings=True), captioner()
     assert tied.word.weight is tied.embedding.weight
     sizes = [sum(p.numel() for p in model.parameters()) for model in (untied, tied)]
@@ -363,15 +235,15 @@ def test_tied_embeddings_are_one_matrix():
 
 
 @torch.no_grad()
-def test_dropout_is_for_training_alone():
+def test_dropout_is_off_in_evaluation():
     model, batch = captioner(dropout=0.5), batch_of()
     assert caption_loss(model.train(), batch) != caption_loss(model, batch)
     assert torch.equal(caption_loss(model.eval(), batch), caption_loss(model, batch))
 
 
 @torch.no_grad()
-def test_the_attended_map_is_what_torchvisions_next_layer_sees():
-    """The whole of two steps by hand for MobileNetV2's features.17 and features.18, at every word anew."""
+def test_two_steps_against_torchvisions_modules():
+    """Two complete steps computed with MobileNetV2's own features.17 and features.18."""
     torch.manual_seed(0)
     network = torchvision.models.mobilenet_v2().eval()
     for module in network.modules():

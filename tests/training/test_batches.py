@@ -1,4 +1,4 @@
-"""What training feeds the captioner: each image once for all of its captions, in views that these describe."""
+"""Training batches: one image with all of its captions, augmentation that fits the captions, collation."""
 
 import dataclasses
 from collections import Counter
@@ -12,9 +12,9 @@ from PIL import Image
 from sca_caption.config import TrainConfig
 from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.models.sca_cnn import SCACNN
-from sca_caption.training import batches
-from sca_caption.training import loop as training
+from sca_caption.training import batches, loop
 from sca_caption.training.batches import MAX_WORDS, CaptionedImages, collate
+from sca_caption.vocab import EOS, PAD
 from tests.helpers.made_photos import encoded, record, write
 from tests.helpers.toy_backbone import toy  # noqa: F401
 from tests.helpers.training_runs import QUICK, captioner, run, source
@@ -36,13 +36,11 @@ def data(path) -> CaptionDataset:
 
 @pytest.fixture
 def no_tensorboard(monkeypatch):
-    monkeypatch.setattr(training, "draw_progress", lambda *_: None)
-    monkeypatch.setattr(
-        training, "summary_writer", lambda output: None
-    )  # its import takes longer than the tests
+    monkeypatch.setattr(loop, "draw_progress", lambda *_: None)
+    monkeypatch.setattr(loop, "summary_writer", lambda output: None)  # its import takes longer than the tests
 
 
-def test_each_image_is_read_once_an_epoch(data, tmp_path, monkeypatch):
+def test_each_image_is_read_once_per_epoch(data, tmp_path, monkeypatch):
     reads, image = Counter(), CaptionDataset.image
 
     def counting(self, index):
@@ -92,27 +90,27 @@ def test_images_whose_captions_name_a_side_are_never_mirrored(tmp_path):
     assert all(np.array_equal(plain[0, i][0].permute(1, 2, 0), data.image(i)) for i in range(7))
 
 
-def test_a_view_depends_on_seed_epoch_and_image_alone(data):
+def test_augmentation_depends_only_on_seed_epoch_and_image(data):
     one, same, other = (
         CaptionedImages(CaptionDataset(data.path), TrainConfig(seed=seed), augment=True) for seed in (3, 3, 4)
     )
     wanted = one[5, 2][0]
     assert wanted.shape == (3, 32, 32) and wanted.dtype == torch.uint8
-    assert [same[key] is None for key in ((0, 0), (7, 1))] == [False, False]  # others drawn in between
+    assert [same[key] is None for key in ((0, 0), (7, 1))] == [False, False]  # others are read in between
     assert torch.equal(same[5, 2][0], wanted)
     assert not torch.equal(other[5, 2][0], wanted)
     assert not torch.equal(one[6, 2][0], wanted)
     assert one[5, 2][1] == data.captions(2)
 
 
-def test_views_are_as_small_and_as_lit_as_told(tmp_path):
+def test_crop_scale_and_color_jitter(tmp_path):
     ramp = np.tile(np.arange(32, dtype=np.uint8)[None, :, None] * 2 + 96, (32, 1, 3))
     given = source()
     given.records[0] = record(0, data=encoded(Image.fromarray(ramp)))
     write(given, tmp_path / "ramp.h5", encoding="raw")
 
     def ranges(**changes):
-        """Of each view's columns, and of the views."""
+        """Ranges of the mean pixel value over the columns of each view, and over the views."""
         views = CaptionedImages(CaptionDataset(tmp_path / "ramp.h5"), TrainConfig(**changes), augment=True)
         found = torch.stack([views[epoch, 0][0].float() for epoch in range(40)])
         return found.mean((1, 2)).aminmax(dim=1), found.mean((1, 2, 3)).aminmax()
@@ -124,7 +122,7 @@ def test_views_are_as_small_and_as_lit_as_told(tmp_path):
     assert same.max - same.min < 62 * 0.25 < lit.max - lit.min
 
 
-def test_workers_bring_the_same_batches(data):
+def test_worker_processes_make_the_same_batches(data):
     views = CaptionedImages(data, TrainConfig(), augment=True)
     keys = [(1, i) for i in (4, 2, 6, 0, 1)]
     alone = list(batches.loader(views, keys, QUICK, collate))
@@ -134,7 +132,7 @@ def test_workers_bring_the_same_batches(data):
         assert torch.equal(a.image_index, b.image_index)
 
 
-def test_very_long_captions_are_cut(tmp_path):
+def test_long_captions_are_truncated(tmp_path):
     given = source()
     given.records[0] = dataclasses.replace(given.records[0], captions=("dog " * 60,))
     write(given, tmp_path / "long.h5", encoding="raw")
@@ -142,8 +140,8 @@ def test_very_long_captions_are_cut(tmp_path):
     assert [len(caption) for caption in views[0, 0][1]] == [MAX_WORDS]
 
 
-def test_stored_features_train_as_the_images_they_are_of(data, tmp_path):
-    """To float16, with a frozen CNN and no augmentation."""
+def test_training_on_stored_features_equals_training_on_images(data, tmp_path):
+    """Up to the rounding of float16, with a frozen CNN and no augmentation."""
     config = dataclasses.replace(QUICK, augment=False)
     model = captioner(data).eval()
 
@@ -158,3 +156,18 @@ def test_stored_features_train_as_the_images_they_are_of(data, tmp_path):
     found, _ = run(features, tmp_path / "features", config)
     for a, b in zip(found, wanted, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+
+
+def test_collate_adds_eos_and_pads():
+    images = torch.arange(3 * 3 * 32 * 32).view(3, 3, 32, 32).to(torch.uint8)
+    batch = collate([(images[0], [[4, 5], []]), (images[1], [[6]]), (images[2], [[7, 8, 9]])])
+    assert torch.equal(batch.images, images)
+    assert batch.captions.tolist() == [
+        [4, 5, EOS, PAD],
+        [EOS, PAD, PAD, PAD],
+        [6, EOS, PAD, PAD],
+        [7, 8, 9, EOS],
+    ]
+    assert batch.image_index.tolist() == [0, 0, 1, 2]
+    features = collate([((torch.ones(2), torch.zeros(3)), [[4]]), ((torch.zeros(2), torch.ones(3)), [[5]])])
+    assert [x.tolist() for x in features.images] == [[[1, 1], [0, 0]], [[0, 0, 0], [1, 1, 1]]]
