@@ -78,7 +78,7 @@ def test_repeated_words_are_refused(words):
 WITHOUT_SPACY = """
 import sys
 sys.modules["spacy"] = sys.modules["nltk"] = sys.modules["pycocoevalcap"] = None
-import sca_caption.store, sca_caption.images
+import sca_caption.datasets.hdf5_reader, sca_caption.images
 from sca_caption.vocab import Vocabulary, tokenize
 assert Vocabulary(["dog"]).decode([4]) == "dog"
 try:

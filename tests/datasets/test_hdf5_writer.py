@@ -195,10 +195,10 @@ def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch, encoding):
 
 LIMITED = """
 import resource, sys
-from sca_caption.errors import UserError
+from sca_caption.datasets.hdf5_writer import write
+from sca_caption.datasets.sources import find
 from sca_caption.images import Transform
-from sca_caption.sources import find
-from sca_caption.store_writer import write
+from sca_caption.runtime.errors import UserError
 source = find("shapes", count=10)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))
 try:

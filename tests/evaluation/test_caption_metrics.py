@@ -21,7 +21,6 @@ from sca_caption.evaluation import meteor_paraphrases as paraphrases
 from sca_caption.evaluation import meteor_spice as java_metrics
 from sca_caption.evaluation.caption_metrics import Cider, Measured, bootstrap, cider, evaluate
 from sca_caption.evaluation.meteor_spice import Meteor, Unavailable, find_java, meteor, plain_path, spice
-from sca_caption.runtime import devices
 from sca_caption.runtime.errors import UserError
 
 WORDS = ["a", "the", "man", "dog", "cat", "in", "on", "park", "runs", "sits", "big", "red", "blue", "and"]
@@ -106,7 +105,7 @@ def test_cider_needs_no_package_that_training_may_lack():
     code = f"""
 import sys
 sys.modules |= dict.fromkeys({absent!r})  # importing them fails
-from sca_caption.metrics import cider, ptb_tokenize
+from sca_caption.evaluation.caption_metrics import cider, ptb_tokenize
 sentences = [ptb_tokenize("Dogs can't run."), ptb_tokenize("A red cat sits.")]
 print(cider(sentences, [[sentence] for sentence in sentences]))
 """
@@ -299,7 +298,7 @@ def test_a_java_program_that_stops_early_or_never_leaves_nothing_hanging(fake_ja
 def test_many_images_are_shared_out_in_order(fake_java, monkeypatch):
     fake_java("import os\nfor line in sys.stdin: print(len(line), os.getpid(), '1 ' * 21)")
     monkeypatch.setattr(java_metrics, "LINES_EACH", 3)
-    monkeypatch.setattr(devices, "usable_cores", lambda: 3)
+    monkeypatch.setattr(java_metrics, "usable_cores", lambda: 3)
     candidates = ["a" * length for length in range(1, 12)]
     found = meteor_statistics(candidates, [["a dog"]] * 11)
     assert [length - found[0, 0] for length in found[:, 0]] == list(range(11))

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sca_caption.evaluation import confusion_plot
 from sca_caption.evaluation.classification_metrics import score
 from sca_caption.evaluation.confusion_plot import NAMED, save_confusion
-from sca_caption.runtime import figures
 from sca_caption.runtime.errors import UserError
 from sca_caption.runtime.figures import check_figure, shortened
 
@@ -87,7 +87,7 @@ def test_shortened():
 @pytest.mark.parametrize("count", [3, 20, 101])
 def test_all_that_is_written_lies_within_the_picture(count, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(figures, "save_figure", lambda figure, *_: drawn.append(figure))
+    monkeypatch.setattr(confusion_plot, "save_figure", lambda figure, *_: drawn.append(figure))
     labels = np.arange(count)
     names = tuple(f"class_long_name_{k}" for k in range(count))
     save_confusion(tmp_path / "c.png", score(np.eye(count), labels, names), "a title")

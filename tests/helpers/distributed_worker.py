@@ -42,7 +42,7 @@ CLASSES = ClassifierTrainConfig(epochs=2, batch_size=5, workers=0, lr=0.01, view
 
 
 def sample_each(model, state, draw=sampling.sample, **rules):
-    """`decode.sample`, but what is drawn for an image depends on the image alone, not on others of the batch."""
+    """`sampling.sample`, but what is drawn for an image depends on the image alone, not on others of the batch."""
     found = []
     for rows in torch.arange(len(state)).split(CIDER.train_sample_n):
         torch.manual_seed(0)
@@ -51,6 +51,7 @@ def sample_each(model, state, draw=sampling.sample, **rules):
         list(chain.from_iterable(each.tokens for each in found)),
         list(chain.from_iterable(each.finished for each in found)),
         torch.cat([each.log_prob for each in found]),
+        torch.cat([each.likelihood for each in found]),
     )
 
 
