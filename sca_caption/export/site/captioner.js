@@ -1,9 +1,10 @@
-// An exported captioner (sca_caption/export.py says what its folder holds) at work under onnxruntime-web.
+// An exported captioner (its folder: sca_caption/export/onnx_folder.py) under onnxruntime-web.
 
-import { BOS } from "./search.js";
-import { captionsOf, confidence, sentence, spoken } from "./naming.js";
+import { CaptionPipeline } from "./pipeline.js";
+import { logProbs } from "./search.js";
+import { BOS, displayedWords } from "./vocabulary.js";
 
-/** Where N captions in the making stand, all of one image: `hidden` and `cell` are N rows of d numbers. */
+/** The state of N partial captions of one image: `hidden` and `cell` are N rows of d numbers. */
 class State {
   constructor(maps, hidden, cell, rows) {
     Object.assign(this, { maps, hidden, cell, rows });
@@ -11,12 +12,12 @@ class State {
 
   select(rows) {
     const size = this.hidden.length / this.rows;
-    const chosen = (all) => {
+    const gather = (all) => {
       const some = new Float32Array(rows.length * size);
       rows.forEach((row, i) => some.set(all.subarray(row * size, (row + 1) * size), i * size));
       return some;
     };
-    return new State(this.maps, chosen(this.hidden), chosen(this.cell), rows.length);
+    return new State(this.maps, gather(this.hidden), gather(this.cell), rows.length);
   }
 }
 
@@ -32,48 +33,57 @@ export class Captioner {
   }
 
   constructor(ort, described, sessions) {
-    const { search, never_last: neverLast, joining } = described;
     Object.assign(this, { ort, described, sessions });
-    this.settings = {
-      ...search,
-      never_last: search.sound_endings ? neverLast : [],
-      joining: search.block_ngrams ? joining : [],
-    };
   }
 
   /**
-   * Captions of a picture at model size, Uint8Array (3, S, S), best first, each as {text, score, confidence}; and of the
-   * best one its words, {text, probability}, and what was looked at for each, {layer, grid, spatial} of every layer.
+   * Captions of an image at model size, Uint8Array (3, S, S), best first, each as {text, score, confidence}; and of the
+   * best one its words, {text, probability}, and per layer the spatial attention at each word, {layer, grid, spatial}.
    */
   async caption(pixels, count) {
     const { described } = this;
-    const { size } = described.transform;
-    const images = new this.ort.Tensor("uint8", pixels, [1, 3, size, size]);
-    const { probabilities, seen } = described.naming ? await this.sessions.objects.run({ images }) : {};
-    const ranked = described.inputs.trunk.includes("seen");
-    const { hidden, cell, expected, shares, ...maps } = await this.sessions.trunk.run(ranked ? { images, seen } : { images });
-    const start = new State(maps, hidden.data, cell.data, 1);
-    const settings = { ...this.settings, num_captions: Math.min(count, this.settings.beam_size) };
-    const seenIn = { probabilities: probabilities?.data, expected: expected?.data, shares: shares?.data };
-    const found = await captionsOf(described, this, start, seenIn, settings);
-    const captions = found.map((each) => ({
-      text: sentence(described.words, each.tokens),
-      score: each.score,
-      confidence: confidence(described.calibration, each),
-    }));
-    return { captions, ...(await this.trace(start, found[0].tokens)) };
+    const { state, predictions } = await this.start(pixels);
+    const pipeline = new CaptionPipeline(this, described, {
+      num_captions: Math.min(count, described.search.beam_size),
+    });
+    const captions = await pipeline.caption(state, predictions);
+    return {
+      captions: captions.map(({ text, score, confidence }) => ({ text, score, confidence })),
+      ...(await this.trace(state, captions[0].tokens)),
+    };
   }
 
-  /** One word further, for each of `tokens`: see search.js. attention: also what was attended, by name of the output. */
+  /** The state before the first word, and the predictions of guides by name. Graphs of guides run before the trunk. */
+  async start(pixels) {
+    const { inputs, outputs, guides, transform } = this.described;
+    const values = { images: new this.ort.Tensor("uint8", pixels, [1, 3, transform.size, transform.size]) };
+    const predicting = guides.filter(({ prediction }) => prediction);
+    const needed = new Set([...predicting.map(({ prediction }) => prediction), ...inputs.trunk]);
+    const before = Object.keys(outputs).filter(
+      (name) => !["trunk", "step"].includes(name) && outputs[name].some((output) => needed.has(output)),
+    );
+    for (const name of [...before, "trunk"]) {
+      const given = Object.fromEntries(inputs[name].map((input) => [input, values[input]]));
+      Object.assign(values, await this.sessions[name].run(given));
+    }
+    const { hidden, cell } = values;
+    const maps = inputs.step.filter((name) => name in values && name !== "hidden" && name !== "cell");
+    return {
+      state: new State(Object.fromEntries(maps.map((name) => [name, values[name]])), hidden.data, cell.data, 1),
+      predictions: Object.fromEntries(predicting.map(({ name, prediction }) => [name, values[prediction].data])),
+    };
+  }
+
+  /** The logits after each of `tokens`: see search.js. attention: names of outputs to return as well, in `found`. */
   async step(tokens, before, attention = []) {
     const { Tensor } = this.ort;
     const rows = tokens.length;
-    const whole = (numbers) => new Tensor("int64", BigInt64Array.from(numbers, BigInt), [rows]);
+    const integers = (numbers) => new Tensor("int64", BigInt64Array.from(numbers, BigInt), [rows]);
     const floats = (numbers) => new Tensor("float32", numbers, [rows, numbers.length / rows]);
     const found = await this.sessions.step.run(
       {
-        tokens: whole(tokens),
-        image: whole(tokens.map(() => 0)),
+        tokens: integers(tokens),
+        image: integers(tokens.map(() => 0)),
         hidden: floats(before.hidden),
         cell: floats(before.cell),
         ...before.maps,
@@ -84,35 +94,30 @@ export class Captioner {
     return { logits: found.logits.data, width: found.logits.dims[1], state, found };
   }
 
-  /** Have the model say a caption, and note what it attends. */
+  /** The probability of each word of a given caption, and the attention at it. */
   async trace(start, tokens) {
-    const { layers, words } = this.described;
+    const { layers, words, vocabulary_size: vocabularySize } = this.described;
     const numbered = layers.map((layer, index) => ({ ...layer, output: `alpha_${index}` }));
-    const looking = numbered.filter(({ spatial }) => spatial);
-    const outputs = looking.map(({ output }) => output);
-    const maps = looking.map(() => []);
+    const attended = numbered.filter(({ spatial }) => spatial);
+    const outputs = attended.map(({ output }) => output);
+    const maps = attended.map(() => []);
     const probabilities = [];
     let state = start;
     let last = BOS;
     for (const token of tokens) {
-      const said = await this.step([last], state, outputs);
-      outputs.forEach((output, index) => maps[index].push([...said.found[output].data]));
-      probabilities.push(probabilityOf(said.logits, token));
-      [state, last] = [said.state, token];
+      const stepped = await this.step([last], state, outputs);
+      outputs.forEach((output, index) => maps[index].push([...stepped.found[output].data]));
+      probabilities.push(Math.exp(logProbs(stepped.logits, vocabularySize)[token]));
+      [state, last] = [stepped.state, token];
     }
-    const shown = spoken(words, tokens);
+    const displayed = displayedWords(words, tokens);
     return {
-      words: shown.map(({ text, places }) => ({ text, probability: probabilities[places[0]] })),
-      layers: looking.map(({ name, height, width }, index) => ({
+      words: displayed.map(({ text, positions }) => ({ text, probability: probabilities[positions[0]] })),
+      layers: attended.map(({ name, height, width }, index) => ({
         layer: name,
         grid: [height, width],
-        spatial: shown.map(({ places }) => maps[index][places[0]]),
+        spatial: displayed.map(({ positions }) => maps[index][positions[0]]),
       })),
     };
   }
-}
-
-function probabilityOf(logits, token) {
-  const most = logits.reduce((one, other) => Math.max(one, other), -Infinity);
-  return Math.exp(logits[token] - most) / logits.reduce((sum, value) => sum + Math.exp(value - most), 0);
 }

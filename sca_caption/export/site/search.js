@@ -1,47 +1,49 @@
-// Beam search for the captions of one image: sca_caption/decode.py, beams.py and constraints.py in JavaScript.
+// Beam search for the captions of one image: sca_caption/decoding/{beam_search,lexical_constraints,rules,stepper}.py in
+// JavaScript.
 //
-// The search knows of a captioner only its step:
+// The search knows a captioner by its step alone:
 //
-//     const { logits, width, state } = await model.step(tokens, before);   // a row for each of `tokens`
+//     const { logits, width, state } = await model.step(tokens, before);   // one row per token
 //     const some = state.select(rows);                                      // row i is row rows[i]
 //
-// Numbers are kept as 32 bit floats, as PyTorch keeps them, so that captions and their order are Python's. Of equal
-// candidates the first beam's comes first, and of these the first word's.
+// Numbers are rounded to 32-bit floats where PyTorch has them, so that captions and their order are Python's. Of equal
+// candidates the first beam's comes first, and of one beam's the first word's.
 
-export const PAD = 0;
-export const BOS = 1;
-export const EOS = 2;
-export const UNK = 3;
-const NEVER = [PAD, BOS, UNK];
+import { BOS, EOS, PAD, UNK } from "./vocabulary.js";
+
+const NEVER = [PAD, BOS, UNK]; // words that no caption contains
 
 /**
- * The best captions, best first: {tokens, logProb, score, finished}. Captions that mention more groups come before all
- * others, finished ones before those that max_length cut off.
+ * The best captions, best first: {tokens, logProb, score, finished}. Captions that contain more groups come before all
+ * others, finished ones before those that max_length cut off. logProb is the natural logarithm of the caption's
+ * probability under the captioner; masks never change it.
  *
- * settings: as `search` of model.json names them; never_last: ids of words that no caption ends in; joining: ids of words
- * that never stand between a word and itself.
- * mentions: groups of ids; a caption shall have a word of each (see constraints.py: a set of beams for each subset).
+ * rules: fields of `search` in model.json; num_captions: how many; vocabulary_size: see `logProbs`; bad_endings: ids of
+ * words that no caption ends in; conjunctions: ids of words that must not join a word with itself.
+ * forced: groups of ids; a caption shall contain one word of each (constrained beam search: one set of beams per subset
+ * of the groups). mask: excludes words, see masking.js.
  */
-export async function beamSearch(model, state, settings, mentions = []) {
-  const { beam_size: beamSize, max_length: maxLength, length_penalty: penalty } = settings;
-  const count = settings.num_captions ?? 1;
+export async function beamSearch(model, state, rules, forced = [], mask = null) {
+  const { beam_size: beamSize, max_length: maxLength, length_penalty: penalty } = rules;
+  const count = rules.num_captions ?? 1;
   const kept = Math.max(beamSize, count);
-  const bits = bitsOf(mentions);
-  const sets = 1 << mentions.length;
+  const bits = bitsOf(forced);
+  const sets = 1 << forced.length;
   const finished = Array.from({ length: sets }, () => []);
   let live = Array.from({ length: sets }, (_, set) => (set ? [] : [{ tokens: [], logProb: 0 }]));
   let slots = 1; // beams that a set has room for
 
   for (let length = 1; ; length += 1) {
     const beams = live.flat();
-    const said = await model.step(beams.map(({ tokens }) => tokens.at(-1) ?? BOS), state);
+    const stepped = await model.step(beams.map(({ tokens }) => tokens.at(-1) ?? BOS), state);
     beams.forEach((beam, row) => {
       beam.row = row;
-      beam.next = logSoftmax(said.logits.subarray(row * said.width, (row + 1) * said.width));
-      forbid(beam, length, settings);
+      const logits = stepped.logits.subarray(row * stepped.width, (row + 1) * stepped.width);
+      beam.next = logProbs(logits, rules.vocabulary_size);
+      exclude(beam, length, rules, mask);
     });
     const moves = takeMoves(live, bits);
-    const looked = Math.min(2 * beamSize, slots * said.width);
+    const looked = Math.min(2 * beamSize, slots * stepped.width + sets * slots * bits.size);
     slots = Math.min(beamSize, looked);
 
     const before = live;
@@ -56,60 +58,65 @@ export async function beamSearch(model, state, settings, mentions = []) {
     });
 
     const likeliest = Math.max(...live.map((set) => set[0]?.logProb ?? -Infinity));
-    const dead = likeliest === -Infinity; // nothing can follow
-    if (dead && length === 1) {
-      throw new Error("no word can start a caption: logits not finite, or all words forbidden");
-    }
-    if (length === maxLength) return ranked(finished, dead ? before : live, penalty, count);
+    const isDead = likeliest === -Infinity; // no word can follow
+    if (isDead && length === 1) throw new Error(NO_WORD);
+    if (length === maxLength) return ranked(finished, isDead ? before : live, penalty, count);
     const nothing = finished.every((set) => !set.length);
-    const reach = Math.fround(likeliest / Math.fround(Math.max((length + 1) ** penalty, maxLength ** penalty)));
-    const enough = sets === 1 && finished[0].length === kept;
-    if (dead || enough || reach <= (finished[sets - 1][count - 1]?.score ?? -Infinity)) {
-      return ranked(finished, dead && nothing ? before : [], penalty, count);
+    const reachable = Math.fround(likeliest / Math.fround(Math.max((length + 1) ** penalty, maxLength ** penalty)));
+    const isFull = sets === 1 && finished[0].length === kept;
+    if (isDead || isFull || reachable <= (finished[sets - 1][count - 1]?.score ?? -Infinity)) {
+      return ranked(finished, isDead && nothing ? before : [], penalty, count);
     }
-    state = said.state.select(live.flat().map(({ parent }) => parent));
+    state = stepped.state.select(live.flat().map(({ parent }) => parent));
   }
 }
 
-/** A caption and its score, log-probability / length^penalty, where the end word counts. */
+const NO_WORD = "no word can start a caption: logits not finite, or all words forbidden";
+
+/** A caption with its score, logProb / length^penalty; the end word counts. */
 function caption(tokens, logProb, finished, penalty) {
   const length = tokens.length + Number(finished);
-  // Python divides ended captions as tensors, and the others as numbers.
+  // Python divides finished captions as float32 tensors, and the others as float64 numbers.
   const score = finished ? Math.fround(logProb / Math.fround(length ** penalty)) : logProb / length ** penalty;
   return { tokens, logProb, score, finished };
 }
 
-/** Which groups, as bits, each word of them is in. */
-function bitsOf(mentions) {
+/** The groups that each forced word is in, as bits. */
+function bitsOf(forced) {
   const bits = new Map();
-  mentions.forEach((group, position) => {
+  forced.forEach((group, position) => {
     for (const word of group) bits.set(word, (bits.get(word) ?? 0) | (1 << position));
   });
   return bits;
 }
 
-export function logSoftmax(logits) {
-  let most = -Infinity;
-  let sum = 0;
-  for (const value of logits) if (value > most) most = value;
-  for (const value of logits) sum += Math.exp(value - most);
-  if (!Number.isFinite(sum)) throw new Error("no word can start a caption: logits not finite, or all words forbidden");
-  const shift = Math.log(sum);
-  return Float32Array.from(logits, (value) => value - most - shift);
+/**
+ * Natural-log probabilities of all words. The distribution is normalised over the captioner's own words, the first
+ * `vocabularySize` (default: all). Words that guides add are scored by their logits against the same normaliser.
+ */
+export function logProbs(logits, vocabularySize = logits.length) {
+  const own = logits.subarray(0, vocabularySize);
+  const highest = own.reduce((one, other) => Math.max(one, other), -Infinity);
+  const sum = own.reduce((total, value) => total + Math.exp(value - highest), 0);
+  if (!Number.isFinite(sum)) throw new Error(NO_WORD);
+  const normaliser = highest + Math.log(sum);
+  return Float32Array.from(logits, (value) => Math.min(0, value - normaliser));
 }
 
-/** Set to -inf what may not be word number `length` of a beam, in `beam.next`. */
-function forbid({ tokens, next }, length, settings) {
-  const never = settings.never_last ?? [];
+/** Set to -inf in `beam.next` the words that must not be word number `length` of a beam. */
+function exclude({ tokens, next }, length, rules, mask) {
+  const badEndings = rules.bad_endings ?? [];
+  const last = tokens.at(-1) ?? BOS;
   for (const word of NEVER) next[word] = -Infinity;
-  if (length <= settings.min_length || never.includes(tokens.at(-1))) next[EOS] = -Infinity;
-  if (length === settings.max_length) for (const word of never) next[word] = -Infinity;
-  for (const word of repeats(tokens, settings.block_ngrams)) next[word] = -Infinity;
-  if (tokens.length > 1 && (settings.joining ?? []).includes(tokens.at(-1))) next[tokens.at(-2)] = -Infinity;
+  if (length <= rules.min_length || badEndings.includes(last)) next[EOS] = -Infinity;
+  if (length === rules.max_length) for (const word of badEndings) next[word] = -Infinity;
+  for (const word of repeatedNgrams(tokens, rules.block_ngrams)) next[word] = -Infinity;
+  if (tokens.length > 1 && (rules.conjunctions ?? []).includes(last)) next[tokens.at(-2)] = -Infinity;
+  for (const word of mask?.excluded(last) ?? []) next[word] = -Infinity;
 }
 
-/** The words that would complete n words in a row that the caption has already, and its last word. */
-function repeats(tokens, n) {
+/** The words that would repeat an n-gram of the caption or its last word; n = 0: none. */
+function repeatedNgrams(tokens, n) {
   if (!n) return [];
   const found = tokens.slice(-1);
   const start = tokens.length - n + 1; // of the last n - 1 words
@@ -121,7 +128,7 @@ function repeats(tokens, n) {
   return found;
 }
 
-/** Continuations that lead from a beam's set into another, which are then closed in `beam.next`. */
+/** Continuations that move a beam into another set; they are excluded from `beam.next`. */
 function takeMoves(live, bits) {
   const moves = [];
   live.forEach((own, set) => {
@@ -137,7 +144,7 @@ function takeMoves(live, bits) {
   return moves;
 }
 
-/** The `count` likeliest continuations of a set's beams, and of those that move into it. */
+/** The `count` most probable of a set's own continuations and of those that move into it. */
 function bestOf(beams, moves, count) {
   const best = [];
   const offer = (beam, word, total) => {
@@ -157,17 +164,18 @@ function bestOf(beams, moves, count) {
   return best;
 }
 
-/** Add captions to a list that holds the `size` best, best first; of equals the older. */
+/** Add captions to the list of the `size` best, best first; at equal scores, the older first. */
 function keepBest(kept, added, size) {
   kept.push(...added);
   kept.sort((one, other) => other.score - one.score);
   kept.length = Math.min(kept.length, size);
 }
 
+/** The best captions of all sets, without duplicates. */
 function ranked(finished, live, penalty, count) {
-  const unended = (beam) => caption(beam.tokens, beam.logProb, false, penalty);
-  const found = [finished, live.map((set) => set.map(unended))].flatMap((kind) =>
-    kind.flatMap((set, index) => set.map((each) => ({ each, groups: mentioned(index) }))),
+  const unfinished = (beam) => caption(beam.tokens, beam.logProb, false, penalty);
+  const found = [finished, live.map((set) => set.map(unfinished))].flatMap((kind) =>
+    kind.flatMap((set, index) => set.map((each) => ({ each, groups: groupCount(index) }))),
   );
   found.sort(
     (one, other) =>
@@ -180,4 +188,4 @@ function ranked(finished, live, penalty, count) {
     .slice(0, count);
 }
 
-const mentioned = (set) => set.toString(2).replaceAll("0", "").length; // groups whose bits are set
+const groupCount = (set) => set.toString(2).replaceAll("0", "").length; // groups whose bits are set

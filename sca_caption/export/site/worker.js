@@ -1,16 +1,17 @@
-// Captions photographs beside the page, so that the page stays lively meanwhile.
+// The worker that captions photographs, so that the page responds meanwhile.
 //
-// In:  {kind: "load", base, files: [{path, bytes}], dtype}, then {kind: "caption", id, file} as often as wanted, and
-//      {kind: "forget", ids} for those that nobody waits for any more.
-// Out: {kind: "progress", loaded, total}, {kind: "ready"} or {kind: "failed", reason}: nothing works; for each file
-//      {kind: "begun", id} and {kind: "captioned", id, ...}, or {kind: "refused", id, reason}: it is no picture.
+// In:  {kind: "load", base, files: [{path, bytes}], dtype}, then {kind: "caption", id, file} per photograph, and
+//      {kind: "forget", ids} for photographs that were removed from the page.
+// Out: {kind: "progress", loaded, total}, then {kind: "ready"}, or {kind: "failed", reason} if the model cannot be
+//      loaded; per photograph {kind: "begun", id}, then {kind: "captioned", id, ...}, or {kind: "refused", id, reason}
+//      if the file is no image.
 
 import * as ort from "./runtime/ort.wasm.bundle.min.mjs";
 import { Captioner } from "./captioner.js";
 import { PhotographError, opened } from "./photograph.js";
 
-const FORMAT_VERSION = 4; // of model.json, as in sca_caption/onnx_captioner.py
-const CAPTIONS = 3; // of a photograph: the best and two more
+const FORMAT_VERSION = 5; // of model.json, as in sca_caption/export/model_json.py
+const CAPTIONS = 3; // per photograph: the best and two more
 let captioner;
 let last = Promise.resolve(); // photographs wait for the model and for each other
 const forgotten = new Set();

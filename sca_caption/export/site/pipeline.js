@@ -1,0 +1,104 @@
+// A captioner and its guides: sca_caption/inference/captioning.py in JavaScript, for one image.
+
+import { guidesOf } from "./guides.js";
+import { MaskedWords } from "./masking.js";
+import { beamSearch } from "./search.js";
+import { decode } from "./vocabulary.js";
+
+/** How many captions a search finds for guides to rerank: SearchConfig.candidates. */
+const candidatesOf = (beamSize) => (beamSize > 1 ? 2 * beamSize : 1);
+
+export class CaptionPipeline {
+  /** model: see search.js; described: model.json; settings: in place of some of its search. */
+  constructor(model, described, settings = {}) {
+    const search = { ...described.search, ...settings };
+    if (search.diverse_groups > 1) throw new Error("diverse beam search runs in Python only; set diverse_groups to 1");
+    Object.assign(this, { model, search, words: described.words, vocabularySize: described.vocabulary_size });
+    this.guides = guidesOf(described);
+    this.rules = {
+      ...search,
+      bad_endings: search.remove_bad_endings ? described.bad_endings : [],
+      conjunctions: search.block_ngrams ? described.conjunctions : [],
+      vocabulary_size: described.vocabulary_size,
+      num_captions: this.reranks ? candidatesOf(search.beam_size) : search.num_captions,
+    };
+  }
+
+  /** Whether guides rerank the candidates. */
+  get reranks() {
+    return this.search.rerank_weight > 0 && [...this.guides.values()].some((guide) => guide.rate);
+  }
+
+  /**
+   * The captions of an image, best first: {text, tokens, logProb, score, finished, ratings, confidence}; confidence is
+   * null if no guide gives it.
+   *
+   * state: before the first word; predictions: of guides, by name, which may lack some; forced: groups of ids, of which
+   * captions shall contain one each.
+   */
+  async caption(state, predictions, forced = []) {
+    const banned = this.bannedWords(predictions, forced);
+    const first = await beamSearch(this.model, state, this.rules, forced, new MaskedWords(banned));
+    let found = this.rate(first, predictions, forced);
+    for (const [name, guide] of this.guides) {
+      if (!guide.insertion || !predictions[name]) continue;
+      const text = decode(this.words, found[0].tokens);
+      const insertion = guide.insertion(predictions[name], text, forced, banned);
+      if (insertion) found = await this.insert(insertion, found, state, predictions, forced);
+    }
+    return found.slice(0, this.search.num_captions).map((each) => this.finish(each));
+  }
+
+  /** Ids that guides exclude, and all words that they have added. */
+  bannedWords(predictions, forced) {
+    const banned = new Set(this.words.keys());
+    for (let id = 0; id < this.vocabularySize; id += 1) banned.delete(id);
+    for (const [name, guide] of this.guides) {
+      if (!guide.bannedWords || !predictions[name]) continue;
+      for (const id of guide.bannedWords(predictions[name], forced)) banned.add(id);
+    }
+    return banned;
+  }
+
+  /** Candidates with their ratings by guides, reranked; finished ones and those with most forced words stay ahead. */
+  rate(found, predictions, forced) {
+    const rating = [...this.guides].filter(([name, guide]) => guide.rate && predictions[name]);
+    if (!rating.length) return found;
+    const weight = this.reranks ? this.search.rerank_weight : 0;
+    const rated = found.map((caption) => {
+      const ratings = Object.fromEntries(
+        rating.map(([name, guide]) => [name, guide.rate(predictions[name], caption.tokens)]),
+      );
+      const total = Object.values(ratings).reduce((sum, value) => sum + value, 0);
+      return { ...caption, score: caption.score + weight * total, ratings };
+    });
+    if (!weight) return rated;
+    const missing = ({ tokens }) => forced.filter((group) => !group.some((id) => tokens.includes(id))).length;
+    return rated.sort(
+      (one, other) =>
+        missing(one) - missing(other) || other.finished - one.finished || other.score - one.score,
+    );
+  }
+
+  /** Search again for a caption with the words that a guide wants; it is taken if it costs no more than allowed. */
+  async insert({ words, mask, margin }, found, state, predictions, forced) {
+    const groups = [...forced, words];
+    const candidates = this.rate(await beamSearch(this.model, state, this.rules, groups, mask), predictions, groups);
+    const cost = this.lengthNormalised(found[0]) - this.lengthNormalised(candidates[0]);
+    const isInserted = words.some((id) => candidates[0].tokens.includes(id));
+    return cost <= margin && isInserted ? candidates : found;
+  }
+
+  /** The score of a caption without ratings. */
+  lengthNormalised({ tokens, logProb, finished }) {
+    return logProb / (tokens.length + Number(finished)) ** this.search.length_penalty;
+  }
+
+  finish(found) {
+    const { tokens, logProb, finished, ratings = {} } = found;
+    const mean = logProb / (tokens.length + Number(finished));
+    const guide = [...this.guides.values()].find((each) => each.confidence);
+    const confidence = guide ? guide.confidence(mean, ratings) : null;
+    return { ...found, text: decode(this.words, tokens), ratings, confidence };
+  }
+}
