@@ -1,4 +1,4 @@
-"""What several test modules share: a tiny captioner with random weights, and made photographs."""
+"""Fixtures of several test modules: a tiny captioner's checkpoint, made photographs, and caption.py run with both."""
 
 import os
 from pathlib import Path
@@ -9,37 +9,13 @@ from PIL import Image
 
 from sca_caption import checkpoint
 from sca_caption.cli import caption
-from sca_caption.config import ModelConfig
 from sca_caption.images import Transform
-from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.vocab import Vocabulary
+from tests.helpers.tiny_captioner import TINY_WORDS, tiny_captioner
 
 # Models this small only lose time to threads, most of all where others share the cores; so do programs that tests start.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-
-TINY = ModelConfig(
-    backbone="resnet18",
-    layers=("layer1.0", "layer1.1"),
-    attention_width=8,
-    embedding_size=8,
-    lstm_size=16,
-    pool_norm=30.0,
-)
-TINY_WORDS = ["a", "the", "dog", "cat", "man", "woman", "runs", "sits"]
-TINY_WORDS += ["on", "in", "grass", "water", "red", "blue", "ball", "two"]
-
-
-def tiny_captioner(vocabulary_size: int = len(TINY_WORDS) + 4, config: ModelConfig = TINY) -> SCACNN:
-    """A captioner of random weights, the same at every call, spread so that colours change its captions."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = SCACNN(config, vocabulary_size).eval()
-        with torch.no_grad():
-            model.hidden_to_word.weight *= 10
-            model.embedding.weight *= 5
-            model.word.weight *= 3
-    return model
 
 
 @pytest.fixture(scope="session")

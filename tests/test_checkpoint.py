@@ -20,8 +20,8 @@ from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.runtime.errors import UserError
 from sca_caption.training import weight_soup
 from sca_caption.vocab import Vocabulary
-from tests.conftest import TINY, TINY_WORDS, tiny_captioner
 from tests.helpers.made_photos import message
+from tests.helpers.tiny_captioner import TINY, TINY_WORDS, tiny_captioner
 from tests.helpers.toy_backbone import toy  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("toy")

@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from tests.benchmarks.test_benchmarks import rows
 from tests.helpers.made_photos import change, dataset, message, write
+from tests.helpers.tables import rows
 
 pytest.importorskip("onnxscript", reason="writing ONNX needs onnx and onnxscript")
 pytest.importorskip("onnxruntime", reason="running a graph needs onnxruntime")

@@ -10,13 +10,7 @@ from sca_caption.benchmarks import attention, growth, memory, training
 from sca_caption.benchmarks.parts import set_defaults
 from sca_caption.training.batches import Batch
 from tests.helpers.made_photos import message
-
-
-def rows(text: str) -> list[list[str]]:
-    """The cells of a printed Markdown table, below its head."""
-    return [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"
-    ][2:]
+from tests.helpers.tables import rows
 
 
 def test_the_table_of_blocks(capsys):

@@ -4,7 +4,7 @@ import re
 
 from sca_caption.benchmarks import captioning
 from sca_caption.inference.captioning import CaptionPipeline
-from tests.benchmarks.test_benchmarks import rows
+from tests.helpers.tables import rows
 
 
 def test_a_folder_is_captioned_alike_in_all_ways(photos, tiny_checkpoint, tmp_path, capsys):

@@ -14,7 +14,7 @@ from sca_caption.guidance.object_nouns import read_nouns
 from sca_caption.images import Transform
 from sca_caption.vocab import Vocabulary
 from tests.helpers.made_photos import message, record, write
-from tests.conftest import TINY_WORDS, tiny_captioner
+from tests.helpers.tiny_captioner import TINY_WORDS, tiny_captioner
 
 
 @pytest.mark.parametrize(
@@ -35,9 +35,7 @@ def test_which_captions_name_the_object(name, caption, counts):
 
 def test_every_class_can_be_named_by_a_noun_of_the_table():
     nouns = [noun.name for noun in read_nouns()]
-    unnamed = [
-        name for name in guidance.ACCEPTED if not any(guidance.names(name, noun) for noun in nouns)
-    ]
+    unnamed = [name for name in guidance.ACCEPTED if not any(guidance.names(name, noun) for noun in nouns)]
     assert unnamed == []
 
 

@@ -20,8 +20,8 @@ from sca_caption.runtime.torchvision_compat import torchvision
 from sca_caption.training import loop as training
 from sca_caption.training.validation import Validation
 from sca_caption.vocab import Vocabulary
-from tests.conftest import TINY, tiny_captioner
 from tests.helpers.made_photos import dataset, write
+from tests.helpers.tiny_captioner import TINY, tiny_captioner
 
 SMALL = ["--backbone", "resnet18", "--layers", "layer1.0", "layer1.1", "--attention-width", "8"]
 SMALL += ["--embedding-size", "8", "--lstm-size", "16"]  # conftest's TINY

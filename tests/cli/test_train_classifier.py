@@ -19,8 +19,8 @@ from sca_caption.runtime.torchvision_compat import torchvision
 from sca_caption.training import loop as training
 from sca_caption.training import optim
 from sca_caption.vocab import Vocabulary
-from tests.conftest import tiny_captioner
 from tests.helpers.classified_pictures import class_folders
+from tests.helpers.tiny_captioner import tiny_captioner
 
 COMMON = ["--task", "classify", "--dataset", "folder", "--device", "cpu"]
 SMALL = ["--backbone", "lenet", "--image-size", "32", "--backbone-weights", "none"]

@@ -11,7 +11,7 @@ from sca_caption.decoding.teacher_forcing import padded
 from sca_caption.training.batches import Batch
 from sca_caption.training.losses import caption_loss
 from sca_caption.vocab import BOS, EOS, PAD, UNK
-from tests.conftest import tiny_captioner
+from tests.helpers.tiny_captioner import tiny_captioner
 
 CAPTIONS = padded([[4, 5, EOS], [6, 7, 8, 9, EOS], [5, EOS], [9, 8, 7, 6]])
 

@@ -21,10 +21,10 @@ from sca_caption.evaluation import meteor_spice as java_metrics
 from sca_caption.evaluation.meteor_spice import Unavailable
 from sca_caption.images import Transform
 from sca_caption.vocab import Vocabulary
-from tests.conftest import TINY_WORDS, tiny_captioner
 from tests.helpers.colour_classifier import save_classifier, save_picture
 from tests.helpers.documents import ROOT, commands, modules, texts
 from tests.helpers.made_photos import dataset, write
+from tests.helpers.tiny_captioner import TINY_WORDS, tiny_captioner
 
 RUN = (
     "caption",

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tests.conftest import TINY, TINY_WORDS, tiny_captioner
 from tests.guidance.test_object_classifier import network, reading_both, speaking, tuned  # noqa: F401 (a fixture)
+from tests.helpers.lite_weights import lite_weights
 from tests.helpers.made_photos import message, photo
-from tests.models.test_efficientnet_lite import lite_weights
+from tests.helpers.tiny_captioner import TINY, TINY_WORDS, tiny_captioner
 
 pytest.importorskip("onnxscript", reason="writing ONNX needs onnx and onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime", reason="running a graph needs onnxruntime")

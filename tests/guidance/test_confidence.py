@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from sca_caption.cli.fit_confidence import held_out, main
 
 from sca_caption import checkpoint
 from sca_caption.cli import caption
-from sca_caption.cli.fit_confidence import held_out, main
 from sca_caption.datasets.sources.records import Source
 from sca_caption.guidance.confidence import RIDGE, Calibration, fit, spearman
 from sca_caption.inference.captioning import CaptionPipeline

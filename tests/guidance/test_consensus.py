@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from sca_caption.cli.fit_confidence import main as calibrate
+from sca_caption.cli.fit_consensus import learnt, main
 from torch.testing import assert_close
 
 from sca_caption import checkpoint
 from sca_caption.cli import average
-from sca_caption.cli.fit_confidence import main as calibrate
-from sca_caption.cli.fit_consensus import learnt, main
 from sca_caption.config import SamplingConfig, SearchConfig
 from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.datasets.sources.records import Source
@@ -30,8 +30,8 @@ from sca_caption.inference.captioning import CaptionPipeline, read_by
 from sca_caption.training import weight_soup
 from sca_caption.vocab import Vocabulary
 from tests.guidance.test_object_classifier import network, speaking  # noqa: F401 (a fixture)
+from tests.helpers.lite_weights import lite_weights
 from tests.helpers.made_photos import photo, record, write
-from tests.models.test_efficientnet_lite import lite_weights
 
 IDF = [0.0, 1.0, 2.0, 0.5, 3.0]
 

@@ -5,12 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from sca_caption.cli.fit_presence import RIDGE, learnt, main
 from torch.testing import assert_close
 
 from sca_caption import checkpoint
 from sca_caption.checkpoint import Checkpoint
 from sca_caption.cli import average
-from sca_caption.cli.fit_presence import RIDGE, learnt, main
 from sca_caption.config import SamplingConfig, SearchConfig
 from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.datasets.sources.records import Source
@@ -27,11 +27,11 @@ from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.training import weight_soup
 from sca_caption.vocab import Vocabulary
-from tests.conftest import TINY_WORDS, tiny_captioner
 from tests.guidance.test_novel_objects import NOUNS, VOCABULARY, Seen, sure_of
 from tests.guidance.test_object_classifier import network, speaking  # noqa: F401 (a fixture)
+from tests.helpers.lite_weights import lite_weights
 from tests.helpers.made_photos import photo, record, write
-from tests.models.test_efficientnet_lite import lite_weights
+from tests.helpers.tiny_captioner import TINY_WORDS, tiny_captioner
 
 WORDS = Vocabulary(TINY_WORDS)
 PEOPLE, DOGS, RED = {"man", "woman"}, {"dog"}, {"red"}  # of these words

@@ -10,7 +10,7 @@ from sca_caption.decoding import beam_search as decode
 from sca_caption.guidance.novel_objects import AFTER_NOUN, Namer, agreement_of, with_words
 from sca_caption.guidance.object_nouns import Noun
 from sca_caption.vocab import Vocabulary
-from tests.conftest import TINY_WORDS, tiny_captioner
+from tests.helpers.tiny_captioner import TINY_WORDS, tiny_captioner
 
 VOCABULARY = Vocabulary([*TINY_WORDS, "an", "is", "cats"])
 NOUNS = (

@@ -16,9 +16,9 @@ from sca_caption.models.backbone import Backbone
 from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.runtime.torchvision_compat import torchvision
 from sca_caption.vocab import Vocabulary
-from tests.conftest import tiny_captioner
+from tests.helpers.lite_weights import lite_weights, written_out
 from tests.helpers.made_photos import message
-from tests.models.test_efficientnet_lite import lite_weights, written_out
+from tests.helpers.tiny_captioner import tiny_captioner
 
 TUNED = 14  # the first block that captions changed
 LAYERS = ("features.17", "features.18")

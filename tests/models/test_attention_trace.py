@@ -10,7 +10,7 @@ from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.models.attention_trace import attended_maps, trace
 from sca_caption.runtime.errors import UserError
 from sca_caption.vocab import BOS, Vocabulary
-from tests.conftest import TINY, TINY_WORDS, tiny_captioner
+from tests.helpers.tiny_captioner import TINY, TINY_WORDS, tiny_captioner
 
 CAPTIONS = [[4, 6, 10], [5, 7, 9, 12, 4], [8]]
 

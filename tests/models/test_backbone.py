@@ -9,6 +9,7 @@ from sca_caption.models.backbone import ATTENDED, Backbone, attended_layers
 from sca_caption.models.pretrained import pretrained_weights
 from sca_caption.runtime.torchvision_compat import torchvision
 from tests.helpers.made_photos import message
+from tests.helpers.networks import assert_near, attend, factors, pictures, randomised
 
 # Every form of network: plain, shortcuts of both kinds, concatenations, shuffles, branches, learnt scales.
 CUT = {
@@ -35,18 +36,6 @@ class Vgg11(nn.Module):
         return self.features(x)
 
 
-def randomised(model: nn.Module) -> nn.Module:
-    """Batch norms that do something, in evaluation mode."""
-    torch.manual_seed(1)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.2)
-            module.running_var.uniform_(0.5, 2)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, 0, 0.3)
-    return model.eval()
-
-
 @pytest.fixture
 def whole(request, monkeypatch) -> tuple[str, nn.Module]:
     """(name for Backbone, torchvision's network of that name, randomised)."""
@@ -57,51 +46,6 @@ def whole(request, monkeypatch) -> tuple[str, nn.Module]:
             return name, randomised(torchvision.models.get_model(name, weights=None))
         monkeypatch.setattr(backbones, "_build", lambda name: Vgg11())
         return name, randomised(Vgg11())
-
-
-def pictures(size: int = 64) -> torch.Tensor:
-    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-
-
-def assert_near(found: torch.Tensor, wanted: torch.Tensor, layer: str) -> None:
-    assert found.shape == wanted.shape, layer
-    assert wanted.std() > 0, layer
-    assert ((found - wanted).abs().max() / wanted.abs().max()).item() < 1e-4, layer
-
-
-def factors(maps: torch.Tensor, index: int) -> torch.Tensor:
-    """A made attention for layer `index`: factors of both signs, another for every channel and position."""
-    return torch.randn(maps.shape[1:], generator=torch.Generator().manual_seed(index))
-
-
-def attend(model: nn.Module, layers: tuple[str, ...]) -> dict[str, torch.Tensor]:
-    """Change what torchvision's own network computes: each layer's output is multiplied by its `factors`.
-
-    Returns the dict that then fills with the outputs before the multiplication. A name such as relu_1 is the
-    second call of the module relu.
-    """
-    seen = {}
-
-    def hook_for(index: int, layer: str, call: int):
-        calls = 0
-
-        def hook(module, inputs, output):
-            nonlocal calls
-            calls += 1
-            if calls - 1 == call:
-                seen[layer] = output.clone()
-                return output * factors(output, index)
-            return None
-
-        return hook
-
-    for index, layer in enumerate(layers):
-        module, _, call = layer.partition("_") if "relu_" in layer else (layer, "", "0")
-        submodule = model.get_submodule(module)
-        if hasattr(submodule, "inplace"):
-            submodule.inplace = False
-        submodule.register_forward_hook(hook_for(index, layer, int(call)))
-    return seen
 
 
 @pytest.mark.parametrize(("whole", "layers"), CUT.items(), ids=list(CUT), indirect=["whole"])

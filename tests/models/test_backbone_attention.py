@@ -18,9 +18,9 @@ from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.training.batches import Batch, collate
 from sca_caption.training.losses import caption_loss
 from sca_caption.vocab import Vocabulary
-from tests.conftest import TINY, TINY_WORDS
 from tests.helpers.made_photos import message
-from tests.models.test_backbone import assert_near, attend, factors, pictures, randomised
+from tests.helpers.networks import assert_near, attend, factors, pictures, randomised
+from tests.helpers.tiny_captioner import TINY, TINY_WORDS
 
 CUT = {
     "resnet18": ("layer3.1", "layer4.0", "layer4.1.relu", "layer4"),

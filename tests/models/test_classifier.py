@@ -14,8 +14,8 @@ from sca_caption.images import MEAN, STD, Transform
 from sca_caption.models.classifier import Classifier
 from sca_caption.models.networks import build_network
 from sca_caption.vocab import Vocabulary
-from tests.conftest import tiny_captioner
 from tests.helpers.made_photos import message
+from tests.helpers.tiny_captioner import tiny_captioner
 
 LENET = ClassifierConfig(backbone="lenet", image_size=32, classes=("cat", "cup", "dog", "hat"))
 

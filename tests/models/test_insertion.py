@@ -8,7 +8,7 @@ from sca_caption import attention
 from sca_caption.attention import BLOCKS
 from sca_caption.models.networks import blocks, build_network, gradcam_layer, load_pretrained, stages
 from sca_caption.runtime.torchvision_compat import torchvision
-from tests.models.test_networks import images, on_meta, randomised, shapes, theirs_on_meta
+from tests.helpers.networks import images, on_meta, randomised, shapes, theirs_on_meta
 
 IN_UNITS = ("se", "cbam", "ccwh", "coord")
 LAST = ("self_attention", "danet_position", "danet_channel", "danet", "sca")

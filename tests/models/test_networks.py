@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sca_caption.models.networks import (
     NETWORKS,
@@ -14,42 +14,12 @@ from sca_caption.models.networks import (
 )
 from sca_caption.runtime.torchvision_compat import torchvision
 from tests.helpers.made_photos import message
+from tests.helpers.networks import images, on_meta, randomised, shapes, theirs_on_meta
 
 OURS = ("mobilenext", "lenet")
 THEIRS = [name for name in NETWORKS if name not in OURS]
 # Small enough to run, one of each form.
 RUN = ("resnet18", "mobilenet_v2", "mobilenext", "densenet121", "lenet")
-
-
-def on_meta(name: str, *args, **options) -> nn.Module:
-    """A network with shapes and no numbers: made in milliseconds."""
-    with torch.device("meta"):
-        return build_network(name, *args, **options)
-
-
-def theirs_on_meta(name: str, **options) -> nn.Module:
-    with torch.device("meta"):
-        return torchvision.models.get_model(name, **options)
-
-
-def images(height: int = 32, width: int = 32) -> Tensor:
-    return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
-
-
-def randomised(model: nn.Module) -> nn.Module:
-    """Batch norms that do something, in evaluation mode."""
-    torch.manual_seed(1)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.2)
-            module.running_var.uniform_(0.5, 2)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.normal_(module.bias, 0, 0.3)
-    return model.eval()
-
-
-def shapes(model: nn.Module) -> dict[str, tuple]:
-    return {key: tuple(value.shape) for key, value in model.state_dict().items()}
 
 
 # ---- torchvision's ---------------------------------------------------------------------------------------------------

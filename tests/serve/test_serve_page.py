@@ -18,9 +18,9 @@ from sca_caption.config import SearchConfig
 from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.serve.limits import Limits
 from sca_caption.serve.options import Options
-from tests.conftest import TINY, tiny_captioner
 from tests.helpers.chromium import browser_page, needs_browser
 from tests.helpers.made_photos import encoded, photo
+from tests.helpers.tiny_captioner import TINY, tiny_captioner
 from tests.helpers.web_server import serving
 
 pytestmark = needs_browser

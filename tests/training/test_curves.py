@@ -8,8 +8,8 @@ from sca_caption.cli.curves import main
 from sca_caption.images import Transform
 from sca_caption.training.plots import draw_curves, scores
 from sca_caption.vocab import Vocabulary
-from tests.conftest import TINY_WORDS, tiny_captioner
 from tests.helpers.made_photos import message
+from tests.helpers.tiny_captioner import TINY_WORDS, tiny_captioner
 
 HISTORY = [
     {"epoch": 0, "CIDEr": 50.0},

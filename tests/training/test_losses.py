@@ -12,9 +12,9 @@ from sca_caption.decoding.teacher_forcing import padded, run
 from sca_caption.training.batches import Batch
 from sca_caption.training.losses import Teachers, caption_loss, load_teachers
 from sca_caption.vocab import EOS, PAD, Vocabulary
-from tests.conftest import TINY_WORDS, tiny_captioner
 from tests.helpers.made_photos import message
 from tests.helpers.small_captioner import FORMS, MODES, batch_of, captioner, decode_alone
+from tests.helpers.tiny_captioner import TINY_WORDS, tiny_captioner
 from tests.helpers.toy_backbone import toy  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("toy")

@@ -17,7 +17,7 @@ from sca_caption.training.caption_task import CaptionTask
 from sca_caption.training.losses import caption_loss
 from sca_caption.training.self_critical import END, Reward, RewardWorkers, SelfCritical
 from sca_caption.vocab import BOS, EOS, PAD, UNK, Vocabulary
-from tests.conftest import TINY, TINY_WORDS, tiny_captioner
+from tests.helpers.tiny_captioner import TINY, TINY_WORDS, tiny_captioner
 from tests.helpers.toy_decoder import VOCABULARY, ToyRNN, made_images
 
 
