@@ -1,6 +1,7 @@
-"""Who may import whom: lower layers know nothing of higher ones, and nothing imports a program."""
+"""Who may import whom: packages import those below them, and no modules import each other in a circle."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,135 +9,160 @@ import pytest
 
 PACKAGE = "sca_caption"
 ROOT = Path(__file__).parents[1]
-
-# A module may import lower layers, and its own where that makes no circle. A folder is one module.
-LAYERS = {
-    0: "__init__ atomic attention attention_overlay beams calibration caption_quality channel_patches "
-    "classification_metrics command_line config consensus constraints contrast decode devices distributed diverse "
-    "endings ensemble errors figures images java_metrics journal messages metrics nouns onnx_int8 paraphrases ptb "
-    "sampling search static_page storage subjects teacher_forcing torchvision_compat vocab weight_average",
-    1: "class_folders classification_data confusion sources shapes store store_captions store_images store_writer "
-    "backbones networks places small_networks mobilenet efficientnet_lite progress",
-    2: "captioner classifier objects",
-    3: "attention_trace checkpoint naming rewards self_critical attention_strip",
-    4: "attention_animation attention_figure caption_task channel_examples channel_figure classify_task distillation "
-    "explain gallery grad_cam inference onnx_captioner onnx_graphs result_kinds results sidecars training",
-    5: "api benchmarks calibrate classify cli curves export learn_consensus learn_subjects web",
-}
-LAYER = {name: layer for layer, names in LAYERS.items() for name in names.split()}
+# Packages and single modules, lowest first. Each may import those that stand before it, also for annotations only and
+# inside functions. CONTRIBUTING.md says what each is for.
+ORDER = (
+    "runtime",
+    "config",
+    "recipes",
+    "vocab",
+    "images",
+    "attention",
+    "decoding",
+    "datasets",
+    "models",
+    "evaluation",
+    "guidance",
+    "checkpoint",
+    "inference",
+    "explain",
+    "export",
+    "serve",
+    "training",
+    "api",
+    "cli",
+    "benchmarks",
+    "__main__",
+)
 PROGRAMS = ("preprocess", "train", "caption", "evaluate")
 
 
-def imported(path: Path, root: Path) -> Iterator[str]:
-    """Full dotted names of what a file imports, anywhere in it: "sca_caption.images.load", "numpy"."""
-    parents = path.relative_to(root).parts[:-1]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            above = parents[: len(parents) - node.level + 1] if node.level else ()
-            yield from (".".join((*above, *filter(None, [node.module]), alias.name)) for alias in node.names)
-
-
-def module_of(path: Path, root: Path) -> str:
-    """The module, directly in the package, that a file is or is in."""
-    return path.relative_to(root / PACKAGE).parts[0].removesuffix(".py")
-
-
-def edges(root: Path) -> dict[str, set[str]]:
-    """What each module directly in the package imports of the others.
-
-    But for the package's own, which names, without importing it, the top layer that Python programs import from it.
-    """
+def modules(root: Path) -> dict[str, Path]:
+    """The package's modules by their dotted names; a folder's __init__.py has the folder's name."""
     files = sorted((root / PACKAGE).rglob("*.py"))
-    known = {module_of(path, root) for path in files}
-    found = {name: set() for name in known}
-    for path in files:
-        for name in imported(path, root):
-            first, _, rest = name.partition(".")
-            if first == PACKAGE:
-                target = rest.split(".")[0]
-                found[module_of(path, root)].add(target if target in known else "__init__")
-    found["__init__"] = set()
-    return {name: targets - {name} for name, targets in found.items()}
+    return {
+        ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path
+        for path in files
+    }
+
+
+def imports(name: str, path: Path, known: dict[str, Path]) -> Iterator[tuple[str, bool]]:
+    """(module of the package, whether for annotations only) for every import of it anywhere in a file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for_annotations = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    folder = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(tree):
+        found = []
+        if isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            parts = folder.split(".")
+            above = parts[: len(parts) - node.level + 1] if node.level else []
+            source = ".".join([*above, *filter(None, [node.module])])
+            found = [f"{source}.{alias.name}" for alias in node.names]
+        for target in found:
+            target = target if target in known else target.rpartition(".")[0]
+            if target.split(".")[0] == PACKAGE:
+                yield target, node in for_annotations
+
+
+def part_of(module: str) -> str:
+    """The package or single module in ORDER that a module belongs to; of sca_caption/__init__.py, ""."""
+    return ".".join(module.split(".")[1:2])
 
 
 def problems(root: Path) -> list[str]:
-    graph = edges(root)
-    unlisted = sorted(set(graph) - set(LAYER))
+    known = modules(root)
+    edges = {name: list(imports(name, path, known)) for name, path in known.items()}
+    del edges[PACKAGE]  # names, without importing it, what Python programs import from the package
+    unlisted = {part_of(name) for name in edges} - set(ORDER)
     if unlisted:
-        return [f"list {name} in LAYERS of tests/test_layers.py: what may it import?" for name in unlisted]
-    found = [
-        f"{name} (layer {LAYER[name]}) imports {target} (layer {LAYER[target]})"
-        for name, targets in sorted(graph.items())
-        for target in sorted(targets)
-        if LAYER[target] > LAYER[name]
+        return [f"list {name} in ORDER of tests/test_architecture.py" for name in sorted(unlisted)]
+    place = {name: index for index, name in enumerate(["", *ORDER])}
+    upward = [
+        f"{name} imports {target}: {part_of(target)} stands above {part_of(name)}"
+        for name, targets in edges.items()
+        for target in sorted({target for target, _ in targets})
+        if place.get(part_of(target), 0) > place[part_of(name)]
     ]
-    for name in sorted(graph):
-        reached, ways = set(), [(name,)]
-        while ways:
+    at_run_time = {
+        name: sorted({t for t, for_annotations in ts if not for_annotations}) for name, ts in edges.items()
+    }
+    return upward + list(circles(at_run_time))
+
+
+def circles(graph: dict[str, list[str]]) -> Iterator[str]:
+    """One line for every module that imports itself by way of others, and none for the others of the same circle."""
+    told = set()
+    for start in graph:
+        reached, ways = set(), [(start,)]
+        while ways and start not in told:
             way = ways.pop()
-            for target in sorted(graph[way[-1]] - reached):
-                reached.add(target)
-                ways.append((*way, target))
-                if target == name:
-                    found.append("imports in a circle: " + " -> ".join((*way, target)))
-    return found
+            for target in graph.get(way[-1], ()):
+                if target == start:
+                    told.update(way)
+                    yield "imports in a circle: " + " -> ".join((*way, start))
+                    break
+                if target not in reached:
+                    reached.add(target)
+                    ways.append((*way, target))
 
 
-def test_imports_go_to_lower_layers():
+def test_packages_import_those_below_and_no_modules_import_in_a_circle():
     assert problems(ROOT) == []
 
 
-def test_nothing_imports_a_program():
-    files = [*(ROOT / PACKAGE).rglob("*.py"), *(ROOT / f"{name}.py" for name in PROGRAMS)]
-    found = {
-        (path.name, name) for path in files for name in imported(path, ROOT) if name.split(".")[0] in PROGRAMS
-    }
-    assert not found
-
-
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_a_program_only_calls_its_code_in_the_package(name):
-    path = ROOT / f"{name}.py"
-    assert list(imported(path, ROOT)) == [f"{PACKAGE}.cli.{name}.main"]
-    assert len(path.read_text(encoding="utf-8").splitlines()) < 10
-
-
-def test_no_module_for_everything():
-    assert not [path for path in (ROOT / PACKAGE).rglob("util*")]
+def test_programs_only_call_their_module_and_nothing_imports_them(name):
+    text = (ROOT / f"{name}.py").read_text(encoding="utf-8")
+    assert f"from {PACKAGE}.cli.{name} import main\n" in text and len(text.splitlines()) < 10
+    for path in modules(ROOT).values():
+        assert not re.search(rf"^ *(import|from) {name}\b", path.read_text(encoding="utf-8"), re.MULTILINE), (
+            path
+        )
 
 
 @pytest.mark.parametrize(
-    ("files", "message"),
+    ("file", "text", "problem"),
     [
         (
-            {"images.py": "from sca_caption.datasets.hdf5_reader import CaptionDataset"},
-            "images (layer 0) imports store (layer 1)",
+            "images.py",
+            "def f():\n    from .decoding import rules",
+            "sca_caption.images imports sca_caption.decoding.rules",
         ),
-        ({"images.py": "def f():\n    from .store import x"}, "images (layer 0) imports store (layer 1)"),
         (
-            {"vocab.py": "import sca_caption.datasets.hdf5_reader as s"},
-            "vocab (layer 0) imports store (layer 1)",
+            "images.py",
+            "if TYPE_CHECKING:\n    import sca_caption.checkpoint",
+            "checkpoint stands above images",
         ),
-        ({"vocab.py": "from sca_caption import store"}, "vocab (layer 0) imports store (layer 1)"),
-        ({"attention/sca.py": "from ..store import x"}, "attention (layer 0) imports store (layer 1)"),
+        ("decoding/rules.py", "from .stepper import State", "imports in a circle: "),
         (
-            {"images.py": "from .vocab import x", "vocab.py": "from .images import y"},
-            "imports in a circle: images -> vocab -> images",
-        ),
-        ({"helpers.py": ""}, "list helpers in LAYERS of tests/test_layers.py: what may it import?"),
-        (
-            {"store.py": "from sca_caption import images, __version__\nfrom . import vocab\nimport numpy"},
+            "decoding/rules.py",
+            "if TYPE_CHECKING:\n    from .stepper import State\nimport sca_caption, numpy",
             None,
         ),
-        ({"attention/sca.py": "from .cbam import x", "attention/cbam.py": "import torch"}, None),
+        ("helpers.py", "", "list helpers in ORDER"),
     ],
 )
-def test_the_test(files, message, tmp_path):
-    for name, text in {"__init__.py": "", "store.py": "", "images.py": "", "vocab.py": "", **files}.items():
-        path = tmp_path / PACKAGE / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+def test_the_checker_on_a_made_package(file, text, problem, tmp_path):
+    made = {
+        "__init__.py": "from .api import Captioner",
+        "images.py": "",
+        "checkpoint.py": "from . import images, vocab",
+    }
+    made |= {
+        "vocab.py": "from sca_caption import __version__",
+        "decoding/__init__.py": "",
+        "decoding/rules.py": "",
+    }
+    made |= {"decoding/stepper.py": "from sca_caption.decoding import rules", file: text}
+    for name, content in made.items():
+        (tmp_path / PACKAGE / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / PACKAGE / name).write_text(content)
     found = problems(tmp_path)
-    assert message in found if message else not found
+    assert len(found) == 1 and problem in found[0] if problem else not found
