@@ -26,7 +26,7 @@ from sca_caption.models import pretrained
 from sca_caption.models.classifier import Classifier
 from sca_caption.runtime.distributed import Processes, process_group
 from sca_caption.runtime.errors import UserError
-from sca_caption.training import loop as training
+from sca_caption.training import loop
 from sca_caption.training.caption_task import CaptionTask
 from sca_caption.training.classification_task import ClassificationTask
 from sca_caption.training.loop import TaskLoss
@@ -42,7 +42,7 @@ CLASSES = ClassifierTrainConfig(epochs=2, batch_size=5, workers=0, lr=0.01, view
 
 
 def sample_each(model, state, draw=sampling.sample, **rules):
-    """`sampling.sample`, but what is drawn for an image depends on the image alone, not on others of the batch."""
+    """`sampling.sample`, where the samples of an image do not depend on the other images of the batch."""
     found = []
     for rows in torch.arange(len(state)).split(CIDER.train_sample_n):
         torch.manual_seed(0)
@@ -61,7 +61,7 @@ def classifier(data) -> Classifier:
 
 
 def gradients(data: CaptionDataset, pictures: Path, processes: Processes) -> dict[str, torch.Tensor]:
-    """Of every parameter, step after step of two epochs, by task; the backbone learns in the second epoch."""
+    """Gradients of all parameters at every step of two epochs, by task; the CNN learns in the second epoch."""
     sampling.sample, classes = sample_each, open_dataset("folder", pictures)
     tasks = {
         "cross-entropy": CaptionTask(captioner(data, dropout=0.0), data, CAPTIONS, processes),
@@ -124,7 +124,7 @@ def main(program: str, *arguments: str) -> int:
     build, names = backbones._build, pretrained._names
     backbones._build = lambda name: Toy() if name == "toy" else build(name)
     pretrained._names = lambda: ["toy", *names()]
-    training.summary_writer = lambda output: None  # its import takes longer than the tests
+    loop.summary_writer = lambda output: None  # its import takes longer than the tests
     java_metrics.find_java = no_java
     if "BLOW" in os.environ:
         prepare_blow(os.environ["BLOW"])

@@ -1,4 +1,4 @@
-"""Training classifiers: views of images, and the loop that captioners train in."""
+"""Training classifiers: augmentation, the training loop, the moving average of weights."""
 
 import dataclasses
 import random
@@ -13,7 +13,7 @@ from sca_caption.config import ClassifierConfig, ClassifierTrainConfig
 from sca_caption.datasets.classification import LabelledImages, open_dataset
 from sca_caption.images import Transform
 from sca_caption.models.classifier import Classifier
-from sca_caption.training import loop as training
+from sca_caption.training import loop
 from sca_caption.training.classification_task import ClassificationTask, Views, view
 from sca_caption.training.ema import EMA
 from sca_caption.training.loop import train
@@ -36,8 +36,8 @@ def data(root) -> LabelledImages:
 
 @pytest.fixture(autouse=True)
 def no_tensorboard(monkeypatch):
-    monkeypatch.setattr(training, "summary_writer", lambda output: None)
-    monkeypatch.setattr(training, "draw_progress", lambda *_: None)
+    monkeypatch.setattr(loop, "summary_writer", lambda output: None)
+    monkeypatch.setattr(loop, "draw_progress", lambda *_: None)
 
 
 def classifier(data: LabelledImages, **changes) -> Classifier:
@@ -51,10 +51,10 @@ class Interruption(Exception):
 
 
 def run(data, output, config, stop_after=None, resume=False, **changes):
-    """(history, lines said); stop_after: the run dies once that many epochs have been reported."""
+    """Train. Returns the history and the reported lines. stop_after: the run is interrupted after so many epochs."""
     lines = []
 
-    def say(line: str) -> None:
+    def report(line: str) -> None:
         lines.append(line)
         if stop_after is not None and line.startswith(f"epoch {stop_after:2}/"):
             raise Interruption
@@ -62,19 +62,19 @@ def run(data, output, config, stop_after=None, resume=False, **changes):
     resumed = checkpoint.load(output / "last.pt", "classify") if resume else None
     model = resumed.model if resume else classifier(data, **changes)
     source = {"dataset": "folder", "root": "fruit"}
-    return train(ClassificationTask(model, data, config, source), config, output, resumed, say), lines
+    return train(ClassificationTask(model, data, config, source), config, output, resumed, report), lines
 
 
-# ---- views -----------------------------------------------------------------------------------------------------------
+# ---- augmentation ----------------------------------------------------------------------------------------------------
 
 
 def numbered(height: int, width: int) -> np.ndarray:
-    """Pixels that say where they are: (row, column, 7)."""
+    """Pixels with their place as their value: (row, column, 7)."""
     rows, columns = np.mgrid[1 : height + 1, 1 : width + 1]
     return np.stack([rows, columns, np.full_like(rows, 7)], 2).astype(np.uint8)
 
 
-def test_pad_shifts_by_up_to_four_and_mirrors_half():
+def test_views_pad_shifts_by_up_to_four_pixels_and_mirrors_half():
     config = dataclasses.replace(QUICK, views="pad")
     seen, mirrored = set(), 0
     for i in range(600):
@@ -92,7 +92,7 @@ def test_pad_shifts_by_up_to_four_and_mirrors_half():
     assert 250 < mirrored < 350
 
 
-def test_resized_keeps_at_least_the_smallest_share():
+def test_views_resized_keeps_at_least_crop_scale():
     config = dataclasses.replace(QUICK, views="resized", crop_scale=0.25)
     shares, mirrored = [], 0
     for i in range(300):
@@ -105,19 +105,19 @@ def test_resized_keeps_at_least_the_smallest_share():
     assert 110 < mirrored < 190
 
 
-def test_a_view_depends_on_seed_epoch_and_image_alone(data):
+def test_augmentation_depends_only_on_seed_epoch_and_image(data):
     config = dataclasses.replace(QUICK, views="resized", seed=3)
     one, same = Views(data, SMALL, config), Views(data, SMALL, config)
     other = Views(data, SMALL, dataclasses.replace(config, seed=4))
     wanted, label = one[5, 2]
     assert wanted.shape == (3, 32, 32) and wanted.dtype == torch.uint8 and label == data.labels[2]
-    assert [same[key] is None for key in ((0, 0), (7, 1))] == [False, False]  # others drawn in between
+    assert [same[key] is None for key in ((0, 0), (7, 1))] == [False, False]  # others are read in between
     assert torch.equal(same[5, 2][0], wanted)
     assert not torch.equal(other[5, 2][0], wanted) and not torch.equal(one[6, 2][0], wanted)
 
 
-def test_validation_sees_the_centre_square(data):
-    pixels, _ = Views(data, SMALL)[0, 3]  # 40 x 32 pixels: four columns fall away on each side
+def test_validation_uses_the_centre_square(data):
+    pixels, _ = Views(data, SMALL)[0, 3]  # of 40 x 32 pixels: without four columns on each side
     assert np.array_equal(pixels.permute(1, 2, 0).numpy(), data.pixels(3)[:, 4:36])
 
 
@@ -131,7 +131,7 @@ RESUMED = {
 
 
 @pytest.mark.parametrize("changes", RESUMED.values(), ids=list(RESUMED))
-def test_a_resumed_run_is_the_uninterrupted_one(changes, data, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(changes, data, tmp_path):
     config = dataclasses.replace(QUICK, epochs=4, **changes)
     history, _ = run(data, tmp_path / "whole", config)
     with pytest.raises(Interruption):
@@ -152,7 +152,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(changes, data, tmp_path):
             assert all(torch.equal(value, wanted[key]) for key, value in found.items())
 
 
-def test_it_learns_and_its_accuracy_is_counted_one_by_one(data, tmp_path):
+def test_it_learns_and_its_accuracy_equals_that_of_single_images(data, tmp_path):
     history, lines = run(data, tmp_path, dataclasses.replace(QUICK, epochs=6, optimizer="adamw", lr=5e-3))
     best = checkpoint.load(tmp_path / "best.pt", "classify")
     views, rows = Views(data, SMALL), data.indices("val")
@@ -165,7 +165,7 @@ def test_it_learns_and_its_accuracy_is_counted_one_by_one(data, tmp_path):
     assert lines[-1].startswith("epoch  6/6  loss ") and "val top-1 " in lines[-1]
 
 
-def test_an_epoch_is_every_image_once_but_for_a_broken_batch(data):
+def test_an_epoch_has_every_image_once_except_a_partial_batch(data):
     task = ClassificationTask(classifier(data), data, dataclasses.replace(QUICK, batch_size=5), {})
     seen = torch.cat([labels for _, labels in task.batches(0)])
     assert (task.steps_per_epoch, task.images_per_epoch, len(seen)) == (6, 30, 30)
@@ -176,14 +176,14 @@ def test_an_epoch_is_every_image_once_but_for_a_broken_batch(data):
     assert limited.images_per_epoch == 8 and set(limited.rows) < set(data.indices("train"))
 
 
-def test_too_few_images_for_a_batch(data):
+def test_fewer_images_than_a_batch_is_an_error(data):
     config = dataclasses.replace(QUICK, batch_size=64)
     text = message(lambda: ClassificationTask(classifier(data), data, config, {}))
     assert text.startswith("--batch-size 64: ") and "32" in text
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_damaged_image_is_one_line_wherever_it_is_read(workers, tmp_path):
+def test_a_damaged_image_is_an_error_also_in_a_worker_process(workers, tmp_path):
     root = class_folders(tmp_path / "fruit")
     (root / "leaf" / "3.png").write_bytes(b"no picture")
     text = message(
@@ -194,10 +194,10 @@ def test_a_damaged_image_is_one_line_wherever_it_is_read(workers, tmp_path):
     assert text.startswith(f"{root / 'leaf' / '3.png'}: ")
 
 
-# ---- the moving average ----------------------------------------------------------------------------------------------
+# ---- moving average of weights ---------------------------------------------------------------------------------------
 
 
-def test_the_average_is_its_recurrence():
+def test_ema_follows_its_recurrence():
     model = torch.nn.BatchNorm1d(1)
     average = EMA(model, 0.75)
     wanted = 1.0
@@ -213,7 +213,7 @@ def test_the_average_is_its_recurrence():
     assert model.weight.item() == 5.0
 
 
-def test_what_is_scored_and_kept_is_the_average(data, tmp_path, monkeypatch):
+def test_validation_and_best_pt_use_the_averaged_weights(data, tmp_path, monkeypatch):
     scored = []
     validate = ClassificationTask.validate
 

@@ -1,4 +1,4 @@
-"""The picture of validation scores: what stands in last.pt is what is drawn."""
+"""`curves`: the figure shows the scores in last.pt."""
 
 import pytest
 
@@ -44,10 +44,7 @@ def test_the_program(run, tmp_path, capsys):
     assert main([str(run("a", HISTORY)), "--output", str(tmp_path / "curve.svg")]) == 0
     assert "<svg" in (tmp_path / "curve.svg").read_text()
     assert main([str(run("b", [{"epoch": 1, "loss": 3.0}])), "--output", str(tmp_path / "b.svg")]) == 2
-    assert (
-        capsys.readouterr().err
-        == f"error: {tmp_path / 'b' / 'last.pt'} has no CIDEr of validation images; give another run\n"
-    )
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'b' / 'last.pt'} has no CIDEr ")
     assert message(lambda: scores(tmp_path / "none")).startswith("cannot load checkpoint ")
     assert main([str(tmp_path / "a"), "--output", str(tmp_path / "curve.gif")]) == 2
-    assert "unknown kind of picture '.gif'" in capsys.readouterr().err
+    assert "'.gif'" in capsys.readouterr().err

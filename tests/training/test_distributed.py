@@ -1,4 +1,4 @@
-"""Several processes against one: the same images, gradients, weights and scores; and the same again after a death."""
+"""Several processes compute the images, gradients, weights and scores of one, also after one was killed."""
 
 import itertools
 import re
@@ -15,7 +15,7 @@ from sca_caption import checkpoint
 from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.decoding import sampling
 from sca_caption.runtime.distributed import ALONE, Processes
-from sca_caption.training import loop as training
+from sca_caption.training import loop
 from sca_caption.training.caption_task import CaptionTask
 from sca_caption.training.loop import hash_seed
 from tests.helpers.classified_pictures import class_folders
@@ -45,15 +45,15 @@ def data(folder) -> CaptionDataset:
 
 @pytest.fixture(autouse=True)
 def no_tensorboard(monkeypatch):
-    monkeypatch.setattr(training, "summary_writer", lambda output: None)
-    monkeypatch.setattr(training, "draw_progress", lambda *_: None)
+    monkeypatch.setattr(loop, "summary_writer", lambda output: None)
+    monkeypatch.setattr(loop, "draw_progress", lambda *_: None)
 
 
-# ---- sharing ---------------------------------------------------------------------------------------------------------
+# ---- sharing work-----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("count", "size"), [*itertools.product(range(8), range(1, 5))])
-def test_shares_are_disjoint_even_and_gathered_in_order(count, size, monkeypatch):
+def test_shares_are_disjoint_and_even_and_gathered_in_order(count, size, monkeypatch):
     items, everyone = list("abcdefgh"[:count]), [Processes(rank, size) for rank in range(size)]
     shares = [p.share(items) for p in everyone]
     assert sorted(itertools.chain.from_iterable(shares)) == items
@@ -67,7 +67,7 @@ def test_shares_are_disjoint_even_and_gathered_in_order(count, size, monkeypatch
     assert [p.gather(p.share(items)) for p in everyone] == [items] * size
 
 
-def test_alone_nothing_is_exchanged():
+def test_one_process_exchanges_nothing():
     assert ALONE.first and ALONE.share([1, 2]) == ALONE.part([1, 2]) == ALONE.gather([1, 2]) == [1, 2]
     assert ALONE.mean(1, 2.5) == (1, 2.5) and ALONE.broadcast("x") == "x"
     module = torch.nn.BatchNorm2d(3)
@@ -79,15 +79,15 @@ def test_alone_nothing_is_exchanged():
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-def test_the_first_process_draws_what_one_alone_draws():
+def test_the_first_process_has_the_seed_of_a_single_one():
     alone = int(np.random.SeedSequence([3, 4]).generate_state(1)[0])
     assert hash_seed(3, 4) == hash_seed(3, 4, 0) == alone
     assert len({hash_seed(3, 4, rank) for rank in range(4)}) == 4
 
 
-def test_a_batch_must_have_an_image_for_every_process(data, tmp_path):
+def test_a_batch_smaller_than_the_processes_is_an_error(data, tmp_path):
     task = CaptionTask(captioner(data), data, QUICK, Processes(0, 4))
-    text = message(lambda: training.train(task, QUICK, tmp_path))
+    text = message(lambda: loop.train(task, QUICK, tmp_path))
     assert text.startswith("--batch-size 3: fewer than the 4 processes ")
 
 
@@ -96,7 +96,7 @@ def test_a_batch_must_have_an_image_for_every_process(data, tmp_path):
 
 @pytest.fixture(scope="module")
 def parity(folder, tmp_path_factory) -> Path:
-    """What two processes made of the worker's `parity`."""
+    """The folder that two processes of the worker's `parity` have written."""
     output = tmp_path_factory.mktemp("parity")
     done = torchrun("parity", folder / "data" / "squares.h5", folder / "pictures", output, cwd=output)
     assert done.returncode == 0, done.stderr
@@ -104,7 +104,7 @@ def parity(folder, tmp_path_factory) -> Path:
 
 
 @needs_distributed
-def test_gradients_are_those_of_one_process(parity, data, folder, monkeypatch):
+def test_gradients_equal_those_of_one_process(parity, data, folder, monkeypatch):
     monkeypatch.setattr(sampling, "sample", sampling.sample)  # `gradients` replaces it
     wanted, found = gradients(data, folder / "pictures", ALONE), load_file(parity / "gradients.safetensors")
     assert found.keys() == wanted.keys()
@@ -119,7 +119,7 @@ def test_gradients_are_those_of_one_process(parity, data, folder, monkeypatch):
 
 
 @needs_distributed
-def test_a_run_is_that_of_one_process(parity, data, tmp_path):
+def test_a_run_equals_that_of_one_process(parity, data, tmp_path):
     history, _ = run(data, tmp_path, CAPTIONS, dropout=0.0)
     last, wanted = (checkpoint.load(folder / "last.pt") for folder in (parity, tmp_path))
     for name, value in wanted.model.state_dict().items():
@@ -142,7 +142,7 @@ TRAIN += ["--epochs", 3, "--batch-size", 3, "--workers", 0, "--finetune-backbone
 
 
 @needs_distributed
-def test_a_run_goes_on_after_a_process_was_killed(folder):
+def test_a_run_continues_after_a_process_was_killed(folder):
     whole = torchrun(*TRAIN, "--output", "whole", cwd=folder)
     parts = torchrun(*TRAIN, "--output", "parts", cwd=folder, restarts=1, BLOW="kill")
     assert (whole.returncode, parts.returncode) == (0, 0), parts.stderr
@@ -157,7 +157,7 @@ def test_a_run_goes_on_after_a_process_was_killed(folder):
 
 
 @needs_distributed
-def test_a_mistake_in_one_process_is_said_once_and_not_tried_again(folder):
+def test_a_users_mistake_is_reported_once_and_not_retried(folder):
     done = torchrun(*TRAIN, "--output", "mistaken", cwd=folder, restarts=1, BLOW="mistake")
     said = [line for line in done.stderr.splitlines() if line.startswith("error:")]
     assert said == ["error: one process stumbled; mend it"]

@@ -1,4 +1,4 @@
-"""`--init` with another vocabulary: what both models know is kept."""
+"""`--init` with another vocabulary: the vectors of shared words are kept."""
 
 import torch
 
@@ -18,7 +18,7 @@ def captioner(words: str, **config) -> tuple[SCACNN, Vocabulary]:
     return SCACNN(ModelConfig(layers=("features.2",), **(SIZES | config)), len(vocabulary)), vocabulary
 
 
-def test_words_that_both_know_keep_their_vectors_and_others_start_anew():
+def test_shared_words_keep_their_vectors():
     (old, before), (new, after) = captioner("dog runs a"), captioner("a cat runs fast today")
     fresh = {name: value.clone() for name, value in new.state_dict().items()}
     assert initialise_from(new, Checkpoint(old, before, Transform(32), {}), after.words) == []
@@ -32,7 +32,7 @@ def test_words_that_both_know_keep_their_vectors_and_others_start_anew():
             torch.testing.assert_close(value[i], wanted)
 
 
-def test_another_size_of_embedding_is_left_out_and_told():
+def test_embeddings_of_another_size_are_not_copied():
     (old, words), (new, _) = captioner("dog a"), captioner("dog a", embedding_size=3)
     left = initialise_from(new, Checkpoint(old, words, Transform(32), {}), words.words)
     assert {"embedding.weight", "word.weight"} <= set(left) and "word.bias" not in left

@@ -1,4 +1,4 @@
-"""Training: a resumed run is the uninterrupted one, and what is scored, kept, frozen and mirrored is what should be."""
+"""The training loop: resuming, checkpoints, early stopping, validation, optimization."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.decoding.beam_search import beam_search, greedy
 from sca_caption.evaluation.caption_quality import Quality
 from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
-from sca_caption.training import loop as training
+from sca_caption.training import loop
 from sca_caption.training.caption_task import CaptionTask
 from sca_caption.training.loop import improves, out_of_patience, train
 from sca_caption.training.optim import rate_factor
@@ -45,10 +45,10 @@ def data(path) -> CaptionDataset:
 
 @pytest.fixture(autouse=True)
 def no_tensorboard(request, monkeypatch):
-    """Importing it, and drawing, takes longer than these tests."""
-    monkeypatch.setattr(training, "draw_progress", lambda *_: None)
+    """No TensorBoard and no progress.svg, which take longer than the training."""
+    monkeypatch.setattr(loop, "draw_progress", lambda *_: None)
     if "tensorboard" not in request.node.name:
-        monkeypatch.setattr(training, "summary_writer", lambda output: None)
+        monkeypatch.setattr(loop, "summary_writer", lambda output: None)
 
 
 def assert_equal_tensors(found: dict, wanted: dict) -> None:
@@ -71,7 +71,7 @@ RESUMED = {
 
 
 @pytest.mark.parametrize("changes", RESUMED.values(), ids=list(RESUMED))
-def test_a_resumed_run_is_the_uninterrupted_one(changes, data, tmp_path, monkeypatch):
+def test_a_resumed_run_equals_an_uninterrupted_one(changes, data, tmp_path, monkeypatch):
     monkeypatch.setattr(CaptionTask, "should_stop", lambda *_: "")
     config = dataclasses.replace(QUICK, epochs=4, **changes)
     history, _ = run(data, tmp_path / "whole", config)
@@ -92,8 +92,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(changes, data, tmp_path, monkeyp
     assert sorted(p.name for p in (tmp_path / "parts").iterdir()) == ["best.pt", "last.pt"]
 
 
-def as_earlier_versions_wrote(last: Path) -> None:
-    """Give the settings and the history of a run the names that they had when train.py had other flags."""
+def rename_to_earlier_names(last: Path) -> None:
+    """Give the settings and the history in last.pt the names that earlier versions wrote."""
     found = checkpoint.load(last)
     for now, then in (
         ("train_sample_n", "samples"),
@@ -112,7 +112,7 @@ def test_a_run_of_an_earlier_version_is_resumed(data, tmp_path):
     wanted, _ = run(data, tmp_path / "whole", config)
     with pytest.raises(Interruption):
         run(data, tmp_path / "parts", config, stop_after=2)
-    as_earlier_versions_wrote(tmp_path / "parts" / "last.pt")
+    rename_to_earlier_names(tmp_path / "parts" / "last.pt")
     resumed = checkpoint.load(tmp_path / "parts" / "last.pt")
     stored = resumed.training["config"]
     assert "smallest_view" in stored and from_dict(TrainConfig, stored) == config
@@ -126,7 +126,7 @@ def test_a_run_of_an_earlier_version_is_resumed(data, tmp_path):
     assert_equal_tensors(*(model.state_dict() for model in models))
 
 
-def test_a_run_that_is_over_stays_so(data, tmp_path):
+def test_resuming_a_finished_run_changes_nothing(data, tmp_path):
     history, _ = run(data, tmp_path, QUICK)
     before = (tmp_path / "last.pt").read_bytes()
     again, lines = run(data, tmp_path, QUICK, resume=True)
@@ -134,7 +134,7 @@ def test_a_run_that_is_over_stays_so(data, tmp_path):
     assert (tmp_path / "last.pt").read_bytes() == before
 
 
-def test_the_seed_alone_decides(data, tmp_path):
+def test_the_seed_determines_the_losses(data, tmp_path):
     losses = [
         [r["loss"] for r in run(data, tmp_path / str(i), dataclasses.replace(QUICK, seed=seed))[0]]
         for i, seed in enumerate((0, 0, 1))
@@ -142,20 +142,20 @@ def test_the_seed_alone_decides(data, tmp_path):
     assert losses[0] == losses[1] != losses[2]
 
 
-# ---- what is kept, and when it ends ----------------------------------------------------------------------------------
+# ---- checkpoints and early stopping ----------------------------------------------------------------------------------
 
 
 FINE = Quality(0.0, 0.0, 9.0)
 
 
-def script(monkeypatch, scores: list[float]) -> None:
-    """Let validation find these CIDErs, epoch after epoch."""
+def set_scores(monkeypatch, scores: list[float]) -> None:
+    """Replace the validation: it returns these CIDEr scores, one per epoch."""
     left = iter(scores)
     monkeypatch.setattr(Validation, "__call__", lambda *_: (next(left), FINE, [("a.jpg", "a dog")]))
 
 
-def test_best_is_the_best_and_last_the_last(data, tmp_path, monkeypatch):
-    script(monkeypatch, [10.0, 30.0, 20.0])
+def test_best_pt_and_last_pt_hold_the_best_and_last_epoch(data, tmp_path, monkeypatch):
+    set_scores(monkeypatch, [10.0, 30.0, 20.0])
     config, models = dataclasses.replace(QUICK, epochs=3), []
     model = captioner(data)
 
@@ -177,8 +177,8 @@ def test_best_is_the_best_and_last_the_last(data, tmp_path, monkeypatch):
         assert (found.vocabulary, found.transform, found.config) == (data.vocabulary, SMALL, MODEL)
 
 
-def test_it_stops_when_it_no_longer_gets_better(data, tmp_path, monkeypatch):
-    script(monkeypatch, [10.0, 30.0, 20.0, 29.0, 99.0])
+def test_it_stops_when_patience_is_used_up(data, tmp_path, monkeypatch):
+    set_scores(monkeypatch, [10.0, 30.0, 20.0, 29.0, 99.0])
     config = dataclasses.replace(QUICK, epochs=9, patience=2)
     history, lines = run(data, tmp_path, config)
     assert [r["CIDEr"] for r in history] == [10.0, 30.0, 20.0, 29.0]
@@ -199,9 +199,9 @@ def test_it_stops_when_it_no_longer_gets_better(data, tmp_path, monkeypatch):
         ([9, 1, 1, 1, 1], 0, False),
     ],
 )
-def test_patience(scores, patience, stop):
+def test_out_of_patience(scores, patience, stop):
     assert bool(out_of_patience([{"CIDEr": score} for score in scores], "CIDEr", patience)) == stop
-    assert not out_of_patience([{"loss": 1.0}] * 9, "CIDEr", 1)  # nothing to judge by
+    assert not out_of_patience([{"loss": 1.0}] * 9, "CIDEr", 1)  # no validation
 
 
 @pytest.mark.parametrize(
@@ -211,15 +211,15 @@ def test_patience(scores, patience, stop):
         ({"CIDEr": 5.0}, [{"CIDEr": 4.0}, {"CIDEr": 3.0}], True),
         ({"CIDEr": 5.0}, [{"CIDEr": 5.0}, {"CIDEr": 3.0}], False),
         ({"CIDEr": 5.0}, [{"loss": 1.0}], True),
-        ({"loss": 1.0}, [{"loss": 2.0}], True),  # nothing to judge by: the last epoch is kept
+        ({"loss": 1.0}, [{"loss": 2.0}], True),  # no validation: the last epoch is kept
     ],
 )
-def test_what_improves(record, history, better):
+def test_improves(record, history, better):
     assert improves(record, history, "CIDEr") == better
 
 
 def test_a_tie_keeps_the_earlier_model_and_uses_up_patience(data, tmp_path, monkeypatch):
-    script(monkeypatch, [10.0, 30.0, 30.0, 30.0, 99.0])
+    set_scores(monkeypatch, [10.0, 30.0, 30.0, 30.0, 99.0])
     config = dataclasses.replace(QUICK, epochs=9, patience=2)
     history, lines = run(data, tmp_path, config)
     assert [r["CIDEr"] for r in history] == [10.0, 30.0, 30.0, 30.0]
@@ -227,26 +227,26 @@ def test_a_tie_keeps_the_earlier_model_and_uses_up_patience(data, tmp_path, monk
     assert checkpoint.load(tmp_path / "best.pt").metrics["val"]["epoch"] == 2
 
 
-def test_without_validation_images_best_is_the_last(data, tmp_path):
+def test_without_validation_images_best_pt_is_the_last_epoch(data, tmp_path):
     data.splits = np.where(data.splits == 1, 2, data.splits)
     history, lines = run(data, tmp_path, QUICK)
     assert "CIDEr" not in history[0] and "7 training and 0 validation images" in lines[0]
     assert checkpoint.load(tmp_path / "best.pt").metrics["val"]["epoch"] == 2
 
 
-def test_nothing_to_train_on(data, tmp_path):
+def test_a_data_set_without_training_images_is_an_error(data, tmp_path):
     data.splits = np.full_like(data.splits, 2)
     text = message(lambda: run(data, tmp_path, QUICK))
     assert text.startswith(f"{data.path} has no training images")
 
 
-def test_a_loss_that_is_no_number(data, tmp_path):
+def test_a_loss_of_nan_is_an_error(data, tmp_path):
     text = message(lambda: run(data, tmp_path, dataclasses.replace(QUICK, lr=1e30, clip=0.0, warmup=0.0)))
     assert text.startswith("the loss became nan in epoch 1; ") and "--lr" in text and "1e+30" in text
     assert not list(tmp_path.iterdir())
 
 
-def test_an_output_that_cannot_be_made_is_said_before_training(data, tmp_path):
+def test_an_output_folder_that_cannot_be_made_is_an_error(data, tmp_path):
     (tmp_path / "file").write_text("")
     text = message(lambda: run(data, tmp_path / "file" / "run", QUICK))
     assert text.startswith(f"cannot write to {tmp_path / 'file' / 'run'} (") and "--output" in text
@@ -256,14 +256,14 @@ def test_an_output_that_cannot_be_made_is_said_before_training(data, tmp_path):
 
 
 @pytest.mark.parametrize("beam", [1, 3])
-def test_validation_scores_what_users_would_see(beam, data, tmp_path):
-    """Free-running captions of single images against the raw references, by the field's own scorer."""
+def test_validation_scores_generated_captions(beam, data, tmp_path):
+    """Captions generated for single images, scored by pycocoevalcap against the raw references."""
     from pycocoevalcap.cider.cider import Cider
 
     config = dataclasses.replace(QUICK, epochs=12, lr=0.02, validation_beam=beam, augment=False, patience=0)
     history, lines = run(data, tmp_path, config, dropout=0.0)
     model = checkpoint.load(tmp_path / "last.pt").model
-    said, references = {}, {}
+    captions, references = {}, {}
     for i in data.indices("val").tolist():
         with torch.no_grad():
             state = model.start(model.encode(torch.from_numpy(data.image(i)).permute(2, 0, 1)[None]))
@@ -272,28 +272,28 @@ def test_validation_scores_what_users_would_see(beam, data, tmp_path):
             if beam == 1
             else beam_search(model, state, beam_size=beam, block_ngrams=2)[0][0]
         )
-        said[i] = data.vocabulary.decode(found.tokens)
+        captions[i] = data.vocabulary.decode(found.tokens)
         references[i] = [" ".join(ptb_tokenize(text)) for text in data.references(i)]
     wanted, _ = Cider().compute_score(
-        references, {i: [" ".join(ptb_tokenize(text))] for i, text in said.items()}
+        references, {i: [" ".join(ptb_tokenize(text))] for i, text in captions.items()}
     )
     assert history[-1]["CIDEr"] == pytest.approx(100 * wanted, rel=1e-6)
     assert history[-1]["CIDEr"] > 0
-    samples = [f"    {data.file_name(i)}: {text}" for i, text in said.items()]
+    samples = [f"    {data.file_name(i)}: {text}" for i, text in captions.items()]
     assert lines[-3:] == samples
     assert lines[-4].startswith("    ") and " end in a dangling word, " in lines[-4]
     assert lines[-5].startswith(f"epoch 12/12  loss {history[-1]['loss']:.3f}  val CIDEr ")
     assert history[-1]["loss"] < history[0]["loss"]
 
 
-def test_the_first_loss_of_the_log_is_that_of_guessing(data, tmp_path):
+def test_the_first_loss_is_log_vocabulary_size(data, tmp_path):
     config = dataclasses.replace(QUICK, epochs=1, lr=1e-9, label_smoothing=0.0)
     history, lines = run(data, tmp_path, config)
     assert history[0]["loss"] == pytest.approx(math.log(len(data.vocabulary)), rel=0.05)
     assert "7 training and 3 validation images" in lines[0] and f"{len(data.vocabulary)} words" in lines[0]
 
 
-def test_tensorboard_gets_the_same_numbers(data, tmp_path):
+def test_tensorboard_gets_the_numbers_of_the_history(data, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -317,7 +317,7 @@ def test_tensorboard_gets_the_same_numbers(data, tmp_path):
         ({"finetune_backbone_at": 0, "optimizer": "adadelta", "lr": 1.0}, [{"stem", "block"}] * 2),
     ],
 )
-def test_the_backbone_learns_from_its_epoch_on(changes, changed, data, tmp_path):
+def test_the_backbone_learns_from_finetune_backbone_at_on(changes, changed, data, tmp_path):
     model = captioner(data)
     before = {name: value.clone() for name, value in model.named_parameters()}
     moved = []
@@ -337,9 +337,9 @@ def test_the_backbone_learns_from_its_epoch_on(changes, changed, data, tmp_path)
         assert rest <= names
 
 
-def watch(monkeypatch) -> list[dict]:
-    """What each optimizer step used: its rates, and the norm of the gradient."""
-    steps, make = [], training.make_optimizer
+def record_steps(monkeypatch) -> list[dict]:
+    """A list that gets each optimizer step's learning rates and gradient norm."""
+    steps, make = [], loop.make_optimizer
 
     def watched(groups, config):
         optimizer = make(groups, config)
@@ -352,12 +352,12 @@ def watch(monkeypatch) -> list[dict]:
         optimizer.register_step_pre_hook(note)
         return optimizer
 
-    monkeypatch.setattr(training, "make_optimizer", watched)
+    monkeypatch.setattr(loop, "make_optimizer", watched)
     return steps
 
 
-def test_rates_rise_and_fall_and_gradients_are_clipped(data, tmp_path, monkeypatch):
-    steps = watch(monkeypatch)
+def test_learning_rates_and_gradient_clipping(data, tmp_path, monkeypatch):
+    steps = record_steps(monkeypatch)
     config = dataclasses.replace(QUICK, warmup=0.5, lr=0.01, backbone_lr=0.001, clip=0.1, epochs=4)
     run(data, tmp_path, config)
     rates = np.array([step["rates"] for step in steps])  # 4 epochs of 3 steps
@@ -374,7 +374,7 @@ def test_rates_rise_and_fall_and_gradients_are_clipped(data, tmp_path, monkeypat
     assert max(step["norm"] for step in steps) > 0.2
 
 
-def test_bfloat16_on_a_cpu_learns_the_same(data, tmp_path):
+def test_bfloat16_on_a_cpu_is_close_to_float32(data, tmp_path):
     losses = {}
     for half in (False, True):
         config = dataclasses.replace(QUICK, epochs=4, cpu_amp=half, augment=False)
@@ -387,7 +387,7 @@ def test_bfloat16_on_a_cpu_learns_the_same(data, tmp_path):
     assert torch.bfloat16 not in kinds
 
 
-def test_the_constant_and_the_step_schedule():
+def test_constant_and_step_schedules():
     constant = dataclasses.replace(QUICK, schedule="constant", warmup=0.0)
     assert {rate_factor(step, 10, constant) for step in range(10)} == {1.0}
     step = dataclasses.replace(QUICK, schedule="step", warmup=1 / 160)
@@ -401,7 +401,7 @@ def test_schedules_without_warmup_or_of_one_step():
     assert 0 < rate_factor(0, 1, QUICK) <= 1
 
 
-# ---- where little is installed ---------------------------------------------------------------------------------------
+# ---- without optional packages ---------------------------------------------------------------------------------------
 
 BARE = """
 import sys

@@ -1,4 +1,4 @@
-"""A run's picture holds the run's numbers, and drawing changes nothing of the run."""
+"""progress.svg and TensorBoard show the numbers of the run, and drawing does not change the run."""
 
 import dataclasses
 
@@ -9,8 +9,7 @@ import torch
 from sca_caption import checkpoint
 from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.runtime.errors import UserError
-from sca_caption.training import caption_task, plots
-from sca_caption.training import loop as training
+from sca_caption.training import caption_task, loop, plots
 from sca_caption.training.caption_task import CaptionTask
 from sca_caption.training.plots import draw_run
 from tests.helpers.made_photos import write
@@ -34,7 +33,7 @@ def data(tmp_path) -> CaptionDataset:
 
 
 class Writer:
-    """Stands for TensorBoard's, whose import takes long."""
+    """Replaces TensorBoard's writer, whose import is slow."""
 
     def __init__(self):
         self.images = []
@@ -54,7 +53,7 @@ class Writer:
 @pytest.fixture
 def writer(monkeypatch) -> Writer:
     writer = Writer()
-    monkeypatch.setattr(training, "summary_writer", lambda output: writer)
+    monkeypatch.setattr(loop, "summary_writer", lambda output: writer)
     return writer
 
 
@@ -62,7 +61,7 @@ def points(line) -> list[list[float]]:
     return line.get_xydata().tolist()
 
 
-def test_the_lines_are_the_history():
+def test_the_lines_show_the_history():
     figure = draw_run(HISTORY, "reward", "CIDEr", RATES, "runs/a$b$: epoch 3 of 4")
     measured, scored, rate = figure.axes
     assert measured.get_title(loc="left") == "runs/a$b$: epoch 3 of 4"
@@ -76,13 +75,13 @@ def test_the_lines_are_the_history():
     assert points(passed) == [list(point) for point in RATES if point[0] <= 3]
 
 
-def test_without_validation_there_is_no_score():
+def test_without_validation_there_is_no_panel_of_scores():
     figure = draw_run([{"epoch": 1, "loss": 2.0}], "loss", "top-1", RATES, "")
     assert [axes.get_ylabel() for axes in figure.axes] == ["training loss", "learning rate"]
 
 
-def test_it_is_drawn_anew_after_every_validation(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "summary_writer", lambda output: None)
+def test_progress_is_drawn_after_every_epoch(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "summary_writer", lambda output: None)
     drawn, seen = tmp_path / "run" / "progress.svg", []
 
     def say(line: str) -> None:
@@ -90,23 +89,23 @@ def test_it_is_drawn_anew_after_every_validation(data, tmp_path, monkeypatch):
             seen.append(drawn.read_text())
 
     task = CaptionTask(captioner(data), data, QUICK)
-    training.train(task, QUICK, drawn.parent, None, say)
+    loop.train(task, QUICK, drawn.parent, None, say)
     for epoch, text in enumerate(seen, 1):
         assert f"{drawn.parent}: epoch {epoch} of {QUICK.epochs}" in text and "validation CIDEr" in text
     assert len(seen) == QUICK.epochs
     assert sorted(path.name for path in drawn.parent.iterdir()) == ["best.pt", "last.pt", "progress.svg"]
 
 
-def test_the_rates_drawn_are_those_used(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "summary_writer", lambda output: None)
-    used, drawn, make = [], [], training.make_optimizer
+def test_the_learning_rates_drawn_are_those_of_the_steps(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "summary_writer", lambda output: None)
+    used, drawn, make = [], [], loop.make_optimizer
 
     def watched(groups, config):
         optimizer = make(groups, config)
         optimizer.register_step_pre_hook(lambda optimizer, *_: used.append(optimizer.param_groups[0]["lr"]))
         return optimizer
 
-    monkeypatch.setattr(training, "make_optimizer", watched)
+    monkeypatch.setattr(loop, "make_optimizer", watched)
     monkeypatch.setattr(plots, "save_progress", lambda *arguments: drawn.append(arguments))
     run(data, tmp_path / "run", QUICK)
     epochs, rates = zip(*drawn[-1][4], strict=True)
@@ -115,8 +114,8 @@ def test_the_rates_drawn_are_those_used(data, tmp_path, monkeypatch):
     assert list(epochs) == pytest.approx([i / steps for i in range(len(used) + 1)])
 
 
-def test_a_picture_that_cannot_be_written_does_not_end_the_run(data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(training, "summary_writer", lambda output: None)
+def test_a_run_continues_if_progress_cannot_be_written(data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loop, "summary_writer", lambda output: None)
 
     def full(*_):
         raise UserError("cannot write progress.svg (No space left on device)")
@@ -131,12 +130,12 @@ def test_a_picture_that_cannot_be_written_does_not_end_the_run(data, tmp_path, m
 
 
 @pytest.mark.parametrize("changes", [{}, {"ema": 0.5, "finetune_backbone_at": 0}], ids=["plain", "average"])
-def test_drawing_changes_nothing_of_the_run(changes, data, tmp_path, monkeypatch, writer):
+def test_drawing_does_not_change_the_run(changes, data, tmp_path, monkeypatch, writer):
     config = dataclasses.replace(QUICK, **changes)
     run(data, tmp_path / "drawn", config)
     assert writer.images
-    monkeypatch.setattr(training, "summary_writer", lambda output: None)
-    monkeypatch.setattr(training, "draw_progress", lambda *_: None)
+    monkeypatch.setattr(loop, "summary_writer", lambda output: None)
+    monkeypatch.setattr(loop, "draw_progress", lambda *_: None)
     run(data, tmp_path / "plain", config)
     for name in ("best.pt", "last.pt"):
         drawn, plain = (checkpoint.load(tmp_path / folder / name) for folder in ("drawn", "plain"))
@@ -148,9 +147,7 @@ def test_drawing_changes_nothing_of_the_run(changes, data, tmp_path, monkeypatch
             assert all(torch.equal(value, others[key]) for key, value in tensors.items())
 
 
-def test_tensorboard_gets_what_was_attended_for_the_captions_that_are_shown(
-    data, tmp_path, monkeypatch, writer
-):
+def test_tensorboard_gets_the_attention_of_the_printed_captions(data, tmp_path, monkeypatch, writer):
     drawn = []
 
     def note(image, words, trace, title):
@@ -173,7 +170,7 @@ def test_tensorboard_gets_what_was_attended_for_the_captions_that_are_shown(
             np.testing.assert_allclose(layer.channel.sum(1), np.ones(len(words)), rtol=1e-5)
 
 
-def test_features_have_no_image_to_show(data):
+def test_stored_features_give_no_images(data):
     task = CaptionTask(captioner(data), data, QUICK)
     data.encoding = "features"
     assert task.images() == {}

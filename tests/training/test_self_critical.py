@@ -1,4 +1,4 @@
-"""Sampling against exact probabilities, and self-critical training against its formula and its purpose."""
+"""Sampling against exact probabilities; self-critical training against its formula, and that it raises the reward."""
 
 import itertools
 import multiprocessing
@@ -22,7 +22,7 @@ from tests.helpers.toy_decoder import VOCABULARY, ToyRNN, made_images
 
 
 def log_probs(model, image, tokens, max_length):
-    """log p of one caption, renormalised over the words that are allowed at each step, EOS as its last if shorter."""
+    """log p of one caption over the words allowed at each step; a caption shorter than max_length ends in EOS."""
     state, total = model.start(image[None]), 0.0
     ended = [EOS] if len(tokens) < max_length else []
     for t, (word, following) in enumerate(itertools.pairwise([BOS, *tokens, *ended])):
@@ -47,7 +47,7 @@ def test_samples_carry_their_log_probability():
         assert sampled.log_prob[row].item() == pytest.approx(expected, abs=1e-5)
 
 
-def test_samples_are_as_frequent_as_the_model_says():
+def test_samples_are_as_frequent_as_their_probability():
     model, image, count, longest = ToyRNN(seed=2, sharpness=1.0), made_images(1), 4000, 2
     torch.manual_seed(0)
     sampled = sampling.sample(
@@ -94,9 +94,11 @@ def gradients(model, loss) -> torch.Tensor:
 
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize(("processes", "temperature"), [(0, 1.0), (0, 0.4), (2, 1.0)])
-def test_the_gradient_is_reinforces_with_the_mean_of_the_others(layers, processes, temperature):
-    """Against the sum written out, with gradients kept while captions are drawn; dropout of words, were it on, would
-    show, and so would features hidden from one of the two passes only."""
+def test_gradient_is_reinforce_with_the_mean_of_the_others_as_baseline(layers, processes, temperature):
+    """Against the written-out sum, with gradients kept while sampling.
+
+    A difference would show if word dropout were on, or if feature dropout differed between the two passes.
+    """
     config = replace(TINY, layers=TINY.layers[-layers:], dropout=0.5, feature_dropout=0.3)
     model = tiny_captioner(config=config).train()
     reward, n = Reward(DATA, [7, 9], bleu_weight=0.5), 6
@@ -128,7 +130,7 @@ def test_the_gradient_is_reinforces_with_the_mean_of_the_others(layers, processe
     assert wanted.norm() > 0 and (found - wanted).norm() < 1e-6 * max(1, wanted.norm())
 
 
-def test_cross_entropy_is_mixed_in():
+def test_cross_entropy_is_added():
     model = tiny_captioner()
     losses = []
     for weight in (0.0, 0.7):
@@ -137,7 +139,7 @@ def test_cross_entropy_is_mixed_in():
     assert losses[1] - losses[0] == pytest.approx(0.7 * caption_loss(model, BATCH).item(), rel=1e-5)
 
 
-def test_equal_rewards_teach_nothing():
+def test_equal_rewards_have_no_gradient():
     model = tiny_captioner()
     loss, mean = critic(4, reward=lambda _: 0.5).loss(model, BATCH, [7, 9])
     assert mean == 0.5 and not gradients(model, loss).any()
@@ -162,7 +164,7 @@ def test_training_raises_the_reward():
 
 
 @pytest.mark.parametrize("bleu_weight", [0.0, 0.5])
-def test_a_reward_is_the_fields_cider_and_bleu(bleu_weight):
+def test_reward_equals_pycocoevalcaps_cider_and_bleu(bleu_weight):
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
 
@@ -180,7 +182,7 @@ def test_a_reward_is_the_fields_cider_and_bleu(bleu_weight):
 
 
 @pytest.mark.parametrize("processes", [1, 3])
-def test_rewards_come_back_in_order_and_processes_end_with_their_program(processes):
+def test_workers_return_rewards_in_order_and_end_with_the_program(processes):
     reward = Reward(DATA, [7, 9])
     workers = RewardWorkers(reward, processes)
     captions = [(7 + 2 * (i % 2), [4, 4 + i], True) for i in range(10)]
@@ -194,7 +196,7 @@ def test_rewards_come_back_in_order_and_processes_end_with_their_program(process
         assert child.exitcode == 0
 
 
-# ---- quality of captions, and the guard ------------------------------------------------------------------------------
+# ---- quality of captions, early stopping -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -211,7 +213,7 @@ def test_rewards_come_back_in_order_and_processes_end_with_their_program(process
         ("", False, False),
     ],
 )
-def test_flaws_of_captions(caption, repeated, dangling):
+def test_caption_quality(caption, repeated, dangling):
     words = caption.split()
     assert (repeats(words), dangles(words)) == (repeated, dangling)
     found = quality([words, ["a", "dog", "runs"], ["two", "dogs"]])
@@ -233,7 +235,7 @@ START = {"CIDEr": 50.0, "repeats": 1.0, "dangling": 0.0, "length": 9.0}
         ({"CIDEr": 46.0}, "CIDEr fell to 46.0 from 50.0"),
     ],
 )
-def test_the_guard(change, reason):
+def test_should_stop(change, reason):
     task = SimpleNamespace(self_critical=True, score_name="CIDEr")
     assert CaptionTask.should_stop(task, [START, START | change]) == reason
     task.self_critical = None
