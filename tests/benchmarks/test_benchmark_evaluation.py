@@ -1,4 +1,4 @@
-"""The benchmark of evaluation, at a tiny size: pycocoevalcap's figures are ours, and the tables are consistent."""
+"""The benchmark `evaluation` at a tiny size: both programs find the same scores, and the tables are consistent."""
 
 import pytest
 
@@ -8,12 +8,12 @@ from sca_caption.evaluation.meteor_spice import Unavailable, find_java
 
 
 def tables(text: str) -> list[list[list[str]]]:
-    """The cells of each printed Markdown table, below its head."""
+    """The cells of each printed Markdown table, without its header."""
     blocks = [block.splitlines()[2:] for block in text.split("\n\n") if block[:1] == "|"]
     return [[[cell.strip() for cell in line.strip("|").split("|")] for line in block] for block in blocks]
 
 
-def test_both_sides_find_the_same_and_the_tables_are_consistent(capsys):
+def test_scores_agree_and_tables_are_consistent(capsys):
     try:
         find_java()
     except Unavailable as reason:
@@ -33,7 +33,7 @@ def test_both_sides_find_the_same_and_the_tables_are_consistent(capsys):
     assert max(differences.values()) < 1e-9
 
 
-def test_made_captions_are_alike_within_an_image_and_the_same_at_every_call():
+def test_synthetic_captions_are_similar_within_an_image_and_deterministic():
     candidates, references = evaluation.synthetic_captions(30)
     assert (candidates, references) == evaluation.synthetic_captions(30)
     assert all(len(texts) == evaluation.REFERENCES for texts in references.values())
@@ -51,7 +51,7 @@ def test_captions_of_a_data_set(tmp_path):
     assert all(len(texts) == 4 for texts in references.values())
 
 
-def test_mistakes_are_said(capsys):
+def test_mistakes_are_one_line(capsys):
     assert evaluation.main(["--images", "1"]) == 2
     assert capsys.readouterr().err.startswith("error: --images [1]: ")
     assert evaluation.main(["--images", "100000", "--dataset", "shapes"]) == 2

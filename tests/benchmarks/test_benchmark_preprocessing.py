@@ -1,4 +1,4 @@
-"""The benchmark of preprocessing, at tiny sizes: both sides do the same work, and the tables are consistent."""
+"""The benchmark `preprocessing` at tiny sizes: all ways make the same pixels, and the tables are consistent."""
 
 import re
 
@@ -15,7 +15,7 @@ SMALL = Transform(24)
 
 
 def rows(text: str) -> list[list[str]]:
-    """The cells of a printed Markdown table, below its head."""
+    """The cells of a printed Markdown table, without its header."""
     return [
         [cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"
     ][2:]
@@ -52,7 +52,7 @@ def test_the_table_of_memory(capsys):
         assert program > worker > data > 0
 
 
-def test_every_side_makes_the_same_pixels(tmp_path):
+def test_all_ways_make_the_same_pixels(tmp_path):
     sources = preprocessing.make_photographs(tmp_path, (60, 48))
     files = preprocessing.dataset(tmp_path / "all", sources, 70)
     assert len(files) == 70
@@ -73,14 +73,15 @@ def test_every_side_makes_the_same_pixels(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "error"),
     [
-        ("--images 20", "--images 20: must be more than 20"),
-        ("--rounds 0", "--rounds 0: must be at least 1"),
-        ("--memory 2", "--memory [2]: must be at least 3, for three splits"),
-        ("--size 12", "--size 12: give pixels as 1024x768"),
+        ("--images 20", "--images 20: "),
+        ("--rounds 0", "--rounds 0: "),
+        ("--memory 2", "--memory [2]: "),
+        ("--size 12", "--size 12: "),
     ],
 )
-def test_mistakes_exit_2_with_one_line(capsys, flags, said):
+def test_mistakes_exit_2_with_one_line(capsys, flags, error):
     assert preprocessing.main(flags.split()) == 2
-    assert capsys.readouterr().err == f"error: {said}\n"
+    line = capsys.readouterr().err
+    assert line.startswith(f"error: {error}") and line.count("\n") == 1

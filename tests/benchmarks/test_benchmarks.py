@@ -1,4 +1,4 @@
-"""The benchmarks, at tiny sizes: what they count is right, and both sides of a comparison compute the same."""
+"""Benchmarks at tiny sizes: counts are right, and the implementations that are compared compute the same."""
 
 import re
 import sys
@@ -32,10 +32,10 @@ def test_the_table_of_blocks(capsys):
     parameters = [int(row[1].replace(",", "")) for row in (plain, se, bam)]
     assert parameters[0] < min(parameters[1:])
     assert attention.main(["--attention", "cbma"]) == 2
-    assert capsys.readouterr().err.startswith("error: unknown attention 'cbma'; one of: ")
+    assert "'cbma'" in capsys.readouterr().err
 
 
-def test_multiply_adds_are_those_of_the_layers():
+def test_multiply_adds_equal_those_of_the_layers():
     arguments = attention.parser().parse_args(["--backbone", "lenet", "--image-size", "32"])
     set_defaults(arguments, attention.DEFAULTS)
     model = attention.build_classifier("", arguments)
@@ -84,18 +84,16 @@ def _hold(size: int) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is measured on Linux only")
-def test_peak_memory_is_what_was_held():
+def test_peak_memory_is_the_memory_allocated():
     assert memory.peak_growth(_nothing, _hold, 100_000_000) == pytest.approx(100e6, rel=0.05)
 
 
-def test_other_systems_are_told(monkeypatch, tmp_path):
+def test_other_systems_than_linux_are_an_error(monkeypatch, tmp_path):
     monkeypatch.setattr(memory, "RESET", tmp_path / "missing")
-    assert message(lambda: memory.peak_growth(_nothing, _hold, 1)).startswith(
-        "peak memory is measured on Linux only"
-    )
+    assert "Linux" in message(lambda: memory.peak_growth(_nothing, _hold, 1))
 
 
-def test_the_plain_training_step_computes_what_ours_does():
+def test_plain_and_optimised_training_steps_agree():
     model, batch = training.build("resnet18", "1", 2, 3, 40)
     gradients = []
     for way in training.WAYS:
@@ -116,7 +114,7 @@ def test_the_plain_training_step_computes_what_ours_does():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is measured on Linux only")
-def test_growth_has_a_row_and_a_panel_for_each_size(monkeypatch, tmp_path, capsys):
+def test_growth_prints_a_row_per_point(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(growth, "AXES", {"images": (2, 4), "beams": (1, 2)})
     small = {"images": 2, "words": 2, "beams": 2, "vocabulary": 20, "batch": 2}
     monkeypatch.setattr(growth, "FIXED", small)
@@ -130,5 +128,5 @@ def test_growth_has_a_row_and_a_panel_for_each_size(monkeypatch, tmp_path, capsy
     for result in pipeline.stream(range(2), lambda number: pixels[number]):
         assert len(result.captions[0].text.split()) == 3 and not result.captions[0].finished
     assert growth.main(["--output", str(tmp_path / "x.svg"), "--sizes", "colours"]) == 2
-    assert "unknown size 'colours'; one of: " in capsys.readouterr().err
+    assert "'colours'" in capsys.readouterr().err
     assert growth.main(["--output", str(tmp_path / "x.txt")]) == 2

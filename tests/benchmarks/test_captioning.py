@@ -1,4 +1,4 @@
-"""The benchmarks of `caption.py`, at tiny sizes: all ways to caption find the same, and each has its row."""
+"""The benchmark `captioning` at tiny sizes: all ways find the same captions, and each has its row."""
 
 import re
 
@@ -7,7 +7,7 @@ from sca_caption.inference.captioning import CaptionPipeline
 from tests.helpers.tables import rows
 
 
-def test_a_folder_is_captioned_alike_in_all_ways(photos, tiny_checkpoint, tmp_path, capsys):
+def test_all_ways_find_the_same_captions(photos, tiny_checkpoint, tmp_path, capsys):
     folder = tmp_path / "readable"
     folder.mkdir()
     for number, photo in enumerate(photos[:3]):
@@ -25,7 +25,7 @@ def test_a_folder_is_captioned_alike_in_all_ways(photos, tiny_checkpoint, tmp_pa
     assert capsys.readouterr().err.startswith("error: --rounds 0")
 
 
-def test_the_start_has_both_programs_and_their_imports(photos, tiny_checkpoint, capsys):
+def test_start_prints_both_programs_and_their_imports(photos, tiny_checkpoint, capsys):
     flags = ["start", str(photos[0]), "--checkpoint", str(tiny_checkpoint), "--rounds", "1", "--imports", "2"]
     assert captioning.main(flags) == 0
     out = capsys.readouterr().out
