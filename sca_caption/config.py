@@ -1,36 +1,46 @@
-"""Every setting of a model and of a training run, checked when made; command-line flags are generated from the fields."""
+"""Settings of models, training, search and sampling. They are checked when made; flags are generated from the fields."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from sca_caption.runtime.errors import UserError
 
+Config = TypeVar("Config")
 
-def setting(default, help: str, choices: Sequence[str] | None = None, was: str = ""):
-    """A dataclass field that also says how it appears in `--help`.
 
-    was: its name in earlier versions, which files and flags may still have.
+def setting(
+    default: Any, help: str, choices: Sequence[str] | None = None, *, was: str = "", common: bool = False
+) -> Any:
+    """A dataclass field with its flag's help.
+
+    choices: the valid values. was: its name in earlier versions, which files and flags may still have. common: whether
+    `--help` shows it; `--help-all` shows all.
     """
-    return field(default=default, metadata={"help": help, "choices": choices, "was": was})
+    return field(default=default, metadata={"help": help, "choices": choices, "was": was, "common": common})
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The captioner's architecture. `layers` holds resolved layer names by the time a model is built."""
+    """Architecture of captioners. When a model is built, `layers` holds layer names."""
 
-    backbone: str = setting("mobilenet_v2", "CNN, any classifier of torchvision")
+    backbone: str = setting("mobilenet_v2", "the CNN: any classifier of torchvision", common=True)
     backbone_attention: str = setting("", "attention block inside the CNN, e.g. se, cbam (default: none)")
-    backbone_at: tuple[str, ...] = setting((), "stages that have it (default: where its authors put it)")
-    layers: tuple[str, ...] = setting(("2",), "attended layers: the last so many, or names, lowest first")
-    attention: str = setting("C-S", "spatial, channel-wise, or both in this order", ("S", "C", "S-C", "C-S"))
-    attention_width: int = setting(128, "k, width of the attention's hidden layer")
+    backbone_at: tuple[str, ...] = setting((), "stages with that block (default: where its authors put it)")
+    layers: tuple[str, ...] = setting(
+        ("2",), "attended layers: the last so many, or names, lowest first", common=True
+    )
+    attention: str = setting(
+        "C-S", "spatial (S), channel-wise (C), or both in that order", ("S", "C", "S-C", "C-S"), common=True
+    )
+    attention_width: int = setting(128, "k, the width of the attention's hidden layer")
     embedding_size: int = setting(256, "size of word embeddings")
-    lstm_size: int = setting(512, "size of the LSTM's state")
-    dropout: float = setting(0.3, "dropout on embeddings and before the word logits")
-    feature_dropout: float = setting(0.0, "share of the image's channels hidden in training")
-    tie_embeddings: bool = setting(False, "one matrix for the words going in and coming out")
-    pool_norm: float = setting(30.0, "length of the pooled top feature (the paper's: 1)")
+    lstm_size: int = setting(512, "size of the LSTM's state", common=True)
+    dropout: float = setting(0.3, "dropout on embeddings and before the word logits", common=True)
+    feature_dropout: float = setting(0.0, "dropout of whole channels of the image's map")
+    tie_embeddings: bool = setting(False, "share the input and output word embeddings")
+    pool_norm: float = setting(30.0, "norm of the pooled top feature (paper: 1)")
 
     def __post_init__(self):
         for name in ("attention_width", "embedding_size", "lstm_size"):
@@ -43,17 +53,23 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """The classifier's architecture."""
+    """Architecture of classifiers."""
 
-    backbone: str = setting("resnet18", "the network: resnet50, mobilenet_v2, ... (a wrong name lists all)")
+    backbone: str = setting(
+        "resnet18", "the network: resnet50, mobilenet_v2, ... (a wrong name lists all)", common=True
+    )
     attention: str = setting(
-        "", "attention block, with options if any: se, cbam, bam:combine=add, ... (default: none)"
+        "",
+        "attention block, with options if any: se, cbam, bam:combine=add, ... (default: none)",
+        common=True,
     )
-    at: tuple[str, ...] = setting((), "stages that have it (default: where its authors put it)")
+    at: tuple[str, ...] = setting(
+        (), "stages with that block (default: where its authors put it)", common=True
+    )
     stem: str = setting(
-        "imagenet", "first layers; cifar: without the early downsampling", ("imagenet", "cifar")
+        "imagenet", "first layers; cifar: without early downsampling", ("imagenet", "cifar"), common=True
     )
-    image_size: int = setting(224, "side of the square that the network sees, in pixels")
+    image_size: int = setting(224, "pixels per side of the square input", common=True)
     classes: tuple[str, ...] = field(default=())  # from the data
 
     def __post_init__(self):
@@ -63,28 +79,31 @@ class ClassifierConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """How any model is trained."""
+    """Training of any model."""
 
-    epochs: int = setting(12, "passes over the training images")
-    batch_size: int = setting(32, "images a step")
-    optimizer: str = setting("adamw", "adadelta is the paper's", ("adamw", "adadelta", "sgd"))
-    lr: float = setting(8e-4, "peak learning rate")
+    epochs: int = setting(12, "passes over the training images", common=True)
+    batch_size: int = setting(32, "images per step", common=True)
+    optimizer: str = setting("adamw", "adadelta is the paper's", ("adamw", "adadelta", "sgd"), common=True)
+    lr: float = setting(8e-4, "peak learning rate", common=True)
     schedule: str = setting(
-        "cosine", "of the rate after the warm-up; step: a tenth from 1/2 and from 3/4 of the epochs on",
+        "cosine", "learning-rate schedule after the warm-up; step: divide by 10 after 1/2 and 3/4 of the epochs",
         ("cosine", "step", "constant"),
     )  # fmt: skip
-    warmup: float = setting(0.05, "share of the steps in which the rate rises from 0")
-    weight_decay: float = setting(0.01, "decoupled decay (adamw) or L2 penalty (the others)")
-    clip: float = setting(1.0, "largest norm of the gradient; 0: not clipped")
-    label_smoothing: float = setting(0.1, "share of the target spread over all words/classes")
+    warmup: float = setting(0.05, "fraction of the steps with a linear warm-up")
+    weight_decay: float = setting(0.01, "decoupled decay (adamw) or L2 penalty (the others)", common=True)
+    clip: float = setting(1.0, "gradient-norm clipping; 0: off")
+    label_smoothing: float = setting(0.1, "label smoothing")
     ema: float = setting(
-        0.0, "decay a step of a moving average of the weights, which is scored and kept; 0: none"
+        0.0,
+        "decay per step of an exponential moving average of the weights, which is validated and saved; 0: off",
     )
-    amp: bool = setting(True, "bfloat16 arithmetic on a GPU")
-    cpu_amp: bool = setting(False, "the same on a CPU: faster where it has AVX512-BF16 or AMX")
-    patience: int = setting(5, "epochs with no better score before it stops; 0: never")
-    workers: int = setting(1, "processes that decode images")
-    seed: int = setting(0, "seed of everything random")
+    amp: bool = setting(True, "bfloat16 autocast on a GPU")
+    cpu_amp: bool = setting(False, "bfloat16 autocast on a CPU: faster with AVX512-BF16 or AMX")
+    patience: int = setting(
+        5, "early stopping after this many epochs without a better score; 0: off", common=True
+    )
+    workers: int = setting(1, "data-loading processes", common=True)
+    seed: int = setting(0, "random seed", common=True)
 
     def __post_init__(self):
         for name in ("epochs", "batch_size"):
@@ -98,34 +117,44 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class TrainConfig(RunConfig):
-    """How a captioner is trained. Each image of a step brings all of its captions."""
+    """Training of captioners. Each image of a step comes with all of its captions."""
 
     objective: str = setting(
         "cross-entropy",
-        "cider: self-critical training of a model that can caption already (see --init)",
+        "cider: self-critical training of a trained captioner (see --init)",
         ("cross-entropy", "cider"),
+        common=True,
     )
-    train_sample_n: int = setting(5, "captions drawn an image with --objective cider", was="samples")
-    sample_temperature: float = setting(0.5, "of those; at 1 they have words no search would say")
-    bleu_weight: float = setting(0.0, "with --objective cider: what BLEU-4 counts beside CIDEr's 1")
-    cross_entropy_weight: float = setting(0.0, "of cross-entropy in --objective cider, against drift")
-    word_dropout: float = setting(0.0, "share of the words read that are hidden")
+    train_sample_n: int = setting(5, "sampled captions per image with --objective cider", was="samples")
+    sample_temperature: float = setting(0.5, "their sampling temperature")
+    bleu_weight: float = setting(0.0, "weight of BLEU-4 in the reward beside 1 for CIDEr")
+    cross_entropy_weight: float = setting(0.0, "weight of cross-entropy in --objective cider")
+    word_dropout: float = setting(0.0, "probability that an input word is replaced by <unk>")
     scheduled_sampling: float = setting(
-        0.0, "share of the words read that are the model's own, in the last epoch; rises from 0"
+        0.0,
+        "scheduled sampling: probability of feeding the model its own word, increased linearly from 0 over training",
     )
-    teacher: tuple[str, ...] = setting((), "checkpoints whose mean distribution it learns as well")
-    teacher_weight: float = setting(1.0, "what learning from --teacher counts beside people's words")
-    backbone_lr: float = setting(1e-4, "peak learning rate of the CNN")
-    finetune_backbone_at: int = setting(2, "epoch (from 0) at which the CNN starts to learn; -1: never")
-    finetune_from: str = setting("", "first layer of the CNN that learns then (default: all of it does)")
+    teacher: tuple[str, ...] = setting(
+        (), "distillation: checkpoints whose mean distribution is a second target"
+    )
+    teacher_weight: float = setting(1.0, "weight of distillation beside 1 for the captions")
+    backbone_lr: float = setting(1e-4, "peak learning rate of the CNN", common=True)
+    finetune_backbone_at: int = setting(
+        2, "epoch, from 0, from which the CNN is fine-tuned; -1: never", common=True
+    )
+    finetune_from: str = setting("", "first layer of the CNN that is fine-tuned (default: all)")
     attention_penalty: float = setting(
-        0.0, "weight of a loss (1 - sum of alpha over words)^2", was="doubly_stochastic"
+        0.0, "weight of the attention penalty (1 - sum of alpha over words)^2", was="doubly_stochastic"
     )
-    augment: bool = setting(True, "crop, lighting, and mirroring of images whose captions name no side")
-    crop_scale: float = setting(0.7, "least share of the area that --augment keeps", was="smallest_view")
-    color_jitter: float = setting(0.15, "most by which it changes brightness and contrast", was="lighting")
-    validation_beam: int = setting(1, "beam size of the captions that validation scores")
-    validation_length_penalty: float = setting(0.6, "of that beam search, see caption.py")
+    augment: bool = setting(
+        True, "random crop, brightness and contrast; mirroring unless captions say left or right", common=True
+    )
+    crop_scale: float = setting(
+        0.7, "smallest fraction of the area that a random crop keeps", was="smallest_view"
+    )
+    color_jitter: float = setting(0.15, "largest change of brightness and contrast", was="lighting")
+    validation_beam: int = setting(1, "beam size in validation")
+    validation_length_penalty: float = setting(0.6, "length penalty in validation, see caption.py")
 
     def __post_init__(self):
         super().__post_init__()
@@ -150,23 +179,27 @@ VIEWS = ("none", "pad", "resized")
 
 @dataclass(frozen=True)
 class ClassifierTrainConfig(RunConfig):
-    """How a classifier is trained."""
+    """Training of classifiers."""
 
-    optimizer: str = setting("sgd", "sgd has momentum 0.9", ("adamw", "adadelta", "sgd"))
-    lr: float = setting(0.05, "peak learning rate")
-    weight_decay: float = setting(1e-4, "decoupled decay (adamw) or L2 penalty (the others)")
-    clip: float = setting(0.0, "largest norm of the gradient; 0: not clipped")
-    label_smoothing: float = setting(0.0, "share of the target spread over all classes")
-    patience: int = setting(0, "epochs with no better score before it stops; 0: never")
-    views: str = setting(
-        "resized", "of training images; pad: 4 pixels, then a random crop; resized: a random part; both mirrored",
-        VIEWS,
-    )  # fmt: skip
-    crop_scale: float = setting(
-        0.25, "least share of the area that --views resized keeps", was="smallest_view"
+    optimizer: str = setting("sgd", "sgd has momentum 0.9", ("adamw", "adadelta", "sgd"), common=True)
+    lr: float = setting(0.05, "peak learning rate", common=True)
+    weight_decay: float = setting(1e-4, "decoupled decay (adamw) or L2 penalty (the others)", common=True)
+    clip: float = setting(0.0, "gradient-norm clipping; 0: off")
+    label_smoothing: float = setting(0.0, "label smoothing")
+    patience: int = setting(
+        0, "early stopping after this many epochs without a better score; 0: off", common=True
     )
-    mixup: float = setting(0.0, "alpha of mixup, which blends pairs of images and their labels; 0: none")
-    limit: int = setting(0, "training images used, a random choice that the seed fixes; 0: all")
+    views: str = setting(
+        "resized",
+        "augmentation; pad: 4 pixels, then a random crop; resized: random resized crop; both mirror",
+        VIEWS,
+        common=True,
+    )
+    crop_scale: float = setting(
+        0.25, "smallest fraction of the area that a random crop keeps", was="smallest_view"
+    )
+    mixup: float = setting(0.0, "alpha of mixup; 0: off")
+    limit: int = setting(0, "use a random subset of this many training images; 0: all")
 
     def __post_init__(self):
         super().__post_init__()
@@ -176,58 +209,23 @@ class ClassifierTrainConfig(RunConfig):
             require(self, name, getattr(self, name) >= 0, "0 or more")
 
 
-def require(config, name: str, holds: bool, allowed: str) -> None:
+def require(config: Any, name: str, holds: bool, allowed: str) -> None:
+    """Raise UserError that names the flag unless its value `holds`."""
     if not holds:
         raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be {allowed}")
 
 
-# The authors' sizes and training (section 4.1 of the paper and their released code).
-PAPER = {
-    "backbone": "resnet152",
-    "attention_width": 512,
-    "embedding_size": 100,
-    "lstm_size": 1000,
-    "dropout": 0.5,
-    "pool_norm": 1.0,
-    "optimizer": "adadelta",
-    "lr": 1.0,
-    "batch_size": 64,
-    "weight_decay": 1e-4,
-    "label_smoothing": 0.0,
-    "finetune_backbone_at": -1,
-    "schedule": "constant",
-    "warmup": 0.0,
-    "epochs": 50,
-    "validation_beam": 5,
-    "augment": False,
-}
-# Small pictures, few words: a minute of CPU.
-SHAPES = {"attention_width": 64, "embedding_size": 64, "lstm_size": 128, "epochs": 8, "finetune_backbone_at": -1,
-          "augment": False, "batch_size": 16, "lr": 3e-3, "label_smoothing": 0.0, "dropout": 0.1}  # fmt: skip
-# Self-critical training starts from a good captioner, and must not hurt it.
-SELF_CRITICAL = {"lr": 4e-5, "epochs": 5, "finetune_backbone_at": -1, "patience": 2, "validation_beam": 5,
-                 "label_smoothing": 0.0}  # fmt: skip
-PRESETS: dict[str, dict] = {"default": {}, "paper": PAPER, "shapes": SHAPES}
-# Classifiers. cifar: the ResNet-18 comparison of attention blocks (160 epochs, the rate falls at 80 and 120).
-CIFAR = {"backbone": "resnet18", "stem": "cifar", "image_size": 32, "epochs": 160, "batch_size": 128, "lr": 0.1,
-         "schedule": "step", "warmup": 1 / 160, "views": "pad", "workers": 0}  # fmt: skip
-CALTECH = {"image_size": 224, "epochs": 20, "batch_size": 16, "lr": 5e-3, "weight_decay": 5e-4}
-# imagenet: the light models' recipe of the Coordinate Attention paper.
-IMAGENET = {"image_size": 224, "epochs": 200, "batch_size": 256, "lr": 0.05, "weight_decay": 4e-5,
-            "crop_scale": 0.08, "workers": 8}  # fmt: skip
-SHAPES_CLASSES = {"backbone": "resnet18", "image_size": 64, "epochs": 6, "batch_size": 32, "optimizer": "adamw",
-                  "lr": 1e-3, "weight_decay": 0.01, "views": "none", "workers": 0}  # fmt: skip
-CLASSIFIER_PRESETS: dict[str, dict] = {
-    "cifar": CIFAR, "caltech": CALTECH, "imagenet": IMAGENET, "shapes": SHAPES_CLASSES,
-}  # fmt: skip
+def current_names(values: Mapping[str, Any], *configs: type) -> dict[str, Any]:
+    """Settings by their current names; earlier versions called some otherwise."""
+    fields = [f for config in configs for f in dataclasses.fields(config)]
+    earlier = {f.metadata["was"]: f.name for f in fields if f.metadata.get("was")}
+    return {earlier.get(name, name): value for name, value in values.items()}
 
 
-def from_dict(config: type, values: dict):
-    """A config from what `dataclasses.asdict` gave, after a trip through JSON. Raises UserError on unknown settings."""
-    names = {f.name for f in dataclasses.fields(config)}
-    earlier = {f.metadata["was"]: f.name for f in dataclasses.fields(config) if f.metadata.get("was")}
-    values = {earlier.get(name, name): value for name, value in values.items()}
-    unknown = sorted(set(values) - names)
+def from_dict(config: type[Config], values: Mapping[str, Any]) -> Config:
+    """A config from the result of `dataclasses.asdict`, after JSON. Raises UserError for unknown settings."""
+    values = current_names(values, config)
+    unknown = sorted(set(values) - {f.name for f in dataclasses.fields(config)})  # type: ignore[arg-type]
     if unknown:
         raise UserError(
             f"unknown settings {', '.join(unknown)}; written by a newer version? upgrade sca_caption"
@@ -235,29 +233,27 @@ def from_dict(config: type, values: dict):
     return config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
-BATCH_SIZE = 16  # images searched at once
+BATCH_SIZE = 16  # images per search
 
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """Search for captions. Raises UserError when a value makes no sense."""
+    """Beam search. Raises UserError for values out of range."""
 
-    beam_size: int = setting(7, "captions that grow side by side; 1: greedy, the fastest")
-    num_captions: int = setting(1, "captions an image, best first; at most the beam size")
-    min_length: int = setting(1, "fewest words in a caption")
-    max_length: int = setting(20, "most words in a caption")
+    beam_size: int = setting(7, "beam size; 1: greedy search, the fastest", common=True)
+    num_captions: int = setting(1, "captions per image, best first; at most the beam size", common=True)
+    min_length: int = setting(1, "shortest caption, in words")
+    max_length: int = setting(20, "longest caption, in words", common=True)
     length_penalty: float = setting(
-        0.6, "rank by log-probability / length^X; 0: as it is; more favours longer captions"
+        0.6, "rank by log-probability / length^X; larger values favour longer captions"
     )
-    block_ngrams: int = setting(
-        2, "never say the same N words in a row twice, nor 'W W' or 'W and W'; 0: off"
-    )
+    block_ngrams: int = setting(2, "never repeat N words in a row, nor 'W W' or 'W and W'; 0: off")
     remove_bad_endings: bool = setting(True, "never end in 'a', 'with', 'and', ...", was="sound_endings")
     rerank_weight: float = setting(
-        5.5, "nats added to captions of the words that people would use; 0: off", was="consensus"
+        5.5, "weight of guides that rerank candidates, e.g. by expected CIDEr; 0: off", was="consensus"
     )
-    diverse_groups: int = setting(1, "groups of beams that differ")
-    diversity: float = setting(0.5, "nats off a word for each beam of groups before that says it")
+    diverse_groups: int = setting(1, "groups of diverse beam search")
+    diversity: float = setting(0.5, "diversity penalty, nats per beam of earlier groups with the same word")
 
     @property
     def candidates(self) -> int:
@@ -282,12 +278,12 @@ class SearchConfig:
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """Draw captions at random in place of the search (--sample). Raises UserError when a value makes no sense."""
+    """Sampling instead of beam search (--sample). Raises UserError for values out of range."""
 
-    temperature: float = setting(1.0, "below 1: likelier words")
-    top_k: int = setting(0, "of the N likeliest words; 0: all")
-    top_p: float = setting(0.9, "of the likeliest that sum to X")
-    seed: int = setting(0, "same seed, same captions")
+    temperature: float = setting(1.0, "sampling temperature; below 1: more probable words")
+    top_k: int = setting(0, "sample from the N most probable words; 0: all")
+    top_p: float = setting(0.9, "nucleus sampling: the most probable words that sum to X")
+    seed: int = setting(0, "random seed of --sample", common=True)
 
     def __post_init__(self):
         require(self, "temperature", 0 < self.temperature < float("inf"), "above 0")

@@ -1,4 +1,4 @@
-"""Score a classifier on labelled images: top-1 with its 95% interval, top-5, and what it takes for what."""
+"""Score a classifier on labelled images: top-1 with its 95% interval, top-5, and its confusions."""
 
 import argparse
 import hashlib
@@ -62,7 +62,7 @@ def parser() -> Parser:
 
 
 def run(argv: list[str] | None, processes: Processes) -> int:
-    """Score what the flags say. Raises UserError for a mistake in them; `cli.evaluate.main` reports it."""
+    """Score the classifier that the flags name. Raises UserError for a mistake in them."""
     arguments = parser().parse_args(argv)
     if arguments.output:
         check_writable(arguments.output)
@@ -103,27 +103,26 @@ def run(argv: list[str] | None, processes: Processes) -> int:
 
 
 def open_data(arguments: argparse.Namespace, checkpoint):
-    """The data and where they are from: those of the flags, else those the checkpoint was trained on.
+    """The data set of the flags, else the one that the checkpoint was trained on, and where it is from.
 
-    Raises UserError where neither says it, and where the classes are not the model's.
+    Raises UserError if neither names one, and if its classes are not the model's.
     """
     from sca_caption.datasets.classification import open_dataset
 
     trained_on = checkpoint.metrics.get("data") or checkpoint.training.get("data") or {}
     name = arguments.dataset or trained_on.get("dataset")
     if not name:
-        raise UserError(f"{arguments.checkpoint} does not say what it was trained on; give --dataset NAME")
+        raise UserError(f"{arguments.checkpoint} has no record of its training data; give --dataset NAME")
     same = name == trained_on.get("dataset")
     root = arguments.root or (trained_on.get("root") if same else None)
-    seed = trained_on.get("seed", 0) if same else 0
-    data = open_dataset(name, root, seed)
+    data = open_dataset(name, root)
     classes = checkpoint.config.classes
     if data.classes != tuple(classes):
         raise UserError(
             f"{name} has other classes ({listed(data.classes)}) than {arguments.checkpoint} ({listed(classes)}); "
             "give the --dataset and --root that it was trained for"
         )
-    return data, {"dataset": name, "root": str(root) if root else None, "seed": seed}
+    return data, {"dataset": name, "root": str(root) if root else None}
 
 
 def listed(classes) -> str:

@@ -9,16 +9,16 @@ from sca_caption.runtime.errors import choice
 
 
 def task_of(argv: Sequence[str] | None) -> str:
-    """Which of "caption" and "classify" `--task` names, before the flags of that task are known."""
+    """The value of --task, "caption" or "classify", before the flags of that task are known."""
     p = Parser(add_help=False, allow_abbrev=False)
     p.add_argument("--task", default="caption")
     return choice(p.parse_known_args(argv)[0].task, ("caption", "classify"), "task")
 
 
-def add_flags(parser: argparse.ArgumentParser, *configs: type, without: Sequence[str] = ()) -> None:
-    """Add one flag for each field of the config classes, but for those named in `without`.
+def add_flags(parser: Parser, *configs: type, without: Sequence[str] = ()) -> None:
+    """Add one flag per field of the config classes, except those in `without`.
 
-    A flag that is not given leaves no trace in the namespace.
+    A flag that is not given is absent from the namespace. Fields that are not `common` are shown by --help-all alone.
     """
     for config in configs:
         group = parser.add_argument_group(config.__doc__.split(".")[0].lower())
@@ -43,15 +43,17 @@ def add_flags(parser: argparse.ArgumentParser, *configs: type, without: Sequence
                     options |= {"type": f.type}
                     if not f.metadata["choices"]:
                         options["metavar"] = {int: "N", float: "X", str: "NAME"}[f.type]
-            group.add_argument(flag, **options)
+            action = group.add_argument(flag, **options)
+            if not f.metadata["common"]:
+                parser.add_rare(action)
             if f.metadata["was"]:
                 parser.add_argument(
                     "--" + f.metadata["was"].replace("_", "-"), **options | {"help": argparse.SUPPRESS}
                 )
 
 
-def make(config: type, arguments: argparse.Namespace, preset: dict | None = None):
-    """Build a config: its defaults, then the preset's values, then the flags that were given."""
+def make(config: type, arguments: argparse.Namespace, recipe: dict | None = None):
+    """Build a config: its defaults, then the recipe's values, then the flags that were given."""
     names = {f.name for f in dataclasses.fields(config)}
-    values = {k: v for k, v in ((preset or {}) | vars(arguments)).items() if k in names}
+    values = {k: v for k, v in ((recipe or {}) | vars(arguments)).items() if k in names}
     return config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

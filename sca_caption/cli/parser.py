@@ -1,4 +1,4 @@
-"""What every program's command line has: help that fits the terminal, --version, --completion, mistakes in one line."""
+"""The argument parser of all programs: fitted help, --help-all, --version, --completion, and errors in one line."""
 
 import argparse
 import functools
@@ -7,28 +7,29 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NoReturn
 
 from sca_caption import __version__
 from sca_caption.runtime.errors import UserError, marked
 
-NARROWEST, WIDEST = 40, 120  # columns
+MIN_WIDTH, MAX_WIDTH = 40, 120  # columns
 SHELLS = ("bash", "zsh", "tcsh")
 FILES = ("FILE", "IMAGE")  # how metavars of files begin
 
 
 def width() -> int:
-    """Columns that help may fill: COLUMNS, else the terminal's width, else 80; within bounds that read well."""
-    return min(WIDEST, max(NARROWEST, shutil.get_terminal_size().columns))
+    """Width of help texts: COLUMNS, else the terminal's width, else 80; from MIN_WIDTH to MAX_WIDTH."""
+    return min(MAX_WIDTH, max(MIN_WIDTH, shutil.get_terminal_size().columns))
 
 
 class _HelpFormatter(argparse.HelpFormatter):
-    """Keeps the line breaks of descriptions and epilogs where they fit; short lists of flags on narrow terminals."""
+    """Keeps the line breaks of descriptions and epilogs if they fit; leaves the flags less room on narrow terminals."""
 
     def __init__(self, prog: str):
         columns = width()
         position = (
             32 if columns >= 80 else columns // 3
-        )  # on wide ones most flags and their help share a line
+        )  # on wide terminals most flags share a line with their help
         super().__init__(prog, max_help_position=position, width=columns - 2)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
@@ -44,7 +45,7 @@ class _HelpFormatter(argparse.HelpFormatter):
 
 
 def _fitted(paragraph: str, width: int) -> str:
-    """The paragraph as it is if it fits; else prose filled anew, and the remarks of commands above them."""
+    """The paragraph if it fits; else prose is filled again, and the comment of a command goes above it."""
     lines = paragraph.splitlines()
     if max(map(len, lines)) <= width:
         return paragraph
@@ -52,23 +53,24 @@ def _fitted(paragraph: str, width: int) -> str:
         return textwrap.fill(" ".join(lines), width, break_long_words=False, break_on_hyphens=False)
     found = []
     for line in lines:
-        call, mark, remark = line.partition(" # ")
+        call, mark, comment = line.partition(" # ")
         if len(line) > width and mark:
-            found += [f"{line[: len(line) - len(line.lstrip())]}# {remark}", call.rstrip()]
+            found += [f"{line[: len(line) - len(line.lstrip())]}# {comment}", call.rstrip()]
         else:
             found.append(line)  # a long command stays one line, so that it can be copied
     return "\n".join(found)
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong with the flags in one line, has --version and, where a shell can use it, --completion.
+    """Raises UserError for wrong flags; has --version, --help-all if flags are marked rare, and --completion.
 
-    also: parsers that read the same program's flags on other tasks, for completion.
+    also: parsers of the same program's flags for other tasks, for completion.
     """
 
     def __init__(self, *, also: Callable[[], Iterable[argparse.ArgumentParser]] = tuple, **options):
         super().__init__(formatter_class=_HelpFormatter, **options)
         self.also = also
+        self.rare: list[argparse.Action] = []
         if self.add_help:
             self.add_argument("--version", action="version", version=f"sca_caption {__version__}",
                               help="print the version and exit")  # fmt: skip
@@ -76,20 +78,50 @@ class Parser(argparse.ArgumentParser):
             self.add_argument("--completion", action=_Completion, choices=SHELLS, metavar="SHELL",
                               help="print a script that completes flags in bash, zsh or tcsh")  # fmt: skip
 
-    def error(self, message: str):
+    def add_rare(self, *actions: argparse.Action) -> None:
+        """Show these flags in --help-all alone."""
+        if not self.rare and self.add_help:
+            self.add_argument("--help-all", action=_HelpAll, help="show rarely used flags as well, and exit")
+        self.rare += actions
+
+    def format_help(self) -> str:
+        shown = {action: action.help for action in self.rare}
+        for action in self.rare:
+            action.help = argparse.SUPPRESS
+        try:
+            return self.format_all_help()
+        finally:
+            for action, text in shown.items():
+                action.help = text
+
+    def format_all_help(self) -> str:
+        return super().format_help()
+
+    def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
 
 
 def installed_name(prog: str) -> str:
-    """What the program is called once installed: of train.py, sca-caption-train; of what `python -m` starts, ""."""
+    """The installed program: sca-caption-train for train.py; "" for what `python -m` starts."""
     name = prog.split()[0].removesuffix(".py").removeprefix("sca-caption-")
     if name == "python":
         return ""
     return f"sca-caption-{name}" if name in ("preprocess", "train", "evaluate") else "sca-caption"
 
 
+class _HelpAll(argparse.Action):
+    """Prints the help of all flags and exits."""
+
+    def __init__(self, option_strings, dest, **options):
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, **options)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        print(parser.format_all_help(), end="")
+        parser.exit()
+
+
 class _Completion(argparse.Action):
-    """Prints the shell's script and exits. Raises UserError where shtab, which writes it, is not installed."""
+    """Prints the shell's script and exits. Raises UserError if shtab, which writes it, is not installed."""
 
     def __init__(self, option_strings, dest, **options):
         super().__init__(option_strings, argparse.SUPPRESS, default=argparse.SUPPRESS, **options)
@@ -100,9 +132,9 @@ class _Completion(argparse.Action):
 
 
 def completion(parser: Parser, shell: str) -> str:
-    """The script by which a shell ("bash", "zsh" or "tcsh") completes the program's flags, choices and files.
+    """The script that completes the program's flags, choices and files in a shell: "bash", "zsh" or "tcsh".
 
-    Raises UserError where shtab is not installed.
+    Raises UserError if shtab is not installed.
     """
     try:
         import shtab
@@ -137,7 +169,7 @@ def program(main: Callable[..., int]) -> Callable[..., int]:
         except UserError as error:
             print(marked("error", error, sys.stderr), file=sys.stderr)
             return 2
-        except BrokenPipeError:  # the reader of our stdout (head, less) went away: nothing is wrong
+        except BrokenPipeError:  # the reader of stdout (head, less) has ended, which is no error
             sys.stderr.close()
             return 0
         except KeyboardInterrupt:

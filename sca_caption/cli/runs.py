@@ -9,18 +9,18 @@ from sca_caption.runtime.errors import UserError
 
 
 def given(arguments: argparse.Namespace, *configs: type) -> dict:
-    """The settings that were given as flags."""
+    """Settings that were given as flags."""
     names = {f.name for c in configs for f in dataclasses.fields(c)}
     return {name: value for name, value in vars(arguments).items() if name in names}
 
 
 def resumes(arguments: argparse.Namespace, output: Path) -> bool:
-    """Whether to go on with the run in `output`: as told, or as torchrun's new attempt at it."""
+    """Whether to resume the run in `output`: if --resume is given, or if torchrun restarted it."""
     return arguments.resume or (restarted() and (output / "last.pt").exists())
 
 
 def resumable(output: Path, task: str = "caption"):
-    """The run in `output`, to go on with. Raises UserError where there is none."""
+    """The checkpoint to resume the run in `output` from. Raises UserError if there is none."""
     from sca_caption import checkpoint
 
     found = checkpoint.load(output / "last.pt", task)
@@ -30,15 +30,18 @@ def resumable(output: Path, task: str = "caption"):
 
 
 def check_same_settings(found: dict, train_config, model_config) -> None:
-    """Raise UserError where a flag says otherwise than the run that is resumed."""
+    """Raise UserError if a flag contradicts the run that is resumed."""
     kept = {**vars(train_config), **vars(model_config)}
     for name, value in found.items():
         if (tuple(value) if isinstance(value, list) else value) != kept[name]:
             raise UserError(
-                f"--resume goes on with the run's own settings; it has {name}={kept[name]}, found {value}"
+                f"--resume keeps the run's own settings; it has {name}={kept[name]}, found {value}"
             )
 
 
 def check_no_run_in(output: Path) -> None:
+    """Raise UserError if the folder holds a run."""
     if (output / "last.pt").exists():
-        raise UserError(f"{output} already holds a run; go on with --resume, or choose another --output")
+        raise UserError(
+            f"{output} already holds a run; continue it with --resume, or choose another --output"
+        )

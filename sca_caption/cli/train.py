@@ -3,23 +3,26 @@
 import argparse
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from sca_caption import config
 from sca_caption.cli.flags import add_flags, make, task_of
 from sca_caption.cli.parser import Parser, program
 from sca_caption.cli.runs import check_no_run_in, check_same_settings, given, resumable, resumes
+from sca_caption.recipes import load_recipe
 from sca_caption.runtime.distributed import Processes, process_group
 from sca_caption.runtime.errors import UserError
 
+RECIPES = ("default", "paper", "self-critical", "shapes")
 EPILOG = """\
 examples:
   python preprocess.py --dataset flickr8k --root ~/flickr8k   # once: makes data/flickr8k.h5
   python train.py --dataset flickr8k                          # writes runs/flickr8k/best.pt and last.pt
-  python train.py --dataset flickr8k --resume                 # goes on after an interruption
-  python train.py --dataset flickr30k --preset paper --backbone vgg19 --layers 2 --attention C-S
+  python train.py --dataset flickr8k --resume                 # resumes after an interruption
+  python train.py --dataset flickr30k --recipe paper --backbone vgg19 --layers 2 --attention C-S
   python train.py --dataset flickr8k --objective cider --init runs/flickr8k/best.pt    # writes runs/flickr8k-cider
   python train.py --task classify --dataset cifar10 --backbone resnet18 --attention cbam
-  torchrun --standalone --nproc-per-node 8 train.py --dataset coco       # eight GPUs share every batch
+  torchrun --standalone --nproc-per-node 8 train.py --dataset coco       # each batch on eight GPUs
 """
 
 
@@ -35,24 +38,23 @@ def parser() -> Parser:
         "--task", choices=("caption", "classify"), default="caption", help="(default: %(default)s)"
     )
     p.add_argument(
-        "--dataset", required=True, metavar="NAME", help="trains from data/NAME.h5 (see preprocess.py)"
+        "--dataset", required=True, metavar="NAME", help="train on data/NAME.h5 (see preprocess.py)"
     )
     p.add_argument("--data", type=Path, metavar="FILE.h5", help="another data file")
     p.add_argument(
         "--output",
         type=Path,
         metavar="DIR",
-        help="where checkpoints go (default: runs/NAME, or runs/NAME-cider)",
+        help="folder for checkpoints (default: runs/NAME, or runs/NAME-cider)",
     )
-    p.add_argument("--preset", choices=sorted(config.PRESETS), help="defaults for the flags below (default: 'shapes' "
-                   "for the data set shapes, else 'default'; 'paper': the authors' sizes and training)")  # fmt: skip
+    p.add_argument("--recipe", metavar="NAME", help="defaults for the flags below: a .toml file, or one of "
+                   f"{', '.join(RECIPES)} (default: shapes for that data set, else default)")  # fmt: skip
+    p.add_argument("--preset", dest="recipe", help=argparse.SUPPRESS, default=argparse.SUPPRESS)
     p.add_argument("--backbone-weights", metavar="FILE", help="ImageNet weights as a torchvision state dict, or 'none' "
                    "to start at random (default: torchvision's download)")  # fmt: skip
-    p.add_argument("--init", metavar="FILE", help="start from a checkpoint, with its architecture where no flag "
-                   "says otherwise; 'shipped': the model that comes along")  # fmt: skip
-    p.add_argument(
-        "--resume", action="store_true", help="go on with the run in --output, with its own settings"
-    )
+    p.add_argument("--init", metavar="FILE", help="start from a checkpoint and its architecture, unless flags "
+                   "change it; 'shipped': the model that ships")  # fmt: skip
+    p.add_argument("--resume", action="store_true", help="resume the run in --output, with its own settings")
     p.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)"
     )
@@ -62,7 +64,7 @@ def parser() -> Parser:
 
 
 def other() -> list[Parser]:
-    """The flags with --task classify, for the shell to complete."""
+    """The flags of --task classify, for shell completion."""
     from sca_caption.cli import train_classifier
 
     return [train_classifier.parser()]
@@ -79,12 +81,13 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(argv: list[str] | None, processes: Processes) -> int:
-    """Train the captioner that the flags say. Raises UserError for a mistake in them."""
+    """Train the captioner that the flags describe. Raises UserError for a mistake in them."""
     arguments = parser().parse_args(argv)
-    critical = getattr(arguments, "objective", "") == "cider"
+    recipe = recipe_of(arguments)
+    critical = recipe.get("objective") == "cider"
     output = arguments.output or Path("runs") / (arguments.dataset + "-cider" * critical)
     path = arguments.data or Path("data") / f"{arguments.dataset}.h5"
-    settings = settings_of(arguments)
+    settings = make(config.ModelConfig, arguments, recipe), make(config.TrainConfig, arguments, recipe)
 
     from sca_caption.datasets.hdf5_reader import CaptionDataset
     from sca_caption.models.backbone import attended_layers
@@ -118,8 +121,7 @@ def run(argv: list[str] | None, processes: Processes) -> int:
             model_config = continued(arguments, start.config)
         elif critical:
             raise UserError(
-                "--objective cider improves a model that can caption already; add --init runs/NAME/best.pt, or --init "
-                "shipped"
+                "--objective cider needs a trained captioner; add --init runs/NAME/best.pt, or --init shipped"
             )
         layers = attended_layers(model_config.backbone, model_config.layers)
         model_config = dataclasses.replace(model_config, layers=layers)
@@ -132,12 +134,14 @@ def run(argv: list[str] | None, processes: Processes) -> int:
     return 0
 
 
-def settings_of(arguments: argparse.Namespace) -> tuple[config.ModelConfig, config.TrainConfig]:
-    preset = arguments.preset or ("shapes" if arguments.dataset == "shapes" else "default")
-    values = config.PRESETS[preset]
-    if getattr(arguments, "objective", values.get("objective")) == "cider":
-        values = values | config.SELF_CRITICAL
-    return make(config.ModelConfig, arguments, values), make(config.TrainConfig, arguments, values)
+def recipe_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings of --recipe, else of the data set's default; --objective cider adds those of self-critical."""
+    name = arguments.recipe or ("shapes" if arguments.dataset == "shapes" else "default")
+    values = load_recipe(name, "caption")
+    objective = getattr(arguments, "objective", values.get("objective"))
+    if objective == "cider":
+        return values | load_recipe("self-critical", "caption") | (values if "objective" in values else {})
+    return values | ({"objective": objective} if objective else {})
 
 
 def initial(init: str):
@@ -148,8 +152,8 @@ def initial(init: str):
 
 
 def continued(arguments: argparse.Namespace, start: config.ModelConfig) -> config.ModelConfig:
-    """The architecture of --init with what flags and preset say otherwise. Raises UserError for another CNN."""
-    values = vars(start) | (config.PRESETS[arguments.preset] if arguments.preset else {})
+    """The architecture of --init, changed by flags and --recipe. Raises UserError for another CNN."""
+    values = vars(start) | (load_recipe(arguments.recipe, "caption") if arguments.recipe else {})
     found = make(config.ModelConfig, arguments, values)
     if found.backbone != start.backbone:
         raise UserError(
@@ -160,16 +164,16 @@ def continued(arguments: argparse.Namespace, start: config.ModelConfig) -> confi
 
 
 def check_same_words(init: str, start, data) -> None:
-    """Raise UserError where self-critical training could not go on with the words of --init."""
+    """Raise UserError if the vocabulary of --init is not the data file's, which self-critical training keeps."""
     if start.vocabulary != data.vocabulary:
         raise UserError(
-            f"--objective cider goes on with the words of --init {init}, of which {data.path} has others; "
-            f"train with cross-entropy first"
+            f"--objective cider keeps the vocabulary of --init {init}, but {data.path} has another; train with "
+            "cross-entropy first"
         )
 
 
 def check_features(data, model_config: config.ModelConfig, train_config: config.TrainConfig) -> None:
-    """Raise UserError where stored features are another CNN's, or the CNN is to learn without its images."""
+    """Raise UserError for stored features of another CNN, and for fine-tuning the CNN on stored features."""
     data.require_features_of(model_config.backbone, model_config.layers, model_config.backbone_attention)
     fine_tunes = 0 <= train_config.finetune_backbone_at < train_config.epochs
     if data.encoding == "features" and fine_tunes:
@@ -180,7 +184,7 @@ def check_features(data, model_config: config.ModelConfig, train_config: config.
 
 
 def new_model(model_config: config.ModelConfig, data, arguments: argparse.Namespace):
-    """The model to train: at random but for the backbone, and for what --init brings."""
+    """The model to train: random weights, except the backbone's and those that --init has."""
     import torch
 
     from sca_caption.models.pretrained import pretrained_weights
@@ -199,5 +203,5 @@ def new_model(model_config: config.ModelConfig, data, arguments: argparse.Namesp
     if init:
         fresh = initialise_from(model, initial(init), data.vocabulary.words)
         parts = sorted({name.split(".")[0] for name in fresh})
-        print(f"starting from {init}; new, wholly or in part: {', '.join(parts) or 'nothing'}")
+        print(f"starting from {init}; new weights in: {', '.join(parts) or 'nothing'}")
     return model

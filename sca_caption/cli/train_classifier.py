@@ -1,4 +1,4 @@
-"""Train an image classifier, with an attention block at each of the places where its authors put it."""
+"""Train an image classifier, with an attention block wherever its authors put it."""
 
 import argparse
 import dataclasses
@@ -9,6 +9,7 @@ from sca_caption.cli.flags import add_flags, make
 from sca_caption.cli.parser import Parser
 from sca_caption.cli.runs import check_no_run_in, check_same_settings, given, resumable, resumes
 from sca_caption.config import ClassifierConfig, ClassifierTrainConfig
+from sca_caption.recipes import load_recipe
 from sca_caption.runtime.distributed import Processes
 from sca_caption.runtime.errors import UserError
 
@@ -20,15 +21,16 @@ examples:
   python train.py --task classify --dataset folder --root photos --backbone mobilenet_v2 --attention coord
   python evaluate.py --task classify --checkpoint runs/folder-mobilenet_v2-coord/best.pt
 
-data sets: cifar10 cifar100 caltech101 imagenet shapes, or folder: one folder for each class; see data/README.md
+data sets: cifar10 cifar100 caltech101 imagenet shapes, or folder: one folder per class; see data/README.md
 """
-PRESET_OF = {
+RECIPES = ("caltech", "cifar", "imagenet", "shapes-classify")
+RECIPE_OF = {
     "cifar10": "cifar",
     "cifar100": "cifar",
     "imagenet": "imagenet",
-    "shapes": "shapes",
+    "shapes": "shapes-classify",
 }  # else caltech
-PRETRAINED = ("caltech",)  # presets that start from ImageNet weights
+PRETRAINED = ("caltech",)  # recipes that start from ImageNet weights
 
 
 def parser() -> Parser:
@@ -42,22 +44,21 @@ def parser() -> Parser:
     p.add_argument("--dataset", required=True, metavar="NAME", help="one of the data sets below")
     p.add_argument("--root", type=Path, metavar="DIR", help="where its files are (default: data/NAME)")
     p.add_argument(
-        "--output", type=Path, metavar="DIR", help="where checkpoints go (default: runs/NAME-BACKBONE-BLOCK)"
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="folder for checkpoints (default: runs/NAME-BACKBONE-BLOCK)",
     )
-    p.add_argument(
-        "--preset",
-        choices=sorted(config.CLASSIFIER_PRESETS),
-        help="defaults for the flags below: a published recipe (default: the data set's; caltech for folder)",
-    )
+    p.add_argument("--recipe", metavar="NAME", help="defaults for the flags below: a .toml file, or one of "
+                   f"{', '.join(RECIPES)} (default: the data set's; caltech for folder)")  # fmt: skip
+    p.add_argument("--preset", dest="recipe", help=argparse.SUPPRESS, default=argparse.SUPPRESS)
     p.add_argument(
         "--backbone-weights",
         metavar="FILE",
         help="ImageNet weights as a torchvision state dict, 'download', or 'none' to start at random "
-        "(default: download with the preset caltech, else none)",
+        "(default: download with the recipe caltech, else none)",
     )
-    p.add_argument(
-        "--resume", action="store_true", help="go on with the run in --output, with its own settings"
-    )
+    p.add_argument("--resume", action="store_true", help="resume the run in --output, with its own settings")
     p.add_argument(
         "--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)"
     )
@@ -67,12 +68,12 @@ def parser() -> Parser:
 
 
 def run(argv: list[str] | None, processes: Processes) -> int:
-    """Train what the flags say. Raises UserError for a mistake in them; `cli.train.main` reports it."""
+    """Train the classifier that the flags describe. Raises UserError for a mistake in them."""
     arguments = parser().parse_args(argv)
-    preset = arguments.preset or PRESET_OF.get(arguments.dataset, "caltech")
-    values = config.CLASSIFIER_PRESETS[preset]
-    model_config = make(ClassifierConfig, arguments, values)
-    train_config = make(ClassifierTrainConfig, arguments, values)
+    name = arguments.recipe or RECIPE_OF.get(arguments.dataset, "caltech")
+    recipe = load_recipe(name, "classify")
+    model_config = make(ClassifierConfig, arguments, recipe)
+    train_config = make(ClassifierTrainConfig, arguments, recipe)
     output = arguments.output or default_output(arguments.dataset, model_config)
 
     from sca_caption.datasets.classification import open_dataset
@@ -98,7 +99,7 @@ def run(argv: list[str] | None, processes: Processes) -> int:
             )
         model = resumed.model
     else:
-        weights = arguments.backbone_weights or ("download" if preset in PRETRAINED else "none")
+        weights = arguments.backbone_weights or ("download" if name in PRETRAINED else "none")
         with processes.one_first():
             model = new_model(
                 dataclasses.replace(model_config, classes=data.classes), train_config.seed, weights
@@ -116,7 +117,7 @@ def default_output(dataset: str, model: ClassifierConfig) -> Path:
 
 
 def new_model(model_config: ClassifierConfig, seed: int, weights: str):
-    """The model to train: at random but for the weights that the network starts from."""
+    """The model to train: random weights, except those of the pretrained network."""
     import torch
 
     from sca_caption.models.classifier import Classifier
@@ -129,13 +130,13 @@ def new_model(model_config: ClassifierConfig, seed: int, weights: str):
     model = Classifier(model_config, pretrained_weights(model_config.backbone, file))
     left = len(model.fresh)
     print(
-        f"starting from {weights}; {left} of {len(model.network.state_dict())} tensors are new: blocks, and a head"
+        f"starting from {weights}; {left} of {len(model.network.state_dict())} tensors are new: the blocks and the head"
     )
     return model
 
 
 def report(history: list[dict]) -> None:
-    """The figures that papers print: the last epoch, and the mean of the best five."""
+    """Print the figures that papers report: the last epoch, and the mean of the best five."""
     from sca_caption.evaluation.classification_metrics import best_mean
 
     scores = [record["top-1"] for record in history if "top-1" in record]
