@@ -1,7 +1,7 @@
-"""Describe photographs in English.
+"""Caption photographs in English.
 
-One image file prints its caption. Several files or folders (searched recursively) print `path<TAB>caption` a
-line.
+One image file prints its caption. Several files or folders (searched recursively) print path<TAB>caption, a line per
+image.
 """
 
 import argparse
@@ -26,26 +26,26 @@ if TYPE_CHECKING:
 
 
 NUMERIC = (".json", ".jsonl")  # results files that can hold lists of numbers
+BEAM_FLAGS = ("beam_size", "rerank_weight", "diverse_groups", "diversity")  # settings of beam search alone
 EPILOG = """\
 examples:
   python caption.py photo.jpg                          # prints the caption, nothing else
-  python caption.py a.jpg b.png photos/                # path<TAB>caption, a line an image
+  python caption.py a.jpg b.png photos/                # path<TAB>caption, a line per image
   find . -name '*.jpg' | python caption.py -           # paths from standard input
   python caption.py photos/ --output captions.json     # COCO results; .jsonl and .csv likewise
-  python caption.py photos/ --output gallery.html      # a page with all photographs, to search and look at
-  python caption.py photos/ --output captions.json --resume   # adds new photographs; goes on after a break
-  python caption.py photos/ --sidecar                  # photo.txt beside each photo.jpg
-  python caption.py photo.jpg --explain why.png        # where it looked for each word, and what it selected
-  python caption.py photo.jpg --num-captions 3         # three captions, a line each, best first
-  python caption.py photo.jpg --mention dog ball       # a caption with these words
-  python caption.py --serve                            # a page in the browser: drop, paste or take photographs
+  python caption.py photos/ --output gallery.html      # a page with all photographs
+  python caption.py photos/ --output captions.json --resume   # captions new photographs only
+  python caption.py photos/ --txt                      # photo.txt beside each photo.jpg
+  python caption.py photo.jpg --explain why.png        # attention at every word
+  python caption.py photo.jpg --num-captions 3         # three captions, best first
+  python caption.py photo.jpg --force-words dog ball   # a caption with these words
+  python caption.py --serve                            # a local page in the browser
 
-Results files hold image_id, file_name, caption and score (log-probability / length^X). image_id is the number
-that is the file's name where all have one (COCO's), else the position in the input, from 1. With
---num-captions, JSON lists all captions of an image under "captions", and CSV gives each a row.
---resume keeps every caption that the file has, also of images that are gone; it goes by file names alone.
+Results files hold image_id, file_name, caption and score. image_id is the number that is the file's name if
+all images have one (COCO's), else the position in the input, from 1. With --num-captions, JSON lists all
+captions of an image under "captions", and CSV gives each a row. --resume keeps every caption in the file.
 
-Exit status: 0; 1 when some images could not be read; 2 when none could, or for a mistake in the command.
+Exit status: 0; 1 if some images could not be read; 2 if none could, or for a mistake in the command.
 """
 
 
@@ -56,41 +56,47 @@ def parser() -> Parser:
     )
     p.add_argument("--demo", action="store_true", help="caption photographs of installed packages")
     g = p.add_argument_group("results")
-    g.add_argument("--output", type=Path, metavar="FILE",
-                   help="write results there instead: .json, .jsonl, .csv, or .html, a page to look at")  # fmt: skip
-    g.add_argument("--sidecar", action="store_true", help="write a .txt beside each image instead")
-    g.add_argument("--overwrite", action="store_true", help="replace a .txt that says something else")
-    g.add_argument("--resume", action="store_true",
-                   help="caption only images that --output or --sidecar has not")  # fmt: skip
-    g.add_argument("--scores", action="store_true", help="before each caption, how far to trust it")
-    g.add_argument("--doubtful-first", action="store_true",
-                   help="in this order; prints when all are done")  # fmt: skip
-    g.add_argument("--explain", type=Path, metavar="FILE", help="draw what was attended at each word of the one image: "
-                   ".png, .svg, .pdf or .gif")  # fmt: skip
-    g.add_argument("--explain-data", type=Path, metavar="FILE", help="show channels by patches of this data file's "
-                   "training images")  # fmt: skip
-    g.add_argument(
-        "--with-attention", action="store_true", help="all weights too, in --output .json or .jsonl"
-    )
-    g.add_argument("--quiet", action="store_true", help="only errors on standard error")
+    g.add_argument("--output", type=Path, metavar="FILE", help="write a results file: .json, .jsonl, .csv, or .html, a "
+                   "gallery")  # fmt: skip
+    g.add_argument("--txt", action="store_true", help="write a .txt beside each image")
+    overwrite = g.add_argument("--overwrite", action="store_true", help="let --txt replace files that differ")
+    g.add_argument("--resume", action="store_true", help="skip images that --output or --txt has already")
+    g.add_argument("--scores", action="store_true", help="print the confidence before each caption")
+    sort = g.add_argument("--sort", choices=("input", "confidence"), default="input",
+                          help="confidence: the least confident first (default: %(default)s)")  # fmt: skip
+    g.add_argument("--explain", type=Path, metavar="FILE", help="draw the attention at every word of one image: .png, "
+                   ".svg, .pdf or .gif")  # fmt: skip
+    patches = g.add_argument("--explain-data", type=Path, metavar="FILE.h5", help="illustrate channels by patches of "
+                             "this data file's training images")  # fmt: skip
+    attention = g.add_argument("--save-attention", action="store_true", help="add all attention weights to --output "
+                               ".json or .jsonl")  # fmt: skip
+    g.add_argument("--quiet", action="store_true", help="print only errors on standard error")
     g = p.add_argument_group("model")
-    g.add_argument("--checkpoint", nargs="+", type=Path, metavar="FILE", help="a model of train.py, or several that "
-                   "speak as one (default: the one that ships)")  # fmt: skip
-    g.add_argument(
-        "--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)"
-    )
-    g.add_argument("--batch-size", type=int, default=BATCH_SIZE, metavar="N",
-                   help="images at once; fewer take less memory (default: %(default)s)")  # fmt: skip
-    g = p.add_argument_group("what captions say")
-    g.add_argument("--mention", nargs="+", default=(), metavar="WORD", help="words that captions must have, at most "
-                   "three; any of several: dog/puppy")  # fmt: skip
-    g.add_argument("--no-objects", dest="objects", action="store_false",
-                   help="neither put in nouns that ImageNet's classifier is sure of, nor leave out people, dogs and "
-                   "colours in captions of other things, of a model that can")  # fmt: skip
-    g.add_argument("--sample", action="store_true", help="draw captions at random in place of the search")
+    g.add_argument("--checkpoint", nargs="+", type=Path, metavar="FILE", help="a checkpoint of train.py; several are an "
+                   "ensemble (default: the model that ships)")  # fmt: skip
+    g.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda if available)")
+    g.add_argument("--batch-size", type=int, default=BATCH_SIZE, metavar="N", help="images per batch; smaller batches "
+                   "take less memory (default: %(default)s)")  # fmt: skip
+    g = p.add_argument_group("content")
+    g.add_argument("--force-words", nargs="+", default=(), metavar="WORD", help="words that captions must contain, at "
+                   "most three; dog/puppy: one of them")  # fmt: skip
+    g.add_argument("--no-objects", dest="objects", action="store_false", help="turn object guidance off: ImageNet nouns "
+                   "are not inserted, unlikely people, dogs and colours not suppressed")  # fmt: skip
+    g.add_argument("--sample", action="store_true", help="sample captions instead of beam search")
     add_page_flags(p)
+    p.add_rare(overwrite, sort, patches, attention)
     add_flags(p, SearchConfig, SamplingConfig)
+    add_earlier_flags(p)
     return p
+
+
+def add_earlier_flags(p: Parser) -> None:
+    """Accept the spellings of earlier versions, which no help shows."""
+    hidden = {"help": argparse.SUPPRESS, "default": argparse.SUPPRESS}
+    p.add_argument("--sidecar", dest="txt", action="store_true", **hidden)
+    p.add_argument("--doubtful-first", dest="sort", action="store_const", const="confidence", **hidden)
+    p.add_argument("--with-attention", dest="save_attention", action="store_true", **hidden)
+    p.add_argument("--mention", dest="force_words", nargs="+", **hidden)
 
 
 @program
@@ -100,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(argv: list[str] | None, processes: Processes) -> int:
-    """Caption, each process its share of the images; the first prints and writes them all, in order."""
+    """Caption the images, each process its share; the first process prints and writes all of them, in order."""
     p = parser()
     arguments = p.parse_args(argv)
     take_back_images(arguments)
@@ -125,7 +131,7 @@ def run(argv: list[str] | None, processes: Processes) -> int:
         search=search,
         device=arguments.device,
         batch_size=arguments.batch_size,
-        force_words=arguments.mention,
+        force_words=arguments.force_words,
         sampling=sampling if arguments.sample else None,
         objects=arguments.objects,
     )
@@ -149,35 +155,40 @@ def run(argv: list[str] | None, processes: Processes) -> int:
 
 
 def settings_of(arguments: argparse.Namespace) -> tuple[SearchConfig, SamplingConfig]:
-    """How to search or draw. Raises UserError for flags that have no effect."""
+    """Settings of search and sampling. Raises UserError for flags that have no effect."""
+    beam_flags = [name for name in BEAM_FLAGS if name in arguments] if arguments.sample else []
+    if beam_flags:
+        raise UserError(
+            f"--{beam_flags[0].replace('_', '-')} has no effect on --sample, which needs no beams; leave one out"
+        )
     if arguments.sample and "num_captions" in arguments:
-        arguments.beam_size = arguments.num_captions  # there are no beams to allow more
+        arguments.beam_size = arguments.num_captions  # no beam limits their number
     search, sampling = make(SearchConfig, arguments), make(SamplingConfig, arguments)
     useless = [name for name in vars(sampling) if name in arguments and not arguments.sample]
     if useless:
-        raise UserError(f"--{useless[0].replace('_', '-')} has no effect on the search; give --sample too")
-    if arguments.resume and not (arguments.output or arguments.sidecar):
-        raise UserError("--resume goes on with what was written; give --output FILE or --sidecar too")
-    if arguments.overwrite and (arguments.resume or not arguments.sidecar):
-        found = "--resume, which keeps what is there" if arguments.resume else "no --sidecar"
-        raise UserError(f"--overwrite replaces what --sidecar wrote; found {found}")
-    if arguments.sidecar and arguments.demo:
-        raise UserError("--sidecar writes beside your own photographs; leave --demo out")
+        raise UserError(f"--{useless[0].replace('_', '-')} has no effect on beam search; give --sample too")
+    if arguments.resume and not (arguments.output or arguments.txt):
+        raise UserError("--resume continues a results file; give --output FILE or --txt too")
+    if arguments.overwrite and (arguments.resume or not arguments.txt):
+        found = "--resume, which keeps what is there" if arguments.resume else "no --txt"
+        raise UserError(f"--overwrite replaces what --txt wrote; found {found}")
+    if arguments.txt and arguments.demo:
+        raise UserError("--txt writes beside your own photographs; leave --demo out")
     if arguments.explain_data and not arguments.explain:
         raise UserError("--explain-data is for the patches of --explain FILE; give that too")
-    if arguments.with_attention and (not arguments.output or arguments.output.suffix.lower() not in NUMERIC):
+    if arguments.save_attention and (not arguments.output or arguments.output.suffix.lower() not in NUMERIC):
         found = arguments.output or "no --output"
-        raise UserError(f"--with-attention adds weights to --output FILE.json or .jsonl; found {found}")
+        raise UserError(f"--save-attention adds weights to --output FILE.json or .jsonl; found {found}")
     return search, sampling
 
 
 def check_outputs(arguments: argparse.Namespace, paths: Sequence[Path]) -> None:
-    """Raise UserError for what is known to fail before the model is loaded."""
+    """Raise UserError for mistakes that are known before the model is loaded."""
     if arguments.output:
         from sca_caption.inference.results_file import check_results_file
 
         check_results_file(arguments.output, arguments.resume)
-    if arguments.sidecar:
+    if arguments.txt:
         from sca_caption.inference.sidecars import Sidecars
 
         Sidecars(paths)
@@ -188,7 +199,7 @@ def check_outputs(arguments: argparse.Namespace, paths: Sequence[Path]) -> None:
 
 
 def made_with(arguments: argparse.Namespace, search: SearchConfig, sampling: SamplingConfig) -> dict:
-    """What decides the captions, JSON-able, to tell results of one model and its settings from others."""
+    """Everything that decides the captions, as JSON values; results files store it for --resume."""
     from sca_caption.checkpoint import fingerprint
 
     return {
@@ -196,19 +207,19 @@ def made_with(arguments: argparse.Namespace, search: SearchConfig, sampling: Sam
         **vars(search),
         "sample": arguments.sample,
         **(vars(sampling) if arguments.sample else {}),
-        "mention": list(arguments.mention),
+        "mention": list(arguments.force_words),
         "no_objects": not arguments.objects,
-        **({"with_attention": True} if arguments.with_attention else {}),
+        **({"with_attention": True} if arguments.save_attention else {}),
     }
 
 
 class Outputs:
-    """Where results go: to the terminal, or to a results file and files beside the images."""
+    """The outputs: the terminal, or a results file and text files beside the images."""
 
     def __init__(self, arguments: argparse.Namespace, paths: Sequence[Path], single: bool):
         self.arguments, self.paths, self.results, self.sidecars = arguments, paths, None, None
-        printed = not (arguments.output or arguments.sidecar)
-        self.printer = Printer(single, arguments.scores, arguments.doubtful_first) if printed else None
+        printed = not (arguments.output or arguments.txt)
+        self.printer = Printer(single, arguments.scores, arguments.sort == "confidence") if printed else None
         self.drawing = None
 
     def open(self, opened: ExitStack, pipeline: "CaptionPipeline", settings: dict) -> None:
@@ -221,13 +232,13 @@ class Outputs:
                     self.arguments.output,
                     image_ids(self.paths),
                     resume=self.arguments.resume,
-                    doubtful_first=self.arguments.doubtful_first,
+                    doubtful_first=self.arguments.sort == "confidence",
                     numbers=("score", "confidence") if pipeline.gives_confidence else ("score",),
                     settings=settings,
                     words=pipeline.vocabulary,
                 )
             )
-        if self.arguments.sidecar:
+        if self.arguments.txt:
             from sca_caption.inference.sidecars import Sidecars
 
             self.sidecars = Sidecars(self.paths, self.arguments.overwrite)
@@ -249,7 +260,7 @@ class Outputs:
 
     def answer(self, pipeline: "CaptionPipeline") -> Callable[[Sequence[Path]], Iterable["Result"]]:
         """What gives the results of paths, with all that the outputs need of them."""
-        traced = bool(self.arguments.explain or self.arguments.with_attention)
+        traced = bool(self.arguments.explain or self.arguments.save_attention)
         if not self.arguments.output:
             return partial(pipeline.stream, traced=traced)
         from sca_caption.inference.results_file import kind_of

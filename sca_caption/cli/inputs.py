@@ -1,4 +1,4 @@
-"""Which images the command line names: files, folders, lists on standard input, and those of the demo."""
+"""The images that the command line names: files, folders, lists on standard input, and the demo's."""
 
 import argparse
 import importlib.util
@@ -23,17 +23,17 @@ DEMO = (
 
 
 def take_back_images(arguments: argparse.Namespace) -> None:
-    """Images that stand after --checkpoint or --mention, which take all that follows, become images again."""
+    """Return images that --checkpoint and --force-words took, because these take all words that follow."""
     if arguments.checkpoint:
         arguments.checkpoint, images = split(arguments.checkpoint, is_model)
         arguments.images += map(str, images)
-    if arguments.mention:
-        arguments.mention, images = split(arguments.mention, lambda word: not is_image(word))
+    if arguments.force_words:
+        arguments.force_words, images = split(arguments.force_words, lambda word: not is_image(word))
         arguments.images += images
 
 
 def split(values: Sequence, belongs: Callable) -> tuple[list, list]:
-    """Those that belong to a flag, the first in any case, and the others."""
+    """The values that belong to a flag (the first always does), and the others."""
     mine = [index == 0 or belongs(value) for index, value in enumerate(values)]
     return [v for v, is_mine in zip(values, mine, strict=True) if is_mine], [
         v for v, is_mine in zip(values, mine, strict=True) if not is_mine
@@ -45,7 +45,7 @@ def is_model(file: Path) -> bool:
 
 
 def is_image(word: str) -> bool:
-    """Whether what stands among words names an image: dog/puppy does not, nor does a word that is a folder's name."""
+    """Whether a word names an image file or folder; dog/puppy and the bare name of a folder do not."""
     from sca_caption.images import EXTENSIONS
 
     path = Path(word)
@@ -54,7 +54,7 @@ def is_image(word: str) -> bool:
 
 
 def paths_of(arguments: argparse.Namespace, prog: str) -> list[Path]:
-    """The files to caption, folders unfolded. Raises UserError where there is nothing to do."""
+    """The files to caption, folders searched. Raises UserError if there are none."""
     from sca_caption.images import find_images
 
     if arguments.demo and arguments.images:
@@ -69,12 +69,12 @@ def paths_of(arguments: argparse.Namespace, prog: str) -> list[Path]:
     for image in arguments.images:
         named += read_list(sys.stdin.buffer.read()) if image == "-" else [image]
     if not named:
-        raise UserError("no paths on standard input; give one a line")
+        raise UserError("no paths on standard input; give one per line")
     return find_images(named)
 
 
 def read_list(lines: bytes) -> list[str]:
-    """Paths, one a line or, as `find -print0` writes them, ended by zero bytes; in the disk's encoding."""
+    """Paths, one per line or, as `find -print0` writes them, ended by zero bytes; in the file system's encoding."""
     separator = b"\0" if b"\0" in lines else b"\n"
     return [os.fsdecode(path) for line in lines.split(separator) if (path := line.rstrip(b"\r"))]
 

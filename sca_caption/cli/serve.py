@@ -1,4 +1,4 @@
-"""The flags of `caption.py --serve`, and what it starts."""
+"""`caption.py --serve`: its flags, and the server that it starts."""
 
 import argparse
 import dataclasses
@@ -13,19 +13,23 @@ from sca_caption.runtime.errors import UserError
 
 HOST, PORT = "127.0.0.1", 7860
 OF_PAGE = ("host", "port", "browser")
-OTHERS = ("checkpoint", "device", "objects", "mention", "quiet")
-CAPTIONS = 5  # that a page shows of a photograph, unless told
+OTHERS = ("checkpoint", "device", "objects", "force_words", "quiet")
+CAPTIONS = 5  # per photograph on the page, by default
 
 
 def add_page_flags(parser: Parser) -> None:
-    group = parser.add_argument_group("a page in the browser")
-    group.add_argument("--serve", action="store_true", help="caption what is dropped there")
+    group = parser.add_argument_group("page in the browser")
+    group.add_argument("--serve", action="store_true", help="serve a local page that captions photographs")
     unset = {"default": argparse.SUPPRESS}
-    group.add_argument("--host", metavar="NAME", help=f"its address (default: {HOST})", **unset)
-    group.add_argument(
-        "--port", type=int, metavar="N", help=f"its port; 0: any free one (default: {PORT})", **unset
+    parser.add_rare(
+        group.add_argument("--host", metavar="NAME", help=f"address of --serve (default: {HOST})", **unset),
+        group.add_argument(
+            "--port", type=int, metavar="N", help=f"its port; 0: any free one (default: {PORT})", **unset
+        ),
+        group.add_argument(
+            "--no-browser", dest="browser", action="store_false", help="do not open the page", **unset
+        ),
     )
-    group.add_argument("--no-browser", dest="browser", action="store_false", help="do not open it", **unset)
 
 
 def check_page_flags(parser: Parser, arguments: argparse.Namespace) -> None:
@@ -59,13 +63,13 @@ def serve(arguments: argparse.Namespace) -> int:
     search = make(SearchConfig, arguments)
     if "num_captions" not in arguments:
         search = dataclasses.replace(search, num_captions=min(CAPTIONS, search.beam_size))
-    defaults = options.Options(search, tuple(arguments.mention), arguments.objects)
+    defaults = options.Options(search, tuple(arguments.force_words), arguments.objects)
     host = getattr(arguments, "host", HOST)
     with closing(server.listen(host, getattr(arguments, "port", PORT))) as listening:
         from sca_caption.inference.captioning import CaptionPipeline
 
         pipeline = CaptionPipeline.load(
-            arguments.checkpoint, search=search, device=arguments.device, force_words=arguments.mention
+            arguments.checkpoint, search=search, device=arguments.device, force_words=arguments.force_words
         )
         page = app.create_app(pipeline, name=name_of(arguments.checkpoint), defaults=defaults, host=host)
         if not guard.is_loopback(host) and not getattr(arguments, "quiet", False):

@@ -1,4 +1,4 @@
-"""What the programs write on the terminal: lines that cannot disturb it, captions, a bar of progress."""
+"""Terminal output: captions, safe single lines, and a progress bar."""
 
 import os
 import sys
@@ -19,37 +19,37 @@ if TYPE_CHECKING:
 class Printer:
     """Prints captions: `path<TAB>caption`, and the caption alone for a single image.
 
-    scores: put before each how far to trust it. doubtful_first: keep all until `finish`, which prints the least
-    trusted first.
+    scores: print the confidence before each caption. by_confidence: print at `finish`, the least confident first.
     """
 
-    def __init__(self, single: bool, scores: bool, doubtful_first: bool):
+    def __init__(self, single: bool, scores: bool, by_confidence: bool):
         self.single, self.scores = single, scores
-        self.waiting: list[tuple[float, int, str]] | None = [] if doubtful_first else None
+        self.waiting: list[tuple[float, int, str]] | None = [] if by_confidence else None
 
     def write(self, index: int, result: "Result") -> None:
         if result.error:
             return
         start = "" if self.single else f"{one_line(result.item)}\t"
-        scores = [f"{trust(caption):.2f}\t" if self.scores else "" for caption in result.captions]
+        scores = [f"{confidence(caption):.2f}\t" if self.scores else "" for caption in result.captions]
         lines = zip(scores, result.captions, strict=True)
         text = "\n".join(start + score + caption.text for score, caption in lines)
         if self.waiting is None:
             show(text)
         else:
-            self.waiting.append((trust(result.captions[0]), index, text))
+            self.waiting.append((confidence(result.captions[0]), index, text))
 
     def finish(self) -> None:
         for _, _, text in sorted(self.waiting or ()):
             show(text)
 
 
-def trust(caption: "Caption") -> float:
+def confidence(caption: "Caption") -> float:
+    """Its calibrated confidence, else its mean log-probability."""
     return caption.mean_log_prob if caption.confidence is None else caption.confidence
 
 
 def one_line(text: object) -> str:
-    """Text for the terminal: control characters and what the terminal cannot write as escapes."""
+    """Text for one line of the terminal: control and unencodable characters become escapes."""
     text = "".join(
         c if c.isprintable() or c == " " else c.encode("unicode_escape").decode() for c in str(text)
     )
@@ -58,7 +58,7 @@ def one_line(text: object) -> str:
 
 
 def show(text: str) -> None:
-    """Print at once, for whoever reads along. Raises UserError where stdout goes to a full disk."""
+    """Print and flush. Raises UserError if standard output is a file on a full disk."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -69,7 +69,7 @@ def show(text: str) -> None:
 
 
 def progress(total: int, quiet: bool) -> tuple["tqdm", Callable[[str], None]]:
-    """A bar if stderr is a terminal and there are many images, and how to write lines on stderr beside it."""
+    """A progress bar if stderr is a terminal and there are many images, and a function that prints lines beside it."""
     from tqdm import tqdm
 
     off = quiet or total <= BATCH_SIZE or not sys.stderr.isatty()
@@ -78,7 +78,7 @@ def progress(total: int, quiet: bool) -> tuple["tqdm", Callable[[str], None]]:
 
 
 def report_all(paths: Sequence[Path]) -> int:
-    """Say of each path why it cannot be opened."""
+    """Print for each path why it cannot be opened."""
     from sca_caption.images import ImageError, open_image
 
     for path in paths:

@@ -15,6 +15,7 @@ from itertools import chain
 import numpy as np
 
 from sca_caption.evaluation.meteor_spice import Meteor, Unavailable, meteor, pycocoevalcap, spice
+from sca_caption.evaluation.nltk_bleu import nltk_bleu
 from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
 
 METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE")
@@ -47,6 +48,7 @@ def evaluate(
     references: Mapping[Hashable, Sequence[str]],
     *,
     with_spice: bool = False,
+    with_nltk: bool = False,
     resamples: int = 1000,
     seed: int = 0,
 ) -> Scores:
@@ -81,6 +83,8 @@ def evaluate(
             scores.metrics[name] = float(known.corpus(known.statistics.sum(0))) if known else None
     intervals = bootstrap(found, resamples, seed)
     scores.confidence = {name: intervals.get(name) for name in scores.metrics}
+    if with_nltk:
+        scores.metrics |= nltk_bleu(list(candidates.values()), [references[image] for image in candidates])
     for row, image in enumerate(candidates):
         scores.images[image] = {name: float(measured.images[row]) for name, measured in found.items()}
     return scores
