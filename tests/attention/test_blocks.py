@@ -60,24 +60,23 @@ def run(block: nn.Module, x: Tensor) -> Pass:
 
 
 @every_case
-@pytest.mark.parametrize("size", [(8, 8), (5, 9), (6, 3), (1, 1), (1, 4), (2, 1)], ids=str)
-def test_any_size_keeps_its_shape(case, size):
-    block, x = lively(case), picture(2, CHANNELS, *size)
-    for mode in (block.eval(), block.train()):
-        output = mode(x)
-        assert output.shape == x.shape
-        assert output.dtype == x.dtype
-        assert output.isfinite().all()
+def test_any_size_keeps_its_shape(case):
+    for size in ((8, 8), (5, 9), (6, 3), (1, 1), (1, 4), (2, 1)):
+        block, x = lively(case), picture(2, CHANNELS, *size)
+        for mode in (block.eval(), block.train()):
+            output = mode(x)
+            assert (output.shape, output.dtype) == (x.shape, x.dtype)
+            assert output.isfinite().all(), size
 
 
 @every_case
-@pytest.mark.parametrize("channels", [1, 3, 20, 130])
-def test_any_number_of_channels(case, channels):
+def test_any_number_of_channels(case):
     name, options = case
     if name == "sk" or "heads" in options:  # these must divide the channels
         options = options | ({"groups": 1} if name == "sk" else {"heads": 1})
-    x = picture(2, channels, 4, 3)
-    assert lively((name, options), channels)(x).shape == x.shape
+    for channels in (1, 3, 20, 130):
+        x = picture(2, channels, 4, 3)
+        assert lively((name, options), channels)(x).shape == x.shape
 
 
 @every_case
@@ -193,16 +192,16 @@ def test_sca_starts_near_the_identity(mode):
 
 
 @every_case
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_mixed_precision_stays_close(case, dtype):
-    block, x = lively(case), picture(2, CHANNELS, 6, 5).to(dtype)
-    exact = block(x.float())
-    with torch.autocast("cpu", torch.bfloat16):
-        output, _, of_parameters = run(block, x)
-    assert output.dtype in (torch.float32, torch.bfloat16)
-    assert (output - exact).norm() < 0.03 * exact.norm()
-    for name, gradient in of_parameters.items():
-        assert gradient.dtype == torch.float32 and gradient.isfinite().all(), f"gradient of {name}"
+def test_mixed_precision_stays_close(case):
+    for dtype in (torch.float32, torch.bfloat16):
+        block, x = lively(case), picture(2, CHANNELS, 6, 5).to(dtype)
+        exact = block(x.float())
+        with torch.autocast("cpu", torch.bfloat16):
+            output, _, of_parameters = run(block, x)
+        assert output.dtype in (torch.float32, torch.bfloat16)
+        assert (output - exact).norm() < 0.03 * exact.norm(), dtype
+        for name, gradient in of_parameters.items():
+            assert gradient.dtype == torch.float32 and gradient.isfinite().all(), f"gradient of {name}"
 
 
 def assert_same(found: Pass, wanted: Pass) -> None:
@@ -260,25 +259,15 @@ def test_an_unknown_option_is_named_with_the_valid_ones(name):
         parse(f"{name}:redaction=4")
 
 
-def options_of_type(kind: type) -> list[tuple[str, str]]:
-    return [
-        (name, option)
-        for name in BLOCKS
-        for option, default in options_of(name).items()
-        if type(default) is kind
-    ]
-
-
-@pytest.mark.parametrize(("name", "option"), options_of_type(str))
-def test_an_unknown_value_is_named_with_the_valid_ones(name, option):
-    with pytest.raises(UserError, match=r"unknown .*'sideways'; one of: "):
-        build(name, CHANNELS, **{option: "sideways"})
-
-
-@pytest.mark.parametrize(("name", "option"), options_of_type(int))
-def test_a_number_below_one_is_named(name, option):
-    with pytest.raises(UserError, match=f"{option}=0"):
-        build(name, CHANNELS, **{option: 0})
+@every_name
+def test_an_unknown_value_is_named_with_the_valid_ones_and_a_number_below_one_too(name):
+    for option, default in options_of(name).items():
+        if type(default) is str:
+            with pytest.raises(UserError, match=r"unknown .*'sideways'; one of: "):
+                build(name, CHANNELS, **{option: "sideways"})
+        elif type(default) is int:
+            with pytest.raises(UserError, match=f"{option}=0"):
+                build(name, CHANNELS, **{option: 0})
 
 
 def test_an_unknown_block_lists_the_valid_ones():
