@@ -16,10 +16,10 @@ import torch
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
-from tests.conftest import TINY_WORDS, tiny_captioner
-from tests.guidance.test_object_classifier import network, reading_both, speaking  # noqa: F401 (a fixture)
 from tests.helpers.chromium import browser_page, needs_browser, served
+from tests.helpers.guided_captioners import imagenet_network, reading_both, speaking
 from tests.helpers.made_photos import encoded, photo
+from tests.helpers.tiny_captioner import TINY_WORDS, tiny_captioner
 
 pytest.importorskip("onnxscript", reason="writing ONNX needs onnx and onnxscript")
 pytest.importorskip("onnxruntime", reason="the page is compared with onnxruntime under Python")
@@ -28,12 +28,15 @@ expect = pytest.importorskip("playwright.sync_api", reason="needs playwright to 
 from sca_caption import images
 from sca_caption.checkpoint import Checkpoint
 from sca_caption.config import SearchConfig
-from sca_caption.export import browser_site as static_page
-from sca_caption.export.onnx_captioner import OnnxCaptionPipeline
+from sca_caption.export.browser_site import INSTALL, write_page
+from sca_caption.export.onnx_captioner import load_pipeline
 from sca_caption.export.onnx_folder import export
-from sca_caption.guidance.confidence import Calibration
+from sca_caption.guidance.confidence import ConfidenceModel
+from sca_caption.guidance.consensus import fit_consensus
+from sca_caption.guidance.hallucination import PresenceClassifier
+from sca_caption.guidance.image_features import signed_sqrt_pool
 from sca_caption.guidance.novel_objects import Limits
-from sca_caption.guidance.object_classifier import original
+from sca_caption.guidance.object_classifier import pretrained_classifier
 from sca_caption.images import Transform
 from sca_caption.inference.batching import stack
 from sca_caption.inference.captioning import CaptionPipeline
@@ -42,7 +45,7 @@ from sca_caption.vocab import EOS, Vocabulary
 ROOT = Path(__file__).parents[2]
 RUNTIME = Path(os.environ.get("ONNXRUNTIME_WEB", ROOT / "node_modules" / "onnxruntime-web"))
 needs_runtime = pytest.mark.skipif(
-    not (RUNTIME / "dist").is_dir(), reason=f"needs onnxruntime-web; {static_page.INSTALL}"
+    not (RUNTIME / "dist").is_dir(), reason=f"needs onnxruntime-web; {INSTALL}"
 )
 expect.set_options(timeout=120_000)  # where other programs have the processors
 CAPTIONED = re.compile(r"\d+ captioned$")
@@ -50,10 +53,27 @@ CAPTIONED = re.compile(r"\d+ captioned$")
 
 @pytest.fixture(scope="module")
 def given() -> Checkpoint:
-    model = tiny_captioner()
-    with torch.no_grad():
+    """A captioner with a hallucination mask, consensus reranking and confidence that depend on the image."""
+    model, words = tiny_captioner(), Vocabulary(TINY_WORDS)
+    batch = stack([images.load(content, Transform(size=32)) for content in pictures(12)])
+    with torch.inference_mode():
         model.word.bias[EOS] -= 0.3  # captions of one word to twenty, no two photographs' the same
-    return Checkpoint(model, Vocabulary(TINY_WORDS), Transform(size=32), Calibration(2.0, 1.5).metrics())
+        features = signed_sqrt_pool(model.encode(batch)[0])
+    channels = (features.shape[1],)
+    generator = torch.Generator().manual_seed(0)
+    presence = PresenceClassifier(channels, ("people", "dogs", "red", "blue"))
+    presence.center.copy_(features.mean(0))
+    presence.classifier.weight.copy_(9 * torch.randn(4, *channels, generator=generator))
+    presence.classifier.bias.fill_(-4.0)
+    captions = torch.randint(4, len(words), (len(batch), 2, 5), generator=generator).tolist()
+    consensus = fit_consensus(features, captions, len(words), 8, 0.1)
+    consensus.up.weight *= 5  # changes captions
+    guides = {
+        "presence": presence,
+        "consensus": consensus,
+        "confidence": ConfidenceModel(2.0, 1.5, {"consensus": 2.0}),
+    }
+    return Checkpoint(model, words, Transform(size=32), guides=guides)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +152,16 @@ def test_captions_are_pythons(page, given):
     contents = pictures(10)
     give(page, [file(f"{i}.png", content) for i, content in enumerate(contents)])
     found = json.loads(saved(page, "#json"))
-    wanted = captions_of(CaptionPipeline.load(given, search=SearchConfig(num_captions=3)), contents)
+    wanted, unmasked, unranked = (
+        captions_of(CaptionPipeline.load(given, search=search, objects=objects), contents)
+        for search, objects in (
+            (SearchConfig(num_captions=3), True),
+            (SearchConfig(num_captions=3), False),
+            (SearchConfig(num_captions=3, rerank_weight=0), True),
+        )
+    )
+    for other in (unmasked, unranked):
+        assert [captions[0].text for captions in other] != [captions[0].text for captions in wanted]
     assert len({captions[0].text for captions in wanted}) >= 3
     for index, (entry, captions) in enumerate(zip(found, wanted, strict=True)):
         best = captions[0]
@@ -150,7 +179,7 @@ def test_captions_are_pythons(page, given):
 
 
 def coloured_objects(path: Path, nouns: int) -> None:
-    """A graph that sees as many objects as there are nouns in an image's mean colour."""
+    """A graph that predicts the probabilities of nouns from an image's mean colour."""
     import onnx
     from onnx import helper, numpy_helper
 
@@ -159,24 +188,25 @@ def coloured_objects(path: Path, nouns: int) -> None:
         helper.make_node("Cast", ["images"], ["levels"], to=onnx.TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["levels", "places"], ["colour"], keepdims=0),
         helper.make_node("MatMul", ["colour", "weights"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], ["probabilities"]),
+        helper.make_node("Softmax", ["logits"], ["noun_probabilities"]),
     ]
     graph = helper.make_graph(
         nodes,
         "objects",
         [helper.make_tensor_value_info("images", onnx.TensorProto.UINT8, ["B", 3, 32, 32])],
-        [helper.make_tensor_value_info("probabilities", onnx.TensorProto.FLOAT, ["B", nouns])],
+        [helper.make_tensor_value_info("noun_probabilities", onnx.TensorProto.FLOAT, ["B", nouns])],
         [numpy_helper.from_array(weights, "weights"), numpy_helper.from_array(np.array([2, 3]), "places")],
     )
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
 
 
-def test_objects_are_named_as_in_python(opened, site, tmp_path):
-    """Against the same graphs under onnxruntime; the nouns stand beside a captioner that was exported without any."""
+def test_nouns_are_inserted_as_in_python(opened, site, tmp_path):
+    """Against the same graphs under onnxruntime, with an object classifier that the checkpoint lacks."""
     names = ["dog", "cat", "ball", "grass", "water"]
     folder = tmp_path / "site"
     shutil.copytree(site / "model", folder / "model")
-    about = json.loads((folder / "model" / "model.json").read_text(encoding="utf-8"))
+    path = folder / "model" / "model.json"
+    about = json.loads(path.read_text(encoding="utf-8"))
     ids = {word: index for index, word in enumerate(about["words"])}
     kinds = {"dog": "animals", "cat": "animals"}
     nouns = [
@@ -184,44 +214,45 @@ def test_objects_are_named_as_in_python(opened, site, tmp_path):
         | {"group": [ids[name]]}
         for number, name in enumerate(names)
     ]
-    naming = vars(Limits(room=99.0)) | {"most_groups": 3, "nouns": nouns}  # any caption with the noun will do
-    naming |= {
-        "agreement": [[ids["a"], [ids["grass"], ids["water"]]]],
-        "no_compound": [ids["on"], ids["red"]],
-    }
-    about |= {"naming": naming, "inputs": about["inputs"] | {"objects": ["images"]}}
-    about |= {"outputs": about["outputs"] | {"objects": ["probabilities"]}}
-    (folder / "model" / "model.json").write_text(json.dumps(about), encoding="utf-8")
+    objects = {"name": "objects", "prediction": "noun_probabilities", "max_groups": 3, "new_words": []}
+    objects |= vars(Limits(margin=99.0)) | {"nouns": nouns}  # a caption with the noun may cost anything
+    objects |= {"disagreeing": [[ids["a"], [ids["grass"], ids["water"]]]]}
+    objects |= {"no_compound": [ids["on"], ids["red"]]}
+    about["guides"] = [objects, *about["guides"]]
+    about["inputs"] = {"objects": ["images"]} | about["inputs"]
+    about["outputs"] = {"objects": ["noun_probabilities"]} | about["outputs"]
+    path.write_text(json.dumps(about), encoding="utf-8")
     coloured_objects(folder / "model" / "objects.onnx", len(names))
-    static_page.write_page(folder, RUNTIME)
+    write_page(folder, RUNTIME)
     contents = pictures(12)
-    wanted = [captions[0].text for captions in captions_of(OnnxCaptionPipeline(folder / "model"), contents)]
-    plain = captions_of(OnnxCaptionPipeline(folder / "model", objects=False), contents)
-    changed = [text for text, captions in zip(wanted, plain, strict=True) if text != captions[0].text]
-    assert len(set(changed)) >= 3
+    wanted, without = (
+        [best.text for best, *_ in captions_of(load_pipeline(folder / "model", objects=objects), contents)]
+        for objects in (True, False)
+    )
+    assert len({text for text, other in zip(wanted, without, strict=True) if text != other}) >= 3
     with served(folder) as address, another(opened) as page:
         page.goto(address)
         give(page, [file(f"{i}.png", content) for i, content in enumerate(contents)])
         assert [entry["caption"] for entry in json.loads(saved(page, "#json"))] == wanted
 
 
-def test_captions_are_ranked_by_what_the_classifier_saw(opened, network, tmp_path):  # noqa: F811
+def test_features_of_the_object_classifier_reach_the_guides(opened, tmp_path):
+    """Consensus reranking reads them, so the graph of the object classifier runs before the trunk."""
     words = Vocabulary(["a", "dog", "cat", "on", "is", "in"])
+    network = imagenet_network()
     model, consensus = speaking(network, words), reading_both(words)
-    consensus.widen.weight *= 100  # more than likelihood says
-    objects = original(network.state_dict(), model.backbone)
-    given = Checkpoint(model, words, Transform(64), objects=objects, consensus=consensus)
+    consensus.up.weight *= 100  # outweighs the probabilities of captions
+    guides = {"objects": pretrained_classifier(network.state_dict(), model.backbone), "consensus": consensus}
+    given = Checkpoint(model, words, Transform(64), guides=guides)
     export(tmp_path / "site", given, dtypes=["float32"], runtime=RUNTIME)
     contents = pictures(8)
-    wanted = [captions[0].text for captions in captions_of(CaptionPipeline.load(given), contents)]
-    blind = consensus.narrow.weight.clone()
-    consensus.narrow.weight[:, 320:] = 0
-    assert [captions[0].text for captions in captions_of(CaptionPipeline.load(given), contents)] != wanted
-    consensus.narrow.weight.copy_(blind)
+    wanted = [best.text for best, *_ in captions_of(CaptionPipeline.load(given), contents)]
     with served(tmp_path / "site") as address, another(opened) as page:
         page.goto(address)
         give(page, [file(f"{i}.png", content) for i, content in enumerate(contents)])
         assert [entry["caption"] for entry in json.loads(saved(page, "#json"))] == wanted
+    consensus.down.weight[:, 320:] = 0
+    assert [best.text for best, *_ in captions_of(CaptionPipeline.load(given), contents)] != wanted
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------
