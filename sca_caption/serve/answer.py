@@ -27,11 +27,11 @@ DIGITS = 4  # after the point, of places
 def answer(pipeline: CaptionPipeline, data: bytes, name: str, options: Options, limits: Limits) -> Answer:
     """Caption the image file that `data` holds; `name` is what messages call it.
 
-    Raises ImageError for what is no image, Refusal for one with too many pixels, UserError for words to mention that
-    the model does not know.
+    Raises ImageError for what is no image, Refusal for one with too many pixels, UserError for forced
+    words that the model does not know.
     """
     began = time.perf_counter()
-    pipeline = pipeline.with_search(options.search, options.mention, objects=options.objects)
+    pipeline = pipeline.with_search(options.search, options.force_words, objects=options.objects)
     try:
         pixels, width, height = read(data, pipeline.transform, limits)
         preview = as_jpeg(data) if options.preview else None

@@ -1,4 +1,4 @@
-"""From the fields of a form to settings of a search, with the command line's messages."""
+"""Form fields to search settings, with the messages of the command line."""
 
 import dataclasses
 import math
@@ -15,30 +15,33 @@ KINDS = {int: "a whole number", float: "a number", bool: "true or false"}
 
 @dataclass(frozen=True)
 class Options:
-    """How a photograph is to be captioned. preview: send it back too, as a JPEG that every browser can show."""
+    """How to caption a photograph. preview: also return it as a JPEG, which every browser can show."""
 
     search: SearchConfig
-    mention: tuple[str, ...] = ()
+    force_words: tuple[str, ...] = ()
     objects: bool = True
     preview: bool = False
 
 
 SEARCH = {field.name: field for field in dataclasses.fields(SearchConfig)}
 OTHERS = {
-    "mention": "at most three words that the caption must have, with spaces between; any of several: dog/puppy",
-    "objects": "put in nouns that ImageNet's classifier is sure of, and leave out people, dogs and colours in captions "
-    "of other things, of a model that can",
-    "preview": "send the photograph back as a JPEG, for formats that browsers cannot show",
+    "force_words": "words that the caption must contain, at most three, separated by spaces; dog/puppy: one of them",
+    "objects": "object guidance: ImageNet nouns are inserted, unlikely people, dogs and colours are suppressed",
+    "preview": "return the photograph as a JPEG, for formats that browsers cannot show",
 }
+EARLIER = {"mention": "force_words"} | {
+    field.metadata["was"]: field.name for field in SEARCH.values() if field.metadata["was"]
+}  # names of fields in earlier versions
 
 
 def read_options(fields: Mapping[str, str], defaults: Options, limits: Limits) -> Options:
-    """The defaults with a form's fields in their place. Raises UserError for what cannot be used."""
+    """The defaults, replaced by a form's fields. Raises UserError for values that cannot be used."""
+    fields = {EARLIER.get(name, name): text for name, text in fields.items()}
     for name, text in fields.items():
         choice(name, [*SEARCH, *OTHERS], "field")
         if len(text) > limits.field_characters:
             raise UserError(
-                f"--{flag(name)}: {len(text)} characters; at most {limits.field_characters} are taken here"
+                f"--{flag(name)}: {len(text)} characters; at most {limits.field_characters} are allowed here"
             )
     given = {name: read(name, text, SEARCH[name].type) for name, text in fields.items() if name in SEARCH}
     for name in ("beam_size", "max_length"):
@@ -50,12 +53,14 @@ def read_options(fields: Mapping[str, str], defaults: Options, limits: Limits) -
         settings["num_captions"] = min(settings["num_captions"], max(1, settings["beam_size"]))
     search = SearchConfig(**settings)
     switches = {name: read(name, fields[name], bool) for name in ("objects", "preview") if name in fields}
-    mention = tuple(fields["mention"].replace(",", " ").split()) if "mention" in fields else defaults.mention
-    return dataclasses.replace(defaults, search=search, mention=mention, **switches)
+    words = defaults.force_words
+    if "force_words" in fields:
+        words = tuple(fields["force_words"].replace(",", " ").split())
+    return dataclasses.replace(defaults, search=search, force_words=words, **switches)
 
 
 def read(name: str, text: str, kind: type) -> int | float | bool:
-    """A field's text as a value. Raises UserError where it is none."""
+    """The value of a field's text. Raises UserError if it has none."""
     text = text.strip().lower()
     try:
         if kind is bool:

@@ -57,7 +57,7 @@ class Attention(BaseModel):
     """Where and at what the model looked."""
 
     region: tuple[float, float, float, float] = Field(
-        description="what the model saw of the photograph: left, top, width and height, as shares of its sides"
+        description="the part of the photograph that the model saw: left, top, width and height, as fractions of its sides"
     )
     layers: list[Layer]
 
@@ -69,26 +69,26 @@ class Answer(BaseModel):
     captions: list[CaptionText] = Field(description="best first")
     words: list[str] = Field(description="the T words of the best caption")
     probabilities: list[float] | None = Field(
-        description="of each word after those before it; null for several models"
+        description="of each word given the words before it; null for an ensemble"
     )
-    attention: Attention | None = Field(description="null for several models that speak as one")
+    attention: Attention | None = Field(description="null for an ensemble")
     width: int = Field(description="of the upright photograph, in pixels")
     height: int
     seconds: float = Field(description="from decoding to the answer, without the wait in the queue")
-    preview: str | None = Field(description="data: URL of a JPEG, where it was asked for")
+    preview: str | None = Field(description="data: URL of a JPEG, if it was requested")
 
 
 Defaults = create_model(
     "Defaults",
     __doc__="Settings of a request that gives none.",
     **{name: (field.type, Field(description=field.metadata["help"])) for name, field in SEARCH.items()},
-    mention=(list[str], Field(description=OTHERS["mention"])),
+    force_words=(list[str], Field(description=OTHERS["force_words"])),
     objects=(bool, Field(description=OTHERS["objects"])),
 )
 
 
 class Most(BaseModel):
-    """What is refused above these."""
+    """Upper limits of a request."""
 
     upload_bytes: int
     pixels: int
@@ -98,21 +98,21 @@ class Most(BaseModel):
 
 
 class ModelCard(BaseModel):
-    """The model that captions, and what may be asked of it."""
+    """The model, its default settings and its limits."""
 
     name: str
     version: str = Field(description="of sca_caption")
-    vocabulary: int = Field(description="words that it can say")
-    image_size: int = Field(description="side of the square that it sees, in pixels")
-    objects: bool = Field(description="whether it can put in nouns that ImageNet's classifier is sure of")
+    vocabulary: int = Field(description="words in its vocabulary")
+    image_size: int = Field(description="pixels per side of its square input")
+    objects: bool = Field(description="whether it has object guidance")
     calibrated: bool = Field(description="whether captions have a confidence")
-    layers: list[str] = Field(description="attended layers, lowest first; empty for several models")
+    layers: list[str] = Field(description="attended layers, lowest first; empty for an ensemble")
     defaults: Defaults
     limits: Most
 
 
 class Failure(BaseModel):
-    """Why there is no answer."""
+    """The reason why there is no answer."""
 
     error: str = Field(description="one line: what is wrong, what was found, what to do")
 
@@ -121,8 +121,8 @@ ERRORS = {
     400: "a request that cannot be read, or from another site",
     408: "the photograph came too slowly",
     413: "too many bytes or pixels",
-    415: "no form with a photograph, or a file that is no image that can be opened",
-    422: "a setting that makes no sense",
+    415: "no form with a photograph, or a file that is not a readable image",
+    422: "a setting out of range",
     503: "the queue is full; Retry-After says in how many seconds to try again",
 }
 
@@ -137,7 +137,7 @@ def model_card(name: str, pipeline: Any, defaults: Options, limits: Limits) -> M
         objects=any(guide.about_objects for guide in pipeline.guides),
         calibrated=pipeline.gives_confidence,
         layers=list(pipeline.networks[0].backbone.layers) if len(pipeline.networks) == 1 else [],
-        defaults=Defaults(**vars(search), mention=list(defaults.mention), objects=defaults.objects),
+        defaults=Defaults(**vars(search), force_words=list(defaults.force_words), objects=defaults.objects),
         limits=Most(
             upload_bytes=limits.upload_bytes,
             pixels=limits.pixels,
@@ -157,7 +157,7 @@ def openapi(card: ModelCard) -> dict[str, Any]:
         "info": {
             "title": "sca_caption",
             "version": card.version,
-            "description": "Describes photographs in English.",
+            "description": "Captions photographs in English.",
         },
         "paths": {
             "/api/caption": {"post": operation("Caption a photograph", Answer, ERRORS, form(card))},
@@ -181,13 +181,16 @@ def operation(
 
 def form(card: ModelCard) -> dict[str, Any]:
     """The fields of a request."""
-    defaults = card.defaults.model_dump() | {"mention": " ".join(card.defaults.mention), "preview": False}
+    defaults = card.defaults.model_dump() | {
+        "force_words": " ".join(card.defaults.force_words),
+        "preview": False,
+    }
     fields = {"image": {"type": "string", "format": "binary", "description": "the photograph, a file"}}
     for name, field in SEARCH.items():
         kind = JSON_TYPES[field.type]
         fields[name] = {"type": kind, "description": field.metadata["help"], "default": defaults[name]}
     for name, description in OTHERS.items():
-        kind = "string" if name == "mention" else "boolean"
+        kind = "string" if name == "force_words" else "boolean"
         fields[name] = {"type": kind, "description": description, "default": defaults[name]}
     for name in ("beam_size", "max_length"):
         fields[name]["maximum"] = getattr(card.limits, name)

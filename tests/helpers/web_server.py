@@ -60,11 +60,11 @@ def until(holds: Callable[[], bool]) -> None:
     raise AssertionError("waited for a minute")
 
 
-class SlowDescriber(CaptionPipeline):
-    """One that says when it has begun with a photograph, and goes on when it may."""
+class SlowPipeline(CaptionPipeline):
+    """Signals when it begins with a photograph, and continues when it is allowed to."""
 
-    def __init__(self, checkpoint: Path):
-        super().__init__(checkpoint)
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
         self.signals = SimpleNamespace(begun=threading.Semaphore(0), may=threading.Semaphore(0), count=0)
 
     def trace_batch(self, batch):

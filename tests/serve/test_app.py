@@ -28,7 +28,7 @@ from sca_caption.serve.options import Options, read_options
 from sca_caption.serve.schema import ERRORS, Answer, ModelCard
 from sca_caption.serve.upload import shown
 from tests.helpers.made_photos import encoded, message, photo
-from tests.helpers.web_server import SlowDescriber, get, post, running, serving, until
+from tests.helpers.web_server import SlowPipeline, get, post, running, serving, until
 
 DEFAULTS = SearchConfig(num_captions=3, max_length=8)
 
@@ -67,7 +67,7 @@ def test_an_answer_holds_what_the_describer_finds(url, pipeline, photos):
         assert found["probabilities"] == pytest.approx(trace.probabilities.tolist(), rel=1e-3)
         assert (found["width"], found["height"]) == Image.open(path).size
         assert found["attention"]["region"] == [0, 0, 1, 1] and found["preview"] is None
-        maps = attended_maps(pipeline.model, batch)
+        maps = attended_maps(pipeline.sca_cnn, batch)
         for layer, wanted, excited in zip(found["attention"]["layers"], trace.layers, maps, strict=True):
             assert (layer["layer"], layer["grid"]) == (wanted.name, [8, 8])
             flat = wanted.spatial.reshape(len(found["words"]), 64)
@@ -103,14 +103,14 @@ def test_a_narrower_beam_gives_fewer_captions_than_the_default(url, photos):
     assert len(post(url, photos[0], beam_size=2).json()["captions"]) == 2
 
 
-def test_a_describer_without_its_nouns(tiny_checkpoint):
-    pipeline = CaptionPipeline.load(tiny_checkpoint)
-    pipeline.namer, pipeline.vocabulary = object(), object()
-    assert pipeline.with_search(DEFAULTS).namer is pipeline.namer
-    without = pipeline.with_search(DEFAULTS, objects=False)
-    assert without.namer is None and without.words is pipeline.vocabulary
+def test_object_guidance_can_be_turned_off():
     off = read_options({"objects": "off"}, Options(DEFAULTS), Limits())
     assert off == Options(DEFAULTS, objects=False)
+
+
+def test_fields_of_earlier_versions_are_read():
+    found = read_options({"mention": "dog", "sound_endings": "off"}, Options(DEFAULTS), Limits())
+    assert found.force_words == ("dog",) and not found.search.remove_bad_endings
 
 
 def test_several_models_caption_without_attention(tiny_checkpoint, pipeline, photos):
@@ -221,9 +221,9 @@ def test_an_upload_that_stops_is_given_up(pipeline):
         ({"length_penalty": "nan"}, "--length-penalty 'nan': must be a number"),
         ({"diversity": "inf"}, "--diversity 'inf': must be a number"),
         ({"remove_bad_endings": "perhaps"}, "--remove-bad-endings 'perhaps': must be true or false"),
-        ({"mention": "dogs"}, "--mention 'dogs': not among the words that the model knows; nearest: dog"),
-        ({"mention": "a b c d"}, "--mention: at most 3 words, found 4; join alternatives by /: dog/puppy"),
-        ({"mention": "a" * 201}, "--mention: 201 characters; at most 200 are taken here"),
+        ({"force_words": "dogs"}, "--force-words 'dogs': not among the words that the model knows; nearest: dog"),
+        ({"force_words": "a b c d"}, "--force-words: at most 3 words, found 4; join alternatives by /: dog/puppy"),
+        ({"force_words": "a" * 201}, "--force-words: 201 characters; at most 200 are allowed here"),
         ({"beams": 2}, "unknown field 'beams'; one of: beam_size, block_ngrams, "),
     ],
 )  # fmt: skip
@@ -261,7 +261,7 @@ def test_other_addresses_and_methods(url):
 
 
 def test_a_full_queue_refuses_at_once_and_what_nobody_waits_for_is_not_done(tiny_checkpoint, photos):
-    slow = SlowDescriber(tiny_checkpoint)
+    slow = SlowPipeline.load(tiny_checkpoint)
     app = create_app(slow, limits=Limits(waiting=2))
     desk, signals = app.state.desk, slow.signals
     with running(app) as url, ThreadPoolExecutor(3) as threads:
@@ -366,7 +366,7 @@ def test_the_page_asks_for_nothing_but_its_own_files(url):
 def test_the_model_and_the_schema_say_what_holds(url, pipeline, photos):
     card = ModelCard.model_validate(get(f"{url}/api/model").json(), strict=True)
     assert card.vocabulary == 16 and card.layers == ["layer1.0", "layer1.1"] and not card.objects
-    assert card.defaults.model_dump() == vars(DEFAULTS) | {"mention": [], "objects": True}
+    assert card.defaults.model_dump() == vars(DEFAULTS) | {"force_words": [], "objects": True}
     assert (card.limits.upload_bytes, card.limits.pixels, card.limits.beam_size) == (2_000_000, 400_000, 20)
     Answer.model_validate_json(post(url, photos[0]).text, strict=True)
     schema = get(f"{url}/openapi.json").json()
@@ -378,7 +378,7 @@ def test_the_model_and_the_schema_say_what_holds(url, pipeline, photos):
     assert set(post_["responses"]) == {"200", *map(str, ERRORS)}
     form = post_["requestBody"]["content"]["multipart/form-data"]["schema"]
     known = {field.name for field in dataclasses.fields(SearchConfig)}
-    assert set(form["properties"]) == known | {"image", "mention", "objects", "preview"}
+    assert set(form["properties"]) == known | {"image", "force_words", "objects", "preview"}
     assert form["properties"]["num_captions"]["default"] == 3
     for name in known:  # what the schema gives as a default is taken
         assert post(url, photos[0], **{name: form["properties"][name]["default"]}).status_code == 200

@@ -247,18 +247,18 @@ def test_settings_caption_again(url, pipeline, photos):
         wait_for(page, caption_of(pipeline, photos[3]))
         page.click("#settings summary")
         assert page.input_value("[name=beam_size]") == "7" and page.input_value("[name=num_captions]") == "3"
-        page.fill("[name=mention]", "water")
-        page.press("[name=mention]", "Tab")
+        page.fill("[name=force_words]", "water")
+        page.press("[name=force_words]", "Tab")
         page.wait_for_selector('#photo[alt*="water"]')
         page.fill("[name=beam_size]", "1")
         page.press("[name=beam_size]", "Tab")
         page.wait_for_selector("#others", state="hidden")
         assert page.input_value("[name=num_captions]") == "1", "at most the beam size"
-        page.fill("[name=mention]", "waters")
+        page.fill("[name=force_words]", "waters")
         page.expected.append("422")
-        page.press("[name=mention]", "Tab")
+        page.press("[name=force_words]", "Tab")
         page.wait_for_selector("#error:not([hidden])")
-        wanted = "Must mention 'waters': not among the words that the model knows; nearest: water"
+        wanted = "Must contain 'waters': not among the words that the model knows; nearest: water"
         assert page.inner_text("#error").startswith(wanted)
         page.click("#controls [type=reset]")
         wait_for(page, caption_of(pipeline, photos[3]))

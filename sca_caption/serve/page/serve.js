@@ -8,7 +8,7 @@ const KEPT = 30; // photographs in the strip
 const THUMBNAIL = 144; // pixels
 const LABELS = {
   "beam-size": "Beam size", "num-captions": "Captions", "length-penalty": "Length penalty", "min-length": "Fewest words",
-  "max-length": "Most words", mention: "Must mention",
+  "max-length": "Most words", "force-words": "Must contain",
 };
 const controls = find("controls");
 const fields = [...controls.elements].filter((field) => field.name);
