@@ -11,6 +11,7 @@ Times are measured in turn in one run. Peak memory is measured in a process of i
 memory in use before the step.
 """
 
+import dataclasses
 import statistics
 import time
 from collections.abc import Iterator
@@ -24,11 +25,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from sca_caption.attention import sca
 from sca_caption.benchmarks.memory import peak_growth
 from sca_caption.cli.parser import Parser, program
-from sca_caption.config import PAPER, ModelConfig
+from sca_caption.config import ModelConfig
 from sca_caption.images import MEAN, STD
 from sca_caption.models.backbone import attended_layers
 from sca_caption.models.networks import build_network
 from sca_caption.models.sca_cnn import SCACNN
+from sca_caption.recipes import load_recipe
 from sca_caption.training.batches import Batch
 from sca_caption.training.losses import caption_loss
 
@@ -94,10 +96,10 @@ def build(backbone: str, layers: str, images: int, words: int, vocabulary: int) 
     """A captioner of the paper's sizes with random weights and a frozen CNN, and a random batch."""
     torch.manual_seed(0)
     pixels = torch.randint(0, 256, (images, 3, 224, 224), dtype=torch.uint8)
-    paper = {k: v for k, v in PAPER.items() if k in ModelConfig.__dataclass_fields__}
-    config = ModelConfig(
-        **(paper | {"backbone": backbone, "layers": attended_layers(backbone, [layers]), "dropout": 0.0})
-    )
+    names = {field.name for field in dataclasses.fields(ModelConfig)}
+    paper = {name: value for name, value in load_recipe("paper", "caption").items() if name in names}
+    attended = attended_layers(backbone, [layers])
+    config = ModelConfig(**paper | {"backbone": backbone, "layers": attended, "dropout": 0.0})
     model = SCACNN(config, vocabulary, calibrated_weights(backbone, pixels)).train()
     model.backbone.set_trainable(False)
     captions = torch.randint(4, vocabulary, (images * CAPTIONS, words))
