@@ -24,6 +24,7 @@ PAGE = (
     *(SHARED / name for name in ("attention.js", "camera.js", "icon.svg")),
     *sorted(path for path in PAGES.iterdir() if path.name != "browser.html"),
 )
+EARLIER = ("naming.js",)  # files of sites that earlier versions wrote
 MODEL = "model"
 
 
@@ -70,6 +71,6 @@ def check_runtime(runtime: Path) -> None:
 
 
 def is_site(folder: Path) -> bool:
-    """Whether a folder holds what `write_page` writes and nothing else."""
-    known = {"index.html", "site.json", "runtime", MODEL, *(path.name for path in PAGE)}
+    """Whether a folder holds nothing but what `write_page` writes, or wrote in earlier versions."""
+    known = {"index.html", "site.json", "runtime", MODEL, *(path.name for path in PAGE), *EARLIER}
     return (folder / "site.json").is_file() and {path.name for path in folder.iterdir()} <= known

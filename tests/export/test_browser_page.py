@@ -1,4 +1,4 @@
-"""The static page in a real browser: the same captions as Python's, attention word by word, and nothing sent anywhere."""
+"""The static page in Chromium: captions equal to Python's, attention per word, and no requests to other servers."""
 
 import base64
 import csv
@@ -47,7 +47,7 @@ RUNTIME = Path(os.environ.get("ONNXRUNTIME_WEB", ROOT / "node_modules" / "onnxru
 needs_runtime = pytest.mark.skipif(
     not (RUNTIME / "dist").is_dir(), reason=f"needs onnxruntime-web; {INSTALL}"
 )
-expect.set_options(timeout=120_000)  # where other programs have the processors
+expect.set_options(timeout=120_000)  # other programs may use the processors
 CAPTIONED = re.compile(r"\d+ captioned$")
 
 
@@ -57,7 +57,7 @@ def given() -> Checkpoint:
     model, words = tiny_captioner(), Vocabulary(TINY_WORDS)
     batch = stack([images.load(content, Transform(size=32)) for content in pictures(12)])
     with torch.inference_mode():
-        model.word.bias[EOS] -= 0.3  # captions of one word to twenty, no two photographs' the same
+        model.word.bias[EOS] -= 0.3  # captions of one to twenty words that depend on the image
         features = signed_sqrt_pool(model.encode(batch)[0])
     channels = (features.shape[1],)
     generator = torch.Generator().manual_seed(0)
@@ -85,7 +85,7 @@ def site(given, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def opened(site):
-    """The page with its model loaded, and the addresses that it and its worker have asked for."""
+    """The page with its model loaded; `asked` collects the addresses that it and its worker request."""
     with served(site) as address, browser_page() as page:
         page.asked = []
         page.context.on("request", lambda request: page.asked.append(request.url))
@@ -133,7 +133,7 @@ def saved(page, button: str) -> str:
 
 
 def pictures(count: int) -> list[bytes]:
-    """Lossless ones of many sizes, which the browser and Pillow decode alike."""
+    """Lossless images of several sizes, which the browser and Pillow decode to the same pixels."""
     sizes = [(40 + 17 * i, 150 - 9 * i) for i in range(count)]
     return [encoded(photo(number, size)) for number, size in enumerate(sizes)]
 
@@ -258,14 +258,14 @@ def test_features_of_the_object_classifier_reach_the_guides(opened, tmp_path):
 # ---- pictures --------------------------------------------------------------------------------------------------------
 
 TO_PIXELS = """async ([content, transform]) => {
-  const { opened } = await import("/photograph.js");
+  const { readPhotograph } = await import("/photograph.js");
   const bytes = Uint8Array.from(atob(content), (letter) => letter.charCodeAt(0));
-  return [...(await opened(new File([bytes], "a"), transform)).pixels];
+  return [...(await readPhotograph(new File([bytes], "a"), transform)).pixels];
 }"""
 
 
 def differences(page, content: bytes, size: int = 32, mode: str = "resize") -> np.ndarray:
-    """How far the browser's pixels are from Python's, in levels."""
+    """Absolute differences between the browser's and Python's pixels, of 255."""
     transform = Transform(size, mode)
     found = page.evaluate(TO_PIXELS, [base64.b64encode(content).decode(), transform.to_dict()])
     found = np.array(found).reshape(3, transform.size, transform.size).transpose(1, 2, 0)
@@ -295,14 +295,14 @@ def lossless() -> dict[str, bytes]:
     }
 
 
-def test_lossless_pictures_have_the_pixels_that_python_sees(page):
+def test_lossless_images_have_the_same_pixels_as_in_python(page):
     wrong = {name: differences(page, content).max() for name, content in lossless().items()}
     assert wrong == dict.fromkeys(wrong, 0)
     assert differences(page, lossless()["colour"], 24, "crop").max() == 0
 
 
-def test_photographs_stand_upright_and_differ_by_rounding(page):
-    """JPEG decoders round in their own ways, and Pillow decodes large ones smaller."""
+def test_jpeg_images_are_rotated_and_differ_by_rounding(page):
+    """JPEG decoders round differently, and Pillow reduces large images while it decodes them."""
     picture = photo(6, (60, 44))
     for turn in range(1, 9):
         exif = Image.Exif()
@@ -317,7 +317,7 @@ def test_photographs_stand_upright_and_differ_by_rounding(page):
 # ---- attention -------------------------------------------------------------------------------------------------------
 
 
-def test_words_show_what_was_looked_at(page, given):
+def test_words_show_their_attention(page, given):
     contents = pictures(10)
     batch = stack([images.load(content, given.transform) for content in contents])
     found = [(best, traced) for (best, *_), traced in CaptionPipeline.load(given).trace_batch(batch)]
@@ -376,12 +376,12 @@ def test_the_camera(page):
     expect(page.locator("#camera-dialog")).to_be_hidden()
 
 
-def test_files_that_are_no_pictures_have_their_reason_and_the_others_go_on(page):
+def test_files_that_are_no_images_show_the_reason(page):
     files = [file("notes.png", b"these are no pixels"), file("a.png", pictures(1)[0]), file("empty.jpg", b"")]
     give(page, [*files, file("phone.heic", b"\0\0\0\x18ftypheic" + bytes(99), "image/heic")])
     assert page.locator("#count").inner_text() == "1 captioned"
     assert page.locator("[role=alert]:visible").all_text_contents() == [
-        "phone.heic: a kind of file this browser cannot open; convert it to JPEG",
+        "phone.heic: a file type that this browser cannot open; convert it to JPEG",
         "empty.jpg: empty file (0 bytes); get the file again",
         "notes.png: not an image, or damaged; get it again or convert it",
     ]
@@ -389,7 +389,7 @@ def test_files_that_are_no_pictures_have_their_reason_and_the_others_go_on(page)
     assert page.locator(".card").count() == 3
 
 
-def test_a_small_gallery(page):
+def test_search_and_order(page):
     give(page, [file(f"{i}.png", content) for i, content in enumerate(pictures(6))])
     names = lambda: page.locator(".file span").all_text_contents()  # noqa: E731
     assert names() == [f"{i}.png" for i in range(5, -1, -1)]
@@ -401,14 +401,14 @@ def test_a_small_gallery(page):
     page.fill("#search", "nothing has this")
     assert names() == [] and page.locator("#count").inner_text().startswith("0 of 6 shown.")
     page.fill("#search", "")
-    page.check("#doubtful")
+    page.check("#by-confidence")
     trust = {entry["file_name"]: entry["confidence"] for entry in json.loads(saved(page, "#json"))}
     shown = [trust[name] for name in names()]
     assert shown == sorted(shown) and len(set(shown)) > 3
-    page.uncheck("#doubtful")
+    page.uncheck("#by-confidence")
 
 
-def test_nothing_is_asked_of_anybody_else_and_nothing_at_all_once_loaded(page):
+def test_no_requests_to_other_servers_and_none_once_loaded(page):
     asked = len(page.asked)
     page.context.set_offline(True)
     try:
@@ -420,7 +420,7 @@ def test_nothing_is_asked_of_anybody_else_and_nothing_at_all_once_loaded(page):
     assert [url for url in page.asked[asked:] if not url.startswith("blob:")] == []
 
 
-def test_the_policy_binds_the_page_and_its_worker(opened, site):
+def test_the_content_security_policy_covers_the_worker(opened, site):
     ask = "address => fetch(address).then(() => 'answered', () => 'refused')"
     with served(site) as other, another(opened) as page:
         page.goto(opened.address)
@@ -430,7 +430,7 @@ def test_the_policy_binds_the_page_and_its_worker(opened, site):
             assert place.evaluate(ask, f"{opened.address}/site.json") == "answered"
 
 
-def test_a_telephone_shows_all_of_it(page):
+def test_everything_fits_a_telephone(page):
     page.set_viewport_size({"width": 360, "height": 740})
     give(page, [file("a name that is rather long for a telephone.png", pictures(1)[0])])
     assert page.evaluate("document.documentElement.scrollWidth") == 360
@@ -439,7 +439,7 @@ def test_a_telephone_shows_all_of_it(page):
         assert box["x"] >= 0 and box["x"] + box["width"] <= 360
 
 
-def test_a_page_from_a_file_says_what_to_do(opened, site):
+def test_a_page_opened_as_a_file_says_what_to_do(opened, site):
     with another(opened) as page:
         page.goto((site / "index.html").as_uri())
         page.wait_for_selector("text=python -m http.server")
@@ -448,7 +448,7 @@ def test_a_page_from_a_file_says_what_to_do(opened, site):
 
 
 @pytest.mark.parametrize("lost", ["model/step.onnx", "runtime/ort-wasm-simd-threaded.wasm", "site.json"])
-def test_a_site_that_lacks_a_part_says_which(opened, site, tmp_path, lost):
+def test_a_missing_file_is_named(opened, site, tmp_path, lost):
     copy = tmp_path / "site"
     shutil.copytree(site, copy)
     (copy / lost).unlink()

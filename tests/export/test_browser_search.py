@@ -169,11 +169,11 @@ def test_images_are_resized_as_pillow_does(tmp_path):
             fit(Image.fromarray(levels), Transform(size, mode)).transpose(2, 0, 1).ravel().tolist()
         )
     program = """
-import { fitted } from "pages/resize.js";
+import { fit } from "pages/resize.js";
 const answer = (pictures) => pictures.map(({ width, height, size, mode, levels }) => {
   const rows = (top, count) => Uint8ClampedArray.from({ length: count * width * 4 }, (_, i) =>
     i % 4 === 3 ? 255 : levels[(top * width + Math.trunc(i / 4)) * 3 + (i % 4)]);
-  return [...fitted(rows, width, height, { size, mode }, 16)];
+  return [...fit(rows, width, height, { size, mode }, 16)];
 });
 """
     assert node(program, given, tmp_path) == expected
@@ -188,11 +188,11 @@ def test_images_are_reduced_as_pillow_does(tmp_path):
         for (w, h, f), x in zip(sizes, levels, strict=True)
     ]
     program = """
-import { reduced } from "pages/resize.js";
+import { reduce } from "pages/resize.js";
 const answer = (pictures) => pictures.map(({ width, height, factor, levels }) => {
   const rows = (top, count) => Uint8ClampedArray.from({ length: count * width * 4 }, (_, i) =>
     i % 4 === 3 ? 255 : levels[(top * width + Math.trunc(i / 4)) * 3 + (i % 4)]);
-  const small = reduced(rows, width, height, factor);
+  const small = reduce(rows, width, height, factor);
   return [small.width, small.height, [...small.rows(0, small.height)].filter((_, i) => i % 4 !== 3)];
 });
 """

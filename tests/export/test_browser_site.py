@@ -1,4 +1,4 @@
-"""The folder of the page that captions in the browser: what is in it, and what it may replace."""
+"""The folder of the page that captions in the browser: its files, and which folders it may replace."""
 
 import json
 import re
@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sca_caption.export import browser_site as static_page
-from sca_caption.export.browser_site import MODEL, PAGES, RUNTIME, check_runtime, is_site, write_page
+from sca_caption.export.browser_site import INSTALL, MODEL, PAGES, RUNTIME, check_runtime, is_site, write_page
 from sca_caption.export.model_json import FORMAT_VERSION
 from sca_caption.runtime.atomic_files import replacing_folder
 from tests.helpers.made_photos import message
@@ -21,7 +20,7 @@ DESCRIPTION = {
 
 @pytest.fixture
 def runtime(tmp_path) -> Path:
-    """As npm would make it, with more in it than the page needs."""
+    """A folder like that of the package onnxruntime-web, with more files than the page needs."""
     folder = tmp_path / "onnxruntime-web"
     (folder / "dist").mkdir(parents=True)
     for name in (*RUNTIME, "ort.all.js"):
@@ -44,7 +43,7 @@ def site(tmp_path, runtime) -> Path:
     return tmp_path / "site"
 
 
-def test_what_is_to_be_loaded_is_listed_with_its_size(site):
+def test_files_to_load_are_listed_with_their_sizes(site):
     listed = json.loads((site / "site.json").read_text())
     assert listed["version"] == "1.2" and listed["checkpoint"] == "best.pt"
     parts = [part["path"] for part in listed["files"]]
@@ -59,7 +58,7 @@ def test_what_is_to_be_loaded_is_listed_with_its_size(site):
     assert all((site / part["path"]).stat().st_size == part["bytes"] for part in listed["files"])
 
 
-def test_only_what_the_page_needs_is_there(site):
+def test_every_file_is_used(site):
     assert {path.name for path in (site / "runtime").iterdir()} == set(RUNTIME)
     assert (site / "index.html").read_text() == (PAGES / "browser.html").read_text()
     code = {path.name: path.read_text() for path in site.iterdir() if path.suffix in {".js", ".html"}}
@@ -72,7 +71,7 @@ def test_only_what_the_page_needs_is_there(site):
     assert {path.name for path in site.iterdir() if path.is_file()} - named == {"index.html", "site.json"}
 
 
-def test_nothing_names_another_server(site):
+def test_no_file_names_another_server(site):
     for path in site.iterdir():
         if path.suffix in {".js", ".html", ".css"}:
             assert not re.findall(r"(?:https?:)?//(?!localhost:8000)\w[\w-]*\.\w", path.read_text()), (
@@ -83,7 +82,9 @@ def test_nothing_names_another_server(site):
 
 
 def test_a_site_is_replaced_and_other_folders_are_not(site, runtime):
+    (site / "naming.js").write_text("a file of earlier versions")
     make(site, runtime)
+    assert not (site / "naming.js").exists()
     (site / "my notes.txt").write_text("keep")
     assert "holds other files" in message(lambda: make(site, runtime))
     assert (site / "my notes.txt").read_text() == "keep"
@@ -93,7 +94,7 @@ def test_a_folder_that_is_not_the_runtime(runtime, tmp_path):
     check_runtime(runtime)
     (runtime / "dist" / RUNTIME[1]).unlink()
     found = message(lambda: make(tmp_path / "site", runtime))
-    assert f"no dist/{RUNTIME[1]}" in found and static_page.INSTALL in found
+    assert f"no dist/{RUNTIME[1]}" in found and INSTALL in found
     assert not (tmp_path / "site").exists()
 
 

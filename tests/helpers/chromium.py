@@ -1,4 +1,4 @@
-"""A page in headless Chromium, for tests of what a person sees; skipped, with the reason, where there is none."""
+"""Pages in headless Chromium. Tests with `needs_browser` are skipped if no browser is installed."""
 
 import functools
 import http.server
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-ARGUMENTS = (  # --disable-...: a browser that asks nobody for anything
+ARGUMENTS = (  # --disable-...: no requests of the browser's own
     "--no-sandbox",
     "--disable-gpu",
     "--disable-quic",
@@ -30,7 +30,7 @@ ARGUMENTS = (  # --disable-...: a browser that asks nobody for anything
 
 
 def why_no_browser() -> str:
-    """The reason why no page can be opened here, or nothing."""
+    """The reason why no page can be opened here, or ""."""
     if not any(map(shutil.which, NAMES)):
         return f"needs a browser, and none of {', '.join(NAMES)} is installed"
     try:
@@ -45,7 +45,7 @@ needs_browser = pytest.mark.skipif(bool(why_no_browser()), reason=why_no_browser
 
 @contextmanager
 def browser_page(width: int = 1200, height: int = 800) -> Iterator["Page"]:
-    """A new page of so many pixels in a new browser. `page.messages` collects what it writes to its console as errors."""
+    """A new page in a new browser, width x height pixels. `page.messages` collects the errors of its console."""
     from playwright.sync_api import sync_playwright
 
     program = next(filter(None, map(shutil.which, NAMES)))
@@ -64,7 +64,7 @@ def browser_page(width: int = 1200, height: int = 800) -> Iterator["Page"]:
 
 @contextmanager
 def served(folder: Path) -> Iterator[str]:
-    """The address at which the files of a folder are served meanwhile."""
+    """Serve the files of a folder; the value is the address."""
 
     class Silent(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_):

@@ -1,4 +1,4 @@
-"""The browser page's JavaScript modules, run by node; skipped, with the reason, where there is no node."""
+"""Run the browser pages' JavaScript modules in node. Tests with `needs_node` are skipped if node is not installed."""
 
 import json
 import shutil
@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "sca_caption"
-PAGES = [PACKAGE / "serve" / "page", PACKAGE / "export" / "site"]  # side by side in a site
+PAGES = [PACKAGE / "serve" / "page", PACKAGE / "export" / "site"]  # one folder in a site
 needs_node = pytest.mark.skipif(not shutil.which("node"), reason="needs node, which is not installed")
 
 
 def node(program: str, given, folder: Path):
-    """What `answer(given)` gives, as data: `program` is a module that imports from "pages/" and defines answer.
+    """The value of `answer(given)`. `program`: a module that imports from "pages/" and defines answer.
 
-    JSON has no infinity: give and return numbers that are finite.
+    Both values pass through JSON, so their numbers must be finite.
     """
     pages = folder / "pages"
     pages.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-// The page that captions photographs in the browser: what is dropped becomes a card with caption and attention.
+// The page that captions photographs in the browser. Each photograph becomes a card with its caption and attention.
 
 import { photograph } from "./camera.js";
 import { Card } from "./card.js";
@@ -14,23 +14,23 @@ async function start() {
   find("unserved").remove();
   for (const id of ["model", "drop"]) find(id).hidden = false;
   const answer = await fetch("site.json").catch(() => null);
-  if (!answer?.ok) return fail("site.json is not on the server; write the site again");
+  if (!answer?.ok) return fail("site.json is not on the server; export the site again");
   const site = await answer.json();
   const dtypes = site.dtypes.map(({ name }) => name);
   const wanted = new URLSearchParams(location.search).get("dtype");
   const dtype = dtypes.includes(wanted) ? wanted : dtypes.at(-1);
   const files = [...site.files, ...site.dtypes.find(({ name }) => name === dtype).files];
   about(site, dtype);
-  // A worker made from text is bound by this page's policy, one from a file of its own by none.
+  // A worker made from a blob inherits this page's content security policy; one from a file would not.
   const source = new Blob([`import ${JSON.stringify(new URL("worker.js", import.meta.url))};`], { type: "text/javascript" });
   worker = new Worker(URL.createObjectURL(source), { type: "module" });
-  worker.onmessage = ({ data }) => heard(data);
+  worker.onmessage = ({ data }) => receive(data);
   worker.onerror = (error) => fail(error.message || "the worker could not be started");
   worker.postMessage({ kind: "load", base: new URL(".", location.href).href, files, dtype });
   for (const [id, { file }] of cards) worker.postMessage({ kind: "caption", id, file });
 }
 
-function heard(data) {
+function receive(data) {
   const card = cards.get(data.id);
   if (data.kind === "progress") {
     find("progress").value = data.loaded / data.total;
@@ -56,9 +56,11 @@ function fail(reason) {
 
 function about(site, dtype) {
   const other = site.dtypes.map(({ name }) => name).filter((name) => name !== dtype);
-  const isWhole = dtype === "float32";
-  const says = `Captions ${isWhole ? "are those of the Python program" : "can differ from Python's, for smaller weights"}.`;
-  find("about").textContent = `${site.checkpoint}, ${dtype}, sca_caption ${site.version}. ${says} `;
+  const note =
+    dtype === "float32"
+      ? "Captions are the same as in Python."
+      : "Captions can differ from Python's because the weights are quantized.";
+  find("about").textContent = `${site.checkpoint}, ${dtype}, sca_caption ${site.version}. ${note} `;
   for (const name of other) {
     const link = Object.assign(document.createElement("a"), { href: `?dtype=${name}`, textContent: `Use ${name}` });
     find("about").append(link);
@@ -84,10 +86,10 @@ function forget(ids) {
   arrange();
 }
 
-/** Show the cards that the search finds, newest first or the doubtful first. */
+/** Show the cards that match the search, newest first or least confident first. */
 function arrange() {
   const all = [...cards.values()].reverse();
-  if (find("doubtful").checked) all.sort((one, other) => one.trust - other.trust);
+  if (find("by-confidence").checked) all.sort((one, other) => one.confidence - other.confidence);
   const words = find("search").value.toLowerCase().split(/\s+/).filter(Boolean);
   const shown = all.filter((card) => words.every((word) => card.searched.includes(word)));
   const here = find("cards").children;
@@ -100,7 +102,7 @@ function arrange() {
   const done = all.filter(({ result }) => result).length;
   const waiting = all.filter((card) => card.isWaiting).length;
   const found = words.length ? `${shown.length} of ${all.length} shown. ` : "";
-  find("count").textContent = all.length ? `${found}${done} captioned${waiting ? `, ${waiting} to come` : ""}` : "";
+  find("count").textContent = all.length ? `${found}${done} captioned${waiting ? `, ${waiting} waiting` : ""}` : "";
   for (const id of ["csv", "json"]) find(id).disabled = !done;
 }
 
@@ -118,7 +120,7 @@ find("choose").onclick = () => find("files").click();
 for (const id of ["files", "capture"]) {
   find(id).onchange = ({ target }) => {
     add(target.files);
-    target.value = ""; // so that the same file can be chosen again
+    target.value = ""; // the same file can be chosen again
   };
 }
 find("camera").onclick = async () => {
@@ -143,7 +145,7 @@ addEventListener("drop", (event) => {
 });
 addEventListener("paste", ({ clipboardData }) => add(clipboardData.files));
 find("search").oninput = arrange;
-find("doubtful").onchange = arrange;
+find("by-confidence").onchange = arrange;
 find("csv").onclick = () => save("captions.csv", csvOf(results()), "text/csv");
 find("json").onclick = () => save("captions.json", jsonOf(results()), "application/json");
 find("clear").onclick = () => forget([...cards.keys()]);

@@ -1,12 +1,12 @@
-// A photograph on the page, with its caption: each word shows where the model looked when it chose it.
+// A photograph with its caption. Each word shows the attention with which it was chosen.
 
 import { Heat, mostOf, whereabouts } from "./attention.js";
 
-const TRUST = [[0.6, "Probably good"], [0.4, "Could be right or wrong"], [0, "Doubtful"]];
-const percent = (share) => (share < 0.005 ? "under 1\u00a0%" : `${Math.round(100 * share)}\u00a0%`);
+const LEVELS = [[0.6, "Probably good"], [0.4, "Uncertain"], [0, "Probably poor"]]; // of confidence, from
+const percent = (fraction) => (fraction < 0.005 ? "under 1\u00a0%" : `${Math.round(100 * fraction)}\u00a0%`);
 
 export class Card {
-  /** remove: called when the user takes the card away. */
+  /** remove: called when the user removes the card. */
   constructor(file, remove) {
     this.file = file;
     this.element = document.getElementById("card").content.firstElementChild.cloneNode(true);
@@ -16,7 +16,7 @@ export class Card {
     this.find(".remove").onclick = remove;
     for (const name of [".others", ".copy", "canvas"]) this.find(name).hidden = true;
     const image = this.find("img");
-    image.onerror = () => (image.hidden = true); // the worker says why
+    image.onerror = () => (image.hidden = true); // the worker gives the reason
     this.show(file);
   }
 
@@ -26,27 +26,27 @@ export class Card {
     this.address = this.find("img").src = URL.createObjectURL(blob);
   }
 
-  /** The worker has come to this photograph. */
+  /** The worker has begun with this photograph. */
   begun() {
-    this.find(".waiting").textContent = "Looking…";
+    this.find(".waiting").textContent = "Captioning…";
   }
 
   find(selector) {
     return this.element.querySelector(selector);
   }
 
-  /** What the search looks in. */
+  /** The text that the search looks in. */
   get searched() {
     return `${this.file.name} ${this.result?.captions[0].text ?? ""}`.toLowerCase();
   }
 
-  /** How far the caption can be trusted, to sort by; photographs without one come last. */
-  get trust() {
+  /** The confidence or score to sort by; photographs without a caption come last. */
+  get confidence() {
     const best = this.result?.captions[0];
     return best ? (best.confidence ?? best.score) : Infinity;
   }
 
-  /** The worker's answer is there: {captions, words, layers, preview, ...}. */
+  /** Show the worker's result, {captions, words, layers, preview, ...}. */
   captioned(result) {
     this.result = result;
     this.isWaiting = false;
@@ -56,13 +56,13 @@ export class Card {
     [image.hidden, image.alt] = [false, best.text];
     [image.width, image.height] = [result.width, result.height];
     this.find(".waiting").remove();
-    this.find(".trust").textContent = trustOf(best);
+    this.find(".confidence").textContent = confidenceOf(best);
     this.find(".copy").hidden = false;
     this.find(".copy").onclick = () => this.copy(best.text);
     this.find(".others").hidden = !others.length;
     for (const { text, score, confidence } of others) {
-      const trust = confidence === null ? `score ${score.toFixed(2)}` : percent(confidence);
-      this.find(".others ol").append(Object.assign(document.createElement("li"), { textContent: `${text} (${trust})` }));
+      const rated = confidence === null ? `score ${score.toFixed(2)}` : percent(confidence);
+      this.find(".others ol").append(Object.assign(document.createElement("li"), { textContent: `${text} (${rated})` }));
     }
     this.words(result);
   }
@@ -78,13 +78,13 @@ export class Card {
     this.find(".file span").textContent = "";
   }
 
-  /** The words as buttons, of which one can be reached by the tab key and the others from it by the arrows. */
+  /** The words as buttons: the tab key reaches one of them, the arrow keys the others. */
   words({ words, layers }) {
     const line = this.find(".caption");
     const buttons = words.map(({ text }, index) => {
       const button = Object.assign(document.createElement("button"), { type: "button", textContent: text });
       button.tabIndex = index ? -1 : 0;
-      button.onclick = button.onfocus = button.onmouseenter = () => this.look(index, buttons);
+      button.onclick = button.onfocus = button.onmouseenter = () => this.showWord(index, buttons);
       return button;
     });
     line.append(...buttons.flatMap((button) => [button, " "]));
@@ -96,11 +96,11 @@ export class Card {
       buttons[Math.min(words.length - 1, Math.max(0, place))].focus();
     };
     line.addEventListener("focusout", ({ relatedTarget }) => {
-      if (!line.contains(relatedTarget)) this.look(null, buttons);
+      if (!line.contains(relatedTarget)) this.showWord(null, buttons);
     });
     line.onmouseleave = () => {
-      const place = buttons.indexOf(document.activeElement); // the pointer was a guest
-      this.look(place < 0 ? null : place, buttons);
+      const place = buttons.indexOf(document.activeElement); // back to the word that has the keyboard focus
+      this.showWord(place < 0 ? null : place, buttons);
     };
     if (layers.length) this.heat = new Heat(this.find("canvas"));
     ["left", "top", "width", "height"].forEach((side, k) => {
@@ -109,7 +109,8 @@ export class Card {
     this.most = mostOf(layers);
   }
 
-  look(index, buttons) {
+  /** Show the attention and probability of a word, or of none (null). */
+  showWord(index, buttons) {
     buttons.forEach((button, place) => {
       button.classList.toggle("looked", place === index);
       if (index !== null) button.tabIndex = place === index ? 0 : -1;
@@ -137,8 +138,8 @@ export class Card {
   }
 }
 
-function trustOf({ confidence, score }) {
+function confidenceOf({ confidence, score }) {
   if (confidence === null) return `Score ${score.toFixed(2)}`;
-  const [, said] = TRUST.find(([least]) => confidence >= least);
-  return `${said}: better than the model's median caption with a chance of ${percent(confidence)}`;
+  const [, level] = LEVELS.find(([lowest]) => confidence >= lowest);
+  return `${level}: better than the model's median caption with probability ${percent(confidence)}`;
 }

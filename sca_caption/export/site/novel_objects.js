@@ -27,12 +27,12 @@ export class ObjectLexicon {
   mostProbable(predicted) {
     const best = predicted.indexOf(Math.max(...predicted));
     const general = new Set(this.nouns[best].classes);
-    const least = Math.fround(Math.fround(this.specific_share) * predicted[best]);
+    const lowest = Math.fround(Math.fround(this.specific_share) * predicted[best]);
     let found = best;
     let fewest = Infinity;
     this.nouns.forEach(({ classes }, noun) => {
       const isSpecific = classes.length < general.size && classes.every((each) => general.has(each));
-      if (isSpecific && predicted[noun] >= least && classes.length < fewest) [found, fewest] = [noun, classes.length];
+      if (isSpecific && predicted[noun] >= lowest && classes.length < fewest) [found, fewest] = [noun, classes.length];
     });
     return found;
   }

@@ -1,8 +1,8 @@
-// The captions as files, with the fields that caption.py --output writes.
+// Captions as CSV and JSON, with the fields that caption.py --output writes.
 
 const FIELDS = ["image_id", "file_name", "caption", "score", "confidence"];
 
-/** cards: {file, result: {captions}} -> rows of results, numbered as caption.py numbers them. */
+/** cards: {file, result: {captions}} -> one row per photograph, numbered from 1 as in caption.py. */
 export function rowsOf(cards) {
   return cards.map(({ file, result }, index) => {
     const { text, score, confidence } = result.captions[0];

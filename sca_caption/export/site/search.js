@@ -43,12 +43,12 @@ export async function beamSearch(model, state, rules, forced = [], mask = null) 
       exclude(beam, length, rules, mask);
     });
     const moves = takeMoves(live, bits);
-    const looked = Math.min(2 * beamSize, slots * stepped.width + sets * slots * bits.size);
-    slots = Math.min(beamSize, looked);
+    const considered = Math.min(2 * beamSize, slots * stepped.width + sets * slots * bits.size);
+    slots = Math.min(beamSize, considered);
 
     const before = live;
     live = before.map((own, set) => {
-      const best = bestOf(own, moves.filter(({ into }) => into === set), looked);
+      const best = bestOf(own, moves.filter(({ into }) => into === set), considered);
       const ended = best.slice(0, beamSize).filter(({ word }) => word === EOS);
       keepBest(finished[set], ended.map(({ beam, total }) => caption(beam.tokens, total, true, penalty)), kept);
       const onward = best.filter(({ word }) => word !== EOS).slice(0, slots);

@@ -8,12 +8,12 @@
 
 import * as ort from "./runtime/ort.wasm.bundle.min.mjs";
 import { Captioner } from "./captioner.js";
-import { PhotographError, opened } from "./photograph.js";
+import { PhotographError, readPhotograph } from "./photograph.js";
 
 const FORMAT_VERSION = 5; // of model.json, as in sca_caption/export/model_json.py
 const CAPTIONS = 3; // per photograph: the best and two more
 let captioner;
-let last = Promise.resolve(); // photographs wait for the model and for each other
+let last = Promise.resolve(); // requests are answered one after another
 const forgotten = new Set();
 
 onmessage = ({ data }) => {
@@ -56,7 +56,7 @@ async function load({ base, files, dtype }) {
 
 async function fetched(address, expected, count) {
   const answer = await fetch(address);
-  if (!answer.ok) throw new Error(`${address.pathname} is not on the server (${answer.status}); write the site again`);
+  if (!answer.ok) throw new Error(`${address.pathname} is not on the server (${answer.status}); export the site again`);
   const content = new Uint8Array(expected);
   let at = 0;
   const reader = answer.body.getReader();
@@ -66,7 +66,7 @@ async function fetched(address, expected, count) {
     at += part.value.length;
     count(part.value.length);
   }
-  if (at !== expected) throw new Error(`${address.pathname} is not the file that was written; write the site again`);
+  if (at !== expected) throw new Error(`${address.pathname} has another size than the exported file; export the site again`);
   return content;
 }
 
@@ -75,7 +75,7 @@ async function caption({ id, file }) {
   postMessage({ kind: "begun", id });
   try {
     const began = performance.now();
-    const { pixels, ...shown } = await opened(file, captioner.described.transform);
+    const { pixels, ...shown } = await readPhotograph(file, captioner.described.transform);
     const found = await captioner.caption(pixels, CAPTIONS);
     postMessage({ kind: "captioned", id, ...shown, ...found, seconds: (performance.now() - began) / 1000 });
   } catch (error) {
