@@ -1,6 +1,6 @@
-"""From a path, bytes or a Pillow image, of any mode and size, to RGB uint8 at model size.
+"""Images from a path, bytes or Pillow, of any mode and size, to RGB uint8 at model size.
 
-The only place that knows how an image is resized and which mean and deviation the networks were trained with.
+The only module that knows how images are resized, and the mean and standard deviation that networks were trained with.
 """
 
 import contextlib
@@ -8,6 +8,8 @@ import dataclasses
 import io
 import os
 import random
+import re
+import threading
 import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -24,7 +26,7 @@ EXTENSIONS = frozenset((
     ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".gif", ".webp", ".avif", ".bmp", ".tif",
     ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".heic", ".heif",
 ))  # fmt: skip
-ORIENTATION = 0x0112  # the EXIF tag; its value says which of these turns brings the picture upright
+ORIENTATION = 0x0112  # the EXIF tag, and the transpositions that turn each of its values upright
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -38,7 +40,7 @@ Source = str | os.PathLike | bytes | Image.Image
 
 
 class ImageError(UserError):
-    """An image that cannot be used: `name` says which, `reason` says why and what to do."""
+    """An image that cannot be used. name: of the image. reason: why, and what to do."""
 
     def __init__(self, name: str, reason: str):
         super().__init__(name, reason)  # both in args, so that it pickles across processes
@@ -50,9 +52,9 @@ class ImageError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """How a photograph becomes a square of `size` pixels.
+    """How a photograph becomes a square of `size` x `size` pixels.
 
-    mode "resize" squashes the whole of it to size x size; "crop" keeps the proportions and takes the centre.
+    mode: "resize" squashes the whole photograph; "crop" keeps its aspect ratio and takes the centre.
     """
 
     size: int = 224
@@ -72,37 +74,47 @@ class Transform:
 
 
 def open_image(source: Source) -> Image.Image:
-    """Open any image that Pillow knows, as upright RGB: transparency on white, an animation's first frame.
+    """Open any image that Pillow knows, as upright RGB: transparency on white, the first frame of an animation.
 
     Raises ImageError with the path and the reason.
     """
-    with opened(source) as image:
+    with opened(source) as image, decoding(source):
         upright = _upright_rgb(image)
-        return upright.copy() if upright is image else upright  # neither the caller's own nor tied to a file
+        return (
+            upright.copy() if upright is image else upright
+        )  # neither the caller's object nor tied to a file
 
 
 def load(source: Source, transform: Transform) -> np.ndarray:
     """`source` at model size: uint8 (S, S, 3). Raises ImageError with the path and the reason."""
-    with opened(source) as image:
+    with opened(source) as image, decoding(source):
         if image is source:
             return fit(_upright_rgb(image), transform)
-        return np.array(decode(image, transform))
+        return np.array(_decode(image, transform))
 
 
 def load_with_thumbnail(
     source: str | os.PathLike, transform: Transform, side: int
 ) -> tuple[np.ndarray, Image.Image]:
-    """What `load` gives, and the whole image upright, no side longer than `side`, from one decoding."""
-    with opened(source) as image:
-        image.draft(None, (2 * transform.size, 2 * transform.size))  # as `decode` does
+    """The result of `load`, and the whole image upright with no side longer than `side`, from one decoding."""
+    with opened(source) as image, decoding(source):
+        image.draft(None, (2 * transform.size, 2 * transform.size))  # as `_decode` does
         upright = _upright_rgb(image)
         small = upright.copy()
         small.thumbnail((side, side))
         return fit(upright, transform), small
 
 
-def decode(image: Image.Image, transform: Transform) -> Image.Image:
-    """What `opened` yields for a file, as RGB at model size, before it is an array. Decodes it as small as will do."""
+def decode(image: Image.Image, transform: Transform, name: str = "the image") -> Image.Image:
+    """The image that `opened` yields for a file, as RGB at model size; decodes a JPEG no larger than needed.
+
+    Raises ImageError with the name and the reason.
+    """
+    with decoding(name):
+        return _decode(image, transform)
+
+
+def _decode(image: Image.Image, transform: Transform) -> Image.Image:
     image.draft(
         None, (2 * transform.size, 2 * transform.size)
     )  # a JPEG at 1/2, 1/4 or 1/8, still twice the size
@@ -128,7 +140,7 @@ def _resized(image: Image.Image, transform: Transform) -> Image.Image:
     size = transform.size
     if image.size == (size, size):
         return image
-    box = seen_box(image.size, transform)  # cut as it is resized: a long strip is never enlarged whole
+    box = seen_box(image.size, transform)  # cropped while resizing: a long strip is never enlarged whole
     return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
 
 
@@ -142,11 +154,11 @@ def augment(
     aspect: float = 0.75,
     lighting: float = 0.15,
 ) -> np.ndarray:
-    """A random view for training, uint8 (S, S, 3), that, by default, its captions still describe.
+    """A random view for training, uint8 (S, S, 3), that captions of the image still describe by default.
 
-    Crops a part of at least `smallest` of the area, its proportions changed by a factor between `aspect` and 1 / aspect,
-    mirrors one time in two if `flip` (not to be set when a caption says left or right), and changes brightness and
-    contrast by up to `lighting`. Hue stays: captions name colours.
+    smallest: smallest fraction of the area to crop. aspect: the crop's aspect ratio changes by a factor from `aspect` to
+    1 / aspect. flip: mirror with probability 1/2; not for captions that say left or right. lighting: largest change of
+    brightness and contrast. Hue is unchanged, because captions name colours.
     """
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image)
@@ -167,15 +179,15 @@ def augment(
 
 
 def find_images(paths: Iterable[str | os.PathLike]) -> list[Path]:
-    """The image files that `paths` name: folders are searched by extension and sorted, files stay as given.
+    """The image files that `paths` name: folders are searched by file extension and sorted, files stay as given.
 
-    Hidden files and folders are passed over. A folder without images, like a file that is missing, stays in
-    the list: opening it says what is wrong, and the others can go on.
+    Hidden files and folders are skipped. A folder without images and a missing file stay in the list; opening them raises
+    the error that says what is wrong.
     """
     found: list[Path] = []
     for path in map(Path, paths):
         inside = []
-        for folder, folders, files in os.walk(path):  # walks nothing where `path` is a file or missing
+        for folder, folders, files in os.walk(path):  # yields nothing if `path` is a file or missing
             folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
             inside += [
                 Path(folder, name)
@@ -187,43 +199,84 @@ def find_images(paths: Iterable[str | os.PathLike]) -> list[Path]:
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 (upright) to 8; 1 where there is none or it cannot be read."""
+    """The EXIF orientation, 1 (upright) to 8; 1 if there is none or it cannot be read."""
     try:
         value = image.getexif().get(ORIENTATION, 1)
-    except Exception:  # a damaged EXIF block says nothing about the pixels
+    except Exception:  # Pillow raises many types on damaged EXIF data, which leaves the pixels intact
         return 1
     return value if value in UPRIGHT else 1
 
 
 @contextlib.contextmanager
 def opened(source: Source) -> Iterator[Image.Image]:
-    """`source` as Pillow opens it, not decoded yet. Whatever goes wrong here or in the block is an ImageError."""
-    if isinstance(source, Image.Image):
-        name = getattr(source, "filename", "") or "the image"
-    else:
-        name = "the image" if isinstance(source, bytes) else os.fspath(source)
+    """`source` as Pillow opens it, not decoded yet.
+
+    Raises ImageError if it cannot be opened. Errors of the caller's block pass unchanged; `decode` and `open_image` raise
+    ImageError for damaged pixels.
+    """
+    with _pillow_warnings_hidden():
+        if isinstance(source, Image.Image):
+            yield source
+            return
+        with decoding(source):
+            image = _opened(source, _name_of(source))
+        with image:
+            yield image
+
+
+@contextlib.contextmanager
+def decoding(source: Source) -> Iterator[None]:
+    """Turn every error into an ImageError of `source`. For blocks of Pillow's decoding alone: it raises many types."""
+    name = _name_of(source)
     try:
-        with warnings.catch_warnings():  # Pillow's notes on odd metadata are no concern of the user's
-            warnings.simplefilter("ignore")
-            if isinstance(source, Image.Image):
-                yield source
-            else:
-                with _opened(source, name) as image:
-                    yield image
+        yield
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
-        limit = 2 * Image.MAX_IMAGE_PIXELS / 1e6
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
         raise ImageError(name, f"more than {limit:.0f} million pixels; make it smaller first") from error
     except MemoryError as error:
         raise ImageError(name, "does not fit in memory; make it smaller first") from error
-    except Exception as error:  # Pillow's decoders raise many types on damaged files
+    except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(name, f"damaged image ({reason}); get the file again") from error
 
 
+def _name_of(source: Source) -> str:
+    """What messages call an image."""
+    if isinstance(source, Image.Image):
+        return getattr(source, "filename", "") or "the image"
+    return "the image" if isinstance(source, bytes) else str(os.fspath(source))
+
+
+_hiding = threading.Lock()
+_hidden = 0  # blocks that hide Pillow's warnings now
+_FILTER = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
+
+
+@contextlib.contextmanager
+def _pillow_warnings_hidden() -> Iterator[None]:
+    """Hide Pillow's warnings about odd metadata, also while several threads read images.
+
+    `warnings.catch_warnings` is not thread-safe: blocks that overlap restore each other's filters. This adds one filter,
+    for warnings of Pillow's modules alone, with the first block and removes it with the last.
+    """
+    global _hidden
+    with _hiding:
+        _hidden += 1
+        if _hidden == 1:
+            warnings.filters.insert(0, _FILTER)  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        with _hiding:
+            _hidden -= 1
+            if not _hidden and _FILTER in warnings.filters:
+                warnings.filters.remove(_FILTER)  # type: ignore[attr-defined]
+
+
 def _opened(source: str | os.PathLike | bytes, name: str) -> Image.Image:
-    """Image.open with reasons in plain words."""
+    """Image.open, with reasons in plain words."""
     try:
         if isinstance(source, bytes):
             head = source[:64]
@@ -261,10 +314,10 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def _to_8_bit(levels: np.ndarray) -> np.ndarray:
-    """Grey levels of 16 or 32 bits or floats, which Pillow's own conversion would clip at 255, as uint8."""
+    """Grey levels of 16 or 32 bits or floats as uint8; Pillow's own conversion would clip them at 255."""
     if levels.dtype.itemsize == 2:
         top = 65535.0
-    else:  # the mode does not say the range: take the smallest usual one that holds the values
+    else:  # the mode does not give the range: take the smallest usual one that holds the values
         levels = np.nan_to_num(levels.astype(np.float64), posinf=0.0, neginf=0.0)
         top = next((top for top in (1.0, 255.0, 65535.0) if levels.max() <= top), levels.max())
         top = 255.0 if top == 1.0 and levels.min() >= 0 and np.array_equal(levels, np.round(levels)) else top

@@ -4,12 +4,23 @@ import io
 import pickle
 import random
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from sca_caption.images import UPRIGHT, ImageError, Transform, augment, find_images, fit, load, open_image
+from sca_caption.images import (
+    UPRIGHT,
+    ImageError,
+    Transform,
+    augment,
+    find_images,
+    fit,
+    load,
+    open_image,
+    opened,
+)
 from sca_caption.runtime.errors import UserError
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
@@ -261,3 +272,31 @@ def test_augment_keeps_most_of_the_picture_and_changes_light_mildly():
         means.append(view.mean())
     assert min(widths) > 127 * 0.7**0.5 * 0.85**0.5 * 0.85**2 - 3
     assert 128 * 0.75 < min(means) < 128 < max(means) < 128 * 1.25
+
+
+def test_reading_in_threads_leaves_the_users_warnings_alone():
+    """`warnings.catch_warnings` in overlapping threads would leave its filters behind."""
+    odd = encoded(Image.new("P", (64, 64)), "PNG", transparency=b"\0" * 9)  # Pillow warns as it converts it
+
+    def user_warning_is_shown() -> bool:
+        with pytest.warns(RuntimeWarning, match="the user's"):
+            warnings.warn("the user's", RuntimeWarning, stacklevel=1)
+        return True
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DeprecationWarning)  # a filter of the user's
+        before = list(warnings.filters)
+        with ThreadPoolExecutor(4) as threads:
+            for _ in threads.map(lambda _: load(odd, Transform(32)), range(200)):
+                pass
+        assert warnings.filters == before
+        assert user_warning_is_shown()
+
+
+def test_errors_of_the_callers_block_are_not_the_images():
+    data = encoded(quadrants(), "PNG")
+    with pytest.raises(NameError), opened(data) as image:
+        image.load()
+        undefined_name  # noqa: B018, F821
+    with pytest.raises(ImageError, match="damaged"):
+        load(data[:-40], Transform(32))
