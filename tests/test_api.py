@@ -121,6 +121,7 @@ def test_mistakes_are_said_as_on_the_command_line(captioner, photograph, tmp_pat
         captioner.caption(photograph, beam=6)
 
 
+@pytest.mark.slow
 def test_the_package_loads_torch_only_for_a_captioner():
     code = "import sca_caption, sys; assert 'torch' not in sys.modules; sca_caption.UserError; sca_caption.Captioner"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -8,6 +8,8 @@ from torch.testing import assert_close
 
 from tests.helpers.lively_blocks import CASES, CHANNELS, DEFAULTS, case_name, lively, picture
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("onnxscript", reason="ONNX export needs onnx and onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime", reason="running a graph needs onnxruntime")
 

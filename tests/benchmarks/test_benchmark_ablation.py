@@ -23,6 +23,7 @@ def call(tmp_path, monkeypatch):
     return lambda *more: main([*flags, *more, "--", *QUICK])
 
 
+@pytest.mark.slow
 def test_every_form_is_trained_once_with_every_seed(call, tmp_path, capsys, monkeypatch):
     assert call("--attention", "S", "C-S", "--seeds", "0", "3") == 0
     names = {path.parent.name for path in tmp_path.glob("runs/*/scores.json")}
@@ -37,6 +38,7 @@ def test_every_form_is_trained_once_with_every_seed(call, tmp_path, capsys, monk
     assert printed.endswith(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 def test_scores_equal_those_of_evaluate(call, tmp_path):
     assert call("--attention", "S", "--seeds", "0") == 0
     file, out = tmp_path / "runs" / "S-1-0" / "best.pt", tmp_path / "out.json"

@@ -13,6 +13,7 @@ def tables(text: str) -> list[list[list[str]]]:
     return [[[cell.strip() for cell in line.strip("|").split("|")] for line in block] for block in blocks]
 
 
+@pytest.mark.slow
 def test_scores_agree_and_tables_are_consistent(capsys):
     try:
         find_java()

@@ -17,6 +17,8 @@ from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
 from sca_caption.images import Transform
 from sca_caption.inference.captioning import CaptionPipeline
 
+pytestmark = pytest.mark.slow
+
 
 def test_every_way_has_its_rows(photos, tiny_checkpoint, tmp_path, capsys):
     data = tmp_path / "made.h5"

@@ -21,6 +21,7 @@ def rows(text: str) -> list[list[str]]:
     ][2:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["made", "folder"])
 def test_the_table_of_rates(tmp_path, capsys, kind):
     flags = ["--size", "60x48"]
@@ -43,6 +44,7 @@ def test_the_table_of_rates(tmp_path, capsys, kind):
         assert all(re.fullmatch(r"\d+%", share) for share in shares)
 
 
+@pytest.mark.slow
 def test_the_table_of_memory(capsys):
     assert preprocessing.main(["--memory", "5", "40"]) == 0
     few, many = rows(capsys.readouterr().out)

@@ -52,6 +52,7 @@ def test_multiply_adds_equal_those_of_the_layers():
     assert attention.multiply_adds(model, images) == sum(counted) > 0
 
 
+@pytest.mark.slow
 def test_the_two_formulas_of_channel_attention_agree(capsys):
     size = ["--batch-size", "32", "--channels", "256", "--width", "64", "--rounds", "1", "--device", "cpu"]
     if sys.platform != "linux":
@@ -83,6 +84,7 @@ def _hold(size: int) -> None:
     torch.zeros(size, dtype=torch.uint8).fill_(1)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is measured on Linux only")
 def test_peak_memory_is_the_memory_allocated():
     assert memory.peak_growth(_nothing, _hold, 100_000_000) == pytest.approx(100e6, rel=0.05)
@@ -93,6 +95,7 @@ def test_other_systems_than_linux_are_an_error(monkeypatch, tmp_path):
     assert "Linux" in message(lambda: memory.peak_growth(_nothing, _hold, 1))
 
 
+@pytest.mark.slow
 def test_plain_and_optimised_training_steps_agree():
     model, batch = training.build("resnet18", "1", 2, 3, 40)
     gradients = []
@@ -113,6 +116,7 @@ def test_plain_and_optimised_training_steps_agree():
     assert work[0] - work[1] > 4 * 2 * 0.9 * 1.5e9 and trunk < work[1]  # the CNN, of 1.8 G, runs 8 times less
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is measured on Linux only")
 def test_growth_prints_a_row_per_point(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(growth, "AXES", {"images": (2, 4), "beams": (1, 2)})

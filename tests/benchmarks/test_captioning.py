@@ -2,9 +2,13 @@
 
 import re
 
+import pytest
+
 from sca_caption.benchmarks import captioning
 from sca_caption.inference.captioning import CaptionPipeline
 from tests.helpers.tables import rows
+
+pytestmark = pytest.mark.slow
 
 
 def test_all_ways_find_the_same_captions(photos, tiny_checkpoint, tmp_path, capsys):

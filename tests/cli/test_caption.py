@@ -318,6 +318,7 @@ def test_help_is_instant_and_short(monkeypatch):
     assert len(page.splitlines()) < 100, "two pages"
 
 
+@pytest.mark.slow
 def test_the_program_as_users_start_it(tiny_checkpoint, photos, expected):
     """In its own process: only the caption on stdout, and nothing imported that captioning does not need."""
     code = (
@@ -331,6 +332,7 @@ def test_the_program_as_users_start_it(tiny_checkpoint, photos, expected):
     assert not needless & set(done.stderr.split())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_standard_output_on_a_full_disk(tiny_checkpoint, photos):
     with open("/dev/full", "w") as full:

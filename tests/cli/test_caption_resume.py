@@ -13,6 +13,8 @@ from PIL import Image
 
 from sca_caption.inference.journal import journal_of
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 BATCH = 4
 # Captions the first batches at once and waits before the others, so that the test can kill it there.

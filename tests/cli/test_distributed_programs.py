@@ -13,7 +13,7 @@ from sca_caption.evaluation.meteor_spice import Unavailable
 from tests.helpers.made_photos import record, write
 from tests.helpers.torchrun import needs_distributed, torchrun
 
-pytestmark = needs_distributed
+pytestmark = [needs_distributed, pytest.mark.slow]
 
 
 @pytest.fixture

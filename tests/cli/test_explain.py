@@ -12,6 +12,7 @@ from sca_caption.inference.captioning import CaptionPipeline
 from tests.helpers.made_photos import dataset, write
 
 
+@pytest.mark.slow
 def test_the_caption_is_printed_and_the_figure_is_that_of_python(run, tiny_checkpoint, photos, tmp_path):
     plain, path = run(photos[0]), tmp_path / "why.svg"
     assert run(photos[0], "--explain", path) == plain
@@ -25,6 +26,7 @@ def test_the_words_as_an_animation(run, photos, tmp_path):
         assert gif.n_frames == len(text.split())
 
 
+@pytest.mark.slow
 def test_patches_of_a_data_file(run, photos, tmp_path):
     write(dataset(6), tmp_path / "made.h5")
     plain = run(photos[0], "--explain", tmp_path / "own.svg")

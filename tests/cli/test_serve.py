@@ -71,6 +71,7 @@ def test_without_the_extra(monkeypatch, capsys):
     assert err.endswith(": pip install 'sca-caption[web]'\n")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Ctrl-C is another thing there")
 def test_a_run_from_start_to_end(tiny_checkpoint, tmp_path):
     command = [sys.executable, "caption.py", "--serve", "--port", "0", "--no-browser", "--beam-size", "3",

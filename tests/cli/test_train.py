@@ -303,6 +303,7 @@ def test_self_critical_training_takes_a_captioner_further(here, capsys):
     assert learnt and not any(name.startswith("backbone.") for name in learnt)
 
 
+@pytest.mark.slow
 def test_the_guard_ends_a_run_and_keeps_the_best(here, capsys, monkeypatch):
     qualities = iter([Quality(0.0, 0.0, 9.0), Quality(0.0, 1.0, 9.0), Quality(0.0, 8.0, 9.0)])
     scores = iter([20.0, 25.0, 30.0])

@@ -119,6 +119,7 @@ def test_words_are_split_alike_wherever_they_stand():
         assert tokenize(text) == whole
 
 
+@pytest.mark.slow
 def test_splitting_captions_imports_no_torch_and_leaves_it_importable():
     program = "import sys\nfrom sca_caption.vocab import tokenize\nprint(tokenize('A dog'))\n"
     program += "assert 'torch' not in sys.modules\nimport torch\nprint(torch.ones(1).item())"

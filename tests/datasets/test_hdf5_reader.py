@@ -151,6 +151,7 @@ class Images(Dataset):
         return data.image(index), data.captions(index), data.references(index), data.file_name(index)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_workers_read_what_this_process_reads(tmp_path, method):
     write(dataset(), tmp_path / "made.h5")

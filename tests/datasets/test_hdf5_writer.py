@@ -208,6 +208,7 @@ except UserError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [0, 2_000, 50_000, 5_000_000])
 def test_a_file_that_cannot_grow_is_told_in_one_line_and_hdf5_does_not_crash(tmp_path, limit):
     path = tmp_path / "made.h5"

@@ -247,6 +247,7 @@ METEOR_IMAGES = [0.37425524545742395, 1.0, 0.11538461538461538, 0.69053301511535
 METEOR_CORPUS = 0.3371422394595677
 
 
+@pytest.mark.slow
 def test_meteor_equals_pycocoevalcap():
     try:
         find_java()
@@ -267,6 +268,7 @@ def test_a_missing_metric_says_why(no_java):
     assert "SPICE" not in evaluate({1: "a dog"}, {1: ["a dog"]}).metrics
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "reason"),
     [
@@ -284,6 +286,7 @@ def test_a_java_program_that_fails_gives_a_reason(code, reason, fake_java):
         meteor_statistics(["a dog"], [["a dog"]])
 
 
+@pytest.mark.slow
 def test_a_java_program_that_stops_early_or_never_leaves_nothing_hanging(fake_java):
     text = " ".join(["word"] * 1000)  # 5 MB in all, more than any pipe holds
     fake_java("print('1 ' * 23); sys.stdin.close()")
@@ -295,6 +298,7 @@ def test_a_java_program_that_stops_early_or_never_leaves_nothing_hanging(fake_ja
     assert program.programs[0].process.returncode
 
 
+@pytest.mark.slow
 def test_many_images_are_shared_out_in_order(fake_java, monkeypatch):
     fake_java("import os\nfor line in sys.stdin: print(len(line), os.getpid(), '1 ' * 21)")
     monkeypatch.setattr(java_metrics, "LINES_EACH", 3)
@@ -307,6 +311,7 @@ def test_many_images_are_shared_out_in_order(fake_java, monkeypatch):
     assert len(set(meteor_statistics(candidates, [["a dog"]] * 11)[:, 1])) == 1
 
 
+@pytest.mark.slow
 def test_java_reads_and_answers_more_than_the_pipes_hold(fake_java):
     fake_java("for line in sys.stdin: print(*[len(line.split())] * 23)")
     text = " ".join(["word"] * 1000)

@@ -35,6 +35,7 @@ def test_counts_and_names_of_few_classes(tmp_path):
     assert {"predicted", "truth"} <= set(found)
 
 
+@pytest.mark.slow
 def test_no_counts_from_21_classes_on(tmp_path):
     labels = np.repeat(np.arange(21), 33).tolist()
     names = [f"kind {index}" for index in range(21)]
@@ -43,6 +44,7 @@ def test_no_counts_from_21_classes_on(tmp_path):
     assert "33" in drawn(tmp_path / "c.svg", labels[: 33 * 20], labels[: 33 * 20], names[:20])
 
 
+@pytest.mark.slow
 def test_a_hundred_and_one_classes_are_named_and_more_are_numbered(tmp_path):
     for count in (101, NAMED + 1):
         names = [f"kind {index}" for index in range(count)]

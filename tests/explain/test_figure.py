@@ -60,6 +60,7 @@ def test_the_channels_are_the_strongest_and_the_most_changed():
         assert percent in found or percent[1:] == "0"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kinds", ["S", "C", "SC"])
 @pytest.mark.parametrize("layers", [(("top", 40, 4, 4),), TWO])
 def test_a_kind_of_attention_that_the_model_lacks_is_left_out(kinds, layers):
@@ -72,6 +73,7 @@ def test_a_kind_of_attention_that_the_model_lacks_is_left_out(kinds, layers):
     assert any("Top patch" in text for text in found) == ("C" in kinds)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "made",
     [
@@ -121,6 +123,7 @@ def test_svg_has_its_text_as_text(tmp_path):
         assert text in written
 
 
+@pytest.mark.slow
 def test_svg_and_pdf_of_a_long_caption_are_of_a_sensible_size(tmp_path):
     made = made_explanation(LONG, layers=(("top", 64, 9, 9),))
     noise = np.random.default_rng(0).integers(0, 256, (125, 100, 3), np.uint8)

@@ -142,7 +142,7 @@ def captions_of(pipeline: CaptionPipeline, contents: list[bytes]):
     return [result.captions for result in pipeline.stream(contents)]
 
 
-pytestmark = [needs_browser, needs_runtime]
+pytestmark = [needs_browser, needs_runtime, pytest.mark.slow]
 
 
 # ---- captions --------------------------------------------------------------------------------------------------------

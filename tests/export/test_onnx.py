@@ -43,6 +43,8 @@ from sca_caption.models import quantization
 from sca_caption.models.sca_cnn import State
 from sca_caption.vocab import Vocabulary
 
+pytestmark = pytest.mark.slow
+
 WORDS = Vocabulary(TINY_WORDS)
 CASES = {  # with a shortcut that travels along as a second map; two whole layers are in `exported`
     "C-S": ("layer1.0.relu", "layer1.1"),

@@ -285,6 +285,7 @@ def test_drawn_and_diverse_captions_stay_in_their_order(knowing, data):
         assert all(each.consensus is not None for captions in ours for each in captions)
 
 
+@pytest.mark.slow
 def test_it_reads_what_imagenets_network_saw(network, data, tmp_path):  # noqa: F811
     words = Vocabulary(["a", "red", "dog", "runs", "cat", "sits", "on", "men"])
     model = speaking(network, words, 0)

@@ -204,6 +204,7 @@ def until(page, expression: str) -> None:
         page.wait_for_timeout(20)
 
 
+@pytest.mark.slow
 @needs_browser
 def test_in_a_browser(gallery):
     requests = []
@@ -275,6 +276,7 @@ def test_in_a_browser(gallery):
         assert requests and all(url.startswith(("file:", "data:")) for url in requests)
 
 
+@pytest.mark.slow
 @needs_browser
 def test_on_a_phone_where_the_photographs_are_no_more_in_the_dark(gallery):
     shutil.rmtree(gallery.parent / "photos")
@@ -299,6 +301,7 @@ def test_on_a_phone_where_the_photographs_are_no_more_in_the_dark(gallery):
         assert page.inner_text("#play") == "Play"
 
 
+@pytest.mark.slow
 @needs_browser
 def test_doubtful_first_as_it_opens(tmp_path):
     photo, captions = tmp_path / "x.png", {}

@@ -83,6 +83,7 @@ def test_what_only_tracing_can_cut_is_left_to_it(layers, blocks):
     assert blocks_of(layers) == blocks
 
 
+@pytest.mark.slow
 def test_the_shipped_model_needs_no_torchvision():
     code = (
         "import sys; from sca_caption import checkpoint; checkpoint.load();"

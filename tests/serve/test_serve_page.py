@@ -23,7 +23,7 @@ from tests.helpers.made_photos import encoded, photo
 from tests.helpers.tiny_captioner import TINY, tiny_captioner
 from tests.helpers.web_server import serving
 
-pytestmark = needs_browser
+pytestmark = [needs_browser, pytest.mark.slow]
 
 SEARCH = SearchConfig(num_captions=3, min_length=4, max_length=6)
 

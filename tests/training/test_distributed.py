@@ -25,7 +25,7 @@ from tests.helpers.torchrun import needs_distributed, torchrun
 from tests.helpers.toy_backbone import toy  # noqa: F401
 from tests.helpers.training_runs import QUICK, captioner, run, source
 
-pytestmark = pytest.mark.usefixtures("toy")
+pytestmark = [pytest.mark.usefixtures("toy"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

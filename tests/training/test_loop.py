@@ -432,6 +432,7 @@ print("trained")
 """
 
 
+@pytest.mark.slow
 def test_it_trains_without_spacy_nltk_pycocoevalcap_java_and_tensorboard(path, tmp_path):
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root), "PATH": str(tmp_path)}

@@ -145,6 +145,7 @@ def test_equal_rewards_have_no_gradient():
     assert mean == 0.5 and not gradients(model, loss).any()
 
 
+@pytest.mark.slow
 def test_training_raises_the_reward():
     torch.manual_seed(0)
     critical, model = critic(samples=16), tiny_captioner()
