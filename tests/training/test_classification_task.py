@@ -130,6 +130,7 @@ RESUMED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", RESUMED.values(), ids=list(RESUMED))
 def test_a_resumed_run_equals_an_uninterrupted_one(changes, data, tmp_path):
     config = dataclasses.replace(QUICK, epochs=4, **changes)

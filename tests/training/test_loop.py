@@ -70,6 +70,7 @@ RESUMED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", RESUMED.values(), ids=list(RESUMED))
 def test_a_resumed_run_equals_an_uninterrupted_one(changes, data, tmp_path, monkeypatch):
     monkeypatch.setattr(CaptionTask, "should_stop", lambda *_: "")
@@ -293,6 +294,7 @@ def test_the_first_loss_is_log_vocabulary_size(data, tmp_path):
     assert "7 training and 3 validation images" in lines[0] and f"{len(data.vocabulary)} words" in lines[0]
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_the_numbers_of_the_history(data, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

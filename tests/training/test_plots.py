@@ -129,6 +129,7 @@ def test_a_run_continues_if_progress_cannot_be_written(data, tmp_path, monkeypat
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"ema": 0.5, "finetune_backbone_at": 0}], ids=["plain", "average"])
 def test_drawing_does_not_change_the_run(changes, data, tmp_path, monkeypatch, writer):
     config = dataclasses.replace(QUICK, **changes)
@@ -147,6 +148,7 @@ def test_drawing_does_not_change_the_run(changes, data, tmp_path, monkeypatch, w
             assert all(torch.equal(value, others[key]) for key, value in tensors.items())
 
 
+@pytest.mark.slow
 def test_tensorboard_gets_the_attention_of_the_printed_captions(data, tmp_path, monkeypatch, writer):
     drawn = []
 
