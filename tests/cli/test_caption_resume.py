@@ -1,4 +1,4 @@
-"""Runs that go on where others ended: one that is killed, ones that find new photographs, text files beside them."""
+"""caption.py --resume and --txt: killed runs, new photographs, text files beside photographs."""
 
 import json
 import os
@@ -123,20 +123,20 @@ def test_an_image_given_twice_is_done_twice(run, photos, tmp_path):
 
 def test_text_files_beside_the_photographs(run, photos):
     texts = [path.with_suffix(".txt") for path in photos]
-    status, out, err = run(photos[0].parent, "--sidecar")
+    status, out, err = run(photos[0].parent, "--txt")
     assert (status, out, err) == (0, "", "7 of 7 images have their captions beside them, as .txt\n")
     printed = run(photos[0].parent)[1].splitlines()
     assert [path.read_bytes().decode() for path in texts] == [line.split("\t")[1] + "\n" for line in printed]
 
     texts[1].write_text("my own words")
     texts[2].unlink()
-    status, out, err = run(photos[0].parent, "--sidecar")
+    status, out, err = run(photos[0].parent, "--txt")
     assert err == (
         "6 of 7 images have their captions beside them, as .txt\n"
         "1 have other text there, which was kept; --overwrite replaces it\n"
     )
     assert texts[1].read_text() == "my own words" and texts[2].exists()
-    assert run(photos[0].parent, "--sidecar", "--overwrite")[0] == 0
+    assert run(photos[0].parent, "--txt", "--overwrite")[0] == 0
     assert texts[1].read_text() == printed[1].split("\t")[1] + "\n"
 
 
@@ -144,7 +144,7 @@ def test_what_has_a_text_file_is_done(run, photos, monkeypatch):
     photos[1].with_suffix(".txt").write_text("mine")
     loaded = []
     monkeypatch.setattr("sca_caption.images.load", counted(loaded))
-    status, _, err = run(photos[0].parent, "--sidecar", "--resume", "--num-captions", 2)
+    status, _, err = run(photos[0].parent, "--txt", "--resume", "--num-captions", 2)
     assert (status, err) == (0, "7 of 7 images have their captions beside them, as .txt, 1 of them before\n")
     assert sorted(loaded) == sorted(path.name for path in photos if path != photos[1])
     assert photos[1].with_suffix(".txt").read_text() == "mine"
@@ -153,49 +153,44 @@ def test_what_has_a_text_file_is_done(run, photos, monkeypatch):
 
 def test_text_files_that_are_missing_come_from_the_results(run, photos, tmp_path, monkeypatch):
     output = tmp_path / "x.csv"
-    assert run(photos[0].parent, "--output", output, "--sidecar")[0] == 0
+    assert run(photos[0].parent, "--output", output, "--txt")[0] == 0
     texts = {path: path.with_suffix(".txt").read_text() for path in photos}
     for path in photos[:3]:
         path.with_suffix(".txt").unlink()
     loaded = []
     monkeypatch.setattr("sca_caption.images.load", counted(loaded))
-    status, _, err = run(photos[0].parent, "--output", output, "--sidecar", "--resume")
+    status, _, err = run(photos[0].parent, "--output", output, "--txt", "--resume")
     assert status == 0 and not loaded
     assert err.splitlines()[1] == "7 of 7 images have their captions beside them, as .txt, 4 of them before"
     assert {path: path.with_suffix(".txt").read_text() for path in photos} == texts
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"),
+    ("flags", "named"),
     [
-        (["--resume"], "--resume goes on with what was written; give --output FILE or --sidecar too"),
-        (["--overwrite"], "--overwrite replaces what --sidecar wrote; found no --sidecar"),
-        (
-            ["--sidecar", "--overwrite", "--resume"],
-            "--overwrite replaces what --sidecar wrote; found --resume, which ",
-        ),
-        (
-            ["--sidecar"],
-            "--sidecar: {0} and {1} would both have a.txt; rename one or leave it out",
-        ),
+        (["--resume"], ["--resume ", "--output"]),
+        (["--overwrite"], ["--overwrite "]),
+        (["--txt", "--overwrite", "--resume"], ["--overwrite ", "--resume"]),
+        (["--txt"], ["{0}", "{1}", "a.txt"]),  # two photographs with one text file
     ],
 )
-def test_mistakes_are_one_line(run, photos, flags, message):
+def test_mistakes_are_one_line(run, photos, flags, named):
     twin = photos[0].with_suffix(".png")
     Image.new("RGB", (9, 9)).save(twin)
     status, out, err = run(photos[0].parent, *flags)
     assert (status, out) == (2, "")
-    assert err.startswith(f"error: {message.format(*sorted((twin, photos[0])))}") and err.count("\n") == 1
+    assert err.startswith("error: ") and err.count("\n") == 1
+    assert all(part.format(*sorted((twin, photos[0]))) in err for part in named)
     assert not list(photos[0].parent.glob("*.txt"))
 
 
 def test_a_folder_that_cannot_be_written_to(run, photos, monkeypatch):
     monkeypatch.setattr("os.access", lambda path, mode: Path(path).name != "more")
-    status, out, err = run(photos[0].parent, "--sidecar")
+    status, out, err = run(photos[0].parent, "--txt")
     assert (status, out) == (2, "")
     folder = photos[0].parent / "more"
-    assert err == f"error: --sidecar: no permission to write in {folder}; change it or use --output\n"
+    assert err.startswith("error: ") and f"no permission to write in {folder}" in err
     output = folder / "x.json"
     status, out, err = run(photos[0], "--output", output)
     assert (status, out) == (2, "")
-    assert err == f"error: --output {output}: no permission to write in {folder}; choose another folder\n"
+    assert err.startswith(f"error: --output {output}: ") and str(folder) in err
