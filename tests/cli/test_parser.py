@@ -1,4 +1,4 @@
-"""What all programs share: --version, completion as a shell does it, help for every width, colours on terminals only."""
+"""What the command lines of all programs share: --version, completion, help that fits the terminal, colours, --quiet."""
 
 import importlib
 import io
@@ -10,30 +10,69 @@ from pathlib import Path
 
 import pytest
 
-from sca_caption import __version__
-from sca_caption.benchmarks import attention
-from sca_caption.cli import average, classify, curves, evaluate_classifier, train_classifier
-from sca_caption.cli import fit_confidence as calibrate
+from sca_caption import __main__, __version__
 from sca_caption.cli.parser import Parser, completion, installed_name, program
 from sca_caption.runtime.errors import UserError, marked, warn
 from sca_caption.training import loop as training
+from tests.helpers.documents import programs
 from tests.helpers.made_photos import message
 
-PROGRAMS = ("preprocess", "train", "caption", "evaluate")
-PARSERS = {name: importlib.import_module(f"sca_caption.cli.{name}").parser for name in PROGRAMS} | {
-    module.__name__: module.parser
-    for module in (calibrate, average, classify, curves, attention, train_classifier, evaluate_classifier)
-}
+ROOT = Path(__file__).parents[2]
+PARSERS = {name: module.parser for name, module in programs().items()}
 
 
-# ---- --version -------------------------------------------------------------------------------------------------------
+def test_every_program_has_its_version_and_help_that_fits_the_terminal(monkeypatch, capsys):
+    """Examples keep their lines: a command that is broken over lines could not be copied."""
+    for name, parser in PARSERS.items():
+        with pytest.raises(SystemExit) as ended:
+            parser().parse_args(["--version"])
+        assert (ended.value.code, capsys.readouterr().out) == (0, f"sca_caption {__version__}\n"), name
+        for columns in (60, 80, 200):
+            monkeypatch.setenv("COLUMNS", str(columns))
+            lines = parser().format_all_help().splitlines()
+            prose = [
+                line
+                for line in lines
+                if not any(mark in line for mark in ("python ", "torchrun ", "{", "usage", " | --no-"))
+            ]
+            assert max(map(len, prose)) <= min(columns, 120), name
+            # The flag and its help share a line, on narrow terminals too.
+            assert sum(line.startswith("  -h, --help ") for line in lines) == 1, name
 
 
-@pytest.mark.parametrize("name", PARSERS)
-def test_every_program_says_its_version(name, capsys):
+def test_help_breaks_prose_and_keeps_commands_whole(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    command = "python made.py --output a/long/name/of/a/file.json"
+    epilog = (
+        f"examples:\n  python short.py --flag\n  {command}     # what it is for\n\n"
+        "A paragraph of which this line has more than the sixty columns\nof the terminal is filled anew.\n"
+    )
+    page = Parser(prog="made.py", epilog=epilog).format_help()
+    assert page.endswith(
+        f"examples:\n  python short.py --flag\n  # what it is for\n  {command}\n\n"
+        "A paragraph of which this line has more than the sixty\ncolumns of the terminal is filled anew.\n"
+    )
+    monkeypatch.setenv("COLUMNS", "120")
+    assert Parser(prog="made.py", epilog=epilog).format_help().endswith(epilog)
+
+
+def test_rare_flags_are_shown_by_help_all_alone(capsys):
+    parser = Parser(prog="made.py")
+    parser.add_rare(parser.add_argument("--rare", help="seldom used"))
+    assert "--rare" not in parser.format_help() and "--help-all" in parser.format_help()
     with pytest.raises(SystemExit) as ended:
-        PARSERS[name]().parse_args(["--version"])
-    assert (ended.value.code, capsys.readouterr().out) == (0, f"sca_caption {__version__}\n")
+        parser.parse_args(["--help-all"])
+    assert ended.value.code == 0 and "--rare RARE" in capsys.readouterr().out
+    assert parser.parse_args(["--rare", "x"]).rare == "x"
+
+
+def test_help_loads_neither_torch_nor_matplotlib():
+    code = (
+        "import sys\nfrom sca_caption.cli import {0}\n{0}.parser().format_help()\n"
+        "assert {{'torch', 'matplotlib', 'shtab'}}.isdisjoint(sys.modules)"
+    )
+    for name in ("train", "evaluate"):
+        subprocess.run([sys.executable, "-c", code.format(name)], cwd=ROOT, check=True)
 
 
 # ---- completion ------------------------------------------------------------------------------------------------------
@@ -55,112 +94,45 @@ def bash(script: str, command: str, *words: str, folder: Path) -> set[str]:
     return set(done.stdout.split())
 
 
-@pytest.mark.parametrize(
-    ("name", "command", "words", "wanted"),
-    [
-        ("train", "sca-caption-train", ("--atten",), {"--attention", "--attention-width"}),
-        ("train", "sca-caption-train", ("--attention", ""), {"S", "C", "S-C", "C-S"}),
-        ("train", "sca-caption-train", ("--optimizer", "ada"), {"adamw", "adadelta"}),
-        ("train", "sca-caption-train", ("--mix",), {"--mixup"}),  # of --task classify
-        ("train", "sca-caption-train", ("--epochs", "3", "--no-am"), {"--no-amp"}),
-        ("train", "sca-caption-train", ("--output", ""), {"folder"}),
-        ("train", "sca-caption-train", ("--data", "da"), {"data.h5"}),
-        ("train", "sca-caption-train", ("--init", "da"), {"data.h5"}),
-        ("caption", "sca-caption", ("ph",), {"photo.jpg", "photo"}),
-        ("caption", "sca-caption", ("--checkpoint", "fol"), {"folder"}),
-        ("caption", "sca-caption", ("--completion", ""), {"bash", "zsh", "tcsh"}),
-        ("evaluate", "sca-caption-evaluate", ("--split", "t"), {"train", "test"}),
-        ("evaluate", "sca-caption-evaluate", ("--conf",), {"--confusion"}),  # of --task classify
-        ("preprocess", "sca-caption-preprocess", ("--res",), {"--restval", "--resize-mode"}),
-    ],
-)
-def test_bash_completes_flags_choices_and_files(name, command, words, wanted, tmp_path, monkeypatch):
+def test_bash_completes_flags_choices_and_files(tmp_path, monkeypatch):
     pytest.importorskip("shtab")
-    monkeypatch.setattr(sys, "argv", [f"{name}.py"])
     for file in ("data.h5", "photo.jpg", "photo"):
         (tmp_path / file).touch()
     (tmp_path / "folder").mkdir()
-    assert bash(completion(PARSERS[name](), "bash"), command, *words, folder=tmp_path) == wanted
+    for name, words, wanted in (
+        ("train", ("--atten",), {"--attention", "--attention-width", "--attention-penalty"}),
+        ("train", ("--attention", ""), {"S", "C", "S-C", "C-S"}),
+        ("train", ("--mix",), {"--mixup"}),  # of --task classify
+        ("train", ("--epochs", "3", "--no-am"), {"--no-amp"}),
+        ("train", ("--output", ""), {"folder"}),
+        ("train", ("--data", "da"), {"data.h5"}),
+        ("caption", ("ph",), {"photo.jpg", "photo"}),
+        ("evaluate", ("--conf",), {"--confusion"}),  # of --task classify
+    ):
+        monkeypatch.setattr(sys, "argv", [f"{name}.py"])
+        parser = PARSERS[f"{name}.py"]()
+        script = completion(parser, "bash")
+        assert bash(script, installed_name(parser.prog), *words, folder=tmp_path) == wanted, words
 
 
-@pytest.mark.parametrize(
-    ("shell", "mark"), [("zsh", "#compdef sca-caption-train"), ("tcsh", "complete sca-caption-train")]
-)
-def test_the_program_prints_the_script_of_other_shells(shell, mark, capsys):
+def test_completion_of_other_shells_and_of_shells_that_are_not_known(monkeypatch, capsys):
     pytest.importorskip("shtab")
     main = importlib.import_module("sca_caption.cli.train").main
-    with pytest.raises(SystemExit) as ended:
-        main(["--completion", shell])  # though --dataset is required
-    out = capsys.readouterr().out
-    assert ended.value.code == 0 and mark in out and "attention-width" in out
-
-
-def test_completion_without_shtab_is_one_line(monkeypatch):
+    for shell, mark in (("zsh", "#compdef sca-caption-train"), ("tcsh", "complete sca-caption-train")):
+        with pytest.raises(SystemExit) as ended:
+            main(["--completion", shell])  # though --dataset is required
+        out = capsys.readouterr().out
+        assert ended.value.code == 0 and mark in out and "attention-width" in out
+    text = message(lambda: PARSERS["train.py"]().parse_args(["--completion", "fish"]))
+    assert "--completion" in text and "'fish'" in text and "'tcsh'" in text
     monkeypatch.setitem(sys.modules, "shtab", None)
-    text = message(lambda: PARSERS["train"]().parse_args(["--completion", "bash"]))
-    assert text == "--completion needs shtab, found none; run: pip install 'sca-caption[completion]'"
-
-
-def test_a_shell_that_is_not_known_is_one_line():
-    text = message(lambda: PARSERS["train"]().parse_args(["--completion", "fish"]))
-    assert text.startswith(
-        "argument --completion: invalid choice: 'fish' (choose from 'bash', 'zsh', 'tcsh')"
-    )
+    text = message(lambda: PARSERS["train.py"]().parse_args(["--completion", "bash"]))
+    assert "shtab" in text and "pip install 'sca-caption[completion]'" in text
 
 
 def test_what_python_m_starts_cannot_be_completed():
-    assert installed_name(curves.parser().prog) == ""
-    assert "--completion" not in curves.parser().format_help()
-
-
-# ---- help ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", PARSERS)
-@pytest.mark.parametrize("columns", [60, 80, 200])
-def test_help_fits_the_terminal(name, columns, monkeypatch):
-    """All but the examples: a command that is broken over lines could not be copied."""
-    monkeypatch.setenv("COLUMNS", str(columns))
-    page = PARSERS[name]().format_help()
-    prose = [
-        line
-        for line in page.splitlines()
-        if "python " not in line and "torchrun " not in line and "{" not in line and "usage" not in line
-    ]
-    assert max(map(len, prose)) <= min(columns, 120)
-    shared = [line for line in page.splitlines() if line.startswith("  -h, --help ")]
-    assert len(shared) == 1  # the flag and its help on one line even where it is narrow
-
-
-def test_help_breaks_prose_and_keeps_commands_whole(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "60")
-    command = "python made.py --output a/long/name/of/a/file.json"
-    epilog = (
-        f"examples:\n  python short.py --flag\n  {command}     # what it is for\n\n"
-        "A paragraph of which this line has more than the sixty columns\nof the terminal is filled anew.\n"
-    )
-    page = Parser(prog="made.py", epilog=epilog).format_help()
-    assert page.endswith(
-        f"examples:\n  python short.py --flag\n  # what it is for\n  {command}\n\n"
-        "A paragraph of which this line has more than the sixty\ncolumns of the terminal is filled anew.\n"
-    )
-    monkeypatch.setenv("COLUMNS", "120")
-    assert Parser(prog="made.py", epilog=epilog).format_help().endswith(epilog)
-
-
-def test_help_does_not_wait_for_torch():
-    code = (
-        "import sys\nfrom sca_caption.cli.{0} import parser\nparser().format_help()\n"
-        "print({{'torch', 'numpy', 'matplotlib', 'shtab'}} & set(sys.modules))"
-    )
-    for name in ("train", "evaluate"):
-        done = subprocess.run(
-            [sys.executable, "-c", code.format(name)],
-            capture_output=True,
-            text=True,
-            cwd=Path(__file__).parents[2],
-        )
-        assert done.stdout.strip() in ("set()", "{'numpy'}"), done.stderr
+    assert installed_name(__main__.parser().prog) == ""
+    assert "--completion" not in __main__.parser().format_help()
 
 
 # ---- colours ---------------------------------------------------------------------------------------------------------
@@ -207,11 +179,9 @@ def test_mistakes_and_warnings_of_programs_are_coloured(monkeypatch):
 def test_on_a_real_terminal(no_color, tmp_path):
     ours, theirs = os.openpty()
     environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
-    environment |= {"TERM": "xterm", "PYTHONPATH": str(Path(__file__).parents[2])} | (
-        {"NO_COLOR": "1"} if no_color else {}
-    )
+    environment |= {"TERM": "xterm", "PYTHONPATH": str(ROOT)} | ({"NO_COLOR": "1"} if no_color else {})
     done = subprocess.run(
-        [sys.executable, "-m", "sca_caption.training.plots", "run", "--output", "a.gif"],
+        [sys.executable, "-m", "sca_caption", "curves", "run", "--output", "a.gif"],
         stderr=theirs, env=environment, cwd=tmp_path,
     )  # fmt: skip
     os.close(theirs)
@@ -231,6 +201,7 @@ WORK = {
 }
 
 
+@pytest.mark.slow
 def test_quiet_programs_print_results_alone(tmp_path, monkeypatch, capsys):
     pytest.importorskip("pycocoevalcap")
     monkeypatch.chdir(tmp_path)

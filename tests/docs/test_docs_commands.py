@@ -1,4 +1,4 @@
-"""What the documents say to type works: those commands that take seconds run here, on made photographs and models.
+"""Commands of the documents that take seconds run on made photographs and models.
 
 The others are training, preprocessing and benchmarks; test_docs.py has their programs parse them. The tutorial's build
 upon each other: test_tutorial.py runs it whole.
@@ -22,16 +22,18 @@ from sca_caption.evaluation.meteor_spice import Unavailable
 from sca_caption.images import Transform
 from sca_caption.vocab import Vocabulary
 from tests.helpers.colour_classifier import save_classifier, save_picture
-from tests.helpers.documents import ROOT, commands, modules, texts
+from tests.helpers.documents import ROOT, commands, programs, texts
 from tests.helpers.made_photos import dataset, write
 from tests.helpers.tiny_captioner import TINY_WORDS, tiny_captioner
 
+pytestmark = pytest.mark.slow
+
 RUN = (
-    "caption",
-    "evaluate",
-    "evaluate --task classify",
-    "sca_caption.cli.classify",
-    "sca_caption.training.plots",
+    "caption.py",
+    "evaluate.py",
+    "evaluate.py --task classify",
+    "-m sca_caption classify",
+    "-m sca_caption curves",
 )
 STAYS = ("--serve",)  # goes on until it is interrupted; its own tests start it
 FOUND = sorted(
@@ -96,7 +98,7 @@ def test_a_command_of_the_documents_runs(name, line, files, tmp_path, monkeypatc
     if "--references" in line:  # not there otherwise, as caption.py writes files of that name
         shutil.copytree(here / "references", here, dirs_exist_ok=True)
     arguments = shlex.split(line.replace("--root photos", "--root classes"))
-    module = modules()[name]
+    module = programs()[name]
     main = getattr(module, "main", None) or importlib.import_module("sca_caption.cli.evaluate").main
     assert main(arguments) == 0, capsys.readouterr().err
     written = [
@@ -105,7 +107,7 @@ def test_a_command_of_the_documents_runs(name, line, files, tmp_path, monkeypatc
         if flag in ("--output", "--explain", "--confusion")
     ]
     assert all((here / name).stat().st_size for name in written)
-    assert written or "--sidecar" in line or capsys.readouterr().out
+    assert written or "--txt" in line or capsys.readouterr().out
 
 
 def no_java():

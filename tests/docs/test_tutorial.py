@@ -22,6 +22,7 @@ def clone(tmp_path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_tutorial_runs_as_written(clone):
     pytest.importorskip("skimage")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

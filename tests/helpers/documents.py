@@ -1,4 +1,4 @@
-"""The documents as their tests read them: which there are, their code blocks, and the commands in these."""
+"""The documents as their tests read them: their files, their code blocks, and the commands in these."""
 
 import importlib
 import re
@@ -9,14 +9,14 @@ from types import ModuleType
 
 from torch.distributed.run import get_args_parser
 
+from sca_caption.__main__ import COMMANDS
+
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
-FOLDERS = {"docs": "**/*.md", "data": "*.md", "sca_caption": "**/*.md"}
-DOCUMENTS = (
-    README,
-    *(path for folder, names in FOLDERS.items() for path in sorted((ROOT / folder).glob(names))),
-)
+FOLDERS = {".": "*.md", "docs": "**/*.md", "data": "*.md", "sca_caption": "**/*.md"}
+DOCUMENTS = tuple(path for folder, names in FOLDERS.items() for path in sorted((ROOT / folder).glob(names)))
 PROGRAMS = ("preprocess", "train", "caption", "evaluate")
+MODULE = "-m sca_caption"
 CLASSIFY = "--task classify"
 
 SHELL_BLOCKS = ("", "bash", "sh", "console")  # languages of blocks that hold commands; of output it is text
@@ -24,31 +24,24 @@ PREFIXES = ("do", "then", "else", "$", "eval")
 INSTALLED = {"sca-caption": "caption"} | {f"sca-caption-{name}": name for name in PROGRAMS}
 
 
-def with_command_line() -> dict[str, ModuleType]:
-    """The modules that `python -m` starts, by name: those that have a parser, and a last line that calls main."""
-    found = {}
-    for path in sorted((ROOT / "sca_caption").rglob("*.py")):
-        text = path.read_text(encoding="utf-8")
-        if "\ndef parser(" in text and '\nif __name__ == "__main__":' in text:
-            name = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
-            found[name] = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
-    return found
-
-
-def modules() -> dict[str, ModuleType]:
-    """Everything with a command line, by what follows `python` (without .py, and -m)."""
-    programs = {name: importlib.import_module(f"sca_caption.cli.{name}") for name in PROGRAMS}
-    of_classifiers = {
-        f"{name} {CLASSIFY}": importlib.import_module(f"sca_caption.cli.{name}_classifier")
-        for name in ("train", "evaluate")
+def programs() -> dict[str, ModuleType]:
+    """Everything with a command line, by what follows `python`; of classifiers, also --task classify."""
+    cli = "sca_caption.cli"
+    names = {f"{name}.py": f"{cli}.{name}" for name in PROGRAMS}
+    names |= {f"{name}.py {CLASSIFY}": f"{cli}.{name}_classifier" for name in ("train", "evaluate")}
+    names |= {MODULE: "sca_caption.__main__"} | {
+        f"{MODULE} {name}": module for name, (module, _) in COMMANDS.items()
     }
-    return programs | of_classifiers | with_command_line()
+    benchmarks = (path.stem for path in sorted((ROOT / "sca_caption/benchmarks").glob("*.py")))
+    names |= {f"{MODULE}.benchmarks.{name}": f"sca_caption.benchmarks.{name}" for name in benchmarks}
+    found = {name: importlib.import_module(module) for name, module in names.items()}
+    return {name: module for name, module in found.items() if hasattr(module, "parser")}
 
 
 def texts() -> dict[str, str]:
     """What users read: the documents, and the examples that end the programs' help."""
     documents = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in DOCUMENTS}
-    return documents | {f"{name} --help": getattr(m, "EPILOG", "") for name, m in modules().items()}
+    return documents | {f"{name} --help": getattr(m, "EPILOG", "") for name, m in programs().items()}
 
 
 def blocks(text: str) -> Iterator[tuple[str, str]]:
@@ -74,20 +67,29 @@ def calls(line: str) -> Iterator[list[str]]:
 
 
 def program_of(call: list[str]) -> tuple[str, list[str]] | None:
-    """(name, arguments) of a call of the project's programs, as in `modules`; None for any other command."""
+    """(name, arguments) of a call of the project's programs, named as in `programs`; None for any other command.
+
+    The names of programs that do not exist are not in `programs`; a COMMAND or NAME in capitals stands for any.
+    """
     first, *rest = call
     if first == "torchrun":
         known = get_args_parser().parse_args(rest)
         first, rest = "python", [known.training_script, *known.training_script_args]
-    if first == "python" and rest[:1] == ["-m"] and rest[1:2] and rest[1].split(".")[0] == "sca_caption":
-        name, arguments = rest[1], rest[2:]
-    elif first == "python" and rest and rest[0].endswith(".py"):
-        name, arguments = rest[0].removesuffix(".py"), rest[1:]
-    elif first in INSTALLED:
-        name, arguments = INSTALLED[first], rest
-    else:
+    if first in INSTALLED:
+        first, rest = "python", [f"{INSTALLED[first]}.py", *rest]
+    if first != "python" or not rest:
         return None
-    return (f"{name} {CLASSIFY}" if CLASSIFY in " ".join(arguments) else name), arguments
+    if rest[0].endswith(".py"):
+        name, arguments = rest[0], rest[1:]
+        return (f"{name} {CLASSIFY}" if CLASSIFY in " ".join(arguments) else name), arguments
+    if rest[0] != "-m" or not rest[1:] or rest[1].split(".")[0] != "sca_caption":
+        return None
+    name, arguments = f"-m {rest[1]}", rest[2:]
+    if name == MODULE and arguments and arguments[0] != "COMMAND" and not arguments[0].startswith("-"):
+        name, arguments = f"{MODULE} {arguments[0]}", arguments[1:]
+    if "COMMAND" in arguments or name.endswith(".NAME"):
+        return MODULE, []
+    return name, arguments
 
 
 def shell_lines(text: str) -> Iterator[str]:
