@@ -333,8 +333,8 @@ def test_words_show_their_attention(page, given):
     for index, probability in enumerate(traced.probabilities):
         page.wait_for_timeout(300)  # the map fades in
         assert page.locator(".looked").all_text_contents() == [best.text.split()[index]]
-        said = re.search(r"probability (?:under )?(\d+)\s%", page.locator(".word").inner_text())
-        assert abs(int(said[1]) - 100 * probability) <= 1
+        match = re.search(r"probability (?:under )?(\d+)\s%", page.locator(".word").inner_text())
+        assert abs(int(match[1]) - 100 * probability) <= 1
         seen.add(drawn.evaluate("canvas => canvas.toDataURL()"))
         page.keyboard.press("ArrowRight")
     assert len(seen) >= 3  # maps of words differ

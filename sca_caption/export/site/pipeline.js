@@ -9,7 +9,7 @@ import { decode } from "./vocabulary.js";
 const candidatesOf = (beamSize) => (beamSize > 1 ? 2 * beamSize : 1);
 
 export class CaptionPipeline {
-  /** model: see search.js; described: model.json; settings: in place of some of its search. */
+  /** model: see search.js; described: model.json; settings: override its search. */
   constructor(model, described, settings = {}) {
     const search = { ...described.search, ...settings };
     if (search.diverse_groups > 1) throw new Error("diverse beam search runs in Python only; set diverse_groups to 1");
