@@ -8,12 +8,12 @@ from sca_caption.runtime.errors import choice
 
 # Command: module that has its `main`, and a line of help.
 COMMANDS = {
-    "fit": ("sca_caption.cli.fit", "fit what guides captions: consensus, presence or confidence"),
+    "fit": ("sca_caption.cli.fit", "fit a guide: consensus, presence or confidence"),
     "average": (
         "sca_caption.cli.average",
-        "write a model to ship: one checkpoint, or the average of several",
+        "average checkpoints, or convert one to ship",
     ),
-    "export": ("sca_caption.cli.export", "write a captioner as ONNX graphs, or as a page for browsers"),
+    "export": ("sca_caption.cli.export", "write ONNX graphs, or a page for browsers"),
     "classify": ("sca_caption.cli.classify", "classify images with a trained classifier"),
     "curves": ("sca_caption.cli.curves", "plot the validation scores of training runs"),
 }

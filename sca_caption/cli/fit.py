@@ -10,11 +10,13 @@ examples:
   python -m sca_caption fit presence runs/flickr8k/best.pt --data data/coco.h5
   python -m sca_caption fit confidence runs/flickr8k/best.pt --data data/flickr8k.h5
 
-consensus    reranks candidates by the words that annotators would use (expected CIDEr)
-presence     keeps people, dogs and colours that are not in the image out of its caption; fit it to data that
-             includes photographs without people and dogs
-confidence   calibrates the probability that a caption is better than the median; fit it last, to images that the
-             captioner was not trained on
+consensus: reranks candidates by the words that annotators would use (expected CIDEr).
+
+presence: keeps people, dogs and colours that are not in the image out of its caption. Fit it to data that includes
+photographs without people and dogs.
+
+confidence: calibrates the probability that a caption is better than the median. Fit it last, to images that the
+captioner was not trained on.
 """
 
 
