@@ -76,7 +76,7 @@ class CSHAM(nn.Module):
     relu: the authors' other variant, with a ReLU after every Conv1d and after the 7x7 convolution's batch norm (without
     the dropout they have there).
 
-    connection="alternate" is an INTERPRETATION: the paper's abstract speaks of transferring the channel weights, and no
+    connection="alternate" is an INTERPRETATION: the paper's abstract mentions transferring the channel weights, and no
     released code does it. As read here, the channel weights are computed once and used again by a second spatial module:
 
         w = channel(x);  y = w x;  z = s1(y) y;  z' = w z;  out = s2(z') z'

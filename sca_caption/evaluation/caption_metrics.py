@@ -57,7 +57,7 @@ def evaluate(
     candidates, references: by image. References may hold more images, which do not count; every candidate
     needs at least one. The confidence interval of a metric is the bootstrap's: `resamples` times, as many
     images are drawn as there are, with replacement, and the corpus is scored again; all metrics see the same
-    draws, and CIDEr's document frequencies stay those of all images. Raises UserError where pycocoevalcap is
+    draws, and CIDEr's document frequencies are always counted over all images. Raises UserError where pycocoevalcap is
     not installed, ValueError for an image without references and for no images at all.
     """
     pycocoevalcap()

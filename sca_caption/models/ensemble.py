@@ -28,7 +28,7 @@ class States:
 
 
 class Ensemble(nn.Module):
-    """Captioners of one vocabulary, in the place of one where captions are searched for."""
+    """Captioners of one vocabulary that decode together, with the interface of a single captioner."""
 
     def __init__(self, models: Sequence[nn.Module]):
         super().__init__()

@@ -8,7 +8,7 @@ only add names, so ImageNet weights load underneath. Where a block goes when `at
                           depthwise convolution's. (The place in MobileNets is coordinate attention's, in whose paper
                           the blocks were compared there.) Without residual units: behind every stage
     csham                 the same, in ResNet and MobileNetV2 in units of stride 2 only; VGG before pooling
-    sk                    in the place of a 3x3: of a bottleneck's, of the first in ResNet-18/34's units, of the depthwise
+    sk                    instead of a 3x3: of a bottleneck's, of the first in ResNet-18/34's units, of the depthwise
                           one in MobileNets (our choice; groups = channels). Without residual units: behind every stage
     bam                   behind stages after which the map is halved
     nonlocal              behind every second unit of the stages at 1/8 and 1/16 of the image (ResNet's res3 and res4);

@@ -1,4 +1,4 @@
-"""A CNN that is built and run in milliseconds, in the place of torchvision's."""
+"""A CNN that is built and run in milliseconds, instead of torchvision's."""
 
 import pytest
 from torch import nn
