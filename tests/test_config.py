@@ -7,7 +7,8 @@ import pytest
 
 from sca_caption.cli.flags import add_flags, make
 from sca_caption.cli.parser import Parser
-from sca_caption.config import PRESETS, ModelConfig, TrainConfig, from_dict
+from sca_caption.config import ClassifierConfig, ClassifierTrainConfig, ModelConfig, TrainConfig, from_dict
+from sca_caption.recipes import load_recipe, recipe_names
 from tests.helpers.made_photos import message
 
 CONFIGS = (ModelConfig, TrainConfig)
@@ -30,7 +31,7 @@ def test_every_field_has_a_flag_that_sets_it():
         "backbone": "resnet18", "backbone_attention": "se", "backbone_at": ("layer2",),
         "layers": ("layer3", "layer4"), "attention": "S", "attention_width": 3,
         "embedding_size": 4, "lstm_size": 5, "dropout": 0.0, "tie_embeddings": True, "pool_norm": 1.0,
-        "epochs": 1, "batch_size": 2, "objective": "cider", "samples": 3, "sample_temperature": 0.3,
+        "epochs": 1, "batch_size": 2, "objective": "cider", "train_sample_n": 3, "sample_temperature": 0.3,
         "optimizer": "adadelta", "lr": 1.0,
         "backbone_lr": 0.0, "finetune_backbone_at": -1, "finetune_from": "layer4", "warmup": 0.5,
         "weight_decay": 0.0, "clip": 0.0, "label_smoothing": 0.0, "attention_penalty": 2.5, "augment": False,
@@ -38,7 +39,7 @@ def test_every_field_has_a_flag_that_sets_it():
         "bleu_weight": 0.5, "cross_entropy_weight": 0.1, "validation_length_penalty": 1.0,
         "word_dropout": 0.1, "scheduled_sampling": 0.2, "teacher": ("a.pt", "b.pt"), "teacher_weight": 0.5,
         "schedule": "step", "ema": 0.9, "amp": False, "cpu_amp": True,
-        "feature_dropout": 0.1, "crop_scale": 0.4, "lighting": 0.3,
+        "feature_dropout": 0.1, "crop_scale": 0.4, "color_jitter": 0.3,
     }  # fmt: skip
     assert set(given) == {field.name for config in CONFIGS for field in dataclasses.fields(config)}
     flags = []
@@ -55,36 +56,83 @@ def test_every_field_has_a_flag_that_sets_it():
             assert getattr(made, field.name) == given[field.name] != getattr(config(), field.name), field.name
 
 
-def test_the_paper_preset_is_the_papers():
-    """Section 4.1 and the authors' released code."""
-    model, train = (make(config, parse(), PRESETS["paper"]) for config in CONFIGS)
-    assert (model.attention, model.attention_width) == ("C-S", 512)
-    assert (model.embedding_size, model.lstm_size, model.dropout, model.pool_norm) == (100, 1000, 0.5, 1.0)
-    assert (train.optimizer, train.batch_size, train.weight_decay) == ("adadelta", 64, 1e-4)
-    assert (train.validation_beam, train.finetune_backbone_at, train.label_smoothing) == (5, -1, 0.0)
+# The values of these recipes before they were files, so that none is lost or misspelt.
+RECIPES = {
+    "default": {},
+    "paper": {"backbone": "resnet152", "attention_width": 512, "embedding_size": 100, "lstm_size": 1000, "dropout": 0.5,
+              "pool_norm": 1.0, "optimizer": "adadelta", "lr": 1.0, "batch_size": 64, "weight_decay": 1e-4,
+              "label_smoothing": 0.0, "finetune_backbone_at": -1, "schedule": "constant", "warmup": 0.0, "epochs": 50,
+              "validation_beam": 5, "augment": False},
+    "shapes": {"attention_width": 64, "embedding_size": 64, "lstm_size": 128, "epochs": 8, "finetune_backbone_at": -1,
+               "augment": False, "batch_size": 16, "lr": 3e-3, "label_smoothing": 0.0, "dropout": 0.1},
+    "self-critical": {"objective": "cider", "lr": 4e-5, "epochs": 5, "finetune_backbone_at": -1, "patience": 2,
+                      "validation_beam": 5, "label_smoothing": 0.0},
+}  # fmt: skip
+CLASSIFIER_RECIPES = {
+    "cifar": {"backbone": "resnet18", "stem": "cifar", "image_size": 32, "epochs": 160, "batch_size": 128, "lr": 0.1,
+              "schedule": "step", "warmup": 1 / 160, "views": "pad", "workers": 0},
+    "caltech": {"image_size": 224, "epochs": 20, "batch_size": 16, "lr": 5e-3, "weight_decay": 5e-4},
+    "imagenet": {"image_size": 224, "epochs": 200, "batch_size": 256, "lr": 0.05, "weight_decay": 4e-5,
+                 "crop_scale": 0.08, "workers": 8},
+    "shapes-classify": {"backbone": "resnet18", "image_size": 64, "epochs": 6, "batch_size": 32, "optimizer": "adamw",
+                        "lr": 1e-3, "weight_decay": 0.01, "views": "none", "workers": 0},
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_flags_go_before_presets_and_presets_before_defaults(preset):
-    names = {field.name for config in CONFIGS for field in dataclasses.fields(config)}
-    assert set(PRESETS[preset]) <= names  # none is misspelt
-    assert make(ModelConfig, parse("--lstm-size", "7"), PRESETS[preset]).lstm_size == 7
-    assert make(TrainConfig, parse("--epochs", "3"), PRESETS[preset]).epochs == 3
-    wanted = dataclasses.asdict(ModelConfig()) | PRESETS[preset]
-    found = make(ModelConfig, parse(), PRESETS[preset])
-    assert all(value == wanted[name] for name, value in dataclasses.asdict(found).items())
+def test_recipes_are_the_files():
+    for task, recipes in (("caption", RECIPES), ("classify", CLASSIFIER_RECIPES)):
+        assert recipe_names(task) == sorted(recipes)
+        for name, values in recipes.items():
+            assert load_recipe(name, task) == values
+    for values in CLASSIFIER_RECIPES.values():
+        assert make(ClassifierConfig, parse(), values) and make(ClassifierTrainConfig, parse(), values)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+def test_flags_go_before_recipes_and_recipes_before_defaults():
+    for values in RECIPES.values():
+        assert make(ModelConfig, parse("--lstm-size", "7"), values).lstm_size == 7
+        assert make(TrainConfig, parse("--epochs", "3"), values).epochs == 3
+        found = dataclasses.asdict(make(ModelConfig, parse(), values))
+        wanted = dataclasses.asdict(ModelConfig()) | values
+        assert all(value == wanted[name] for name, value in found.items())
+
+
+def test_a_recipe_file(tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(
+        'task = "caption"\nlr = 1\nlayers = ["layer3", "layer4"]\nsamples = 3  # an earlier name\n'
+    )
+    found = load_recipe(str(path), "caption")
+    assert found == {"lr": 1.0, "layers": ("layer3", "layer4"), "train_sample_n": 3}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('task = "classify"', ("classify", "caption", "--task")),
+        ('task = "caption"\nzebra = 1', ("zebra",)),
+        ('task = "caption"\nepochs = "many"', ("epochs", "int")),
+        ('task = "caption"\naugment = 1', ("augment", "bool")),
+        ("epochs", ("mine.toml", "recipe")),
+    ],
+)
+def test_mistakes_in_recipes_are_one_line(text, words, tmp_path):
+    (tmp_path / "mine.toml").write_text(text)
+    found = message(lambda: load_recipe(str(tmp_path / "mine.toml"), "caption"))
+    assert all(word in found for word in words)
+    unknown = message(lambda: load_recipe("papre", "caption"))
+    assert "papre" in unknown and all(name in unknown for name in RECIPES)
+
+
 @pytest.mark.parametrize("config", CONFIGS)
-def test_saved_settings_come_back(config, preset):
-    made = make(config, parse("--layers", "a.b", "c"), PRESETS[preset])
+def test_saved_settings_come_back(config):
+    made = make(config, parse("--layers", "a.b", "c"), RECIPES["paper"])
     assert from_dict(config, json.loads(json.dumps(dataclasses.asdict(made)))) == made
 
 
 def test_settings_this_version_does_not_know():
     text = message(lambda: from_dict(TrainConfig, {"epochs": 3, "zebra": 1, "ant": 2}))
-    assert text == "unknown settings ant, zebra; written by a newer version? upgrade sca_caption"
+    assert "ant, zebra" in text and "upgrade" in text
 
 
 @pytest.mark.parametrize(
@@ -99,7 +147,7 @@ def test_settings_this_version_does_not_know():
         (ModelConfig, "attention", "SC", "S, C, S-C or C-S"),
         (TrainConfig, "epochs", 0, "at least 1"),
         (TrainConfig, "batch_size", 0, "at least 1"),
-        (TrainConfig, "samples", 1, "at least 2"),
+        (TrainConfig, "train_sample_n", 1, "at least 2"),
         (TrainConfig, "sample_temperature", 0.0, "above 0"),
         (TrainConfig, "validation_beam", 0, "at least 1"),
         (TrainConfig, "lr", 0.0, "above 0"),
@@ -136,7 +184,7 @@ def test_flags_that_do_not_parse_are_one_line(flags, text):
 def test_help_shows_every_flag_with_its_default():
     parser = Parser(prog="made.py")
     add_flags(parser, *CONFIGS)
-    shown = " ".join(parser.format_help().split())
+    shown = " ".join(parser.format_all_help().split())
     for config in CONFIGS:
         for field in dataclasses.fields(config):
             assert f"--{field.name.replace('_', '-')}" in shown

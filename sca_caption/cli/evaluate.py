@@ -37,7 +37,9 @@ a prediction are counted on stderr.
 
 
 def parser() -> Parser:
-    p = Parser(prog="evaluate.py", also=other, description=__doc__, epilog=EPILOG)
+    p = Parser(
+        prog="evaluate.py", also=other, usage="evaluate.py [options]", description=__doc__, epilog=EPILOG
+    )
     p.add_argument(
         "--task", choices=("caption", "classify"), default="caption", help="(default: %(default)s)"
     )

@@ -28,16 +28,16 @@ class Sidecars:
         self.owners: dict[Path, Path] = {}
         for path in paths:
             if path.suffix.lower() == ENDING:
-                raise UserError(f"--sidecar: {path} ends in {ENDING} itself; rename it")
+                raise UserError(f"--txt: {path} ends in {ENDING} itself; rename it")
             owner = self.owners.setdefault(sidecar_of(path), path)
             if owner != path:
                 raise UserError(
-                    f"--sidecar: {owner} and {path} would both have {sidecar_of(path).name}; rename one or "
+                    f"--txt: {owner} and {path} would both have {sidecar_of(path).name}; rename one or "
                     f"leave it out"
                 )
         for folder in dict.fromkeys(path.parent for path in self.owners):
             if folder.is_dir() and not os.access(folder, os.W_OK):
-                raise UserError(f"--sidecar: no permission to write in {folder}; change it or use --output")
+                raise UserError(f"--txt: no permission to write in {folder}; change it or use --output")
 
     def missing(self, paths: Sequence[Path]) -> list[int]:
         """Which of the paths, by their positions, have no text file yet."""

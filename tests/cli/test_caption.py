@@ -60,7 +60,7 @@ def test_several_models_speak_as_one_and_images_may_follow_them(
 
 
 def test_words_to_mention(run, photos):
-    status, out, err = run(*photos[:3], "--mention", "cat/dog", "Water")
+    status, out, err = run(*photos[:3], "--force-words", "cat/dog", "Water")
     assert (status, err) == (0, "")
     for line in out.splitlines():
         words = line.split("\t")[1].split()
@@ -69,11 +69,11 @@ def test_words_to_mention(run, photos):
 
 def test_images_may_follow_words_to_mention(run, photos, monkeypatch):
     photo = photos[0]
-    assert run("--mention", "cat/dog", "water", photo) == run(photo, "--mention", "cat/dog", "water")
+    assert run("--force-words", "cat/dog", "water", photo) == run(photo, "--force-words", "cat/dog", "water")
     monkeypatch.chdir(photo.parent)
     photo.rename("runs")  # a file without an ending; and a folder that is named like a word
     Path("red").mkdir()
-    status, out, err = run("--mention", "dog", "red", "runs", "more/")
+    status, out, err = run("--force-words", "dog", "red", "runs", "more/")
     assert (status, err) == (0, "")
     assert [line.split("\t")[0] for line in out.splitlines()] == ["runs", "more/f.jpg", "more/g.PNG"]
     assert all({"dog", "red"} <= set(line.split("\t")[1].split()) for line in out.splitlines())
@@ -87,7 +87,7 @@ def test_the_doubtful_come_first(run, expected, photos):
     ]  # not as printed: there some are equal
     by_trust = [line for _, line in sorted(zip(trust, in_order, strict=True))]
     assert by_trust != in_order
-    assert run(folder, "--scores", "--doubtful-first") == (0, "".join(by_trust), "")
+    assert run(folder, "--scores", "--sort", "confidence") == (0, "".join(by_trust), "")
 
 
 def test_quiet_tells_errors_only(run, photos, tmp_path):
@@ -215,12 +215,12 @@ def test_only_bad_files(run, tmp_path):
         (["{photo}", "--demo"], "--demo has its own photographs, found '{photo}' too; "),
         (["-"], "no paths on standard input; "),
         (
-            ["{photo}", "--mention", "dogs"],
-            "--mention 'dogs': not among the words that the model knows; nearest: dog",
+            ["{photo}", "--force-words", "dogs"],
+            "--force-words 'dogs': not among the words that the model knows; nearest: dog",
         ),
         (
-            ["{photo}", "--mention", *"abcd"],
-            "--mention: at most 3 words, found 4; join alternatives by /: dog/puppy",
+            ["{photo}", "--force-words", *"abcd"],
+            "--force-words: at most 3 words, found 4; join alternatives by /: dog/puppy",
         ),
         (["{photo}", "--min-length", "21"], "--min-length 21: must be at most --max-length 20"),
         (["{photo}", "--checkpoint", "{photo}"], "{photo} is not a checkpoint "),

@@ -275,3 +275,14 @@ def test_a_full_disk_leaves_no_file(save, tmp_path, monkeypatch, capsys):
     arguments = ("--predictions", predictions, "--references", references, "--output", str(output))
     assert "No space left on device" in error_of(capsys, *arguments)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json", "references.json"]
+
+
+def test_nltk_bleu_is_nltks(tmp_path, capsys):
+    """Against a count by hand: 3 of 4 words, 2 of 3 pairs match; both captions have the length of a reference."""
+    pytest.importorskip("nltk")
+    from sca_caption.evaluation.nltk_bleu import nltk_bleu
+
+    found = nltk_bleu(["A dog runs .", "Two cats"], [["a dog runs fast", "one"], ["two cats", "three"]])
+    assert found["BLEU-1 (nltk)"] == pytest.approx(100 * 5 / 6)
+    assert found["BLEU-2 (nltk)"] == pytest.approx(100 * (5 / 6 * 3 / 4) ** 0.5)
+    assert list(found) == [f"BLEU-{n} (nltk)" for n in range(1, 5)]

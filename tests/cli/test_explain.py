@@ -1,4 +1,4 @@
-"""`caption.py --explain` and `--with-attention`: the caption as always, and a figure or numbers beside it."""
+"""`caption.py --explain` and `--save-attention`: the caption as always, and a figure or numbers beside it."""
 
 import json
 import xml.etree.ElementTree as ElementTree
@@ -39,7 +39,7 @@ def test_patches_of_a_data_file(run, photos, tmp_path):
 @pytest.mark.parametrize("kind", ["json", "jsonl"])
 def test_numbers_in_results(run, tiny_checkpoint, photos, tmp_path, kind):
     path = tmp_path / f"out.{kind}"
-    status, _, _ = run(*photos[:3], "--output", path, "--with-attention", "--num-captions", 2)
+    status, _, _ = run(*photos[:3], "--output", path, "--save-attention", "--num-captions", 2)
     assert status == 0
     text = path.read_text(encoding="utf-8")
     entries = json.loads(text) if kind == "json" else [json.loads(line) for line in text.splitlines()]
@@ -63,9 +63,9 @@ def test_mistakes_are_one_line_and_nothing_is_written(run, photos, tmp_path):
         ("--explain-data is for the patches of --explain", photos[0], "--explain-data", tmp_path / "x.h5"),
         ("no data file", photos[0], "--explain", figure, "--explain-data", tmp_path / "x.h5"),
         ("is for the channels", photos[0], "--explain", tmp_path / "a.gif", "--explain-data", "x.h5"),
-        ("--with-attention adds weights to --output FILE.json or .jsonl; found no --output", photos[0],
-         "--with-attention"),
-        (f"found {table}", photos[0], "--with-attention", "--output", table),
+        ("--save-attention adds weights to --output FILE.json or .jsonl; found no --output", photos[0],
+         "--save-attention"),
+        (f"found {table}", photos[0], "--save-attention", "--output", table),
     ]  # fmt: skip
     before = sorted(tmp_path.iterdir())
     for wanted, *arguments in cases:

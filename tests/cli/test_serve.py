@@ -50,11 +50,11 @@ def test_a_port_in_use(capsys):
 
 def test_words_to_mention_are_looked_at_first(tiny_checkpoint, capsys):
     status = caption.main(
-        ["--serve", "--port", "0", "--mention", "dogs", "--checkpoint", str(tiny_checkpoint)]
+        ["--serve", "--port", "0", "--force-words", "dogs", "--checkpoint", str(tiny_checkpoint)]
     )
     assert status == 2
     assert capsys.readouterr().err.startswith(
-        "error: --mention 'dogs': not among the words that the model knows"
+        "error: --force-words 'dogs': not among the words that the model knows"
     )
 
 

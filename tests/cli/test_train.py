@@ -86,7 +86,7 @@ def test_it_trains_resumes_and_says_where_the_model_is(here, capsys):
     assert best.config.layers == ("layer1.0", "layer1.1")
 
     text = mistake(capsys, *SMALL, *QUICK)
-    assert text == "runs/dogs already holds a run; go on with --resume, or choose another --output"
+    assert text == "runs/dogs already holds a run; continue it with --resume, or choose another --output"
 
     status, out, _ = run(capsys, *SMALL, *QUICK, "--resume")  # the same flags are no contradiction
     assert status == 0 and out.splitlines()[-1] == lines[-1]
@@ -210,9 +210,7 @@ def start(capsys, *flags: str) -> str:
 
 def test_init_copies_everything_that_fits(here, capsys, first_model):
     initial = save_initial(here / "initial.pt", WORDS)
-    assert (
-        start(capsys, "--init", "initial.pt") == "starting from initial.pt; new, wholly or in part: nothing\n"
-    )
+    assert start(capsys, "--init", "initial.pt") == "starting from initial.pt; new weights in: nothing\n"
     found = first_model[0].state_dict()
     assert all(torch.equal(value, found[name]) for name, value in initial.items())
 
@@ -229,10 +227,7 @@ def test_init_brings_its_architecture_where_no_flag_says_otherwise(here, capsys,
 
 def test_init_with_words_in_another_order_keeps_their_vectors(here, capsys, first_model):
     initial = save_initial(here / "initial.pt", WORDS[::-1], attention_width=5)
-    assert (
-        start(capsys, "--init", "initial.pt")
-        == "starting from initial.pt; new, wholly or in part: attention\n"
-    )
+    assert start(capsys, "--init", "initial.pt") == "starting from initial.pt; new weights in: attention\n"
     for name, value in first_model[0].state_dict().items():
         if name.startswith(("embedding.", "word.")):
             assert torch.equal(
@@ -247,7 +242,7 @@ def test_init_from_other_layers_keeps_the_network(here, capsys, first_model):
     config = dict(backbone="mobilenet_v2", layers=("features.4",))
     initial = save_initial(here / "initial.pt", WORDS, **config)
     flags = ["--backbone", "mobilenet_v2", "--layers", "features.2", "features.4", "--init", "initial.pt"]
-    assert start(capsys, *flags).endswith("in part: attention\n")
+    assert start(capsys, *flags).endswith("in: attention\n")
     model = first_model[0].eval()
     one = Backbone("mobilenet_v2", config["layers"])
     prefix = "backbone."
@@ -290,7 +285,7 @@ def test_self_critical_training_takes_a_captioner_further(here, capsys):
     save_initial(here / "initial.pt", WORDS, attention_width=5)
     status, out, err = run(capsys, *CIDER, "--init", "initial.pt", "--lr", "0.003", "--train-sample-n", "2")
     assert (status, err) == (0, "")
-    assert "; new, wholly or in part: nothing\n" in out  # though no flag gave the architecture
+    assert "; new weights in: nothing\n" in out  # though no flag gave the architecture
     assert re.search(r"^before training  val CIDEr +\d", out, re.MULTILINE)
     assert out.endswith("best model: runs/dogs-cider/best.pt\n")
     found = checkpoint.load("runs/dogs-cider/last.pt")
@@ -320,10 +315,10 @@ def test_the_guard_ends_a_run_and_keeps_the_best(here, capsys, monkeypatch):
 
 def test_self_critical_training_needs_a_captioner_with_the_same_words(here, capsys):
     text = mistake(capsys, *CIDER)
-    assert text.startswith("--objective cider improves a model that can caption already; add --init ")
+    assert text.startswith("--objective cider needs a trained captioner; add --init ")
     save_initial(here / "initial.pt", WORDS[1:])
     text = mistake(capsys, *CIDER, "--init", "initial.pt")
-    assert text.startswith("--objective cider goes on with the words of --init initial.pt, of which ")
+    assert text.startswith("--objective cider keeps the vocabulary of --init initial.pt, but ")
 
 
 # ---- attention blocks inside the CNN ---------------------------------------------------------------------------------

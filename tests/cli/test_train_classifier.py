@@ -1,6 +1,5 @@
 """`train.py --task classify`, as its users run it."""
 
-import dataclasses
 import shutil
 
 import pytest
@@ -12,9 +11,10 @@ from sca_caption.checkpoint import Checkpoint
 from sca_caption.cli import flags as flags_module
 from sca_caption.cli.train import main
 from sca_caption.cli.train_classifier import default_output, parser, report
-from sca_caption.config import CLASSIFIER_PRESETS, ClassifierConfig, ClassifierTrainConfig
+from sca_caption.config import ClassifierConfig, ClassifierTrainConfig
 from sca_caption.images import Transform
 from sca_caption.models.networks import NETWORKS, build_network
+from sca_caption.recipes import load_recipe
 from sca_caption.runtime.torchvision_compat import torchvision
 from sca_caption.training import loop as training
 from sca_caption.training import optim
@@ -67,11 +67,11 @@ def test_it_trains_resumes_and_says_where_the_model_is(here, capsys):
 
     again = ["--backbone", "lenet", "--attention", "cbam:reduction=4", "--at", "conv2"]
     text = mistake(capsys, *SMALL, *QUICK, *again)
-    assert text == f"{folder} already holds a run; go on with --resume, or choose another --output"
+    assert text == f"{folder} already holds a run; continue it with --resume, or choose another --output"
     status, out, _ = run(capsys, *again, "--resume")
     assert status == 0 and out.splitlines()[-1] == lines[-1]
     text = mistake(capsys, *again, "--output", folder, "--resume", "--epochs", "9")
-    assert text == "--resume goes on with the run's own settings; it has epochs=2, found 9"
+    assert text == "--resume keeps the run's own settings; it has epochs=2, found 9"
 
     shutil.rmtree("data/folder/sky")
     text = mistake(capsys, *again, "--resume")
@@ -153,7 +153,7 @@ def test_weights_come_from_a_file_or_a_download(here, capsys, monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", fail)
-    text = mistake(capsys, *flags)  # folder's preset starts from a download
+    text = mistake(capsys, *flags)  # folder's recipe starts from a download
     assert text.startswith("ImageNet weights of resnet18 could not be downloaded (no network); ")
     assert "--backbone-weights FILE" in text
 
@@ -163,20 +163,10 @@ def test_weights_come_from_a_file_or_a_download(here, capsys, monkeypatch):
 CONFIGS = (ClassifierConfig, ClassifierTrainConfig)
 
 
-@pytest.mark.parametrize("preset", CLASSIFIER_PRESETS)
-def test_presets_name_settings_and_flags_go_before_them(preset):
-    values = CLASSIFIER_PRESETS[preset]
-    assert set(values) <= {field.name for each in CONFIGS for field in dataclasses.fields(each)}
-    arguments = parser().parse_args(["--dataset", "x", "--image-size", "48", "--lr", "0.5"])
-    assert flags_module.make(ClassifierConfig, arguments, values).image_size == 48
-    made = flags_module.make(ClassifierTrainConfig, arguments, values)
-    assert (made.lr, made.epochs) == (0.5, values["epochs"])
-
-
-def test_the_cifar_preset_is_the_published_recipe():
+def test_the_cifar_recipe_is_the_published_recipe():
     """160 epochs, SGD 0.1 / 0.9 / 1e-4, a tenth at 80 and 120, batch 128, an epoch of warm-up, crops and flips."""
     nothing = parser().parse_args(["--dataset", "cifar10"])
-    model, train = (flags_module.make(each, nothing, CLASSIFIER_PRESETS["cifar"]) for each in CONFIGS)
+    model, train = (flags_module.make(each, nothing, load_recipe("cifar", "classify")) for each in CONFIGS)
     assert (model.backbone, model.stem, model.image_size) == ("resnet18", "cifar", 32)
     assert (train.epochs, train.batch_size, train.optimizer) == (160, 128, "sgd")
     assert (train.lr, train.weight_decay, train.schedule, train.views) == (0.1, 1e-4, "step", "pad")
