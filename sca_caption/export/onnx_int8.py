@@ -1,7 +1,7 @@
-"""ONNX graphs whose large weights take a byte or two each, as in checkpoints of int8 (see `storage`).
+"""ONNX graphs whose large weights take a byte or two each, as in int8 checkpoints (see `models.quantization`).
 
 Matrices are int8, with a scale for each output, convolutions float16; of networks that bear it, 1x1 convolutions are
-int8 too. They are only kept so and are float32 again once the graph is loaded: products in int8 would be hardly faster
+int8 too. They are only kept so and are float32 again once the graph is loaded: products in int8 would not be noticeably faster
 here and change captions, and on processors without VNNI they overflow. Vectors and what is small stay as they are.
 """
 
