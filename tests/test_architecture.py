@@ -117,6 +117,18 @@ def test_packages_import_those_below_and_no_modules_import_in_a_circle():
     assert problems(ROOT) == []
 
 
+def test_contributing_lists_the_same_order():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^    (\w+)(?:/|\.py) ", text[text.index("## Architecture") :], re.MULTILINE)
+    assert listed == [name for name in ORDER if name != "__main__"]
+
+
+def test_tests_import_helpers_and_no_other_tests():
+    for path in (ROOT / "tests").rglob("*.py"):
+        found = re.findall(r"^ *(?:from|import) tests\b\S*", path.read_text(encoding="utf-8"), re.MULTILINE)
+        assert all(" tests.helpers" in line for line in found), path
+
+
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_programs_only_call_their_module_and_nothing_imports_them(name):
     text = (ROOT / f"{name}.py").read_text(encoding="utf-8")

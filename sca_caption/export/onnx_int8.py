@@ -1,8 +1,8 @@
 """ONNX graphs whose large weights take a byte or two each, as in int8 checkpoints (see `models.quantization`).
 
-Matrices are int8, with a scale for each output, convolutions float16; of networks that bear it, 1x1 convolutions are
-int8 too. They are only kept so and are float32 again once the graph is loaded: products in int8 would not be noticeably faster
-here and change captions, and on processors without VNNI they overflow. Vectors and what is small stay as they are.
+Matrices are int8 with one scale per output, convolutions are float16, and 1x1 convolutions of networks that bear it are
+int8 too. They are float32 again once the graph is loaded: products in int8 would not be noticeably faster, would change
+captions, and overflow on processors without VNNI. Vectors and small tensors stay as they are.
 """
 
 import tempfile
