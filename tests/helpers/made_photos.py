@@ -58,9 +58,11 @@ def write(source: Source, path, **options) -> store_writer.Report:
     return store_writer.write(source, path, **({"transform": SMALL, "min_count": 1, "workers": 1} | options))
 
 
-def message(call) -> str:
-    """What the UserError that `call` raises says; it is one line."""
+def message(call, *parts: str) -> str:
+    """The message of the UserError that `call` raises: one line, with all of these parts in it."""
     with pytest.raises(UserError) as caught:
         call()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
+    text = str(caught.value)
+    assert "\n" not in text
+    assert not [part for part in parts if part not in text], text
+    return text

@@ -208,44 +208,42 @@ def test_unknown_backbones_list_the_choices():
         lambda: pretrained_weights("resnet51"),
         lambda: attended_layers("resnet51", ["2"]),
     ):
-        text = message(call)
-        assert text.startswith("unknown backbone 'resnet51'; one of: alexnet, ")
-        assert ", resnet50, " in text and "deeplab" not in text
+        text = message(call, "'resnet51'", "alexnet, ", ", resnet50, ")
+        assert "deeplab" not in text
 
 
 @pytest.mark.parametrize("count", ["0", "4", "17"])
 def test_counts_out_of_range(count):
-    text = message(lambda: attended_layers("resnet152", [count]))
-    assert text == f"--layers {count} for resnet152: choose 1 to 3, or name the layers"
+    message(lambda: attended_layers("resnet152", [count]), f"--layers {count}", "resnet152", "1 to 3")
 
 
 def test_a_backbone_without_default_layers():
-    text = message(lambda: attended_layers("squeezenet1_1", ["2"]))
-    assert text.startswith("no default layers for backbone 'squeezenet1_1'; name them, lowest first, e.g. ")
-    assert "vgg19" in text
+    message(lambda: attended_layers("squeezenet1_1", ["2"]), "'squeezenet1_1'", "lowest first", "vgg19")
 
 
 def test_unknown_layers_list_the_choices():
-    text = message(lambda: Backbone("squeezenet1_1", ["features.10", "layer4"]))
-    assert text.startswith("squeezenet1_1 has no layer 'layer4'; its layers: ")
-    assert "features.3, " in text and "expand3x3" not in text
+    text = message(lambda: Backbone("squeezenet1_1", ["features.10", "layer4"]), "'layer4'", "features.3, ")
+    assert "expand3x3" not in text
 
 
 @pytest.mark.parametrize(
     "layers", [("features.12", "features.10"), ("features.9", "features.9"), ("features.12", "features"), ()]
 )
 def test_layers_in_a_wrong_order(layers):
-    text = message(lambda: Backbone("squeezenet1_1", layers))
-    assert text == f"layers must be different and lowest first; found: {' '.join(layers)}"
+    message(lambda: Backbone("squeezenet1_1", layers), "lowest first", " ".join(layers))
 
 
 @pytest.mark.parametrize("layer", ["flatten", "fc"])
 def test_a_layer_that_is_no_map(layer):
-    text = message(lambda: Backbone("resnet18", ["layer1.0", layer]))
-    assert text == f"layer {layer!r} of resnet18 is not a feature map (it has no height and width)"
+    message(lambda: Backbone("resnet18", ["layer1.0", layer]), repr(layer), "resnet18", "feature map")
 
 
 def test_trained_layers_that_are_not_there():
     backbone = Backbone("squeezenet1_1", ["features.4"])
-    text = message(lambda: backbone.set_trainable(True, "features.5"))  # above the top
-    assert text.startswith("--finetune-from 'features.5': squeezenet1_1 has no such layer; e.g. features.4.")
+    above = "features.5"
+    message(
+        lambda: backbone.set_trainable(True, above),
+        f"--finetune-from '{above}'",
+        "squeezenet1_1",
+        "features.4",
+    )
