@@ -194,49 +194,33 @@ def test_only_bad_files(run, tmp_path):
     assert not left_over(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "no image given; try "),
-        (["{empty}"], "{empty}: a folder without images; "),
-        (["{photo}", "--num-captions", "8"], "--num-captions 8: must be at most --beam-size 7; "),
-        (["{photo}", "--beam-size", "two"], "argument --beam-size: invalid int value: 'two'; see "),
-        (["{photo}", "--beams", "2"], "unrecognized arguments: --beams 2; see "),
-        (["{photo}", "--batch-size", "0"], "--batch-size 0: must be at least 1"),
-        (["{photo}", "--device", "abacus"], "no device 'abacus' here "),
-        (
-            ["{photo}", "--output", "{empty}/x.txt"],
-            "--output {empty}/x.txt: unknown kind '.txt'; one of: .json",
-        ),
-        (
-            ["{photo}", "--output", "{empty}/no/x.csv"],
-            "--output {empty}/no/x.csv: no folder {empty}/no; make it",
-        ),
-        (["{photo}", "--demo"], "--demo has its own photographs, found '{photo}' too; "),
-        (["-"], "no paths on standard input; "),
-        (
-            ["{photo}", "--force-words", "dogs"],
-            "--force-words 'dogs': not among the words that the model knows; nearest: dog",
-        ),
-        (
-            ["{photo}", "--force-words", *"abcd"],
-            "--force-words: at most 3 words, found 4; join alternatives by /: dog/puppy",
-        ),
-        (["{photo}", "--min-length", "21"], "--min-length 21: must be at most --max-length 20"),
-        (["{photo}", "--checkpoint", "{photo}"], "{photo} is not a checkpoint "),
-    ],
-)
-def test_mistakes_are_one_line(arguments, message, photos, tmp_path, tiny_checkpoint, capsys, monkeypatch):
-    names = {"photo": photos[0], "empty": tmp_path / "empty"}
-    names["empty"].mkdir()
-    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
-    arguments = [f"--checkpoint={tiny_checkpoint}", *(argument.format(**names) for argument in arguments)]
-    assert caption.main(arguments) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith(f"error: {message.format(**names)}")
-    assert err.count("\n") == 1
-    assert list(names["empty"].iterdir()) == []
+def test_mistakes_are_one_line(photos, tmp_path, tiny_checkpoint, capsys, monkeypatch):
+    """Each names the flag, the value and the valid ones or what to do."""
+    photo, empty = str(photos[0]), tmp_path / "empty"
+    empty.mkdir()
+    for arguments, parts in (
+        ([], ("no image",)),
+        ([str(empty)], (f"{empty}: ", "without images")),
+        ([photo, "--num-captions", "8"], ("--num-captions 8", "--beam-size 7")),
+        ([photo, "--beam-size", "two"], ("--beam-size", "'two'")),
+        ([photo, "--beams", "2"], ("--beams 2", "--help")),
+        ([photo, "--batch-size", "0"], ("--batch-size 0", "at least 1")),
+        ([photo, "--device", "abacus"], ("'abacus'",)),
+        ([photo, "--output", f"{empty}/x.txt"], (f"--output {empty}/x.txt", "'.txt'", ".jsonl")),
+        ([photo, "--output", f"{empty}/no/x.csv"], (f"--output {empty}/no/x.csv", f"no folder {empty}/no")),
+        ([photo, "--demo"], ("--demo", f"'{photo}'")),
+        (["-"], ("standard input",)),
+        ([photo, "--force-words", "dogs"], ("--force-words 'dogs'", "nearest: dog")),
+        ([photo, "--force-words", *"abcd"], ("--force-words", "3", "4", "dog/puppy")),
+        ([photo, "--min-length", "21"], ("--min-length 21", "--max-length 20")),
+        ([photo, "--checkpoint", photo], (photo, "not a checkpoint")),
+    ):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
+        assert caption.main([f"--checkpoint={tiny_checkpoint}", *arguments]) == 2, arguments
+        out, err = capsys.readouterr()
+        assert out == "" and err.startswith("error: ") and err.count("\n") == 1, arguments
+        assert not [part for part in parts if part not in err], err
+    assert list(empty.iterdir()) == []
 
 
 def test_odd_file_names_stay_on_one_line(run, photos, tmp_path):

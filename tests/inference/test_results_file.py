@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -91,9 +92,9 @@ def test_results_of_another_model_are_not_mixed_in(kind, tmp_path):
     path = tmp_path / f"x.{kind}"
     write(path, {0: result("a.jpg", "dog")})
     before = path.read_text()
-    with pytest.raises(UserError, match=r"x\.\w+ was made by another model; give what"):
+    with pytest.raises(UserError, match=r"x\.\w+.* another model"):
         write(path, {}, [Path("a.jpg")], numbers=("score", "confidence"), resume=True)
-    with pytest.raises(UserError, match="was made with --num-captions 1, now it is 3; "):
+    with pytest.raises(UserError, match=r"--num-captions 1.* 3"):
         write(path, {}, [Path("a.jpg")], settings=SETTINGS | {"num_captions": 3}, resume=True)
     assert path.read_text() == before and list(tmp_path.iterdir()) == [path]
 
@@ -108,7 +109,7 @@ def test_files_of_others_are_not_taken_for_results(kind, text, tmp_path):
     if text == "" and kind != "json":
         write(path, {}, [Path("a.jpg")], resume=True)  # nothing to lose
     else:
-        with pytest.raises(UserError, match=r"--resume: .*/x\.\w+ is not what caption\.py writes; "):
+        with pytest.raises(UserError, match=r"--resume: .*/x\.\w+ .*caption\.py"):
             write(path, {}, [Path("a.jpg")], resume=True)
     assert path.read_bytes() == text.encode("latin-1") and list(tmp_path.iterdir()) == [path]
 
@@ -137,15 +138,15 @@ def test_a_journal_of_other_settings_is_refused(tmp_path):
     path = tmp_path / "x.json.partial"
     Journal.begin(path, SETTINGS | {"mention": ["dog"]}).close()
     for settings, message in (
-        ({"checkpoint": ["abd"]}, "was made by another model; give what it was made with, or delete it"),
-        ({"mention": []}, "was made with --mention dog, now it is none; "),
-        ({"mention": ["dog"], "beam_size": 3}, "was made with --beam-size none, now it is 3; "),
+        ({"checkpoint": ["abd"]}, ".* another model.* delete"),
+        ({"mention": []}, ".*dog.* none"),
+        ({"mention": ["dog"], "beam_size": 3}, ".*--beam-size none.* 3"),
     ):
         with pytest.raises(UserError, match=f"^--resume: {path} {message}"):
             Journal.reopen(path, SETTINGS | {"mention": ["dog"]} | settings)
     for text in (b"", b"torn", b"[]\n", b'{"caption": 1}\n'):
         path.write_bytes(text)
-        with pytest.raises(UserError, match=r"is not what an interrupted run leaves; delete it"):
+        with pytest.raises(UserError, match=r"interrupted.* delete it"):
             Journal.reopen(path, SETTINGS)
         assert path.read_bytes() == text
 
@@ -153,9 +154,7 @@ def test_a_journal_of_other_settings_is_refused(tmp_path):
 def test_captions_that_another_program_destroyed_are_missed(tmp_path):
     path = tmp_path / "x.json"
     with (
-        pytest.raises(
-            UserError, match=r"has 1 of 2 captions: another program changed it; delete it and run again"
-        ),
+        pytest.raises(UserError, match=r"1 of 2 captions.* delete it"),
         results_file(path, [1, 2], numbers=("score",), settings=SETTINGS, words=Vocabulary([])) as file,
     ):
         for index, name in enumerate(("a.jpg", "b.jpg")):
@@ -168,7 +167,7 @@ def test_captions_that_another_program_destroyed_are_missed(tmp_path):
 def test_two_runs_do_not_write_one_journal(tmp_path):
     path = tmp_path / "x.json.partial"
     first = Journal.begin(path, SETTINGS)
-    with pytest.raises(UserError, match=f"^another run is writing {path}; wait until it ends$"):
+    with pytest.raises(UserError, match=f"^another run .*{path}; wait "):
         Journal.reopen(path, SETTINGS)
     first.close()
     Journal.reopen(path, SETTINGS).close()
@@ -187,18 +186,15 @@ def test_an_interrupted_run_leaves_results_as_they_were_and_can_go_on(run, photo
         patched.setattr(inference.CaptionPipeline, "stream", interrupted)
         status, out, err = run(*photos, "--output", output)
     assert (status, out) == (130, "")
-    assert err == "1 images are done; --resume goes on with the others\ninterrupted\n"
+    assert re.fullmatch(r"1 images? .*--resume.*\ninterrupted\n", err)
     assert output.read_text() == "of an earlier run"
 
     status, out, err = run(*photos, "--output", output)
     assert (status, out) == (2, "")
-    assert err.startswith(
-        f"error: --output {output}: an earlier run was interrupted; --resume goes on with it, "
-    )
+    assert err.startswith(f"error: --output {output}: ") and "interrupted" in err and "--resume" in err
     status, out, err = run(*photos, "--output", output, "--resume", "--beam-size", 2)
     assert (status, out) == (2, "")
-    assert err.endswith("was made with --beam-size 7, now it is 2; give what it was made with, or delete it to "
-                        "start anew\n")  # fmt: skip
+    assert "--beam-size 7" in err and " 2; " in err and "delete it" in err and err.count("\n") == 1
     assert output.read_text() == "of an earlier run"
 
     status, out, err = run(*photos, "--output", output, "--resume")
@@ -238,7 +234,7 @@ def test_a_disk_that_gets_full_keeps_what_is_done(tmp_path, run, photos, monkeyp
         patched.setattr(Journal, "append", full)
         status, out, err = run(*photos, "--output", output)
     assert (status, out) == (2, "")
-    assert err == (f"error: cannot write {output}.partial (No space left on device); free space, then go on with "
-                   "--resume\n")  # fmt: skip
+    assert err.startswith(f"error: cannot write {output}.partial (No space left on device); ")
+    assert "--resume" in err and err.count("\n") == 1
     assert run(*photos, "--output", output, "--resume")[2].endswith("3 of them before\n")
     assert len(rows(output)) == 7 and not journal_of(output).exists()
