@@ -95,7 +95,8 @@ def test_it_trains_resumes_and_says_where_the_model_is(here, capsys):
         (["--epochs", "9"], "it has epochs=2, found 9"),
         (["--layers", "1"], "it has layers=('layer1.0', 'layer1.1'), found ('layer4.1',)"),
     ):
-        assert mistake(capsys, "--resume", *flags) == f"--resume keeps the run's own settings; {text}"
+        found = mistake(capsys, "--resume", *flags)
+        assert found.startswith("--resume ") and found.endswith(text)
 
     write(dataset(8, captions=("a zebra", "stripes")), here / "data" / "dogs.h5", encoding="raw")
     text = mistake(capsys, "--resume")

@@ -35,7 +35,7 @@ RUN = (
     "-m sca_caption classify",
     "-m sca_caption curves",
 )
-STAYS = ("--serve",)  # goes on until it is interrupted; its own tests start it
+STAYS = ("--serve", "--help")  # the first goes on until it is interrupted; its own tests start it
 FOUND = sorted(
     {
         (name, shlex.join(arguments))
