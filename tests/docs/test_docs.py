@@ -1,5 +1,6 @@
 """The documents hold: links lead somewhere, commands parse, packages exist, and neither old names nor odd words occur."""
 
+import argparse
 import os
 import re
 import shlex
@@ -161,16 +162,24 @@ def test_commands_are_told_from_other_text():
         assert any(map(unknown, calls(wrong))), wrong
 
 
+def shown_flags(parser: argparse.ArgumentParser) -> set[str]:
+    """The flags of a parser and its subparsers that some help shows, which those of earlier versions are not."""
+    found = {
+        flag
+        for action in parser._actions
+        if action.help != argparse.SUPPRESS
+        for flag in action.option_strings
+    }
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            found |= set().union(*map(shown_flags, action.choices.values()))
+    return found
+
+
 def test_flags_in_documents_are_shown_by_some_help():
-    """Which those of earlier versions are not."""
-    known = {"--no-save", "--help"}  # npm's, everybody's
+    known = {"--no-save"}  # npm's
     for parser in [*(module.parser() for module in programs().values()), get_args_parser()]:
-        known |= {
-            flag
-            for action in parser._actions
-            if action.help != "==SUPPRESS=="
-            for flag in action.option_strings
-        }
+        known |= shown_flags(parser)
     for where, text in texts().items():
         named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
         assert named <= known, f"{where}: {named - known}"
