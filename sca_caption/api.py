@@ -30,7 +30,7 @@ sca_caption.images.ImageError: no such photograph.jpg: no such file; check the p
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, overload
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
 from PIL import Image
@@ -76,14 +76,14 @@ class Captioner:
         objects: whether object guidance is on (ImageNet nouns are inserted, unlikely people, dogs and colours are
         masked).
         """
-        several = [Path(checkpoint)] if isinstance(checkpoint, str | os.PathLike) else checkpoint
+        several: Any = [Path(checkpoint)] if isinstance(checkpoint, str | os.PathLike) else checkpoint
         return cls(CaptionPipeline.load(several, device=device, batch_size=batch_size, objects=objects))
 
     @overload
-    def caption(self, pictures: Picture, *, force_words: Sequence[str] = (), **search: float) -> str: ...
+    def caption(self, pictures: Picture, *, force_words: Sequence[str] = (), **search: Any) -> str: ...
     @overload
     def caption(
-        self, pictures: Iterable[Picture], *, force_words: Sequence[str] = (), **search: float
+        self, pictures: Iterable[Picture], *, force_words: Sequence[str] = (), **search: Any
     ) -> list[str]: ...
     def caption(self, pictures, *, force_words=(), **search):
         """The best caption of a picture, or a list of the best captions of several.
@@ -99,14 +99,14 @@ class Captioner:
         return texts if several else texts[0]
 
     def captions(
-        self, picture: Picture, *, force_words: Sequence[str] = (), **search: float
+        self, picture: Picture, *, force_words: Sequence[str] = (), **search: Any
     ) -> tuple[Caption, ...]:
         """The `num_captions` best captions of a picture, best first, with their scores."""
         (result,) = self.stream([picture], force_words=force_words, **search)
         return captions_of(result)
 
     def stream(
-        self, pictures: Iterable[Picture], *, force_words: Sequence[str] = (), **search: float
+        self, pictures: Iterable[Picture], *, force_words: Sequence[str] = (), **search: Any
     ) -> Iterator[Result]:
         """Caption any number of pictures batch by batch; yields a `Result` for each, in order.
 

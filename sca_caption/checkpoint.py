@@ -133,7 +133,8 @@ def load(path: str | Path | None = None, task: str = "caption") -> Checkpoint:
     tensors = quantization.restored(stored)
     if text.get("task", "caption") != task:
         raise UserError(f"{path} {_OTHER_TASK[task]}")
-    vocabulary, model = None, None
+    vocabulary: Vocabulary | None = None
+    model: "SCACNN | Classifier"
     if task == "caption":
         vocabulary = Vocabulary(text["words"])
         model = SCACNN(configs.from_dict(ModelConfig, text["config"]), len(vocabulary))

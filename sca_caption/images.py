@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from sca_caption.runtime.errors import UserError, choice
 
@@ -292,7 +292,7 @@ def _opened(source: str | os.PathLike | bytes, name: str) -> Image.Image:
         raise ImageError(name, "a folder without images; give an image or a folder of images") from error
     except PermissionError as error:
         raise ImageError(name, "no permission to read it; change the file's permissions") from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         if head[4:8] == b"ftyp":
             raise ImageError(name, "a kind of file Pillow cannot open; convert it to JPEG") from error
         raise ImageError(name, "not an image, or damaged at its start; get it again or convert it") from error

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sca_caption.cli.flags import add_flags, make
 from sca_caption.cli.inputs import paths_of, take_back_images
@@ -22,7 +22,10 @@ from sca_caption.runtime.distributed import Processes, process_group
 from sca_caption.runtime.errors import UserError, marked
 
 if TYPE_CHECKING:
+    from sca_caption.cli.explain import Drawing
     from sca_caption.inference.captioning import CaptionPipeline, Result
+    from sca_caption.inference.results_file import Results
+    from sca_caption.inference.sidecars import Sidecars
 
 
 NUMERIC = (".json", ".jsonl")  # results files that can hold lists of numbers
@@ -92,7 +95,7 @@ def parser() -> Parser:
 
 def add_earlier_flags(p: Parser) -> None:
     """Accept the spellings of earlier versions, which no help shows."""
-    hidden = {"help": argparse.SUPPRESS, "default": argparse.SUPPRESS}
+    hidden: dict[str, Any] = {"help": argparse.SUPPRESS, "default": argparse.SUPPRESS}
     p.add_argument("--sidecar", dest="txt", action="store_true", **hidden)
     p.add_argument("--doubtful-first", dest="sort", action="store_const", const="confidence", **hidden)
     p.add_argument("--with-attention", dest="save_attention", action="store_true", **hidden)
@@ -217,10 +220,12 @@ class Outputs:
     """The outputs: the terminal, or a results file and text files beside the images."""
 
     def __init__(self, arguments: argparse.Namespace, paths: Sequence[Path], single: bool):
-        self.arguments, self.paths, self.results, self.sidecars = arguments, paths, None, None
+        self.arguments, self.paths = arguments, paths
+        self.results: Results | None = None
+        self.sidecars: Sidecars | None = None
         printed = not (arguments.output or arguments.txt)
         self.printer = Printer(single, arguments.scores, arguments.sort == "confidence") if printed else None
-        self.drawing = None
+        self.drawing: Drawing | None = None
 
     def open(self, opened: ExitStack, pipeline: "CaptionPipeline", settings: dict) -> None:
         """Open the files; those that need it are completed as `opened` ends. Raises UserError."""
@@ -279,7 +284,7 @@ class Outputs:
 
     def summary(self, count: int, failed: int) -> list[str]:
         """What was done, to tell the user."""
-        lines = []
+        lines: list[str] = []
         if self.results and failed < count:
             kept = f", {self.results.kept} of them before" if self.results.kept else ""
             lines.append(f"{count - failed} of {count} images captioned in {self.arguments.output}{kept}")

@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     from sca_caption.images import find_images
 
     arguments = parser().parse_args(argv)
-    named = []
+    named: list[str] = []
     for image in arguments.images:
         named += read_list(sys.stdin.buffer.read()) if image == "-" else [image]
     paths = find_images(named)

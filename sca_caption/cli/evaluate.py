@@ -8,6 +8,7 @@ import argparse
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sca_caption import __version__
 from sca_caption.cli.flags import add_flags, make, task_of
@@ -147,7 +148,7 @@ def check(arguments: argparse.Namespace) -> None:
 def predicted(arguments: argparse.Namespace) -> tuple[list[tuple[ReferenceImage, str]], dict]:
     """The captions of a results file with their images, and the sources of both."""
     predictions = read_predictions(arguments.predictions)
-    provenance = {"predictions": str(arguments.predictions)}
+    provenance: dict[str, Any] = {"predictions": str(arguments.predictions)}
     if arguments.references:
         images = read_references(arguments.references)
         provenance["references"] = str(arguments.references)

@@ -49,5 +49,6 @@ class Drawing:
 
             bar = partial(tqdm, desc="patches", unit="batch", disable=not sys.stderr.isatty(), leave=False)
             examples = find_examples(self.pipeline, CaptionDataset(self.data), progress=bar)
+        assert result.trace is not None
         found = explained(self.pipeline, result.item, result.captions[0], result.trace, examples)
         found.save(self.path, FLAG)

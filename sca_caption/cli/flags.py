@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from sca_caption.cli.parser import Parser
 from sca_caption.runtime.errors import choice
@@ -21,13 +22,13 @@ def add_flags(parser: Parser, *configs: type, without: Sequence[str] = ()) -> No
     A flag that is not given is absent from the namespace. Fields that are not `common` are shown by --help-all alone.
     """
     for config in configs:
-        group = parser.add_argument_group(config.__doc__.split(".")[0].lower())
+        group = parser.add_argument_group((config.__doc__ or "").split(".")[0].lower())
         for f in dataclasses.fields(config):
             if not f.metadata or f.name in without:
                 continue
             flag = "--" + f.name.replace("_", "-")
             default = " ".join(f.default) if isinstance(f.default, tuple) else f.default
-            options = {"dest": f.name, "default": argparse.SUPPRESS}
+            options: dict[str, Any] = {"dest": f.name, "default": argparse.SUPPRESS}
             if f.type is bool:
                 shown = "on" if f.default else "off"
                 options |= {
@@ -42,7 +43,7 @@ def add_flags(parser: Parser, *configs: type, without: Sequence[str] = ()) -> No
                 else:
                     options |= {"type": f.type}
                     if not f.metadata["choices"]:
-                        options["metavar"] = {int: "N", float: "X", str: "NAME"}[f.type]
+                        options["metavar"] = {int: "N", float: "X"}.get(type(f.default), "NAME")
             action = group.add_argument(flag, **options)
             if not f.metadata["common"]:
                 parser.add_rare(action)

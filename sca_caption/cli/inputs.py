@@ -65,7 +65,7 @@ def paths_of(arguments: argparse.Namespace, prog: str) -> list[Path]:
         return demo_photographs()
     if not arguments.images:
         raise UserError(f"no image given; try {command(prog)} photo.jpg, or {command(prog)} --demo")
-    named = []
+    named: list[str] = []
     for image in arguments.images:
         named += read_list(sys.stdin.buffer.read()) if image == "-" else [image]
     if not named:

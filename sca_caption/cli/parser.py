@@ -144,7 +144,7 @@ def completion(parser: Parser, shell: str) -> str:
         ) from error
 
     whole = argparse.ArgumentParser(prog=installed_name(parser.prog), add_help=False)
-    known = set()
+    known: set[str] = set()
     for each in (parser, *parser.also()):
         for action in each._actions:
             if action.help is argparse.SUPPRESS or not known.isdisjoint(action.option_strings):
@@ -152,9 +152,9 @@ def completion(parser: Parser, shell: str) -> str:
             known.update(action.option_strings)
             metavar = str(action.metavar)
             if metavar == "DIR":
-                action.complete = shtab.DIRECTORY
+                action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
             elif action.type is Path or metavar.startswith(FILES):
-                action.complete = shtab.FILE
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
             whole._add_action(action)
     return shtab.complete(whole, shell)
 

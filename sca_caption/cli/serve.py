@@ -5,6 +5,7 @@ import dataclasses
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 from sca_caption.cli.flags import make
 from sca_caption.cli.parser import Parser
@@ -20,7 +21,7 @@ CAPTIONS = 5  # per photograph on the page, by default
 def add_page_flags(parser: Parser) -> None:
     group = parser.add_argument_group("page in the browser")
     group.add_argument("--serve", action="store_true", help="serve a local page that captions photographs")
-    unset = {"default": argparse.SUPPRESS}
+    unset: dict[str, Any] = {"default": argparse.SUPPRESS}
     parser.add_rare(
         group.add_argument("--host", metavar="NAME", help=f"address of --serve (default: {HOST})", **unset),
         group.add_argument(

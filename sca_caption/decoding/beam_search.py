@@ -210,7 +210,8 @@ def _search_in_sets(
         state = state.select(active.repeat_interleave(sets))
     kept = beam_size if diverse else max(beam_size, num_captions)
     finished = Finished.none(images, sets, kept, max_length, device)
-    results, unfinished = Finished.none(images, sets, kept, max_length, device), [None] * images
+    results = Finished.none(images, sets, kept, max_length, device)
+    unfinished = [live.select(active[:0])] * images  # replaced for every image before the search returns
     last = torch.full((images * sets,), BOS, device=device)
 
     for length in range(1, max_length + 1):
@@ -306,7 +307,7 @@ def select_beams(tokens: Tensor, beams: Tensor) -> Tensor:
 
 
 def _keep(
-    results: Finished, unfinished: list[Beams | None], images: Tensor, finished: Finished, live: Beams
+    results: Finished, unfinished: list[Beams], images: Tensor, finished: Finished, live: Beams
 ) -> None:
     """Keep the result of the search for `images`; `live` beams fill up where too few captions have finished."""
     results.put(images, finished)

@@ -42,7 +42,7 @@ class State(Protocol):
 
     def __len__(self) -> int: ...
 
-    def select(self, rows: Tensor) -> Self:
+    def select(self, rows: Tensor | slice) -> Self:
         """Row i of the result is row rows[i] of this state: reorders, repeats and drops rows."""
 
 

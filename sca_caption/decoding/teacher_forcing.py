@@ -7,13 +7,14 @@ Shapes: N captions, T words of the longest, M words of all, W vocabulary size.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sca_caption.decoding.rules import NEVER
-from sca_caption.decoding.stepper import State, Stepper
+from sca_caption.decoding.stepper import Stepper
 from sca_caption.vocab import BOS, EOS, PAD, UNK
 
 
@@ -41,7 +42,7 @@ class Forced:
 
 def run(
     model: Stepper,
-    state: State,
+    state: Any,
     captions: Tensor,
     *,
     word_dropout_p: float = 0.0,
@@ -61,7 +62,8 @@ def run(
     if word_dropout_p:
         inputs = inputs.masked_fill(random_mask(inputs, word_dropout_p), UNK)
     replaced = random_mask(inputs, scheduled_sampling_p) if scheduled_sampling_p else None
-    logits, alphas = [], []
+    logits: list[Tensor] = []
+    alphas: list[list[Tensor]] = []
     for t, rows in enumerate(running):
         if rows < len(state):
             state = state.select(slice(rows))

@@ -53,6 +53,8 @@ class Step(nn.Module):
         size = model.config.embedding_size
         # In two matrices, as `start` makes them: an exporter leaves the splitting to every step.
         of_word, of_image = model.lstm.weight_ih.detach().split((size, model.lstm.input_size - size), 1)
+        self.of_word: Tensor
+        self.of_image: Tensor
         self.register_buffer("of_word", of_word.contiguous())
         self.register_buffer("of_image", of_image.contiguous())
 
@@ -81,8 +83,11 @@ class FeatureGraph(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.below = model.backbone.network.features[: encoder.first]
-        for name, value in (("mean", model.mean), ("std", model.std)):
-            self.register_buffer(name, value)
+        self.mean: Tensor
+        self.std: Tensor
+        self.resizing: Tensor | None
+        self.register_buffer("mean", model.mean)
+        self.register_buffer("std", model.std)
         resized = size != encoder.size and not encoder.first
         self.register_buffer("resizing", resizing(size, encoder.size) if resized else None)
 
@@ -179,7 +184,7 @@ def traced(module: nn.Module, inputs: tuple, dynamic: tuple, names: list[str], o
     # While gradients are on, the plain formulas are taken.
     with warnings.catch_warnings(), torch.enable_grad():
         warnings.simplefilter("ignore")  # of the exporter, on its own dependencies
-        model = torch.onnx.export(
+        program = torch.onnx.export(
             module.eval(),
             inputs,
             dynamic_shapes=dynamic,
@@ -188,7 +193,9 @@ def traced(module: nn.Module, inputs: tuple, dynamic: tuple, names: list[str], o
             dynamo=True,
             verbose=False,
             external_data=False,
-        ).model_proto
+        )
+    assert program is not None
+    model = program.model_proto
     graph = model.graph
     for part in (
         model,

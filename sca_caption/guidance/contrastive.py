@@ -52,7 +52,7 @@ def fit_infonce(
             both = (
                 F.cross_entropy(each, target, label_smoothing=LABEL_SMOOTHING) for each in (logits, logits.T)
             )
-            loss = sum(both) / 2
+            loss = torch.stack(list(both)).sum() / 2
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -67,7 +67,9 @@ def sample_caption_vectors(
     vectors = torch.zeros(len(rows), len(idf))
     for vector, row in zip(vectors, rows.tolist(), strict=True):
         several = captions[row]
-        words = torch.tensor(several[torch.randint(len(several), (), generator=generator)], dtype=torch.long)
+        words = torch.tensor(
+            several[int(torch.randint(len(several), (), generator=generator))], dtype=torch.long
+        )
         vector.index_add_(0, words, dropout(idf[words], generator))
     return F.normalize(vectors, dim=1)
 

@@ -8,11 +8,10 @@ Shapes: B images, W words.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
-
-from sca_caption.decoding.stepper import State
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class MaskedWords:
 
     banned: Tensor
 
-    def __call__(self, last: Tensor, state: State) -> Tensor:
+    def __call__(self, last: Tensor, state: Any) -> Tensor:
         """Previous words (rows,) and a state whose `image` says which image each row belongs to -> bool (rows, W)."""
         return self.banned[state.image]
 
@@ -34,7 +33,7 @@ class GrammaticalWords(MaskedWords):
     disagreeing: Mapping[int, Tensor]  # after this word, these forms (W,) do not agree: "a" before a plural
     no_compound: Tensor  # bool (W,): words that do not follow an inserted noun: "a laptop bench"
 
-    def __call__(self, last: Tensor, state: State) -> Tensor:
+    def __call__(self, last: Tensor, state: Any) -> Tensor:
         banned, inserted = self.banned[state.image], self.inserted[state.image]
         for word, wrong in self.disagreeing.items():
             banned = banned | ((last == word)[:, None] & inserted & wrong)

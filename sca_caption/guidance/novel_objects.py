@@ -75,7 +75,8 @@ class ObjectLexicon(Guide):
         new = [noun.name for noun in trained.nouns if noun.name not in vocabulary]
         words = Vocabulary([*vocabulary.words[len(SPECIALS) :], *new])
         groups = [
-            words.encode(form for form in (noun.name, noun.plural) if form in words) for noun in trained.nouns
+            words.encode(form for form in (noun.name, noun.plural) if form and form in words)
+            for noun in trained.nouns
         ]
         may_follow = [word in AFTER_NOUN or word.endswith("ing") for word in words]
         may_follow[EOS] = True

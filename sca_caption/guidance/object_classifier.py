@@ -55,8 +55,9 @@ class ObjectClassifier(FeatureEncoder):
         membership = torch.zeros(CLASSES, len(self.nouns))
         for column, noun in enumerate(self.nouns):
             membership[list(noun.classes), column] = 1
-        self.register_buffer("membership", membership, persistent=False)  # (classes, nouns)
-        self.to(memory_format=torch.channels_last)
+        self.membership: Tensor  # (classes, nouns)
+        self.register_buffer("membership", membership, persistent=False)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     @property
     def reads_features(self) -> bool:
@@ -72,10 +73,12 @@ class ObjectClassifier(FeatureEncoder):
         # Not on torch.device("meta"), which imports all of torch._dynamo.
         classifier = cls(**settings)
         classifier.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)
-        return classifier.requires_grad_(False).to(memory_format=torch.channels_last).eval()
+        classifier.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return classifier.requires_grad_(False).eval()
 
-    def forward(self, maps: Tensor, features: Tensor) -> Tensor:
+    def forward(self, maps: Tensor, features: Tensor | None) -> Tensor:
         """Features (B, C') -> the probability of each noun (B, nouns), the sum over its classes."""
+        assert features is not None
         return self.class_probabilities(features) @ self.membership
 
     def image_features(self, inputs: Tensor) -> Tensor:
@@ -127,7 +130,7 @@ def pretrained_classifier(
     head = {name: weights.get(f"{layer}.{name}") for name in ("weight", "bias")}
     if any(value is None or len(value) != CLASSES for value in head.values()):
         raise UserError(f"these weights have no classifier of {CLASSES} classes ({layer}); give ImageNet's")
-    head = {f"classifier.{name}": value.float() for name, value in head.items()}
+    head = {f"classifier.{name}": value.float() for name, value in head.items() if value is not None}
     if lite:
         classifier = ObjectClassifier(network=lite)
         try:

@@ -48,14 +48,14 @@ def read_nouns(path: Path = TABLE, classes: int = CLASSES) -> tuple[Noun, ...]:
             continue
         try:
             name, others, ranges = (part.strip() for part in line.split("|"))
-            forms = [form.strip() for form in others.split(",")] if others else []
+            listed = [form.strip() for form in others.split(",")] if others else []
             found = [index for part in ranges.split() for index in _numbers(part)]
         except ValueError as error:
             raise UserError(
                 f"{path}, line {number}: {line!r} is not noun | forms | classes; e.g. cat | cats, kitten | 281-285"
             ) from error
-        plural = forms[0] if forms and forms[0] != "-" else None
-        forms = dict.fromkeys(form for form in (name, *forms) if form != "-")
+        plural = listed[0] if listed and listed[0] != "-" else None
+        forms = dict.fromkeys(form for form in (name, *listed) if form != "-")
         if not name or "" in forms or not found or len(set(found)) < len(found) or max(found) >= classes:
             raise UserError(
                 f"{path}, line {number}: {line!r} needs a noun, and different classes from 0 to {classes - 1}"

@@ -19,7 +19,7 @@ from sca_caption.decoding.beam_search import beam_search
 from sca_caption.decoding.lexical_constraints import word_groups
 from sca_caption.decoding.rules import bad_endings, conjunctions
 from sca_caption.decoding.sampling import draw
-from sca_caption.decoding.stepper import Hypothesis, State
+from sca_caption.decoding.stepper import Hypothesis
 from sca_caption.guidance.guide import ForcedWords, Guide, Insertion
 from sca_caption.guidance.masking import MaskedWords
 from sca_caption.images import Transform
@@ -82,10 +82,10 @@ class CaptioningModel(Protocol):
     def sca_cnn(self) -> SCACNN:
         """The network whose attention can be shown. Raises UserError if there is not exactly one."""
 
-    def start(self, batch: Inputs, guides: Sequence[Guide]) -> tuple[State, dict[str, Tensor]]:
+    def start(self, batch: Any, guides: Sequence[Guide]) -> tuple[Any, dict[str, Tensor]]:
         """The state before the first word, one row per image, and the predictions of guides by name."""
 
-    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Previous words (rows,) -> logits of all words (rows, W), and the state after them."""
 
 
@@ -141,8 +141,11 @@ class CaptionPipeline:
 
         Raises UserError for a checkpoint that cannot be used and a device that does not exist.
         """
-        single = checkpoint is None or isinstance(checkpoint, Checkpoint | str | Path)
-        several = [checkpoint] if single else list(checkpoint)
+        several: Sequence[Checkpoint | str | Path | None]
+        if checkpoint is None or isinstance(checkpoint, Checkpoint | str | Path):
+            several = [checkpoint]
+        else:
+            several = checkpoint
         loaded = [each if isinstance(each, Checkpoint) else checkpoints.load(each) for each in several]
         require_same_inputs(several, loaded)
         model, guides = TorchCaptioner.from_checkpoints(loaded, find_device(device))
@@ -161,7 +164,7 @@ class CaptionPipeline:
     def _configure(self, search: SearchConfig, force_words: Sequence[str]) -> None:
         own_words = Vocabulary(self.vocabulary.words[len(SPECIALS) : self.model.vocabulary_size])
         self.search, self.force_words = search, word_groups(force_words, own_words)
-        self._rules = {
+        self._rules: dict[str, Any] = {
             "min_length": search.min_length,
             "max_length": search.max_length,
             "bad_endings": bad_endings(own_words) if search.remove_bad_endings else (),
@@ -169,7 +172,7 @@ class CaptionPipeline:
             "length_penalty": search.length_penalty,
             "vocabulary_size": self.model.vocabulary_size,
         }
-        self._beams = {
+        self._beams: dict[str, Any] = {
             "beam_size": search.beam_size,
             "conjunctions": conjunctions(own_words) if search.block_ngrams else (),
             "num_captions": search.candidates if self.reranks else search.num_captions,
@@ -226,7 +229,7 @@ class CaptionPipeline:
     @torch.inference_mode()
     def _caption(
         self, batch: Inputs, forced: ForcedWords | None = None
-    ) -> tuple[list[tuple[Caption, ...]], State]:
+    ) -> tuple[list[tuple[Caption, ...]], Any]:
         """The captions, and the state before their first words."""
         guides = [guide for guide in self.guides if not (self.sampling and guide.inserts)]
         state, predictions = self.model.start(batch, guides)
@@ -234,7 +237,9 @@ class CaptionPipeline:
         banned = self._banned_words(predictions, forced)
         mask = None if banned is None else MaskedWords(banned)
         if self.sampling:
-            options = {name: getattr(self.sampling, name) for name in ("temperature", "top_k", "top_p")}
+            options: dict[str, Any] = {
+                name: getattr(self.sampling, name) for name in ("temperature", "top_k", "top_p")
+            }
             options |= {"num_captions": self.search.num_captions, "generator": self._generator, "mask": mask}
             found = draw(self.model, state, **self._rules, **options)
         else:
@@ -313,7 +318,7 @@ class CaptionPipeline:
         self,
         insertion: Insertion,
         found: list[list[Hypothesis]],
-        state: State,
+        state: Any,
         predictions: Mapping[str, Tensor],
         forced: ForcedWords,
     ) -> list[list[Hypothesis]]:
@@ -373,7 +378,9 @@ class CaptionPipeline:
 
         def answer(contents: list) -> list[tuple[tuple[Caption, ...], Trace | None]]:
             batch = stack(contents)
-            return self.trace_batch(batch) if traced else [(each, None) for each in self.caption_batch(batch)]
+            if traced:
+                return list(self.trace_batch(batch))
+            return [(each, None) for each in self.caption_batch(batch)]
 
         for item, found in in_batches(items, read, answer, self.batch_size):
             if isinstance(found, UserError):

@@ -1,12 +1,12 @@
 """TorchCaptioner: SCACNN or an ensemble, with the trained halves of guides, as `CaptionPipeline` runs it."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sca_caption.checkpoint import Checkpoint
-from sca_caption.decoding.stepper import State
 from sca_caption.guidance import GUIDES
 from sca_caption.guidance.guide import FeatureEncoder, Guide, TrainedGuide, extend_vocabulary
 from sca_caption.images import Transform
@@ -37,7 +37,7 @@ class TorchCaptioner:
     ):
         self.networks, self.trained, self.device = list(networks), dict(trained), device
         self.vocabulary, self.vocabulary_size, self.transform = vocabulary, vocabulary_size, transform
-        self.decoder = self.networks[0] if len(self.networks) == 1 else Ensemble(self.networks)
+        self.decoder: Any = self.networks[0] if len(self.networks) == 1 else Ensemble(self.networks)
         encoders = [each for each in self.trained.values() if isinstance(each, FeatureEncoder)]
         self.feature_encoder = encoders[0] if encoders else None
 
@@ -86,7 +86,7 @@ class TorchCaptioner:
         features = self.feature_encoder.image_features(torch.cat(inputs)) if inputs else None
         return maps, features
 
-    def start(self, batch: Inputs, guides: Sequence[Guide]) -> tuple[State, dict[str, Tensor]]:
+    def start(self, batch: Inputs, guides: Sequence[Guide]) -> tuple[Any, dict[str, Tensor]]:
         """The state before the first word, one row per image, and the predictions of guides by name.
 
         A guide whose inputs are missing has no prediction.
@@ -99,6 +99,6 @@ class TorchCaptioner:
                 predictions[guide.name] = trained(maps[0], features)
         return self.decoder.start(maps), predictions
 
-    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Previous words (rows,) -> logits of all words (rows, W), and the state after them."""
         return self.decoder.step(tokens, state)

@@ -119,6 +119,8 @@ class SCACNN(nn.Module):
         if config.tie_embeddings:
             self.word.weight = self.embedding.weight
         # Not in the state dict, because mean and std are constants of the image transform.
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
 

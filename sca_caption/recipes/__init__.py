@@ -57,7 +57,7 @@ def load_recipe(name: str, task: str) -> dict[str, Any]:
         if isinstance(default, tuple) and isinstance(value, list):
             value = tuple(value)
         if type(value) is not type(default):
-            kind = {tuple: "a list of strings"}.get(type(default), type(default).__name__)
+            kind = "a list of strings" if isinstance(default, tuple) else type(default).__name__
             raise UserError(f"--recipe {name}: {key} = {value!r} must be {kind}")
         settings[key] = value
     return settings

@@ -37,13 +37,18 @@ RENAMED = {"images_a_second": "images_per_second"}  # keys of the history in run
 class Task(Protocol):
     """What the loop trains: a model on its device, its data, its loss and its validation score."""
 
-    model: nn.Module
     processes: Processes  # that share the training
     loss_name: str  # of the number that `loss` reports: "loss" or "reward"
     score_name: str  # of the figure of `validate` that chooses best.pt; higher is better
-    validate_before_training: bool  # score the initial model as epoch 0
     images_per_epoch: int
     steps_per_epoch: int
+
+    @property
+    def model(self) -> nn.Module: ...
+
+    @property
+    def validate_before_training(self) -> bool:
+        """Whether to score the initial model as epoch 0."""
 
     def summary(self) -> str:
         """One line about data and model. Raises UserError if there is nothing to train on."""
