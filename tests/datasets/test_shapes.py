@@ -74,7 +74,7 @@ def test_records():
         assert record.read() == copy.read() and (picture.size, picture.mode) == ((96, 96), "RGB")
     other = find("shapes", count=50, seed=1)
     assert sum(a.captions == b.captions for a, b in zip(source.records, other.records, strict=True)) < 5
-    with pytest.raises(UserError, match="at least 10 pictures"):
+    with pytest.raises(UserError, match="at least 10"):
         find("shapes", count=3)
 
 

@@ -121,7 +121,7 @@ def test_kaggle_captions_with_karpathys_json_take_its_splits_and_raw_sentences(t
         "1.jpg": (("two dogs .",), "val"),
         "2.jpg": (("x",), "test"),
     }
-    assert source.problems == [("3.jpg", "unknown split 'extra'; left out")]
+    assert source.problems == [("3.jpg", "unknown split 'extra'; skipped")]
     assert "Karpathy" in source.description
 
 
@@ -273,7 +273,7 @@ def test_coco_official_restval(tmp_path, monkeypatch):
     assert find("coco", tmp_path).counts() == {"train": 8, "val": 2, "test": 2}
     source = find("coco", tmp_path, restval="omit")
     assert source.counts() == {"train": 3, "val": 2, "test": 2}
-    assert source.problems == [("restval", "5 images left out, as asked")]
+    assert source.problems == [("restval", "5 images skipped by restval: omit")]
 
 
 @pytest.mark.parametrize("images_of", ["2014", "2017"])
@@ -294,7 +294,7 @@ def test_coco_karpathy(tmp_path, images_of):
     assert source.records[2].captions == ("Three.", "Three.")
     omitted = find("coco", tmp_path, restval="omit")
     assert omitted.counts() == {"train": 1, "val": 1, "test": 1}
-    assert omitted.problems == [("restval", "1 images left out, as asked")]
+    assert omitted.problems == [("restval", "1 images skipped by restval: omit")]
     with pytest.raises(UserError, match="unknown restval 'drop'; one of: omit, train"):
         find("coco", tmp_path, restval="drop")
 

@@ -38,10 +38,10 @@ def test_csv(tmp_path, delimiter, encoding):
     assert readable(source) == {"a.jpg", "sub/b.jpg", "c.jpg"}
     reasons = [(item, reason.split(";")[0].split(" 'A")[0]) for item, reason in source.problems]
     assert reasons == [
-        ("captions.csv, line 3", "a quoted field runs over 2 lines"), ("a.jpg", "repeated caption"),
+        ("captions.csv, line 3", "a quoted field has 2 lines"), ("a.jpg", "repeated caption"),
         ("d.jpg", "unknown split 'holdout'"), ("e.jpg", "empty caption"),
-        ("d.jpg", "has captions but is in no split"), ("e.jpg", "no caption left"),
-        ("f.jpg", "has captions but is in no split"),
+        ("d.jpg", "has captions but no split"), ("e.jpg", "no captions"),
+        ("f.jpg", "has captions but no split"),
     ]  # fmt: skip
 
 
@@ -97,7 +97,7 @@ def test_csv_image_names(tmp_path):
     records = {record.file_name: record for record in source.records}
     assert records["twice.jpg"].read() == b"p"
     assert source.problems == [
-        ("twice.jpg", "several files are called so; took p/twice.jpg, not q/twice.jpg")
+        ("twice.jpg", "several files have this name; used p/twice.jpg, not q/twice.jpg")
     ]
     for name in (str(absolute), "CAFE\u0301.JPG", "../out.jpg"):
         assert records[name].read() == image(Path(name).name)
@@ -108,11 +108,14 @@ def test_csv_image_names(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a.jpg,a dog\n", r"captions\.csv has no header with image and caption; it begins 'a\.jpg,a dog'"),
+        (
+            "a.jpg,a dog\n",
+            r"captions\.csv has no header with image and caption; it begins with 'a\.jpg,a dog'",
+        ),
         ("", "has no header"),
         ("image,caption\n", "no image with captions and a split"),
-        ("image,caption\na.jpg,a dog\n", r"none of the 1 captioned images \(a\.jpg, \.\.\.\) is under"),
-        ('image,caption\na.jpg,"a dog\n' + "b.jpg,a cat\n" * 30, "line 2: a quoted field runs over 31 lines"),
+        ("image,caption\na.jpg,a dog\n", r"none of the 1 captioned images \(a\.jpg, \.\.\.\) was found in"),
+        ('image,caption\na.jpg,"a dog\n' + "b.jpg,a cat\n" * 30, "line 2: a quoted field has 31 lines"),
         ('image,caption\na.jpg,"a dog\n' + "b.jpg,a cat\n" * 30000, "line 2: field larger than field limit"),
     ],
 )
@@ -125,7 +128,7 @@ def test_csv_mistakes(tmp_path, text, message):
 
 def test_csv_several_tables(tmp_path):
     write(tmp_path, {"one.csv": "", "two.csv": ""})
-    with pytest.raises(UserError, match=r"found one\.csv, two\.csv; name one with --root FILE"):
+    with pytest.raises(UserError, match=r"found one\.csv, two\.csv; give one as --root FILE"):
         find("csv", tmp_path)
 
 

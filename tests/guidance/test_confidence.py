@@ -1,14 +1,14 @@
-"""How far captions can be trusted: the fit against the curve that made the data, the program on a tiny captioner."""
+"""Calibrated confidence: the fit against the curve that made the data, and the program on a tiny captioner."""
 
 import numpy as np
 import pytest
-from sca_caption.cli.fit_confidence import held_out, main
 
 from sca_caption import checkpoint
-from sca_caption.cli import caption
+from sca_caption.cli import caption, fit
 from sca_caption.datasets.sources.records import Source
-from sca_caption.guidance.confidence import RIDGE, Calibration, fit, spearman
+from sca_caption.guidance.confidence import RIDGE, fit_confidence, spearman
 from sca_caption.inference.captioning import CaptionPipeline
+from sca_caption.training.fit_guidance import held_out_confidence
 from tests.helpers.made_photos import record, write
 
 
@@ -18,23 +18,23 @@ def made(count=40_000):
     return x, random.random(count) < 1 / (1 + np.exp(-(3 * x + 2)))
 
 
-def test_the_fit_is_the_likeliest_curve():
+def test_the_fit_has_the_maximum_likelihood():
     x, good = made()
-    found = fit(x, good)
+    found = fit_confidence(x, good)
     assert (found.slope, found.intercept) == pytest.approx((3, 2), abs=0.1)
     error = good - np.array([found.probability(each) for each in x])
     assert error.sum() == pytest.approx(RIDGE * found.intercept, abs=1e-6), "as many good ones as it says"
     assert (error * x).sum() == pytest.approx(RIDGE * found.slope, abs=1e-6)
 
 
-def test_what_is_told_apart_perfectly_has_a_finite_curve():
-    found = fit(np.array([-2.0, -1.5, -1.0, -0.5]), np.array([0, 0, 1, 1]))
+def test_separable_data_have_a_finite_slope():
+    found = fit_confidence(np.array([-2.0, -1.5, -1.0, -0.5]), np.array([0, 0, 1, 1]))
     assert found.probability(-2) < 0.05 and found.probability(-0.5) > 0.95 and np.isfinite(found.slope)
 
 
-def test_quarters_hold_what_they_promise():
+def test_held_out_confidence_is_calibrated():
     x, good = made(20_000)
-    confidence = held_out(x, good)
+    confidence = held_out_confidence(x, good, {})
     for quarter in np.array_split(confidence.argsort(), 4):
         low, high = confidence[quarter].min(), confidence[quarter].max()
         assert low - 0.02 <= good[quarter].mean() <= high + 0.02
@@ -46,7 +46,7 @@ def test_spearman_with_ties():
     assert spearman(np.array([5, 5, 7]), np.array([1, 2, 3])) == pytest.approx(np.sqrt(3) / 2)
 
 
-def test_a_calibrated_model_says_probabilities(tiny_checkpoint, tmp_path, photos, capsys):
+def test_scores_are_probabilities_once_confidence_is_fitted(tiny_checkpoint, tmp_path, photos, capsys):
     path, data = tmp_path / "best.pt", tmp_path / "made.h5"
     path.write_bytes(tiny_checkpoint.read_bytes())
     words = ["red dog runs", "a cat sits on grass", "two men", "blue water", "the woman runs"]
@@ -64,11 +64,11 @@ def test_a_calibrated_model_says_probabilities(tiny_checkpoint, tmp_path, photos
     assert plain.mean_log_prob == pytest.approx(plain.log_prob / (len(text.split()) + plain.finished))
 
     before = checkpoint.load(path)
-    assert main([str(path), "--data", str(data)]) == 0
+    assert fit.main(["confidence", str(path), "--data", str(data)]) == 0
     assert "over 20 images" in capsys.readouterr().out
     after = checkpoint.load(path)
     assert after.metrics["CIDEr"] == before.metrics["CIDEr"]
-    expected = Calibration.of(after.metrics).probability(plain.mean_log_prob)
+    expected = after.guides["confidence"].probability(plain.mean_log_prob)
     assert caption.main([str(photos[0]), "--scores", "--checkpoint", str(path)]) == 0
     assert float(capsys.readouterr().out.split("\t")[0]) == pytest.approx(expected, abs=0.006)
     for name in ("out.json", "out.csv"):

@@ -1,46 +1,42 @@
-"""Ranking by expected consensus: the regression against its closed forms, the ranking against CIDEr's own formula."""
+"""Consensus reranking: the regression against its closed forms, the rating against CIDEr's own formula, the pipeline."""
 
-import dataclasses
 import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
-from sca_caption.cli.fit_confidence import main as calibrate
-from sca_caption.cli.fit_consensus import learnt, main
 from torch.testing import assert_close
 
 from sca_caption import checkpoint
-from sca_caption.cli import average
+from sca_caption.cli import average, fit
 from sca_caption.config import SamplingConfig, SearchConfig
 from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.datasets.sources.records import Source
-from sca_caption.decoding import beam_search as decode
+from sca_caption.decoding.beam_search import beam_search
+from sca_caption.decoding.rules import bad_endings
 from sca_caption.decoding.stepper import Hypothesis
 from sca_caption.evaluation.caption_metrics import Cider, ngrams_of
 from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
-from sca_caption.guidance.confidence import Calibration, fit
-from sca_caption.guidance.consensus import Consensus, Ranking, fitted, powers, tfidf
-from sca_caption.guidance.object_classifier import original
+from sca_caption.guidance.confidence import fit_confidence
+from sca_caption.guidance.consensus import ConsensusPredictor, ConsensusReranker, fit_consensus, mean_tfidf
+from sca_caption.guidance.image_features import signed_sqrt_pool
+from sca_caption.guidance.object_classifier import pretrained_classifier
 from sca_caption.images import Transform
-from sca_caption.images import fit as fit_image
 from sca_caption.inference.batching import stack
-from sca_caption.inference.captioning import CaptionPipeline, read_by
+from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.training import weight_soup
+from sca_caption.training.fit_guidance import fit_consensus_from_dataset
 from sca_caption.vocab import Vocabulary
-from tests.guidance.test_object_classifier import network, speaking  # noqa: F401 (a fixture)
+from tests.helpers.guided_captioners import imagenet_network, pixels, speaking
 from tests.helpers.lite_weights import lite_weights
-from tests.helpers.made_photos import photo, record, write
+from tests.helpers.made_photos import record, write
 
 IDF = [0.0, 1.0, 2.0, 0.5, 3.0]
 
 
-def said(*tokens: int, score: float = 0.0, finished: bool = True) -> Hypothesis:
-    return Hypothesis(list(tokens), score, score, finished)
 
-
-# ---- what is expected ------------------------------------------------------------------------------------------------
+# ---- the predictor -----------------------------------------------------------------------------------------------------
 
 
 def examples(images: int = 40, channels: int = 6, words: int = 9):
@@ -62,19 +58,19 @@ def targets(captions, words: int) -> np.ndarray:
     return found
 
 
-def test_with_every_rank_it_is_ridge_regression():
+def test_with_full_rank_it_is_ridge_regression():
     features, captions = examples()
-    found = fitted(features, captions, 9, rank=99, ridge=0.3)
+    found = fit_consensus(features, captions, 9, rank=99, ridge=0.3)
     y = targets(captions, 9)
     x = (features - features.mean(0)).double().numpy()
     x /= np.linalg.norm(x, axis=1, keepdims=True)
     mean = x.mean(0)
     weights = np.linalg.solve((x - mean).T @ (x - mean) + 0.3 * np.eye(6), (x - mean).T @ (y - y.mean(0)))
     wanted = y.mean(0) + (x - mean) @ weights
-    maps = (features**2)[:, :, None, None].expand(-1, -1, 2, 3)  # whose powers are the features
-    assert_close(powers(maps), features)
+    maps = (features**2)[:, :, None, None].expand(-1, -1, 2, 3)  # whose pooled features these are
+    assert_close(signed_sqrt_pool(maps), features)
     assert_close(found(maps).double(), torch.from_numpy(wanted), rtol=1e-4, atol=1e-5)
-    assert len(found.narrow.weight) == 6 and not any(each.requires_grad for each in found.parameters())
+    assert len(found.down.weight) == 6 and not any(each.requires_grad for each in found.parameters())
 
 
 def test_a_lower_rank_is_the_best_of_its_rank():
@@ -88,8 +84,8 @@ def test_a_lower_rank_is_the_best_of_its_rank():
     def error(weights):
         return ((y - y.mean(0) - x @ weights) ** 2).sum() + 0.3 * (weights**2).sum()
 
-    found = fitted(features, captions, 9, rank=2, ridge=0.3)
-    ours = error((found.widen.weight @ found.narrow.weight).T.double()).item()
+    found = fit_consensus(features, captions, 9, rank=2, ridge=0.3)
+    ours = error((found.up.weight @ found.down.weight).T.double()).item()
     torch.manual_seed(1)
     left, right = (torch.randn(*shape, dtype=torch.double, requires_grad=True) for shape in ((6, 2), (2, 9)))
     descent = torch.optim.LBFGS([left, right], max_iter=500, line_search_fn="strong_wolfe")
@@ -104,39 +100,39 @@ def test_a_lower_rank_is_the_best_of_its_rank():
     assert ours <= error(left @ right).item() + 1e-6 and ours == pytest.approx(
         error(left @ right).item(), rel=1e-3
     )
-    every = fitted(features, captions, 9, rank=6, ridge=0.3)
-    assert ours > 1.01 * error((every.widen.weight @ every.narrow.weight).T.double()).item()
+    every = fit_consensus(features, captions, 9, rank=6, ridge=0.3)
+    assert ours > 1.01 * error((every.up.weight @ every.down.weight).T.double()).item()
 
 
 def test_two_networks_have_equal_shares():
     """Regression on both, each centred and brought to length 1, against its closed form."""
     features, captions = examples(channels=10)
     features[:, 6:] *= 50  # however loud one of them is
-    found = fitted(features, captions, 9, rank=99, ridge=0.3, channels=(6, 4))
+    found = fit_consensus(features, captions, 9, rank=99, ridge=0.3, channels=(6, 4))
     parts = [part - part.mean(0) for part in features.double().split((6, 4), 1)]
     x = torch.cat([part / part.norm(dim=1, keepdim=True) for part in parts], 1).numpy() / math.sqrt(2)
     y, mean = targets(captions, 9), x.mean(0)
     weights = np.linalg.solve((x - mean).T @ (x - mean) + 0.3 * np.eye(10), (x - mean).T @ (y - y.mean(0)))
     wanted = torch.from_numpy(y.mean(0) + (x - mean) @ weights)
     maps, seen = (features[:, :6] ** 2)[:, :, None, None].expand(-1, -1, 2, 3), features[:, 6:] ** 2
-    assert found.reads_objects and not fitted(features, captions, 9, rank=99, ridge=0.3).reads_objects
+    assert found.reads_features and not fit_consensus(features, captions, 9, rank=99, ridge=0.3).reads_features
     assert_close(found(maps, seen).double(), wanted, rtol=1e-4, atol=1e-5)
     assert (found(maps, seen.flip(0)) - found(maps, seen)).abs().max() > 0.01
 
 
-def test_signs_survive_the_root():
-    assert powers(torch.tensor([4.0, -9.0, 0.0]).view(1, 3, 1, 1)).tolist() == [[2, -3, 0]]
+def test_pooling_keeps_signs():
+    assert signed_sqrt_pool(torch.tensor([4.0, -9.0, 0.0]).view(1, 3, 1, 1)).tolist() == [[2, -3, 0]]
 
 
-def test_words_in_every_caption_count_for_nothing():
-    assert tfidf([[0, 0], []], torch.tensor(IDF).double()).tolist() == [0] * 5
+def test_words_in_every_caption_have_no_weight():
+    assert mean_tfidf([[0, 0], []], torch.tensor(IDF).double()).tolist() == [0] * 5
 
 
-# ---- ranking ---------------------------------------------------------------------------------------------------------
+# ---- ratings ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_captions_consensus_is_ciders_first_term():
-    """Captions of two words, as the references, have CIDEr of single words only where no pair is theirs."""
+def test_a_rating_is_the_unigram_part_of_cider():
+    """Captions of two words, as the references: their CIDEr is that of single words unless a pair matches."""
     references = [["red dog", "old cat"], ["dog runs", "red cat"], ["men run", "old dog"]]
     words = Vocabulary(["red", "dog", "old", "cat", "runs", "men", "run"])
     captions = [[words.encode(text.split()) for text in each] for each in references]
@@ -144,50 +140,22 @@ def test_a_captions_consensus_is_ciders_first_term():
         sum(any(word in caption for caption in each) for each in captions) for word in range(len(words))
     ]
     idf = [math.log(3 / max(1, count)) for count in frequency]
-    expected = torch.stack([tfidf(each, torch.tensor(idf).double()) for each in captions])
+    expected = torch.stack([mean_tfidf(each, torch.tensor(idf).double()) for each in captions])
     cider = Cider([[ptb_tokenize(text) for text in each] for each in references])
+    reranker = ConsensusReranker(idf)
     for image, text in itertools.product(range(3), ["dog red", "cat old", "runs men", "dog cat", "cat red"]):
-        (found,) = Ranking(expected, idf, 1.0)(image, [said(*words.encode(text.split()))])
+        found = reranker.rate(expected, image, words.encode(text.split()))
         wanted = cider.score_image(ngrams_of(ptb_tokenize(text)), cider.references[image])
-        assert 1000 / 4 * found.consensus == pytest.approx(wanted, abs=1e-6)
+        assert 1000 / 4 * found == pytest.approx(wanted, abs=1e-6)
 
 
-def test_captions_change_places_by_weight():
-    expected = torch.tensor([[0.0, 0.1, 0.0, 0.0, 0.9], [0.0, 0.9, 0.0, 0.0, 0.1]])
-    found = [said(1, score=-1.0), said(4, score=-1.5), said(2, score=-3.0)]
-    assert [each.tokens for each in Ranking(expected, IDF, 0.5)(0, found)] == [[1], [4], [2]]
-    ranked = Ranking(expected, IDF, 1.0)(0, found)
-    assert [each.tokens for each in ranked] == [[4], [1], [2]]
-    assert [each.score for each in ranked] == pytest.approx([-0.6, -0.9, -3.0])
-    assert [Ranking(expected, IDF, 1.0).likelihood(each) for each in ranked] == pytest.approx(
-        [-1.5, -1.0, -3.0]
-    )
-    every = Ranking(expected, IDF, 1.0).of_all([found, found], [[], []])
-    assert [[each.tokens[0] for each in captions] for captions in every] == [[4, 1, 2], [1, 4, 2]]
+def test_added_words_and_common_ones_have_no_weight():
+    expected, reranker = torch.full((1, 5), 0.5), ConsensusReranker(IDF)
+    assert reranker.rate(expected, 0, [1]) == reranker.rate(expected, 0, [1, 0, 5, 77]) == 0.5
+    assert reranker.rate(expected, 0, [0, 9]) == 0
 
 
-def test_without_a_weight_captions_are_only_rated():
-    found = [said(1, score=-5.0), said(4, score=-1.0)]
-    rated = Ranking(torch.tensor([[0.0, 0.1, 0.0, 0.0, 0.9]]), IDF, 0.0)(0, found)
-    assert [each.score for each in rated] == [-5, -1]
-    assert [each.consensus for each in rated] == pytest.approx([0.1, 0.9])
-
-
-def test_unended_captions_and_those_without_the_wanted_words_stay_behind():
-    expected = torch.ones(1, 5)
-    found = [said(1, 2, score=-9.0), said(4, score=-1.0), said(1, 2, 4, score=-0.1, finished=False)]
-    ranked = Ranking(expected, IDF, 1.0)(0, found, [[2, 3], [1]])
-    assert [each.tokens for each in ranked] == [[1, 2], [1, 2, 4], [4]]
-
-
-def test_new_words_and_common_ones_count_for_nothing():
-    expected = torch.tensor([[0.5, 0.5, 0.5, 0.5, 0.5]])
-    alone, among = Ranking(expected, IDF, 1.0)(0, [said(1, score=-1), said(1, 0, 5, 77, score=-2)])
-    assert alone.consensus == among.consensus == 0.5
-    assert Ranking(expected, IDF, 1.0)(0, [said(0, 9)])[0].consensus == 0
-
-
-# ---- a captioner that knows ------------------------------------------------------------------------------------------
+# ---- in a pipeline ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -200,157 +168,160 @@ def data(tmp_path):
 
 
 @pytest.fixture
-def knowing(tiny_checkpoint, tmp_path, data, capsys):
-    """The path of a captioner that has learnt from the data."""
+def fitted(tiny_checkpoint, tmp_path, data, capsys):
+    """The path of a checkpoint with a consensus predictor, fitted by the program."""
     path = tmp_path / "best.pt"
     path.write_bytes(tiny_checkpoint.read_bytes())
-    assert main([str(path), "--data", str(data.path)]) == 0
-    assert "from the references of 12 images" in capsys.readouterr().out
+    assert fit.main(["consensus", str(path), "--data", str(data.path)]) == 0
+    assert "12 images" in capsys.readouterr().out
     return path
 
 
-def test_the_program_learns_from_the_train_split(knowing, tiny_checkpoint, data):
-    before, after = checkpoint.load(tiny_checkpoint), checkpoint.load(knowing)
+def test_candidates_change_places_by_weight(fitted):
+    """Finished captions and those with the forced words stay ahead; the rating decides among the others."""
+    expected = torch.zeros(1, len(checkpoint.load(fitted).vocabulary))
+    pipeline = CaptionPipeline.load(fitted, search=SearchConfig(rerank_weight=1.0))
+    reranker = ConsensusReranker([1.0] * expected.shape[1])
+    pipeline.guides = [reranker]
+    expected[0, 5], expected[0, 8] = 0.1, 0.9
+
+    def caption(*tokens: int, score: float, finished: bool = True) -> Hypothesis:
+        return Hypothesis(list(tokens), score, score, finished)
+
+    found = [caption(5, score=-1.0), caption(8, score=-1.5), caption(6, score=-3.0)]
+    (ranked,) = pipeline.rate([found], {"consensus": expected}, [[]])
+    assert [each.tokens for each in ranked] == [[8], [5], [6]]
+    assert [each.score for each in ranked] == pytest.approx([-0.6, -0.9, -3.0])
+    assert [each.ratings["consensus"] for each in ranked] == pytest.approx([0.9, 0.1, 0.0])
+    mixed = [caption(5, 6, score=-9.0), caption(8, score=-1.0), caption(5, 6, 8, score=-0.1, finished=False)]
+    (ranked,) = pipeline.rate([mixed], {"consensus": expected}, [[[6, 7], [5]]])
+    assert [each.tokens for each in ranked] == [[5, 6], [5, 6, 8], [8]]
+    off = pipeline.with_search(SearchConfig(rerank_weight=0.0))
+    (rated,) = off.rate([found], {"consensus": expected}, [[]])
+    assert [each.score for each in rated] == [-1.0, -1.5, -3.0] and rated[0].ratings
+
+
+def test_the_program_fits_the_train_split(fitted, tiny_checkpoint, data):
+    before, after = checkpoint.load(tiny_checkpoint), checkpoint.load(fitted)
     for name, value in before.model.state_dict().items():
         assert_close(after.model.state_dict()[name], value, rtol=0, atol=0)
     rows = data.indices("train").tolist()
-    again = learnt(before, data, rows, torch.device("cpu"))
+    again, _ = fit_consensus_from_dataset(before, data, rows, torch.device("cpu"))
     for name, value in again.state_dict().items():
-        assert_close(after.consensus.state_dict()[name], value, rtol=0, atol=0)
+        assert_close(after.guides["consensus"].state_dict()[name], value, rtol=0, atol=0)
     with torch.inference_mode():
         maps = before.model.encode(stack([data.image(row) for row in rows]))
     captions = [[before.vocabulary.encode(w for w in text.split() if w in before.vocabulary) for text in
                  data.references(row)] for row in rows]  # fmt: skip
-    wanted = fitted(powers(maps[0]), captions, len(before.vocabulary), 256, 1.0, 0.05)
+    wanted = fit_consensus(signed_sqrt_pool(maps[0]), captions, len(before.vocabulary), 256, 1.0, 0.05)
     assert_close(again(maps[0]), wanted(maps[0]), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
-def test_it_is_kept_in_a_checkpoint(knowing, dtype, tmp_path):
-    found = checkpoint.load(knowing)
+def test_a_checkpoint_keeps_it(fitted, dtype, tmp_path):
+    found = checkpoint.load(fitted)
     checkpoint.save(tmp_path / "other.safetensors", found, dtype)
     other = checkpoint.load(tmp_path / "other.safetensors")
     tolerance = 0 if dtype == "float32" else 2e-2
-    for name, value in found.consensus.state_dict().items():
-        assert_close(other.consensus.state_dict()[name], value, rtol=tolerance, atol=tolerance)
-    checkpoint.add_consensus(
-        tmp_path / "other.safetensors", found.consensus
-    )  # once more, in the file's own form
-    assert checkpoint.load(tmp_path / "other.safetensors").consensus is not None
-    assert weight_soup.average([knowing], [1.0]).consensus is not None
-    assert weight_soup.average([knowing, knowing], [1.0, 1.0]).consensus is None
+    for name, value in found.guides["consensus"].state_dict().items():
+        assert_close(other.guides["consensus"].state_dict()[name], value, rtol=tolerance, atol=tolerance)
+    checkpoint.add_guide(tmp_path / "other.safetensors", "consensus", found.guides["consensus"])
+    assert "consensus" in checkpoint.load(tmp_path / "other.safetensors").guides
+    assert "consensus" in weight_soup.average([fitted], [1.0]).guides
+    assert not weight_soup.average([fitted, fitted], [1.0, 1.0]).guides
 
 
-def test_it_ranks_what_a_search_finds(knowing, data):
-    rows = data.indices("val").tolist()
-    batch = stack([data.image(row) for row in rows])
-    pipeline = CaptionPipeline.load(knowing, search=SearchConfig(beam_size=3, num_captions=3, rerank_weight=50.0))
-    encoded, seen = pipeline.encode(batch)
-    plain = decode.beam_search(pipeline.model, pipeline.model.start(encoded), **pipeline.settings)
-    assert {len(theirs) for theirs in plain} == {6}  # more than there are beams
-    ranking = pipeline.ranking(read_by(pipeline.consensus, encoded[0], seen))
+def test_the_pipeline_reranks_the_candidates_of_a_search(fitted, data):
+    batch = stack([data.image(row) for row in data.indices("val").tolist()])
+    search = SearchConfig(beam_size=3, num_captions=3, rerank_weight=50.0)
+    pipeline = CaptionPipeline.load(fitted, search=search)
+    with torch.inference_mode():
+        state, predictions = pipeline.model.start(batch, pipeline.guides)
+        plain = beam_search(
+            pipeline.sca_cnn, state, beam_size=3, num_captions=6, length_penalty=search.length_penalty,
+            block_ngrams=2, bad_endings=bad_endings(pipeline.vocabulary),
+        )  # fmt: skip
+    reranker, expected = pipeline.guides[0], predictions["consensus"]
     heavy = pipeline.caption_batch(batch)
     for image, (ours, theirs) in enumerate(zip(heavy, plain, strict=True)):
-        likelihood = {tuple(each.tokens): each.score for each in theirs}
-        for each in ours:
-            assert each.score == pytest.approx(likelihood[each.tokens] + 50 * each.consensus, abs=1e-4)
-        scores = sorted((each.score for each in ranking(image, theirs)), reverse=True)
-        assert [each.score for each in ours] == pytest.approx(scores[:3], abs=1e-4)
+        scores = [each.score + 50 * reranker.rate(expected, image, each.tokens) for each in theirs]
+        assert [each.score for each in ours] == pytest.approx(sorted(scores, reverse=True)[:3], abs=1e-3)
     assert any(ours[0].tokens not in [tuple(each.tokens) for each in theirs[:3]]
                for ours, theirs in zip(heavy, plain, strict=True))  # fmt: skip
-    assert (
-        CaptionPipeline.load(knowing, search=SearchConfig(beam_size=1)).settings["num_captions"] == 1
-    )  # greedy, as it was
-    one = SearchConfig(beam_size=3, rerank_weight=50.0)
-    first = CaptionPipeline.load(knowing, search=one).caption_batch(batch)
-    assert [[each.text for each in captions] for captions in first] == [[each[0].text] for each in heavy]
-    (alone,) = CaptionPipeline.load(knowing, search=one).caption_batch(batch[3:4])
-    assert alone[0].text == first[3][0].text and alone[0].score == pytest.approx(first[3][0].score, abs=1e-4)
+    (alone,) = pipeline.caption_batch(batch[3:4])
+    assert alone[0].text == heavy[3][0].text and alone[0].score == pytest.approx(heavy[3][0].score, abs=1e-4)
 
 
-def test_drawn_and_diverse_captions_stay_in_their_order(knowing, data):
+def test_sampled_and_diverse_captions_keep_their_order(fitted, data):
     batch = stack([data.image(row) for row in data.indices("val").tolist()])
-    for options in (
-        {"search": SearchConfig(beam_size=4, num_captions=4, diverse_groups=2)},
-        {"search": SearchConfig(num_captions=3), "sampling": SamplingConfig()},
+    for settings, sampling in (
+        ({"beam_size": 4, "num_captions": 4, "diverse_groups": 2}, None),
+        ({"num_captions": 3}, SamplingConfig()),
     ):
-        with_it, off = (
+        ours, theirs = (
             CaptionPipeline.load(
-                knowing, **options | {"search": dataclasses.replace(options["search"], rerank_weight=weight)}
-            )
+                fitted, search=SearchConfig(rerank_weight=weight, **settings), sampling=sampling
+            ).caption_batch(batch)
             for weight in (50.0, 0.0)
         )
-        ours, theirs = with_it.caption_batch(batch), off.caption_batch(batch)
         assert [[each.text for each in x] for x in ours] == [[each.text for each in x] for x in theirs]
-        assert all(each.consensus is not None for captions in ours for each in captions)
+        assert all("consensus" in each.ratings for captions in ours for each in captions)
 
 
 @pytest.mark.slow
-def test_it_reads_what_imagenets_network_saw(network, data, tmp_path):  # noqa: F811
+def test_it_reads_the_features_of_the_object_classifier(data, tmp_path):
     words = Vocabulary(["a", "red", "dog", "runs", "cat", "sits", "on", "men"])
-    model = speaking(network, words, 0)
-    objects = original(lite_weights(), model.backbone, size=64)
+    model = speaking(imagenet_network(), words, 0)
+    objects = pretrained_classifier(lite_weights(), model.backbone, size=64)
     path = tmp_path / "best.pt"
-    checkpoint.save(path, checkpoint.Checkpoint(model, words, Transform(64), objects=objects))
-    assert main([str(path), "--data", str(data.path)]) == 0
-    found = checkpoint.load(path)
-    assert found.consensus.channels == (320, 1280)
-    batch = stack([fit_image(photo(number), Transform(64)) for number in range(6)])
-    pipeline = CaptionPipeline.load(path)
+    checkpoint.save(path, checkpoint.Checkpoint(model, words, Transform(64), guides={"objects": objects}))
+    assert fit.main(["consensus", str(path), "--data", str(data.path)]) == 0
+    predictor = checkpoint.load(path).guides["consensus"]
+    assert predictor.channels == (320, 1280) and predictor.reads_features
+    batch, pipeline = pixels(6), CaptionPipeline.load(path)
     with torch.inference_mode():
-        encoded, seen = pipeline.encode(batch)
-        with objects.watching(model.backbone) as below:
-            maps = model.encode(batch)
-        assert_close(seen, objects(torch.cat(below)))
-        expected = read_by(pipeline.consensus, encoded[0], seen)
-        assert_close(expected, found.consensus(maps[0], seen), rtol=1e-4, atol=1e-5)
-        assert (expected - found.consensus(maps[0], seen.flip(0))).abs().max() > 1e-3
-    # Without naming objects too; of stored features, in which nothing can be seen, nothing is expected.
+        maps, features = pipeline.model.encode(batch, pipeline.guides)
+        _, predictions = pipeline.model.start(batch, pipeline.guides)
+        assert_close(predictions["consensus"], predictor(maps[0], features), rtol=1e-4, atol=1e-5)
+        other = predictor(maps[0], features.flip(0))
+    assert (predictions["consensus"] - other).abs().max() > 1e-3
+    # It also rates with object guidance off; of stored maps there are no features to read.
     (first, *_) = CaptionPipeline.load(path, objects=False).caption_batch(batch)
-    assert first[0].consensus is not None
-    (first, *_) = CaptionPipeline.load(path).caption_batch(maps)
-    assert first[0].consensus is None
-    # Other objects make what was learnt of these useless.
+    assert "consensus" in first[0].ratings
+    (first, *_) = pipeline.caption_batch(maps)
+    assert not first[0].ratings
+    # Another object classifier makes it useless.
     torch.save(lite_weights("efficientnet_lite1"), tmp_path / "lite.pth")
-    flags = ["--objects", str(tmp_path / "lite.pth")]
     assert average.main([str(tmp_path / "other"), str(path)]) == 0
-    assert checkpoint.load(tmp_path / "other").consensus is not None
-    assert average.main([str(tmp_path / "other"), str(path), *flags]) == 0
-    assert checkpoint.load(tmp_path / "other").consensus is None
+    assert "consensus" in checkpoint.load(tmp_path / "other").guides
+    assert average.main([str(tmp_path / "other"), str(path), "--objects", str(tmp_path / "lite.pth")]) == 0
+    assert set(checkpoint.load(tmp_path / "other").guides) == {"objects"}
 
 
-def test_several_models_speak_without_it(knowing, data):
-    batch = stack([data.image(0)])
-    (found,) = CaptionPipeline.load([knowing, knowing]).caption_batch(batch)
-    assert found[0].consensus is None
+def test_an_ensemble_has_no_guides(fitted, data):
+    pipeline = CaptionPipeline.load([fitted, fitted])
+    ((first, *_),) = pipeline.caption_batch(stack([data.image(0)]))
+    assert not pipeline.guides and not first.ratings
 
 
-def test_confidence_reads_it(knowing, data, capsys):
-    assert calibrate([str(knowing), "--data", str(data.path)]) == 0
-    curve = Calibration.of(checkpoint.load(knowing).metrics)
-    (caption,) = CaptionPipeline.load(knowing).caption_batch(stack([data.image(0)]))[0]
-    assert curve.consensus and caption.confidence == curve.probability(
-        caption.mean_log_prob, caption.consensus
-    )
+def test_confidence_reads_the_rating(fitted, data):
+    assert fit.main(["confidence", str(fitted), "--data", str(data.path)]) == 0
+    curve = checkpoint.load(fitted).guides["confidence"]
+    (caption,) = CaptionPipeline.load(fitted).caption_batch(stack([data.image(0)]))[0]
+    assert curve.ratings["consensus"]
+    assert caption.confidence == curve.probability(caption.mean_log_prob, caption.ratings)
     assert caption.confidence != curve.probability(caption.mean_log_prob)
 
 
-def test_the_fit_is_the_likeliest_of_two_causes():
+def test_the_confidence_of_two_causes_has_the_maximum_likelihood():
     random = np.random.default_rng(0)
     x, c = random.normal(-1, 0.5, 40_000), random.random(40_000)
     good = random.random(40_000) < 1 / (1 + np.exp(-(3 * x + 4 * c + 1)))
-    found = fit(x, good, c)
-    assert (found.slope, found.consensus, found.intercept) == pytest.approx((3, 4, 1), abs=0.12)
-    assert Calibration.of(found.metrics()) == found
+    found = fit_confidence(x, good, {"consensus": c})
+    assert (found.slope, found.ratings["consensus"], found.intercept) == pytest.approx((3, 4, 1), abs=0.12)
 
 
-def test_a_captioner_without_it_says_so(tiny_checkpoint, data):
-    (found,) = CaptionPipeline.load(tiny_checkpoint).caption_batch(stack([data.image(0)]))
-    assert found[0].consensus is None
-    assert checkpoint.load(tiny_checkpoint).consensus is None
-
-
-def test_the_map_of_more_channels_than_images():
+def test_a_map_of_more_channels_than_images():
     features, captions = examples(images=3)
-    found = fitted(features, captions, 9, rank=256, ridge=1.0)
-    assert isinstance(found, Consensus) and len(found.narrow.weight) == 3
+    found = fit_consensus(features, captions, 9, rank=256, ridge=1.0)
+    assert isinstance(found, ConsensusPredictor) and found.rank == 3

@@ -1,4 +1,4 @@
-"""Data sets on disk -> records of image, captions and split. `find(name, root)` is the way in."""
+"""Readers of caption data sets. `find(dataset, root)` returns records of an image, its captions and its split."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from sca_caption.datasets.sources.shapes import read_shapes
 from sca_caption.datasets.sources.table import read_table
 from sca_caption.runtime.errors import choice
 
-__all__ = ["SOURCES", "SPLITS", "Missing", "Record", "Source", "find"]
+__all__ = ["SOURCES", "SPLITS", "MissingImage", "Record", "Source", "find"]
 SOURCES = {
     "flickr8k": read_flickr8k,
     "flickr30k": read_flickr30k,
@@ -22,7 +22,7 @@ SOURCES = {
 def find(dataset: str, root: str | Path = "data", **options) -> Source:
     """Return the data set called `dataset` found under `root`.
 
-    `options` are those of the data set's own reader; a TypeError names one that it does not have.
-    Raises UserError: an unknown data set, or a root that lacks what is needed, with what was looked for.
+    options: keyword arguments of the data set's reader. Raises TypeError for an unknown one.
+    Raises UserError for an unknown data set and for a root without the needed files; the message lists them.
     """
     return SOURCES[choice(dataset, SOURCES, "dataset")](Path(root), **options)

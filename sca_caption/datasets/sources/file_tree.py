@@ -1,4 +1,4 @@
-"""Files under a root, unpacked or inside zips, as one tree; zips are read in place."""
+"""The files of a folder and the members of its zips, found by name. Zips are read without unpacking."""
 
 import os
 import re
@@ -12,16 +12,16 @@ from pathlib import Path, PurePosixPath
 
 from sca_caption.runtime.errors import UserError
 
-DEPTH = 4  # folders below the root: root/NAME, two levels of an archive's own folders, and the images' folder
+MAX_DEPTH = 4  # root/NAME/, two folders from inside an archive, and the folder of the images
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-OTHER_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".rar", ".7z")
-READABLE = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-DATASETS = ("flickr8k", "flickr30k", "coco")  # names that folders of a shared root go by
+UNREAD_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".rar", ".7z")
+ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+DATASETS = ("flickr8k", "flickr30k", "coco")  # names of folders in a root that several data sets share
 
 
 @dataclass(frozen=True, slots=True)
 class DiskFile:
-    """A file on disk; calling it reads it."""
+    """A file on disk. Calling it returns its bytes."""
 
     path: str
 
@@ -32,16 +32,16 @@ class DiskFile:
 
 @dataclass(frozen=True, slots=True)
 class ZipMember:
-    """A member of a zip, by its offset; calling it reads it, or raises OSError where the archive is damaged.
+    """A member of a zip. Calling it returns its bytes; raises OSError if the archive is damaged.
 
-    With the offset, reading needs neither an open handle (which forked workers would share) nor the central
-    directory (COCO's has 118,287 entries, and every worker would parse it).
+    The member's offset is stored, so reading needs no open handle, which forked workers would share, and no
+    central directory, which has 118,287 entries for COCO and would be parsed again in each worker.
     """
 
     archive: str
     member: str
     offset: int
-    size: int  # compressed
+    size: int  # bytes, compressed
     method: int
     crc: int
 
@@ -50,7 +50,9 @@ class ZipMember:
             file.seek(self.offset)
             header = file.read(30)
             if len(header) < 30 or header[:4] != b"PK\x03\x04":
-                raise OSError(f"{self.archive}: no local header for {self.member}; is the archive damaged?")
+                raise OSError(
+                    f"{self.archive}: no local header for {self.member}; the archive is damaged, download it again"
+                )
             name_length, extra_length = struct.unpack("<HH", header[26:30])
             file.seek(name_length + extra_length, os.SEEK_CUR)
             data = file.read(self.size)
@@ -58,43 +60,50 @@ class ZipMember:
             try:
                 data = zlib.decompress(data, -zlib.MAX_WBITS)
             except zlib.error as error:
-                raise OSError(f"{self.archive}: {self.member} does not decompress ({error})") from error
+                raise OSError(
+                    f"{self.archive}: {self.member} does not decompress ({error}); download the archive again"
+                ) from error
         if zlib.crc32(data) != self.crc:
-            raise OSError(f"{self.archive}: {self.member} fails its checksum; is the archive damaged?")
+            raise OSError(
+                f"{self.archive}: {self.member} fails its checksum; the archive is damaged, download it again"
+            )
         return data
 
 
 File = DiskFile | ZipMember
-Found = tuple[str, File]  # path under the root, reader
+FoundFile = tuple[str, File]  # path relative to the root, reader
 
 
 @dataclass
-class Tree:
-    """All files at most DEPTH folders below `root`, and the members of the zips among them.
+class FileTree:
+    """The files at most MAX_DEPTH folders below `root`, and the members of the zips among them.
 
-    Where several files answer to a name, the choice is fixed: first one whose path holds `name`, the data
-    set's; then unpacked before zipped; then the shallower; then by path. Folders and zips that are named
-    after another of DATASETS are not entered, so that several data sets can share a root. UserError: the root
-    does not exist.
+    root: a folder or a zip. name: the data set's name. Raises UserError if `root` is neither.
+
+    If several files have the same name, a path that contains `name` is preferred, then a file on disk over a zip
+    member, then the path with fewer folders, then the first path in sorted order. Folders and zips whose path
+    contains another name of DATASETS are skipped, so several data sets can share a root.
     """
 
     root: Path
     name: str = ""
     problems: list[tuple[str, str]] = field(default_factory=list)
-    packed: list[str] = field(default_factory=list)  # archives that are not read in place
+    unread: list[str] = field(default_factory=list)  # archives that must be unpacked first
 
     def __post_init__(self) -> None:
-        self.entries: dict[str, list[Found]] = defaultdict(list)  # by the base name, folded
+        self.entries: dict[str, list[FoundFile]] = defaultdict(list)  # by normalised base name
         if self.root.is_dir():
             self._walk(self.root, "", 0)
         elif not self.root.exists():
-            raise UserError(f"--root {self.root} does not exist; name the data set's folder or zip")
+            raise UserError(f"--root {self.root} does not exist; give the data set's folder or zip")
         elif zipfile.is_zipfile(self.root):
             self._open_zip(self.root, self.root.name)
         else:
-            raise UserError(f"--root {self.root} is neither a folder nor a zip; name the data set's")
+            raise UserError(
+                f"--root {self.root} is neither a folder nor a zip; give the data set's folder or zip"
+            )
 
-    def _foreign(self, path: str) -> bool:
+    def _of_other_dataset(self, path: str) -> bool:
         path = path.lower()
         return self.name not in path and any(other in path for other in DATASETS if other != self.name)
 
@@ -103,22 +112,22 @@ class Tree:
             with os.scandir(folder) as listing:
                 found = sorted(listing, key=lambda entry: entry.name)
         except OSError as error:
-            self.problems.append((str(folder), f"cannot be listed ({error.strerror}); left out"))
+            self.problems.append((str(folder), f"cannot be listed ({error.strerror}); skipped"))
             return
         for entry in found:
             path, lower = prefix + entry.name, entry.name.lower()
             if lower.startswith(".") or lower == "__macosx":
                 continue
             if entry.is_dir():
-                if depth < DEPTH and not self._foreign(path):
+                if depth < MAX_DEPTH and not self._of_other_dataset(path):
                     self._walk(folder / entry.name, path + "/", depth + 1)
             elif lower.endswith(".zip"):
-                if not self._foreign(path):
+                if not self._of_other_dataset(path):
                     self._open_zip(Path(entry.path), path)
             else:
-                if lower.endswith(OTHER_ARCHIVES) and self.name in path.lower():
-                    self.packed.append(path)
-                self.entries[folded(entry.name)].append((path, DiskFile(entry.path)))
+                if lower.endswith(UNREAD_ARCHIVES) and self.name in path.lower():
+                    self.unread.append(path)
+                self.entries[normalize_name(entry.name)].append((path, DiskFile(entry.path)))
 
     def _open_zip(self, archive: Path, path: str) -> None:
         try:
@@ -132,36 +141,42 @@ class Tree:
             if info.is_dir() or not parts or "__MACOSX" in parts or parts[-1].startswith("."):
                 continue
             name = f"{path}/{info.filename}"
-            if info.flag_bits & 1 or info.compress_type not in READABLE:
-                self.problems.append((name, "encrypted or unusually compressed; unpack the zip"))
+            if info.flag_bits & 1 or info.compress_type not in ZIP_METHODS:
+                self.problems.append(
+                    (name, "encrypted or compressed by an unsupported method; unpack the zip")
+                )
                 continue
             at, size = info.header_offset, info.compress_size
             file = ZipMember(str(archive), info.filename, at, size, info.compress_type, info.CRC)
-            self.entries[folded(parts[-1])].append((name, file))
+            self.entries[normalize_name(parts[-1])].append((name, file))
 
-    def _rank(self, found: Found) -> tuple:
+    def _rank(self, found: FoundFile) -> tuple:
         path, file = found
         return self.name not in path.lower(), isinstance(file, ZipMember), path.count("/"), path
 
-    def find_all(self, name: str) -> list[Found]:
-        """Return the files called `name`, the one to prefer first. `name` is a base name or the end of a path
-        (`train2014/a.jpg`); case does not matter."""
-        name = folded(name)
+    def find_all(self, name: str) -> list[FoundFile]:
+        """Return all files called `name`, the preferred one first.
+
+        name: a base name or the last parts of a path (`train2014/a.jpg`); upper and lower case are the same.
+        """
+        name = normalize_name(name)
         found = self.entries.get(name.rpartition("/")[2], [])
         if "/" in name:
-            found = [entry for entry in found if folded(f"/{entry[0]}").endswith("/" + name)]
+            found = [entry for entry in found if normalize_name(f"/{entry[0]}").endswith("/" + name)]
         return sorted(found, key=self._rank) if len(found) > 1 else found
 
-    def find(self, name: str) -> Found | None:
-        """Return the first of `find_all(name)`, or None."""
+    def find(self, name: str) -> FoundFile | None:
+        """Return the preferred file called `name`, or None."""
         return next(iter(self.find_all(name)), None)
 
-    def at(self, path: str) -> Found | None:
-        """Return the file whose whole path under the root is `path`, or None; case does not matter."""
-        return next((found for found in self.find_all(path) if folded(found[0]) == folded(path)), None)
+    def find_path(self, path: str) -> FoundFile | None:
+        """Return the file at `path` relative to the root, or None; upper and lower case are the same."""
+        return next(
+            (found for found in self.find_all(path) if normalize_name(found[0]) == normalize_name(path)), None
+        )
 
-    def folders_of_images(self) -> set[str]:
-        """Return the base names, in lower case, of the folders that hold images."""
+    def image_folders(self) -> set[str]:
+        """Return the base names, in lower case, of all folders that contain images."""
         return {
             PurePosixPath(path).parent.name.lower()
             for name, entries in self.entries.items()
@@ -169,25 +184,28 @@ class Tree:
             for path, _ in entries
         }
 
-    def hints(self) -> str:
-        """Return the end of a message about a lacking file: damaged zips, and archives left packed."""
+    def error_hints(self) -> str:
+        """Return the end of an error message about a missing file: damaged zips and archives to unpack."""
         notes = [f"{path} is {reason}" for path, reason in self.problems if "zip" in reason]
-        notes += [f"{path} must be unpacked first" for path in self.packed]
+        notes += [f"{path} must be unpacked first" for path in self.unread]
         return "".join(f"; {note}" for note in notes[:3])
 
 
-def folded(name: str) -> str:
-    """Return a name as it is compared: in lower case, and composed (macOS writes é as e and an accent)."""
+def normalize_name(name: str) -> str:
+    """Return a name in lower case and Unicode form NFC, for comparison. macOS decomposes é into e and an accent."""
     return unicodedata.normalize("NFC", name).lower()
 
 
-def text_of(found: Found, problems: list[tuple[str, str]]) -> str:
-    """Read a text file: UTF-8 with or without BOM, UTF-16 with BOM, else Windows-1252, which is reported."""
+def read_text(found: FoundFile, problems: list[tuple[str, str]]) -> str:
+    """Decode a text file: UTF-8 with or without BOM, UTF-16 with BOM, otherwise Windows-1252.
+
+    Adds to `problems` if the file is read as Windows-1252. Raises UserError if the file cannot be read.
+    """
     path, read = found
     try:
         data = read()
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise UserError(f"{path} cannot be read: {error.strerror or error}; check the file") from error
     try:
         return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError as error:
@@ -195,7 +213,8 @@ def text_of(found: Found, problems: list[tuple[str, str]]) -> str:
         return data.decode("cp1252", errors="replace")
 
 
-def lines_of(found: Found, problems: list[tuple[str, str]]) -> list[str]:
-    """Return a text file's lines that are not blank. (str.splitlines would also break at U+0085 and U+2028,
-    which captions hold.)"""
-    return [line for line in re.split("\r\n|\n|\r", text_of(found, problems)) if line.strip()]
+def read_lines(found: FoundFile, problems: list[tuple[str, str]]) -> list[str]:
+    """Return the non-blank lines of a text file. Only line feeds and carriage returns end a line: str.splitlines
+    would also split at U+0085 and U+2028, which occur in captions.
+    """
+    return [line for line in re.split("\r\n|\n|\r", read_text(found, problems)) if line.strip()]

@@ -1,4 +1,4 @@
-"""What every reader returns: records, and the account of what was found and what was left out."""
+"""What a reader of a data set returns: a Source, which holds one Record per image."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,12 +10,12 @@ SPLITS = ("train", "val", "test")
 class Record:
     """One image with its captions.
 
-    `read()` returns the image file's bytes as they are, encoded. It pickles, so that worker processes can
-    call it, and raises OSError (FileNotFoundError for an image that the captions list and the disk lacks).
+    `read()` returns the bytes of the image file, still encoded. It can be pickled, so worker processes can call
+    it. It raises OSError, in particular FileNotFoundError for an image that has captions but no file.
     """
 
     file_name: str
-    captions: tuple[str, ...]  # raw sentences, runs of white space made one space; at least one
+    captions: tuple[str, ...]  # at least one; as written, but each run of white space is one space
     split: str  # one of SPLITS
     image_id: int | None
     read: Callable[[], bytes]
@@ -23,14 +23,16 @@ class Record:
 
 @dataclass
 class Source:
-    """A data set as found on disk. Images that are listed but missing stay in `records`: their `read()`
-    raises, so that whoever reads them counts them with the corrupt ones; everything else that was left out is
-    in `problems`."""
+    """A data set as found on disk.
+
+    Images with captions but without a file stay in `records`: their `read()` raises, so they are counted together
+    with damaged images. `problems` lists everything else that was skipped.
+    """
 
     name: str
-    description: str  # one line: the layout that was used, and where its splits come from
-    records: list[Record]  # ordered by file name
-    problems: list[tuple[str, str]] = field(default_factory=list)  # (item, what is wrong and what was done)
+    description: str  # one line: the files that were read and the origin of the splits
+    records: list[Record]  # sorted by file name
+    problems: list[tuple[str, str]] = field(default_factory=list)  # (item, reason and what was done)
 
     def counts(self) -> dict[str, int]:
         """Return the number of images in each split."""
@@ -38,11 +40,11 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Missing:
-    """`read` of an image that the captions list but that is nowhere under the root."""
+class MissingImage:
+    """The `read` of an image that has captions but no file."""
 
     name: str
     root: str
 
     def __call__(self) -> bytes:
-        raise FileNotFoundError(f"{self.name} is listed with captions but is not under {self.root}")
+        raise FileNotFoundError(f"{self.name} has captions but was not found in {self.root}")

@@ -1,4 +1,4 @@
-"""The embedded data set: `shapes` as records. Nothing is read from disk."""
+"""The generated data set "shapes" as records. Nothing is read from disk."""
 
 from pathlib import Path
 
@@ -8,13 +8,16 @@ from sca_caption.runtime.errors import UserError
 
 
 def read_shapes(root: Path | None = None, *, count: int = 800, seed: int = 0) -> Source:
-    """Return `count` generated pictures: in ten, eight are train, one val, one test. `root` is not read."""
+    """Return `count` generated images: 80 % train, 10 % val, 10 % test. `root` is ignored.
+
+    Raises UserError if `count` is less than 10.
+    """
     if count < 10:
-        raise UserError(f"shapes needs at least 10 pictures for its three splits; asked for {count}")
+        raise UserError(f"shapes needs at least 10 images for its three splits, not {count}; ask for more")
     splits = ("train",) * 8 + ("val", "test")
     records = []
     for index in range(count):
         captions = shapes.captions(shapes.scene(seed, index))
         read = shapes.Picture(seed, index)
         records.append(Record(f"shapes_{index:05d}.png", captions, splits[index % 10], index, read))
-    return Source("shapes", f"shapes: {count} generated pictures, seed {seed}, eight in ten train", records)
+    return Source("shapes", f"shapes: {count} generated images, seed {seed}, 80 % train", records)
