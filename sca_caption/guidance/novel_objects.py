@@ -181,7 +181,9 @@ def donor_weights(classifier: ObjectClassifier, vocabulary: Vocabulary, new: Seq
     shares = torch.zeros(len(new), len(vocabulary), device=vectors.device)
     names = [noun.name for noun in classifier.nouns]
     donors = [column for column, word in enumerate(names) if word in vocabulary]
-    ids = torch.tensor(vocabulary.encode(names[column] for column in donors), device=vectors.device)
+    ids = torch.tensor(
+        vocabulary.encode(names[column] for column in donors), dtype=torch.long, device=vectors.device
+    )
     for row, word in enumerate(new):
         nearest = (vectors[donors] @ vectors[names.index(word)]).topk(min(DONORS, len(donors))).indices
         shares[row, ids[nearest]] = 1 / max(1, len(nearest))

@@ -35,7 +35,6 @@ from tests.helpers.made_photos import record, write
 IDF = [0.0, 1.0, 2.0, 0.5, 3.0]
 
 
-
 # ---- the predictor -----------------------------------------------------------------------------------------------------
 
 
@@ -115,7 +114,9 @@ def test_two_networks_have_equal_shares():
     weights = np.linalg.solve((x - mean).T @ (x - mean) + 0.3 * np.eye(10), (x - mean).T @ (y - y.mean(0)))
     wanted = torch.from_numpy(y.mean(0) + (x - mean) @ weights)
     maps, seen = (features[:, :6] ** 2)[:, :, None, None].expand(-1, -1, 2, 3), features[:, 6:] ** 2
-    assert found.reads_features and not fit_consensus(features, captions, 9, rank=99, ridge=0.3).reads_features
+    assert (
+        found.reads_features and not fit_consensus(features, captions, 9, rank=99, ridge=0.3).reads_features
+    )
     assert_close(found(maps, seen).double(), wanted, rtol=1e-4, atol=1e-5)
     assert (found(maps, seen.flip(0)) - found(maps, seen)).abs().max() > 0.01
 

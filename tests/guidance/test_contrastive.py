@@ -52,7 +52,9 @@ def test_words_and_features_are_left_out_at_their_share():
     generator = torch.Generator().manual_seed(0)
     kept = (contrastive.dropout(torch.ones(100_000), generator) > 0).float().mean()
     assert kept == pytest.approx(1 - contrastive.DROPOUT, abs=0.01)
-    assert not sample_caption_vectors(torch.tensor([0]), [[[]]], ONES, generator).any()  # a caption without known words
+    assert not sample_caption_vectors(
+        torch.tensor([0]), [[[]]], ONES, generator
+    ).any()  # a caption without known words
 
 
 def crowd(images: int = 300):
@@ -83,18 +85,20 @@ def test_more_captions_find_their_image_than_by_regression(monkeypatch):
     features, captions = crowd()
     held_out, others = crowd(400)
     held_out, others = held_out[300:], others[300:]
-    regression, both = (fit_consensus(features, captions, 20, rank=6, ridge=1.0, contrast=x) for x in (0.0, 0.05))
+    regression, both = (
+        fit_consensus(features, captions, 20, rank=6, ridge=1.0, contrast=x) for x in (0.0, 0.05)
+    )
     assert own_found(both, held_out, others) > own_found(regression, held_out, others) + 0.1
 
 
 def test_it_is_added_to_the_regression():
     features, captions = crowd(40)
     maps = (features**2)[:, :, None, None]
-    regression, both = (fit_consensus(features, captions, 20, rank=99, ridge=1.0, contrast=x) for x in (0.0, 0.5))
+    regression, both = (
+        fit_consensus(features, captions, 20, rank=99, ridge=1.0, contrast=x) for x in (0.0, 0.5)
+    )
     inputs = torch.nn.functional.normalize(signed_sqrt_pool(maps) - regression.center, dim=1)
     inputs = inputs - inputs.mean(0)
-    apart = fit_infonce(
-        inputs, captions, regression.idf, regression.down.weight.T, regression.up.weight.T
-    )
+    apart = fit_infonce(inputs, captions, regression.idf, regression.down.weight.T, regression.up.weight.T)
     assert_close(both(maps) - regression(maps), 0.5 * inputs @ apart, rtol=1e-2, atol=1e-3)
     assert_close(both.idf, regression.idf)

@@ -1,15 +1,19 @@
-"""Nouns that a caption leaves out: when they are put in, where new words come from, and what stays as it was."""
+"""Novel object captioning: when nouns are inserted, where new words come from, and what stays as it was."""
 
 import itertools
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from sca_caption.decoding import beam_search as decode
-from sca_caption.guidance.novel_objects import AFTER_NOUN, Namer, agreement_of, with_words
+from sca_caption.config import SearchConfig
+from sca_caption.guidance.guide import TrainedGuide, extend_vocabulary
+from sca_caption.guidance.novel_objects import AFTER_NOUN, ObjectLexicon, disagreeing_forms, donor_weights
 from sca_caption.guidance.object_nouns import Noun
-from sca_caption.vocab import Vocabulary
+from sca_caption.images import Transform
+from sca_caption.inference.captioning import CaptionPipeline
+from sca_caption.inference.torch_captioner import TorchCaptioner
+from sca_caption.vocab import SPECIALS, Vocabulary
 from tests.helpers.tiny_captioner import TINY_WORDS, tiny_captioner
 
 VOCABULARY = Vocabulary([*TINY_WORDS, "an", "is", "cats"])
@@ -22,46 +26,57 @@ NOUNS = (
     Noun("", "bread", None, ("bread",), (6,)),
 )
 DOG, CAT, OWL, BIRD, BALL, BREAD = range(6)
-SEARCH = {"beam_size": 3, "max_length": 8, "length_penalty": 0.8, "block_ngrams": 2}
+SEARCH = SearchConfig(beam_size=3, max_length=8, length_penalty=0.8, block_ngrams=2, remove_bad_endings=False)
 
 
-class Seen(nn.Module):
-    """Objects that see the probabilities of the classes."""
+class KnownClasses(TrainedGuide):
+    """An object classifier that is told the probabilities of seven classes, one row per image."""
 
     def __init__(self):
         super().__init__()
+        self.nouns, self.known = NOUNS, torch.zeros(0, 7)
         self.classifier = nn.Linear(5, 7)
         torch.manual_seed(3)
         nn.init.normal_(self.classifier.weight)
+        self.membership = torch.zeros(7, len(NOUNS))
+        for column, noun in enumerate(NOUNS):
+            self.membership[list(noun.classes), column] = 1
 
-    def classes(self, seen):
-        return seen
+    def forward(self, maps: Tensor, features: Tensor | None) -> Tensor:
+        return self.known @ self.membership
 
 
 @pytest.fixture(scope="module")
-def namer():
-    model = tiny_captioner(len(VOCABULARY))
-    model.requires_grad_(False)
-    made = Namer(model, VOCABULARY, Seen().requires_grad_(False), NOUNS)
-    made.plain = model
-    return made
+def pipelines():
+    """Without and with the guide; both search alike."""
+    model, trained = (
+        tiny_captioner(len(VOCABULARY)).requires_grad_(False),
+        KnownClasses().requires_grad_(False),
+    )
+    lexicon = ObjectLexicon.from_trained(trained, VOCABULARY)
+    extended = extend_vocabulary(model, lexicon.word_weights)
+    words = Vocabulary([*VOCABULARY.words[len(SPECIALS) :], *lexicon.new_words])
+    size, transform, device = len(VOCABULARY), Transform(32), torch.device("cpu")
+    plain = TorchCaptioner([model], {}, VOCABULARY, size, transform, device)
+    guided = TorchCaptioner([extended], {"objects": trained}, words, size, transform, device)
+    return CaptionPipeline(plain, search=SEARCH), CaptionPipeline(guided, [lexicon], search=SEARCH)
 
 
-@torch.inference_mode()
-def captioned(namer, seen, colours=None, force_words=None):
-    """Hypotheses without and with nouns, for images of plain noise."""
-    made = torch.Generator().manual_seed(5)
-    pixels = torch.randint(256, (len(seen), 3, 32, 32), generator=made, dtype=torch.uint8)
-    if colours is not None:
-        pixels = pixels[colours]
-    state = namer.plain.start(namer.plain.encode(pixels))
-    mentions = mentions or [[]] * len(pixels)
-    before = decode.beam_search(namer.plain, state, force_words=mentions, **SEARCH)
-    return before, namer.improve(before, state, torch.tensor(seen), mentions, **SEARCH)
+@pytest.fixture(scope="module")
+def lexicon(pipelines):
+    return pipelines[1].guides[0]
 
 
-def words(namer, hypotheses) -> list[str]:
-    return namer.vocabulary.decode(hypotheses[0].tokens).split()
+def captioned(pipelines, classes, images=None, force_words=None) -> tuple[list[list[str]], list[list[str]]]:
+    """Words of the best captions without and with inserted nouns, for images of noise."""
+    generator = torch.Generator().manual_seed(5)
+    pixels = torch.randint(256, (len(classes), 3, 32, 32), generator=generator, dtype=torch.uint8)
+    pixels = pixels if images is None else pixels[images]
+    pipelines[1].model.trained["objects"].known = torch.tensor(classes)
+    return tuple(
+        [captions[0].text.split() for captions in each.caption_batch(pixels, force_words)]
+        for each in pipelines
+    )
 
 
 def sure_of(*classes: int) -> list[float]:
@@ -71,59 +86,56 @@ def sure_of(*classes: int) -> list[float]:
 UNSURE = [0.05] * 7
 
 
-def test_nothing_probable_changes_nothing(namer):
-    before, after = captioned(namer, [UNSURE] * 3)
-    assert [a is b for a, b in zip(before, after, strict=True)] == [True] * 3
+def test_nothing_probable_changes_nothing(pipelines):
+    before, after = captioned(pipelines, [UNSURE] * 3)
+    assert before == after
 
 
-def test_every_confident_noun_is_mentioned(namer):
+def test_every_confident_noun_is_mentioned(pipelines):
     nouns = [DOG, CAT, OWL, BALL, BREAD]
-    before, after = captioned(namer, [sure_of(NOUNS[noun].classes[0]) for noun in nouns] + [UNSURE])
+    before, after = captioned(pipelines, [sure_of(NOUNS[noun].classes[0]) for noun in nouns] + [UNSURE])
     for noun, old, new in zip(nouns, before, after, strict=False):
-        assert NOUNS[noun].is_in(" ".join(words(namer, new)))
-        if NOUNS[noun].is_in(" ".join(words(namer, old))):
-            assert new is old  # no second search
-    assert sum(a is not b for a, b in zip(before, after, strict=True)) >= 3
-    assert after[-1] is before[-1]
+        assert NOUNS[noun].is_in(" ".join(new))
+        if NOUNS[noun].is_in(" ".join(old)):
+            assert new == old
+    assert sum(a != b for a, b in zip(before, after, strict=True)) >= 3
+    assert after[-1] == before[-1]
 
 
-def test_an_image_has_the_same_caption_in_any_company(namer):
-    seen = [sure_of(2), sure_of(3), sure_of(6)]
-    _, together = captioned(namer, seen)
+def test_an_image_has_the_same_caption_in_any_batch(pipelines):
+    classes = [sure_of(2), sure_of(3), sure_of(6)]
+    _, together = captioned(pipelines, classes)
     for row in range(3):
-        _, alone = captioned(namer, [seen[row]] * 3, colours=[0, 1, 2])
-        assert words(namer, alone[row]) == words(namer, together[row])
+        _, alone = captioned(pipelines, [classes[row]] * 3, images=[0, 1, 2])
+        assert alone[row] == together[row]
 
 
-def test_new_words_come_only_where_they_must(namer):
-    new = set(range(len(VOCABULARY), len(namer.vocabulary)))
-    assert {namer.vocabulary.words[i] for i in new} == {"owl", "bird", "bread"}
-    seen = [sure_of(2), sure_of(3), sure_of(6), sure_of(3), sure_of(5)]
-    _, after = captioned(namer, seen)
-    for noun, found in zip([CAT, OWL, BREAD, OWL, BALL], after, strict=True):
-        for hypothesis in found:
-            assert new & set(hypothesis.tokens) <= set(namer.groups[noun])
+def test_new_words_come_only_where_they_are_inserted(pipelines, lexicon):
+    assert set(lexicon.new_words) == {"owl", "bird", "bread"}
+    classes = [sure_of(2), sure_of(3), sure_of(6), sure_of(3), sure_of(5), UNSURE]
+    _, after = captioned(pipelines, classes)
+    for noun, found in zip([CAT, OWL, BREAD, OWL, BALL, None], after, strict=True):
+        forms = set() if noun is None else set(NOUNS[noun].forms)
+        assert set(lexicon.new_words) & set(found) <= forms
 
 
-def test_other_animals_that_are_not_there_are_not_said(namer):
-    seen = [sure_of(2), sure_of(3), sure_of(4)] * 4
-    _, after = captioned(namer, seen)
+def test_absent_nouns_of_the_same_kind_are_excluded(pipelines, lexicon):
+    _, after = captioned(pipelines, [sure_of(2), sure_of(3), sure_of(4)] * 4)
     for found in after:
-        if set(found[0].tokens) & {i for noun in (CAT, OWL, BIRD) for i in namer.groups[noun]}:
-            assert "dog" not in words(namer, found)
-    with_dog = [0.5, 0.0, 0.45, 0.01, 0.01, 0.01, 0.02]  # the likeliest is said; the other may be
-    assert "cat" not in [
-        namer.vocabulary.words[i] for i in namer._others(DOG, torch.tensor(with_dog) @ namer.members)
-    ]
-    without = torch.tensor(sure_of(0)) @ namer.members
-    closed = {namer.vocabulary.words[i] for i in namer._others(DOG, without)}
-    assert closed == {"cat", "cats", "owl", "bird"}  # of its kind; not the ball
+        if set(found) & {"cat", "cats", "owl", "bird"}:
+            assert "dog" not in found
+    membership = pipelines[1].model.trained["objects"].membership
+    with_dog = torch.tensor([0.5, 0.0, 0.45, 0.01, 0.01, 0.01, 0.02]) @ membership
+    words = lexicon.vocabulary.words
+    assert "cat" not in [words[i] for i in lexicon._other_nouns(DOG, with_dog)]
+    without = torch.tensor(sure_of(0)) @ membership
+    assert {words[i] for i in lexicon._other_nouns(DOG, without)} == {"cat", "cats", "owl", "bird"}
 
 
-def test_what_stands_before_and_after(namer):
+def test_neighbours_of_a_noun_agree_with_it(pipelines):
     nouns = [noun for noun in (CAT, OWL, BREAD, BALL) for _ in range(4)]
-    _, after = captioned(namer, [sure_of(NOUNS[noun].classes[0]) for noun in nouns])
-    wanted = {
+    old, after = captioned(pipelines, [sure_of(NOUNS[noun].classes[0]) for noun in nouns])
+    excluded = {
         "owl": {"a", "is"},
         "cat": {"an", "is"},
         "cats": {"a", "an", "is"},
@@ -131,68 +143,67 @@ def test_what_stands_before_and_after(namer):
         "bread": {"a", "an"},
     }
     checked = 0
-    for noun, found, old in zip(nouns, after, captioned(namer, [UNSURE] * 16)[0], strict=True):
-        caption = ["", *words(namer, found)]
-        if found[0].tokens == old[0].tokens:
+    for noun, found, before_insertion in zip(nouns, after, old, strict=True):
+        if found == before_insertion:
             continue
-        for before, word in itertools.pairwise(caption):
+        for before, word in itertools.pairwise(["", *found]):
             if word in NOUNS[noun].forms:
-                assert before not in wanted[word], caption
+                assert before not in excluded[word], found
                 checked += 1
             if before in NOUNS[noun].forms:  # no compound: "a ball dog"
-                assert word in AFTER_NOUN, caption
+                assert word in AFTER_NOUN, found
     assert checked >= 8
 
 
-def test_nobody_is_a_noun():
+def test_articles_and_verbs_that_disagree():
     words = Vocabulary(["a", "an", "is", "are", "to", "of", "people", "dog", "dogs", "owl", "bread", "runs"])
-    found = agreement_of(NOUNS, words)
-    closed = {
+    found = disagreeing_forms(NOUNS, words)
+    excluded = {
         after: {
             word for word, wrong in zip(words, found[words.encode([after])[0]].tolist(), strict=True) if wrong
         }
         for after in ("a", "an", "is", "are", "to", "of", "people")
     }
-    assert {"dogs", "bread", "owl"} <= closed["a"] and "dog" not in closed["a"]
-    assert "dog" in closed["an"] and "owl" not in closed["an"]
-    assert closed["is"] == closed["are"] == {"dog", "dogs", "owl"}
-    assert closed["to"] == closed["of"] == closed["people"] == {"dog", "owl"}
+    assert {"dogs", "bread", "owl"} <= excluded["a"] and "dog" not in excluded["a"]
+    assert "dog" in excluded["an"] and "owl" not in excluded["an"]
+    assert excluded["is"] == excluded["are"] == {"dog", "dogs", "owl"}
+    assert excluded["to"] == excluded["of"] == excluded["people"] == {"dog", "owl"}
 
 
 @pytest.mark.parametrize(
-    ("seen", "noun"),
+    ("classes", "noun"),
     [
         (sure_of(2), CAT),
         (sure_of(0, 1), DOG),
-        (sure_of(3), OWL),  # not bird, which is as likely
+        (sure_of(3), OWL),  # not bird, which is as probable
         (sure_of(3, 4), OWL),  # half of the probability of bird
         ([0.0, 0.0, 0.0, 0.3, 0.6, 0.1, 0.0], BIRD),
     ],
 )
-def test_the_special_noun_where_it_is_likely(namer, seen, noun):
-    assert namer.noun_of(torch.tensor(seen) @ namer.members) == noun
+def test_a_specific_noun_if_it_is_probable(pipelines, lexicon, classes, noun):
+    membership = pipelines[1].model.trained["objects"].membership
+    assert lexicon.most_probable(torch.tensor(classes) @ membership) == noun
 
 
-def test_what_the_user_wants_is_kept(namer):
+def test_forced_words_are_kept(pipelines):
     group = VOCABULARY.encode(["water"])
-    before, after = captioned(namer, [sure_of(2)] * 3, force_words=[[group]] * 3)
+    before, after = captioned(pipelines, [sure_of(2)] * 3, force_words=[[group]] * 3)
     for old, new in zip(before, after, strict=True):
-        assert "water" in words(namer, old) and {"water"} < set(words(namer, new))
-        assert {"cat", "cats"} & set(words(namer, new))
+        assert "water" in old and "water" in new and {"cat", "cats"} & set(new)
     dog = VOCABULARY.encode(["dog"])
-    _, after = captioned(namer, [sure_of(2)] * 3, force_words=[[dog]] * 3)
-    assert all({"dog"} < set(words(namer, new)) for new in after)
+    _, after = captioned(pipelines, [sure_of(2)] * 3, force_words=[[dog]] * 3)
+    assert all("dog" in new for new in after)
 
 
 @torch.inference_mode()
-def test_new_words_are_the_mean_of_similar_ones():
+def test_new_words_are_weighted_means_of_known_ones():
     model = tiny_captioner(len(VOCABULARY))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     dog, cat = VOCABULARY.encode(["dog", "cat"])
     shares = torch.zeros(2, len(VOCABULARY))
     shares[0, dog] = 1
     shares[1, [dog, cat]] = 0.5
-    more = with_words(model, shares)
+    more = extend_vocabulary(model, shares)
     state = model.start(model.encode(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)))
     logits, after = model.step(torch.tensor([1]), state)
     found, after_ = more.step(torch.tensor([1]), state)
@@ -200,18 +211,16 @@ def test_new_words_are_the_mean_of_similar_ones():
     torch.testing.assert_close(found[:, :known], logits)
     torch.testing.assert_close(found[0, known], logits[0, dog])
     torch.testing.assert_close(found[0, known + 1], logits[0, [dog, cat]].mean())
-    as_new, _ = more.step(torch.tensor([known]), after_)  # after the new word as after the one it stands on
+    as_new, _ = more.step(torch.tensor([known]), after_)  # the new word as input equals its donor
     torch.testing.assert_close(as_new[:, :known], model.step(torch.tensor([dog]), after)[0])
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert more.lstm is model.lstm
 
 
-def test_similar_is_by_the_classifiers_weights(namer):
-    """Donors of "owl", of a single class, are ranked by the cosine of centred weight vectors."""
-    weight = namer.objects.classifier.weight - namer.objects.classifier.weight.mean(0)
-    vectors = torch.stack([weight[list(noun.classes)].sum(0) for noun in NOUNS])
-    donors = [DOG, CAT, BALL]
-    cosine = nn.functional.cosine_similarity(vectors[donors], vectors[OWL], dim=1)
-    shares = namer._donors(VOCABULARY, ["owl"])[0]
-    assert shares.sum() == pytest.approx(1) and (shares > 0).sum() == 3  # all there are
-    assert len(set(cosine.tolist())) == 3
+def test_donors_are_the_nouns_with_similar_classifier_weights():
+    trained = KnownClasses()
+    shares = donor_weights(trained, VOCABULARY, ["owl"])[0]
+    donors = VOCABULARY.encode(["dog", "cat", "ball"])
+    assert shares.nonzero().flatten().tolist() == sorted(donors)  # all there are
+    assert shares.sum().item() == pytest.approx(1)
+    assert not donor_weights(trained, Vocabulary(["a"]), ["owl"]).any()

@@ -1,84 +1,41 @@
 """ImageNet's classifier beside the captioner, against torchvision's whole network."""
 
+import dataclasses
+
 import pytest
 import torch
 
 from sca_caption import checkpoint
 from sca_caption.checkpoint import Checkpoint
 from sca_caption.cli import average
-from sca_caption.config import ModelConfig
-from sca_caption.guidance.consensus import Consensus, fitted
 from sca_caption.guidance.novel_objects import Limits
-from sca_caption.guidance.object_classifier import original
+from sca_caption.guidance.object_classifier import pretrained_classifier
 from sca_caption.images import Transform
 from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.models.backbone import Backbone
-from sca_caption.models.sca_cnn import SCACNN
-from sca_caption.runtime.torchvision_compat import torchvision
 from sca_caption.vocab import Vocabulary
+from tests.helpers.guided_captioners import TUNED, imagenet_network, tuned
 from tests.helpers.lite_weights import lite_weights, written_out
 from tests.helpers.made_photos import message
 from tests.helpers.tiny_captioner import tiny_captioner
 
-TUNED = 14  # the first block that captions changed
-LAYERS = ("features.17", "features.18")
-CONFIG = ModelConfig(layers=LAYERS, attention_width=4, embedding_size=8, lstm_size=8)
-
 
 @pytest.fixture(scope="module")
 def network():
-    """As if ImageNet had taught it: batch norms that do something, and a classifier with opinions."""
-    torch.manual_seed(0)
-    network = torchvision.models.mobilenet_v2()
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.8, 1.2)
-    network.classifier[1].weight.data *= 100
-    return network.eval()
-
-
-def tuned(network, first: int = TUNED, layers=LAYERS) -> SCACNN:
-    """A captioner, as a checkpoint holds it, whose blocks from `first` on have learnt since."""
-    weights = Backbone("mobilenet_v2", layers, network.state_dict()).state_dict()
-    for name, value in weights.items():
-        if int(name.split(".")[2]) >= first:
-            value += 0.1 * value.abs().mean() * torch.randn_like(value)
-    torch.manual_seed(1)
-    model = SCACNN(CONFIG, 7).eval()
-    model.backbone.load_state_dict(weights)
-    return model
-
-
-def speaking(network, words: Vocabulary, first: int = TUNED) -> SCACNN:
-    """The same, with these words."""
-    model = tuned(network, first)
-    torch.manual_seed(2)
-    model.embedding, model.word = torch.nn.Embedding(len(words), 8), torch.nn.Linear(8, len(words))
-    return model
-
-
-def reading_both(words: Vocabulary) -> Consensus:
-    """Of made features: what ranks captions of `speaking` by its own maps and by what ImageNet's network saw."""
-    made = torch.Generator().manual_seed(0)
-    captions = torch.randint(4, len(words), (40, 2, 5), generator=made).tolist()
-    channels = (320, 1280)
-    return fitted(
-        torch.rand(40, sum(channels), generator=made), captions, len(words), 16, 0.1, channels=channels
-    )
+    return imagenet_network()
 
 
 @torch.inference_mode()
 def probabilities(model, objects, pixels):
-    with objects.watching(model.backbone) as maps:
+    with objects.capture_input(model.backbone) as inputs:
         model.start(model.encode(pixels))
-    return objects.classes(objects(torch.cat(maps)))
+    return objects.class_probabilities(objects.image_features(torch.cat(inputs)))
 
 
 @pytest.mark.parametrize("first", [1, TUNED, 17])
-def test_it_sees_what_the_whole_network_sees(network, first):
+def test_it_equals_the_whole_network(network, first):
     model = tuned(network, first)
-    objects = original(network.state_dict(), model.backbone)
+    objects = pretrained_classifier(network.state_dict(), model.backbone)
     assert objects.first == first
     pixels = torch.randint(256, (7, 3, 64, 64), dtype=torch.uint8)
     with torch.inference_mode():
@@ -87,14 +44,14 @@ def test_it_sees_what_the_whole_network_sees(network, first):
     torch.testing.assert_close(probabilities(model, objects, pixels), wanted, rtol=1e-3, atol=1e-6)
 
 
-def test_nothing_tuned_shares_all_that_is_read_unattended(network):
-    assert original(network.state_dict(), tuned(network, 19).backbone).first == 17
+def test_without_fine_tuning_all_lower_blocks_are_shared(network):
+    assert pretrained_classifier(network.state_dict(), tuned(network, 19).backbone).first == 17
 
 
 @torch.inference_mode()
 def test_images_of_another_size_are_seen_whole_and_at_imagenets(network):
     model = tuned(network, 0)  # no block is common
-    objects = original(network.state_dict(), model.backbone, size=288)
+    objects = pretrained_classifier(network.state_dict(), model.backbone, size=288)
     assert objects.first == 0
     pixels = torch.rand(2, 3, 9, 9).mul(255)
     pixels = torch.nn.functional.interpolate(pixels, (288, 288), mode="bilinear").to(torch.uint8)
@@ -109,18 +66,20 @@ def test_images_of_another_size_are_seen_whole_and_at_imagenets(network):
 def test_an_efficientnet_lite_sees_pixels_as_it_was_taught_to(network):
     """Against the written-out network on (pixel - 127) / 128 at its own size."""
     weights, model = lite_weights(), tuned(network, 0)
-    objects = original(weights, model.backbone, size=64)
+    objects = pretrained_classifier(weights, model.backbone, size=64)
     assert (objects.first, objects.network, objects.size) == (0, "efficientnet_lite0", 224)
     pixels = torch.rand(2, 3, 9, 9).mul(255)
     pixels = torch.nn.functional.interpolate(pixels, (64, 64), mode="bilinear").to(torch.uint8)
-    with objects.watching(model.backbone) as maps:
+    with objects.capture_input(model.backbone) as maps:
         model.encode(pixels)
     large = torch.nn.functional.interpolate(pixels.float(), (224, 224), mode="bilinear", antialias=True)
     wanted = written_out(weights, (large - 127) / 128, "efficientnet_lite0").mean((2, 3))
-    seen = objects(torch.cat(maps))
+    seen = objects.image_features(torch.cat(maps))
     torch.testing.assert_close(seen, wanted, rtol=1e-3, atol=1e-3)
     logits = wanted @ weights["_fc.weight"].T + weights["_fc.bias"]
-    torch.testing.assert_close(objects.classes(seen), (1.2 * logits).softmax(1), rtol=1e-2, atol=1e-4)
+    torch.testing.assert_close(
+        objects.class_probabilities(seen), (1.2 * logits).softmax(1), rtol=1e-2, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
@@ -130,13 +89,14 @@ def test_a_checkpoint_holds_an_efficientnet_lite(network, dtype, tmp_path, capsy
     torch.save(lite_weights(), tmp_path / "lite.pth")
     flags = ["--objects", str(tmp_path / "lite.pth"), "--dtype", dtype]
     assert average.main([str(tmp_path / "named"), str(tmp_path / "best.pt"), *flags]) == 0
-    assert "efficientnet_lite0, whole" in capsys.readouterr().err
-    found = checkpoint.load(tmp_path / "named").objects
-    wanted = original(lite_weights(), model.backbone, size=64)
+    assert "efficientnet_lite0" in capsys.readouterr().err
+    found = checkpoint.load(tmp_path / "named").guides["objects"]
+    wanted = pretrained_classifier(lite_weights(), model.backbone, size=64)
     assert found.network == "efficientnet_lite0" and found.features[0].weight.shape == (32, 3, 3, 3)
     below = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
-        error = (found(below) - wanted(below)).norm() / wanted(below).norm()
+        error = (found.image_features(below) - wanted.image_features(below)).norm()
+        error = error / wanted.image_features(below).norm()
     assert error < {"float32": 1e-5, "int8": 0.05}[dtype]
     assert average.main([str(tmp_path / "alone"), str(tmp_path / "best.pt"), "--dtype", dtype]) == 0
     added = (tmp_path / "named").stat().st_size - (tmp_path / "alone").stat().st_size
@@ -147,25 +107,27 @@ def test_a_checkpoint_holds_an_efficientnet_lite(network, dtype, tmp_path, capsy
 def test_weights_of_an_efficientnet_lite_that_are_not_whole(network):
     weights, model = lite_weights(), tuned(network, 0)
     del weights["_blocks.3._bn1.bias"]
-    assert "not all of efficientnet_lite0" in message(lambda: original(weights, model.backbone))
+    assert "not all of efficientnet_lite0" in message(lambda: pretrained_classifier(weights, model.backbone))
     weights = {
         name: value[:10] if name.startswith("_fc") else value for name, value in lite_weights().items()
     }
-    assert "no classifier of 1000 classes (_fc)" in message(lambda: original(weights, model.backbone))
+    assert "no classifier of 1000 classes (_fc)" in message(
+        lambda: pretrained_classifier(weights, model.backbone)
+    )
 
 
 @torch.inference_mode()
-def test_watching_changes_nothing_and_ends(network):
+def test_capturing_changes_nothing_and_ends(network):
     model = tuned(network)
-    objects = original(network.state_dict(), model.backbone)
+    objects = pretrained_classifier(network.state_dict(), model.backbone)
     pixels = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
     before = model.encode(pixels)[0].clone()
-    with objects.watching(model.backbone) as maps:
+    with objects.capture_input(model.backbone) as maps:
         assert torch.equal(model.encode(pixels)[0], before)
-    objects(maps[0])
+    objects.image_features(maps[0])
     assert torch.equal(model.encode(pixels)[0], before) and len(maps) == 1
     stored = (torch.randn(2, 1280, 2, 2),)
-    with objects.watching(model.backbone) as maps:
+    with objects.capture_input(model.backbone) as maps:
         model.encode(stored)
     assert maps == []  # features that were stored hold nothing to see
 
@@ -173,20 +135,20 @@ def test_watching_changes_nothing_and_ends(network):
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])
 def test_a_checkpoint_holds_it(network, dtype, tmp_path):
     model = tuned(network)
-    objects = original(network.state_dict(), model.backbone)
-    given = Checkpoint(model, Vocabulary(["a", "dog", "cat"]), Transform(64), objects=objects)
+    objects = pretrained_classifier(network.state_dict(), model.backbone)
+    given = Checkpoint(model, Vocabulary(["a", "dog", "cat"]), Transform(64), guides={"objects": objects})
     checkpoint.save(tmp_path / "named", given, dtype)
     found = checkpoint.load(tmp_path / "named")
-    assert found.objects.first == TUNED
+    assert found.guides["objects"].first == TUNED
     pixels = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
     wanted = probabilities(model, objects, pixels)
     tolerance = {"float32": 1e-6, "float16": 2e-2, "int8": 0.5}[dtype]
     torch.testing.assert_close(
-        probabilities(found.model, found.objects, pixels), wanted, rtol=tolerance, atol=1e-4
+        probabilities(found.model, found.guides["objects"], pixels), wanted, rtol=tolerance, atol=1e-4
     )
     # Half a copy of the network is all that it adds.
     checkpoint.save(tmp_path / "alone", Checkpoint(model, given.vocabulary, given.transform), dtype)
-    assert checkpoint.load(tmp_path / "alone").objects is None
+    assert not checkpoint.load(tmp_path / "alone").guides
     added = (tmp_path / "named").stat().st_size - (tmp_path / "alone").stat().st_size
     count = sum(p.numel() for p in objects.parameters())
     size = {"float32": 4 * count, "float16": 2 * count, "int8": count}[dtype]
@@ -201,60 +163,65 @@ def test_it_goes_into_a_checkpoint_that_exists(network, tmp_path, capsys):
     output = tmp_path / "model.safetensors"
     flags = ["--objects", str(tmp_path / "imagenet.pth"), "--dtype", "float32"]
     assert average.main([str(output), str(tmp_path / "best.pt"), *flags]) == 0
-    assert "features.14 and above" in capsys.readouterr().err
+    assert "features.14" in capsys.readouterr().err
     found = checkpoint.load(output)
-    assert found.objects.first == TUNED
-    assert torch.equal(found.objects.classifier.weight, network.classifier[1].weight)
+    assert found.guides["objects"].first == TUNED
+    assert torch.equal(found.guides["objects"].classifier.weight, network.classifier[1].weight)
     assert average.main([str(tmp_path / "again"), str(output)]) == 0  # keeps what it has
-    assert checkpoint.load(tmp_path / "again").objects.first == TUNED
+    assert checkpoint.load(tmp_path / "again").guides["objects"].first == TUNED
 
     checkpoint.save(tmp_path / "best.pt", Checkpoint(model, vocabulary, Transform(288)))
     assert average.main([str(output), str(tmp_path / "best.pt"), *flags]) == 0
-    assert checkpoint.load(output).objects.first == 0  # the classifier sees the image at ImageNet's size
+    assert (
+        checkpoint.load(output).guides["objects"].first == 0
+    )  # the classifier sees the image at ImageNet's size
 
 
 def test_what_it_cannot_share_with(network):
     weights = network.state_dict()
     model = tuned(network, 0)
     assert "block features.0 of the captioner's CNN differs from these weights" in message(
-        lambda: original(weights, model.backbone)
+        lambda: pretrained_classifier(weights, model.backbone)
     )
     assert "only captioners with a plain mobilenet_v2" in message(
-        lambda: original(weights, tiny_captioner().backbone)
+        lambda: pretrained_classifier(weights, tiny_captioner().backbone)
     )
     inside = Backbone("mobilenet_v2", ("features.17.conv.1", "features.18"))
-    assert "attended after whole blocks" in message(lambda: original(weights, inside))
+    assert "attended after whole blocks" in message(lambda: pretrained_classifier(weights, inside))
     headless = {name: value for name, value in weights.items() if not name.startswith("classifier")}
     assert "have no classifier of 1000 classes" in message(
-        lambda: original(headless, tuned(network).backbone)
+        lambda: pretrained_classifier(headless, tuned(network).backbone)
     )
 
 
 @torch.inference_mode()
-def test_a_describer_names_what_it_sees(network):
+def test_a_pipeline_inserts_what_it_classifies(network):
     model, words = tuned(network), Vocabulary(["a", "dog", "cat", "on"])
     model.embedding, model.word = torch.nn.Embedding(len(words), 8), torch.nn.Linear(8, len(words))
-    objects = original(network.state_dict(), model.backbone)
-    plain, named = (
-        Checkpoint(model, words, Transform(64)),
-        Checkpoint(model, words, Transform(64), objects=objects),
-    )
+    objects = pretrained_classifier(network.state_dict(), model.backbone)
+    plain = Checkpoint(model, words, Transform(64))
+    given = dataclasses.replace(plain, guides={"objects": objects})
     pixels = torch.randint(256, (6, 3, 64, 64), dtype=torch.uint8)
-    describers = CaptionPipeline.load(plain), CaptionPipeline.load(named, objects=False), CaptionPipeline.load(named)
-    describers[2].namer.limits = Limits(room=1e9)
-    without, switched_off, found = ([c[0].text for c in each.caption_batch(pixels)] for each in describers)
+    pipeline = CaptionPipeline.load(given)
+    (lexicon,) = pipeline.guides
+    lexicon.limits = Limits(margin=1e9)
+    without, switched_off, found = (
+        [captions[0].text for captions in each.caption_batch(pixels)]
+        for each in (CaptionPipeline.load(plain), CaptionPipeline.load(given, objects=False), pipeline)
+    )
     assert without == switched_off
-    namer = describers[2].namer
-    seen = probabilities(model, objects, pixels) @ namer.members
+    _, predictions = pipeline.model.start(pixels, pipeline.guides)
+    nouns = probabilities(model, objects, pixels) @ objects.membership
+    torch.testing.assert_close(predictions["objects"], nouns, rtol=1e-4, atol=1e-6)
     changed = 0
-    for row, before, after in zip(seen, without, found, strict=True):
-        noun = namer.nouns[namer.noun_of(row)]
+    for row, before, after in zip(nouns, without, found, strict=True):
+        noun = lexicon.nouns[lexicon.most_probable(row)]
         if row.max() >= Limits.threshold:
             assert noun.is_in(after)
         changed += before != after
         assert (before == after) == (row.max() < Limits.threshold or noun.is_in(before))
     assert changed
-    describers[2].namer.limits = Limits(room=-1e9)  # nothing is likely enough
-    assert [c[0].text for c in describers[2].caption_batch(pixels)] == without
-    stored = model.encode(pixels)  # features, in which nothing can be seen
-    assert [c[0].text for c in describers[2].caption_batch(stored)] == without
+    lexicon.limits = Limits(margin=-1e9)  # no caption is probable enough
+    assert [captions[0].text for captions in pipeline.caption_batch(pixels)] == without
+    stored = model.encode(pixels)  # stored maps, of which there are no pixels to classify
+    assert [captions[0].text for captions in pipeline.caption_batch(stored)] == without
