@@ -84,7 +84,9 @@ def scores_of_run(run: Path, data: Path, flags: Sequence[str]) -> Scores:
 def score_captions(checkpoint: Path, path: Path, split: str) -> dict[str, float]:
     """CIDEr and BLEU-4 of the captions that caption.py finds for a split."""
     from sca_caption.datasets.hdf5_reader import CaptionDataset
-    from sca_caption.evaluation.caption_metrics import cider, measure_bleu, ngrams_of
+    from sca_caption.evaluation.bleu import bleu, bleu_statistics
+    from sca_caption.evaluation.cider import cider
+    from sca_caption.evaluation.ngrams import count_ngrams
     from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
     from sca_caption.inference.batching import reader
     from sca_caption.inference.captioning import CaptionPipeline
@@ -93,10 +95,10 @@ def score_captions(checkpoint: Path, path: Path, split: str) -> dict[str, float]
     rows = data.indices(split).tolist()
     read = reader(data, pipeline.networks, pipeline.transform)
     captions = [result.captions[0].text for result in pipeline.stream(rows, read)]
-    candidates = [ngrams_of(ptb_tokenize(caption)) for caption in captions]
-    references = [[ngrams_of(ptb_tokenize(text)) for text in data.references(row)] for row in rows]
-    bleu = measure_bleu(candidates, references)[3]
-    return {"CIDEr": cider(candidates, references)[0], "BLEU-4": float(bleu.corpus(bleu.statistics.sum(0)))}
+    candidates = [count_ngrams(ptb_tokenize(caption)) for caption in captions]
+    references = [[count_ngrams(ptb_tokenize(text)) for text in data.references(row)] for row in rows]
+    bleu_4 = float(bleu(bleu_statistics(candidates, references).sum(0))[3])
+    return {"CIDEr": cider(candidates, references)[0], "BLEU-4": bleu_4}
 
 
 def table(scores: dict[tuple[int, str], list[Scores]]) -> str:

@@ -30,17 +30,17 @@ from sca_caption.config import require
 from sca_caption.datasets import sources
 from sca_caption.evaluation.caption_metrics import (
     Scores,
+    bleu_metrics,
     bootstrap,
-    cider,
-    counted,
+    count_all_ngrams,
     evaluate,
-    measure_bleu,
-    measure_in_python,
-    measure_meteor,
-    rouge_l,
-    tokenized,
+    meteor_metric,
+    python_metrics,
+    tokenize_captions,
 )
+from sca_caption.evaluation.cider import cider
 from sca_caption.evaluation.meteor_spice import Meteor, Unavailable, find_java, pycocoevalcap
+from sca_caption.evaluation.rouge import rouge_l
 from sca_caption.runtime.devices import usable_cores
 from sca_caption.runtime.errors import UserError
 from sca_caption.vocab import SPECIALS
@@ -176,13 +176,13 @@ def time_parts(captions: Captions) -> dict[str, float]:
         seconds[name], result = timed(work)
         return result
 
-    texts, answers = part("tokenizer", lambda: tokenized(*captions))
-    candidates, references = part("n-grams", lambda: counted(texts, answers))
-    part("BLEU", lambda: measure_bleu(candidates, references))
+    texts, answers = part("tokenizer", lambda: tokenize_captions(*captions))
+    candidates, references = part("n-grams", lambda: count_all_ngrams(texts, answers))
+    part("BLEU", lambda: bleu_metrics(candidates, references))
     statistics = part("METEOR", lambda: meteor_statistics(texts, answers))
     part("ROUGE-L", lambda: [rouge_l(*pair) for pair in zip(texts, answers, strict=True)])
     part("CIDEr", lambda: cider(candidates, references))
-    found = measure_in_python(texts, answers) | {"METEOR": measure_meteor(statistics)}
+    found = python_metrics(texts, answers) | {"METEOR": meteor_metric(statistics)}
     part("intervals", lambda: bootstrap(found, 1000, 0))
     return seconds
 

@@ -17,7 +17,7 @@ from sca_caption import checkpoint, images
 from sca_caption.cli.parser import Parser, program
 from sca_caption.config import require
 from sca_caption.datasets.hdf5_reader import CaptionDataset
-from sca_caption.evaluation.caption_metrics import Cider
+from sca_caption.evaluation.cider import Cider
 from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
 from sca_caption.export.model_json import DTYPES, graph_path
 from sca_caption.export.onnx_captioner import load_pipeline

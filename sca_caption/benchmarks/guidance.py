@@ -19,7 +19,7 @@ from pathlib import Path
 from sca_caption import images
 from sca_caption.cli.parser import Parser, program
 from sca_caption.datasets.hdf5_reader import SPLITS, CaptionDataset
-from sca_caption.evaluation.caption_metrics import cider
+from sca_caption.evaluation.cider import cider
 from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
 from sca_caption.guidance.hallucination import SUBJECTS, PresenceClassifier
 from sca_caption.inference.batching import reader

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from sca_caption.checkpoint import Checkpoint
 from sca_caption.config import BATCH_SIZE
 from sca_caption.datasets.hdf5_reader import CaptionDataset
-from sca_caption.evaluation.caption_metrics import Cider
+from sca_caption.evaluation.cider import Cider
 from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
 from sca_caption.guidance.confidence import ConfidenceModel, fit_confidence, spearman
 from sca_caption.guidance.consensus import ConsensusPredictor, fit_consensus

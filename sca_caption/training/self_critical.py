@@ -24,7 +24,9 @@ from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.decoding import rules, sampling, teacher_forcing
 from sca_caption.decoding.sampling import truncated
 from sca_caption.decoding.teacher_forcing import padded
-from sca_caption.evaluation.caption_metrics import Cider, measure_bleu, ngrams_of
+from sca_caption.evaluation.bleu import bleu, bleu_statistics
+from sca_caption.evaluation.cider import Cider
+from sca_caption.evaluation.ngrams import count_ngrams
 from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
 from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.training.batches import Batch
@@ -48,12 +50,12 @@ class Reward:
 
     def __call__(self, caption: Caption) -> float:
         row, tokens, finished = caption
-        counts = ngrams_of(ptb_tokenize(self.vocabulary.decode(tokens)) + [END] * finished)
+        counts = count_ngrams(ptb_tokenize(self.vocabulary.decode(tokens)) + [END] * finished)
         references = self.cider.references[self.position[row]]
         reward = self.cider.score_image(counts, references) / 100
         if self.bleu_weight:
-            (bleu,) = measure_bleu([counts], [[sentence for sentence, *_ in references]])[3].images
-            reward += self.bleu_weight * bleu / 100
+            (statistics,) = bleu_statistics([counts], [[sentence for sentence, *_ in references]])
+            reward += self.bleu_weight * bleu(statistics)[3] / 100
         return reward
 
 

@@ -6,8 +6,8 @@ import torch
 from sca_caption.config import SearchConfig, TrainConfig
 from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.decoding import beam_search
-from sca_caption.evaluation.caption_metrics import Cider
 from sca_caption.evaluation.caption_quality import Quality, quality
+from sca_caption.evaluation.cider import Cider
 from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
 from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.runtime.distributed import ALONE, Processes

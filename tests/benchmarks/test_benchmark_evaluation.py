@@ -39,10 +39,10 @@ def test_synthetic_captions_are_similar_within_an_image_and_deterministic():
     assert (candidates, references) == evaluation.synthetic_captions(30)
     assert all(len(texts) == evaluation.REFERENCES for texts in references.values())
     assert len({text for texts in references.values() for text in texts}) == 30 * evaluation.REFERENCES
-    scores = caption_metrics.measure_in_python(*caption_metrics.tokenized(candidates, references))
+    scores = caption_metrics.python_metrics(*caption_metrics.tokenize_captions(candidates, references))
     others = {i: references[(i + 1) % 30] for i in references}
-    shuffled = caption_metrics.measure_in_python(*caption_metrics.tokenized(candidates, others))
-    assert scores["ROUGE-L"].images.mean() > 1.5 * shuffled["ROUGE-L"].images.mean()
+    shuffled = caption_metrics.python_metrics(*caption_metrics.tokenize_captions(candidates, others))
+    assert scores["ROUGE-L"].image_scores.mean() > 1.5 * shuffled["ROUGE-L"].image_scores.mean()
 
 
 def test_captions_of_a_data_set(tmp_path):

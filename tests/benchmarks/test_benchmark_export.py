@@ -12,7 +12,7 @@ pytest.importorskip("onnxruntime", reason="running a graph needs onnxruntime")
 
 from sca_caption.benchmarks import export
 from sca_caption.datasets.hdf5_reader import CaptionDataset
-from sca_caption.evaluation.caption_metrics import Cider
+from sca_caption.evaluation.cider import Cider
 from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
 from sca_caption.images import Transform
 from sca_caption.inference.captioning import CaptionPipeline

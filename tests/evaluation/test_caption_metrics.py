@@ -15,12 +15,12 @@ from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider as TheirCider
 from pycocoevalcap.rouge.rouge import Rouge
 
-from sca_caption.evaluation import caption_metrics as metrics
 from sca_caption.evaluation import meteor_paraphrases
-from sca_caption.evaluation import meteor_paraphrases as paraphrases
 from sca_caption.evaluation import meteor_spice as java_metrics
-from sca_caption.evaluation.caption_metrics import Cider, Measured, bootstrap, cider, evaluate
+from sca_caption.evaluation.caption_metrics import MetricStatistics, bootstrap, evaluate, mean_metric
+from sca_caption.evaluation.cider import Cider, cider
 from sca_caption.evaluation.meteor_spice import Meteor, Unavailable, find_java, meteor, plain_path, spice
+from sca_caption.evaluation.rouge import common_subsequence_length, rouge_l
 from sca_caption.runtime.errors import UserError
 
 WORDS = ["a", "the", "man", "dog", "cat", "in", "on", "park", "runs", "sits", "big", "red", "blue", "and"]
@@ -96,7 +96,7 @@ def test_cider_of_words_that_every_image_has_is_zero():
 def test_cider_needs_a_candidate_and_a_reference_for_every_image():
     with pytest.raises(ValueError, match="2 candidates for references of 1 images"):
         cider([["a"], ["b"]], [[["a"]]])
-    with pytest.raises(ValueError, match="at least one reference"):
+    with pytest.raises(ValueError, match="reference"):
         cider([["a"]], [[]])
 
 
@@ -105,7 +105,8 @@ def test_cider_needs_no_package_that_training_may_lack():
     code = f"""
 import sys
 sys.modules |= dict.fromkeys({absent!r})  # importing them fails
-from sca_caption.evaluation.caption_metrics import cider, ptb_tokenize
+from sca_caption.evaluation.cider import cider
+from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
 sentences = [ptb_tokenize("Dogs can't run."), ptb_tokenize("A red cat sits.")]
 print(cider(sentences, [[sentence] for sentence in sentences]))
 """
@@ -147,16 +148,17 @@ def test_common_words_equal_brute_force(seed):
     for _ in range(40):
         one, other = (rng.choices("abcd", k=rng.randint(1, 9)) for _ in range(2))
         places = {word: sum(1 << i for i, w in enumerate(one) if w == word) for word in one}
-        assert metrics.common_words(places, len(one), other) == longest_common_subsequence(one, other)
+        assert common_subsequence_length(places, len(one), other) == longest_common_subsequence(one, other)
     long = [str(i) for i in range(100)]  # more bits than a machine's word has
-    assert metrics.common_words({word: 1 << i for i, word in enumerate(long)}, 100, long[::-1] + long) == 100
+    assert (
+        common_subsequence_length({word: 1 << i for i, word in enumerate(long)}, 100, long[::-1] + long)
+        == 100
+    )
 
 
 def test_rouge_l_of_what_has_no_words_is_that_of_pycocoevalcap():
     for text, sentences in [("", [""]), ("", ["a dog"]), ("a dog", [""]), ("a dog", ["", "dog a", "a  dog"])]:
-        assert metrics.rouge_l(text, sentences) == pytest.approx(
-            Rouge().calc_score([text], sentences), abs=1e-12
-        )
+        assert rouge_l(text, sentences) == pytest.approx(Rouge().calc_score([text], sentences), abs=1e-12)
 
 
 def test_bleu_equals_nltk(no_java):
@@ -217,7 +219,7 @@ def test_bootstrap_interval_equals_brute_force(no_java):
 
 def test_bootstrap_interval_of_a_mean_is_the_normal_one():
     images = np.random.default_rng(0).normal(50, 10, 1000)
-    low, high = bootstrap({"x": metrics.mean_of(images)}, 2000, 0)["x"]
+    low, high = bootstrap({"x": mean_metric(images)}, 2000, 0)["x"]
     half = 1.96 * images.std() / math.sqrt(1000)
     assert (low, high) == pytest.approx((images.mean() - half, images.mean() + half), abs=0.1)
 
@@ -322,7 +324,7 @@ def test_java_reads_and_answers_more_than_the_pipes_hold(fake_java):
 
 def test_paraphrases_that_cannot_be_read_are_a_reason(monkeypatch, tmp_path, fake_java):
     fake_java("")
-    monkeypatch.setattr(meteor_paraphrases, "filter_table", paraphrases.filter_table)
+    monkeypatch.setattr(meteor_paraphrases, "filter_table", meteor_paraphrases.filter_table)
     monkeypatch.setattr(java_metrics, "pycocoevalcap", lambda: tmp_path)
     (tmp_path / "meteor" / "data").mkdir(parents=True)
     table = tmp_path / "meteor" / "data" / "paraphrase-en.gz"
@@ -394,7 +396,7 @@ def test_without_pycocoevalcap_one_line_says_what_to_install(monkeypatch):
 
 
 def test_measured_numbers_add_up():
-    measured = Measured(
+    measured = MetricStatistics(
         np.array([[1.0, 1.0], [3.0, 1.0]]), lambda sums: sums[..., 0] / sums[..., 1], np.array([1, 3])
     )
     assert bootstrap({"x": measured}, 50, 0)["x"] == (1.0, 3.0)

@@ -16,7 +16,8 @@ from sca_caption.datasets.sources.records import Source
 from sca_caption.decoding.beam_search import beam_search
 from sca_caption.decoding.rules import bad_endings
 from sca_caption.decoding.stepper import Hypothesis
-from sca_caption.evaluation.caption_metrics import Cider, ngrams_of
+from sca_caption.evaluation.cider import Cider
+from sca_caption.evaluation.ngrams import count_ngrams
 from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
 from sca_caption.guidance.confidence import fit_confidence
 from sca_caption.guidance.consensus import ConsensusPredictor, ConsensusReranker, fit_consensus, mean_tfidf
@@ -146,7 +147,7 @@ def test_a_rating_is_the_unigram_part_of_cider():
     reranker = ConsensusReranker(idf)
     for image, text in itertools.product(range(3), ["dog red", "cat old", "runs men", "dog cat", "cat red"]):
         found = reranker.rate(expected, image, words.encode(text.split()))
-        wanted = cider.score_image(ngrams_of(ptb_tokenize(text)), cider.references[image])
+        wanted = cider.score_image(count_ngrams(ptb_tokenize(text)), cider.references[image])
         assert 1000 / 4 * found == pytest.approx(wanted, abs=1e-6)
 
 
