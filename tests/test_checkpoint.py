@@ -16,6 +16,7 @@ from sca_caption.checkpoint import Checkpoint
 from sca_caption.cli import average
 from sca_caption.config import ModelConfig
 from sca_caption.images import Transform
+from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.runtime.errors import UserError
 from sca_caption.training import weight_soup
@@ -318,11 +319,53 @@ def test_other_files(saved):
 
 
 def test_another_version(saved):
-    rewrite(saved, lambda text: text.update(format_version=3))
-    assert message(lambda: checkpoint.load(saved)) == (
-        f"{saved} has checkpoint format 3, this program reads 1 and 2; use the version of sca_caption that wrote it, "
-        "or train again"
+    rewrite(saved, lambda text: text.update(format_version=9))
+    error = message(lambda: checkpoint.load(saved))
+    assert str(saved) in error and "format 9" in error and "1, 2, 3" in error
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("version", "dtype"), [(1, "float32"), (2, "int8")])
+def test_earlier_formats_load_with_their_guides(version, dtype, tmp_path):
+    """Versions 1 and 2 had each guide under a name of its own, and confidence among the metrics."""
+    from tests.helpers.guided_captioners import guided_checkpoint, pixels
+
+    given = guided_checkpoint()
+    checkpoint.save(tmp_path / "new.pt", given, dtype)
+    with safe_open(tmp_path / "new.pt", "pt") as file:
+        text = json.loads(file.metadata()["sca_caption"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+    old_names = {
+        "guides.objects.": "objects.",
+        "guides.consensus.": "consensus.",
+        "guides.presence.": "subjects.",
+    }
+    renamed = {
+        "center": "centre",
+        "down.weight": "narrow.weight",
+        "up.weight": "widen.weight",
+        "up.bias": "widen.bias",
+    }
+    old = {}
+    for key, value in tensors.items():
+        for new_prefix, old_prefix in old_names.items():
+            if new_prefix in key:
+                start, rest = key.split(new_prefix)
+                rest = rest if old_prefix == "objects." else renamed.get(rest, rest)
+                key = start + old_prefix + rest
+                break
+        old[key] = value
+    guides = text.pop("guides")
+    text |= {"format_version": version, "objects": guides["objects"], "consensus": guides["consensus"]}
+    text["subjects"] = guides["presence"]
+    text["metrics"] |= {"confidence_slope": 2.0, "confidence_intercept": 1.5, "confidence_consensus": 4.0}
+    save_file(old, tmp_path / "old.pt", {"sca_caption": json.dumps(text)})
+    loaded = checkpoint.load(tmp_path / "old.pt")
+    assert loaded.metrics == given.metrics and list(loaded.guides) == list(given.guides)
+    expected, found = (
+        CaptionPipeline.load(tmp_path / name).caption_batch(pixels(4)) for name in ("new.pt", "old.pt")
     )
+    assert found == expected and found[0][0].confidence is not None
 
 
 def test_settings_of_a_newer_version(saved):

@@ -75,7 +75,9 @@ def captions_of_the_exported_model(folder: Path) -> dict:
     export(folder, load(), dtypes=["float32"])
     pipeline = load_pipeline(folder)
     found = {"beam": numbers(Captioner(pipeline).stream(PHOTOGRAPHS.values()))}
-    found["force_words"] = numbers(Captioner(pipeline).stream(PHOTOGRAPHS.values(), **SEARCHES["force_words"]))
+    found["force_words"] = numbers(
+        Captioner(pipeline).stream(PHOTOGRAPHS.values(), **SEARCHES["force_words"])
+    )
     return found
 
 

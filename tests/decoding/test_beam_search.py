@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sca_caption.config import SearchConfig
-from sca_caption.decoding.beam_search import beam_search, greedy, best_reachable_score
+from sca_caption.decoding.beam_search import beam_search, best_reachable_score, greedy
 from sca_caption.decoding.rules import repeated_ngrams
 from sca_caption.decoding.stepper import Hypothesis
 from sca_caption.vocab import BOS, EOS, PAD, UNK

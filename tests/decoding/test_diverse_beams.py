@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sca_caption.decoding.beam_search import Beams, Finished, beam_search, _hypotheses
+from sca_caption.decoding.beam_search import Beams, Finished, _hypotheses, beam_search
 from sca_caption.decoding.stepper import Hypothesis
 from sca_caption.vocab import BOS, EOS, PAD, UNK
 from tests.helpers.toy_decoder import ToyRNN, made_images, same

@@ -19,7 +19,7 @@ from sca_caption.evaluation import meteor_paraphrases
 from sca_caption.evaluation import meteor_spice as java_metrics
 from sca_caption.evaluation.caption_metrics import MetricStatistics, bootstrap, evaluate, mean_metric
 from sca_caption.evaluation.cider import Cider, cider
-from sca_caption.evaluation.meteor_spice import Meteor, Unavailable, find_java, meteor, plain_path, spice
+from sca_caption.evaluation.meteor_spice import Meteor, Unavailable, ascii_path, find_java, meteor, spice
 from sca_caption.evaluation.rouge import common_subsequence_length, rouge_l
 from sca_caption.runtime.errors import UserError
 
@@ -303,13 +303,13 @@ def test_a_java_program_that_stops_early_or_never_leaves_nothing_hanging(fake_ja
 @pytest.mark.slow
 def test_many_images_are_shared_out_in_order(fake_java, monkeypatch):
     fake_java("import os\nfor line in sys.stdin: print(len(line), os.getpid(), '1 ' * 21)")
-    monkeypatch.setattr(java_metrics, "LINES_EACH", 3)
+    monkeypatch.setattr(java_metrics, "IMAGES_PER_PROGRAM", 3)
     monkeypatch.setattr(java_metrics, "usable_cores", lambda: 3)
     candidates = ["a" * length for length in range(1, 12)]
     found = meteor_statistics(candidates, [["a dog"]] * 11)
     assert [length - found[0, 0] for length in found[:, 0]] == list(range(11))
     assert [np.count_nonzero(found[:, 1] == process) for process in dict.fromkeys(found[:, 1])] == [4, 4, 3]
-    monkeypatch.setattr(java_metrics, "LINES_EACH", 6)
+    monkeypatch.setattr(java_metrics, "IMAGES_PER_PROGRAM", 6)
     assert len(set(meteor_statistics(candidates, [["a dog"]] * 11)[:, 1])) == 1
 
 
@@ -325,7 +325,7 @@ def test_java_reads_and_answers_more_than_the_pipes_hold(fake_java):
 def test_paraphrases_that_cannot_be_read_are_a_reason(monkeypatch, tmp_path, fake_java):
     fake_java("")
     monkeypatch.setattr(meteor_paraphrases, "filter_table", meteor_paraphrases.filter_table)
-    monkeypatch.setattr(java_metrics, "pycocoevalcap", lambda: tmp_path)
+    monkeypatch.setattr(java_metrics, "pycocoevalcap_folder", lambda: tmp_path)
     (tmp_path / "meteor" / "data").mkdir(parents=True)
     table = tmp_path / "meteor" / "data" / "paraphrase-en.gz"
     with pytest.raises(Unavailable, match=r"its paraphrases cannot be read or copied \(.*No such file"):
@@ -358,22 +358,22 @@ def test_java_is_sought_in_java_home_then_on_the_path_and_must_run(monkeypatch, 
 def test_meteor_runs_from_a_path_with_spaces(tmp_path):
     folder = tmp_path / "my folder é" / "meteor"
     folder.mkdir(parents=True)
-    with plain_path(folder) as plain:
+    with ascii_path(folder) as plain:
         assert " " not in str(plain) and "é" not in str(plain)
         assert plain.samefile(folder)
     assert not plain.exists()
-    with plain_path(tmp_path) as plain:
+    with ascii_path(tmp_path) as plain:
         assert plain == tmp_path
 
 
 def test_spice_without_its_jars_says_how_to_get_them(monkeypatch, tmp_path):
-    monkeypatch.setattr(java_metrics, "pycocoevalcap", lambda: tmp_path)
+    monkeypatch.setattr(java_metrics, "pycocoevalcap_folder", lambda: tmp_path)
     with pytest.raises(Unavailable, match=r"stanford-corenlp-3\.6\.0\.jar is not in .*get_stanford_models"):
         spice(["a"], [["a"]])
 
 
 def test_spice_reads_the_program_s_scores_in_any_order(monkeypatch, tmp_path, fake_java):
-    monkeypatch.setattr(java_metrics, "pycocoevalcap", lambda: tmp_path)
+    monkeypatch.setattr(java_metrics, "pycocoevalcap_folder", lambda: tmp_path)
     (tmp_path / "spice" / "lib").mkdir(parents=True)
     for name in ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar"):
         (tmp_path / "spice" / "lib" / name).touch()

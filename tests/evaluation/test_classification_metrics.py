@@ -12,7 +12,7 @@ from sca_caption.evaluation.classification_metrics import (  # fmt: skip
     best_mean,
     most_confused,
     score,
-    wilson,
+    wilson_interval,
     worst_classes,
 )
 
@@ -67,14 +67,14 @@ def test_a_diverged_model_is_right_by_chance_only():
 
 
 def test_wilson():
-    assert wilson(8, 10) == (pytest.approx(49.02, abs=0.01), pytest.approx(94.33, abs=0.01))
-    assert wilson(0, 10) == (0, pytest.approx(27.75, abs=0.01))
-    assert wilson(10, 10) == (pytest.approx(100 - 27.75, abs=0.01), pytest.approx(100))
+    assert wilson_interval(8, 10) == (pytest.approx(49.02, abs=0.01), pytest.approx(94.33, abs=0.01))
+    assert wilson_interval(0, 10) == (0, pytest.approx(27.75, abs=0.01))
+    assert wilson_interval(10, 10) == (pytest.approx(100 - 27.75, abs=0.01), pytest.approx(100))
 
 
 @pytest.mark.parametrize(("right", "count"), [(1, 7), (30, 40), (9000, 10000)])
 def test_the_bounds_of_wilson_are_where_the_score_test_just_rejects(right, count):
-    for bound in wilson(right, count):
+    for bound in wilson_interval(right, count):
         share = bound / 100
         z = abs(right / count - share) / math.sqrt(share * (1 - share) / count)
         assert z == pytest.approx(1.96, abs=1e-4)

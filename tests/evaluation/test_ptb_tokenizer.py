@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from sca_caption.evaluation.meteor_spice import Unavailable, find_java, pycocoevalcap
+from sca_caption.evaluation.meteor_spice import Unavailable, find_java, pycocoevalcap_folder
 from sca_caption.evaluation.ptb_tokenizer import PUNCTUATION, ptb_tokenize
 
 # (caption, the words that the Java program gave for it, joined by spaces)
@@ -151,7 +151,7 @@ def test_random_captions_are_tokenized_as_by_the_java_program():
     except Unavailable as reason:
         pytest.skip(str(reason))
     captions = [caption for caption, _ in HARD] + list(random_captions(4000))
-    jar = pycocoevalcap() / "tokenizer" / "stanford-corenlp-3.4.1.jar"
+    jar = pycocoevalcap_folder() / "tokenizer" / "stanford-corenlp-3.4.1.jar"
     # A word between the captions, as the program may take the next line for the continuation of a sentence.
     done = subprocess.run(
         [java, "-cp", jar, "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase"],

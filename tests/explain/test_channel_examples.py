@@ -23,7 +23,7 @@ def test_the_images_that_excite_most(tiny_checkpoint, data):
     pipeline, rows = CaptionPipeline.load(tiny_checkpoint, batch_size=3), data.indices("train")
     found = find_examples(pipeline, data)
     assert found.looked_at == len(rows) == 7
-    maps = [attended_maps(pipeline.model, stack([data.image(row)])) for row in rows]
+    maps = [attended_maps(pipeline.sca_cnn, stack([data.image(row)])) for row in rows]
     for layer, examples in enumerate(found.layers):
         for channel in range(0, examples.rows.shape[1], 7):
             values = [float(of_image[layer][0, channel].max()) for of_image in maps]

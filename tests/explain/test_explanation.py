@@ -26,7 +26,7 @@ def test_an_explanation_is_of_the_caption_that_is_found(pipeline, photos):
     found = explain(pipeline, photos[0])
     assert found.caption == wanted.captions[0] and " ".join(found.words) == found.caption.text
     np.testing.assert_array_equal(found.trace.layers[0].spatial, wanted.trace.layers[0].spatial)
-    maps = attended_maps(pipeline.model, stack([load(photos[0], pipeline.transform)]))
+    maps = attended_maps(pipeline.sca_cnn, stack([load(photos[0], pipeline.transform)]))
     assert len(found.maps) == len(found.trace.layers) == 2
     for mine, whole in zip(found.maps, maps, strict=True):
         np.testing.assert_array_equal(mine, whole[0])
@@ -46,7 +46,7 @@ def test_a_given_caption_is_traced_in_its_place(pipeline, photos):
 
 def test_words_that_the_model_lacks_are_named(pipeline, photos):
     text = message(lambda: explain(pipeline, photos[0], "a zebra in the water, and a giraffe"))
-    assert text == "the model does not know and, giraffe, zebra; say it in other words"
+    assert "and, giraffe, zebra" in text
     assert "has no words" in message(lambda: explain(pipeline, photos[0], " ... "))
 
 
@@ -87,6 +87,7 @@ def test_numbers_go_through_json_and_sum_to_one(kinds):
     assert all(len(repr(value).replace(".", "").strip("0")) <= 8 for value in found["probabilities"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["png", "svg", "pdf", "gif"])
 def test_the_same_explanation_gives_the_same_bytes(kind, tmp_path):
     made, files = made_explanation(words=("a", "dog")), [tmp_path / f"{name}.{kind}" for name in "ab"]

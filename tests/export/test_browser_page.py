@@ -391,7 +391,10 @@ def test_files_that_are_no_images_show_the_reason(page):
 
 def test_search_and_order(page):
     give(page, [file(f"{i}.png", content) for i, content in enumerate(pictures(6))])
-    names = lambda: page.locator(".file span").all_text_contents()  # noqa: E731
+
+    def names() -> list[str]:
+        return page.locator(".file span").all_text_contents()
+
     assert names() == [f"{i}.png" for i in range(5, -1, -1)]
     page.fill("#search", "4.PN")
     assert names() == ["4.png"]

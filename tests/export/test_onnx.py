@@ -1,5 +1,6 @@
 """Exported captioners: graphs and captions equal to PyTorch's, and what an exported folder must hold."""
 
+import copy
 import json
 import shutil
 import sys
@@ -10,7 +11,16 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tests.guidance.test_object_classifier import network, reading_both, speaking, tuned  # noqa: F401 (a fixture)
+from tests.helpers.guided_captioners import (
+    guided_checkpoint,
+    imagenet_network,
+    reading_both,
+    speaking,
+    tuned,
+)
+from tests.helpers.guided_captioners import (
+    pixels as larger_pixels,
+)
 from tests.helpers.lite_weights import lite_weights
 from tests.helpers.made_photos import message, photo
 from tests.helpers.tiny_captioner import TINY, TINY_WORDS, tiny_captioner
@@ -21,25 +31,26 @@ onnxruntime = pytest.importorskip("onnxruntime", reason="running a graph needs o
 from dataclasses import replace
 
 from sca_caption.checkpoint import Checkpoint
+from sca_caption.cli import export as program
 from sca_caption.config import SearchConfig
 from sca_caption.export import onnx_folder as exports
 from sca_caption.export import (
     onnx_graphs,
     onnx_int8,
 )
-from sca_caption.export.model_json import graph_path
-from sca_caption.export.onnx_captioner import OnnxCaptioner, OnnxCaptionPipeline
+from sca_caption.export.model_json import graph_path, upgrade
+from sca_caption.export.onnx_captioner import OnnxCaptioner, load_pipeline
 from sca_caption.export.onnx_folder import export
-from sca_caption.export.onnx_graphs import Nouns, graphs_of, layers_of, resizing
-from sca_caption.guidance.confidence import Calibration
-from sca_caption.guidance.consensus import fitted
-from sca_caption.guidance.hallucination import Subjects
+from sca_caption.export.onnx_graphs import FeatureGraph, graphs_of, layers_of, resizing
+from sca_caption.guidance.confidence import ConfidenceModel
+from sca_caption.guidance.consensus import fit_consensus
+from sca_caption.guidance.hallucination import PresenceClassifier
 from sca_caption.guidance.novel_objects import Limits
-from sca_caption.guidance.object_classifier import SIZE, original
+from sca_caption.guidance.object_classifier import SIZE, pretrained_classifier
 from sca_caption.images import Transform, fit
 from sca_caption.inference.batching import stack
-from sca_caption.inference.captioning import CaptionPipeline, read_by
-from sca_caption.models import quantization
+from sca_caption.inference.captioning import CaptionPipeline
+from sca_caption.inference.torch_captioner import TorchCaptioner
 from sca_caption.models.sca_cnn import State
 from sca_caption.vocab import Vocabulary
 
@@ -60,14 +71,19 @@ def pixels(count: int, size: int = 32) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def given():
-    metrics, model = Calibration(2.0, 1.5, 4.0).metrics(), tiny_captioner()
-    made = torch.Generator().manual_seed(0)
-    captions = torch.randint(4, len(WORDS), (40, 2, 5), generator=made).tolist()
+    model = tiny_captioner()
+    generator = torch.Generator().manual_seed(0)
+    captions = torch.randint(4, len(WORDS), (40, 2, 5), generator=generator).tolist()
     channels = model.backbone.channels[0]
-    consensus = fitted(torch.rand(40, channels, generator=made), captions, len(WORDS), rank=16, ridge=0.1)
-    subjects = Subjects((channels,), ("people", "dogs"))
-    torch.nn.init.normal_(subjects.classifier.weight, generator=made, std=4.0)
-    return Checkpoint(model, WORDS, Transform(size=32), metrics, consensus=consensus, subjects=subjects)
+    features = torch.rand(40, channels, generator=generator)
+    presence = PresenceClassifier((channels,), ("people", "dogs"))
+    torch.nn.init.normal_(presence.classifier.weight, generator=generator, std=4.0)
+    guides = {
+        "presence": presence,
+        "consensus": fit_consensus(features, captions, len(WORDS), rank=16, ridge=0.1),
+        "confidence": ConfidenceModel(2.0, 1.5, {"consensus": 4.0}),
+    }
+    return Checkpoint(model, WORDS, Transform(size=32), guides=guides)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +91,7 @@ def exported(given, tmp_path_factory):
     """A folder with float32 and int8, where small weights count as large."""
     folder = tmp_path_factory.mktemp("exported") / "model"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quantization, "LARGE", 64)
+        patch.setattr(onnx_int8, "LARGE", 64)
         export(folder, given)
     return folder
 
@@ -86,7 +102,8 @@ def exported(given, tmp_path_factory):
 @pytest.mark.parametrize("mode", CASES)
 def test_graphs_compute_what_the_captioner_does(mode):
     model = tiny_captioner(config=replace(TINY, attention=mode, layers=CASES[mode]))
-    graphs = graphs_of(model, None, 32)
+    captioner = TorchCaptioner([model], {}, WORDS, len(WORDS), Transform(32), torch.device("cpu"))
+    graphs = graphs_of(captioner)
     sessions = {name: onnxruntime.InferenceSession(graph.file) for name, graph in graphs.items()}
     inputs = ["map_0", "map_1"] if mode == "C-S" else ["map_0"]
     inputs += ["keys"] if mode.startswith("S") else []
@@ -151,7 +168,7 @@ def test_no_graph_says_where_it_was_made(exported):
     ],
 )
 def test_captions_are_pytorchs(given, exported, search):
-    theirs, ours = CaptionPipeline.load(given, search=search), OnnxCaptionPipeline(exported, search=search)
+    theirs, ours = CaptionPipeline.load(given, search=search), load_pipeline(exported, search=search)
     x = pixels(6)
     wanted, found = theirs.caption_batch(x), ours.caption_batch(x)
     assert len({caption.text for captions in wanted for caption in captions}) > 1
@@ -159,25 +176,25 @@ def test_captions_are_pytorchs(given, exported, search):
         assert [caption.text for caption in a] == [caption.text for caption in b]
         assert [caption.score for caption in a] == pytest.approx([caption.score for caption in b], abs=1e-4)
         assert a[0].confidence == pytest.approx(b[0].confidence, abs=1e-4)
-        assert a[0].consensus == pytest.approx(b[0].consensus, abs=1e-4)
+        assert a[0].ratings["consensus"] == pytest.approx(b[0].ratings["consensus"], abs=1e-4)
         (alone,) = ours.caption_batch(x[row : row + 1])
         assert [caption.text for caption in alone] == [caption.text for caption in a]
 
 
 def test_words_that_must_come_come(given, exported):
     x = pixels(3)
-    found = OnnxCaptionPipeline(exported, force_words=["dog", "ball/water"]).caption_batch(x)
+    found = load_pipeline(exported, force_words=["dog", "ball/water"]).caption_batch(x)
     wanted = CaptionPipeline.load(given, force_words=["dog", "ball/water"]).caption_batch(x)
     assert [captions[0].text for captions in found] == [captions[0].text for captions in wanted]
     assert all("dog" in captions[0].text for captions in found)
-    assert "'owl'" in message(lambda: OnnxCaptionPipeline(exported, force_words=["owl"]))
+    assert "'owl'" in message(lambda: load_pipeline(exported, force_words=["owl"]))
 
 
 def test_files_are_captioned_in_order(given, exported, photos):
     paths = [*photos, photos[0].with_name("missing.jpg")]
     found, wanted = (
         list(each.stream(paths))
-        for each in (OnnxCaptionPipeline(exported, batch_size=3), CaptionPipeline.load(given))
+        for each in (load_pipeline(exported, batch_size=3), CaptionPipeline.load(given))
     )
     assert [result.item for result in found] == paths and "no such file" in str(found[-1].error)
     assert [r.captions[0].text for r in found[:-1]] == [r.captions[0].text for r in wanted[:-1]]
@@ -185,7 +202,7 @@ def test_files_are_captioned_in_order(given, exported, photos):
 
 def test_attention_of_a_step_can_be_read(exported):
     captioner = OnnxCaptioner.load(exported)
-    state = captioner.start(pixels(2)).select(torch.tensor([1, 0, 1]))
+    state = captioner.start(pixels(2), [])[0].select(torch.tensor([1, 0, 1]))
     assert len(state) == 3 and state.image.tolist() == [1, 0, 1]
     _, state = captioner.step(torch.tensor([1, 1, 1]), state)
     assert len(state.attention) == 2
@@ -201,7 +218,7 @@ def test_int8_is_close_and_small(exported):
 
     whole, small = (OnnxCaptioner.load(exported, dtype) for dtype in ("float32", "int8"))
     tokens = torch.arange(4, 10)
-    logits = [each.step(tokens, each.start(pixels(6)))[0] for each in (whole, small)]
+    logits = [each.step(tokens, each.start(pixels(6), [])[0])[0] for each in (whole, small)]
     assert (logits[0] - logits[1]).abs().max() < 0.1 * logits[0].std()
     assert not torch.equal(*logits)
     int8, float16 = onnx.TensorProto.INT8, onnx.TensorProto.FLOAT16
@@ -238,7 +255,7 @@ def test_1x1_convolutions_of_robust_graphs_are_int8(tmp_path, monkeypatch):
     )
     whole, small = tmp_path / "whole.onnx", tmp_path / "small.onnx"
     onnx.save(model, whole)
-    monkeypatch.setattr(quantization, "LARGE", 64)
+    monkeypatch.setattr(onnx_int8, "LARGE", 64)
     for robust, kind in ((False, TensorProto.FLOAT16), (True, TensorProto.INT8)):
         onnx_int8.quantize(whole, small, robust)
         kept = [x.data_type for x in onnx.load(small).graph.initializer if np.prod(x.dims) >= 64]
@@ -248,89 +265,170 @@ def test_1x1_convolutions_of_robust_graphs_are_int8(tmp_path, monkeypatch):
         assert np.abs(ours - theirs).max() < 0.03 * theirs.std()
 
 
-# ---- naming ----------------------------------------------------------------------------------------------------------
+# ---- guides ----------------------------------------------------------------------------------------------------------
+
+
+def described(folder: Path, name: str) -> dict:
+    about = json.loads((folder / "model.json").read_text())
+    return next(each for each in about["guides"] if each["name"] == name)
 
 
 @pytest.fixture(scope="module")
-def named(network):  # noqa: F811
+def guided():
+    return guided_checkpoint()
+
+
+@pytest.fixture(scope="module")
+def guided_folder(guided, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("guided") / "model"
+    export(folder, guided, dtypes=["float32"])
+    return folder
+
+
+def test_guides_are_described(guided, guided_folder):
+    about = json.loads((guided_folder / "model.json").read_text())
+    pipeline = CaptionPipeline.load(guided)
+    assert [each["name"] for each in about["guides"]] == [guide.name for guide in pipeline.guides]
+    assert about["words"] == list(pipeline.vocabulary) and about["vocabulary_size"] == len(guided.vocabulary)
+    assert about["inputs"] == about["inputs"] | {"trunk": ["images", "features"], "objects": ["images"]}
+    lexicon, objects = pipeline.guides[0], described(guided_folder, "objects")
+    assert {name: objects[name] for name in vars(Limits())} == vars(Limits()) and objects["max_groups"] == 3
+    assert [noun["name"] for noun in objects["nouns"]] == [noun.name for noun in lexicon.nouns]
+    again = load_pipeline(guided_folder).guides[0]
+    assert again.groups == lexicon.groups and list(again.new_words) == list(lexicon.new_words)
+    forms = torch.zeros(len(about["words"]), dtype=torch.bool)
+    forms[[word for group in lexicon.groups for word in group]] = True
+    for (after, wrong), (word, mask) in zip(
+        again.disagreeing.items(), lexicon.disagreeing.items(), strict=True
+    ):
+        assert after == word and torch.equal(wrong, mask & forms)
+
+
+def test_predictions_are_pytorchs(guided, guided_folder):
+    ours, theirs, x = load_pipeline(guided_folder), CaptionPipeline.load(guided), larger_pixels(6)
+    with torch.inference_mode():
+        _, found = ours.model.start(x, ours.guides)
+        _, wanted = theirs.model.start(x, theirs.guides)
+    assert set(found) == set(wanted) == {"objects", "presence", "consensus"}
+    assert wanted["objects"].max() > Limits.threshold
+    # A network that its own images barely move: centring enlarges rounding.
+    assert_close(found["objects"], wanted["objects"], rtol=1e-3, atol=1e-4)
+    assert_close(found["consensus"], wanted["consensus"], rtol=2e-2, atol=2e-2)
+
+
+def test_nouns_are_inserted_as_in_pytorch(tmp_path):
     words = Vocabulary(["a", "dog", "cat", "on", "is", "in"])
+    network = imagenet_network()
     model = speaking(network, words)
-    return Checkpoint(model, words, Transform(64), objects=original(network.state_dict(), model.backbone))
-
-
-def test_objects_are_named_alike(named, tmp_path):
+    objects = pretrained_classifier(network.state_dict(), model.backbone)
+    given = Checkpoint(model, words, Transform(64), guides={"objects": objects})
     folder = tmp_path / "model"
-    export(folder, named, dtypes=["float32"])
+    export(folder, given, dtypes=["float32"])
     about = json.loads((folder / "model.json").read_text())
-    assert about["naming"].pop("most_groups") == 3 and about["known"] == len(named.vocabulary)
-    assert {name: about["naming"][name] for name in vars(Limits())} == vars(Limits())
-    about["naming"] |= {"room": 1e9, "most_groups": 3}  # any caption with the noun will do
+    about["guides"][0]["margin"] = 1e9  # any caption with the noun will do
     (folder / "model.json").write_text(json.dumps(about))
     torch.manual_seed(0)
     x = torch.randint(256, (6, 3, 64, 64), dtype=torch.uint8)
-    theirs, ours, without = (
-        CaptionPipeline.load(named),
-        OnnxCaptionPipeline(folder),
-        OnnxCaptionPipeline(folder, objects=False),
-    )
-    theirs.namer.limits = Limits(room=1e9)
-    assert about["words"] == list(theirs.namer.vocabulary)
-    with torch.inference_mode():
-        wanted = theirs.namer.probabilities(theirs.encode(x)[1])
-        assert wanted.max() > Limits.threshold
-        assert_close(ours.model.start(x).probabilities, wanted, rtol=1e-3, atol=1e-5)
-        assert without.model.start(x, objects=False).probabilities is None
-    texts = [[captions[0].text for captions in each.caption_batch(x)] for each in (theirs, ours, without)]
-    assert texts[0] == texts[1] and texts[1] != texts[2]
-    nouns = about["naming"]["nouns"]
-    assert [noun["name"] for noun in nouns] == [noun.name for noun in theirs.namer.nouns]
-    assert all(noun["name"] in about["words"] and noun["group"] for noun in nouns)
-    for (after, wrong), (word, mask) in zip(
-        about["naming"]["agreement"], theirs.namer.agreement.items(), strict=True
-    ):
-        groups = {index for noun in nouns for index in noun["group"]}
-        assert after == word and set(wrong) == groups & set(mask.nonzero().flatten().tolist())
-
-
-def test_ranking_reads_what_the_classifier_saw(network, tmp_path):  # noqa: F811
-    words = Vocabulary(["a", "dog", "cat", "on", "is", "in"])
-    model = speaking(network, words, 0)
-    objects = original(lite_weights(), model.backbone, size=64)
-    whole = Checkpoint(model, words, Transform(64), objects=objects, consensus=reading_both(words))
-    export(tmp_path / "model", whole, dtypes=["float32"])
-    about = json.loads((tmp_path / "model" / "model.json").read_text())
-    assert about["inputs"] == about["inputs"] | {"trunk": ["images", "seen"], "objects": ["images"]}
-    x = pixels(6, 64)
-    search = SearchConfig(num_captions=5, rerank_weight=50.0)
-    theirs, ours, without = (
-        CaptionPipeline.load(whole, search=search),
-        OnnxCaptionPipeline(tmp_path / "model", search=search),
-        OnnxCaptionPipeline(tmp_path / "model", search=search, objects=False),
-    )
-    with torch.inference_mode():
-        encoded, seen = theirs.encode(x)
-        state = without.model.start(x, objects=False)
-    assert_close(state.expected, read_by(theirs.consensus, encoded[0], seen), rtol=1e-3, atol=1e-4)
-    texts = [[[each.text for each in captions] for captions in y.caption_batch(x)] for y in (theirs, ours)]
+    theirs, ours = CaptionPipeline.load(given), load_pipeline(folder)
+    theirs.guides[0].limits = Limits(margin=1e9)
+    texts = [[captions[0].text for captions in each.caption_batch(x)] for each in (theirs, ours)]
     assert texts[0] == texts[1]
-    assert [each[0].consensus for each in without.caption_batch(x)] == pytest.approx(
-        [each[0].consensus for each in CaptionPipeline.load(whole, search=search, objects=False).caption_batch(x)],
-        abs=1e-3,
+    plain = [captions[0].text for captions in CaptionPipeline.load(given, objects=False).caption_batch(x)]
+    assert texts[1] != plain
+    off = (load_pipeline(folder, objects=False), ours.with_search(ours.search, objects=False))
+    for without in off:  # also of a pipeline that was loaded with them
+        assert [captions[0].text for captions in without.caption_batch(x)] == plain
+
+
+def test_reranking_reads_the_features(tmp_path):
+    words = Vocabulary(["a", "dog", "cat", "on", "is", "in"])
+    model = speaking(imagenet_network(), words, 0)
+    objects = pretrained_classifier(lite_weights(), model.backbone, size=64)
+    whole = Checkpoint(
+        model, words, Transform(64), guides={"objects": objects, "consensus": reading_both(words)}
     )
+    export(tmp_path / "model", whole, dtypes=["float32"])
+    x, search = larger_pixels(6), SearchConfig(num_captions=5, rerank_weight=50.0)
+    for objects_on in (True, False):
+        theirs = CaptionPipeline.load(whole, search=search, objects=objects_on).caption_batch(x)
+        ours = load_pipeline(tmp_path / "model", search=search, objects=objects_on).caption_batch(x)
+        assert [[each.text for each in y] for y in ours] == [[each.text for each in y] for y in theirs]
+        ratings = [each[0].ratings["consensus"] for each in theirs]
+        assert [each[0].ratings["consensus"] for each in ours] == pytest.approx(ratings, abs=1e-3)
 
 
 @torch.inference_mode()
-def test_the_classifier_sees_images_at_its_own_size(network):  # noqa: F811
+def test_the_classifier_sees_images_at_its_own_size():
+    network = imagenet_network()
     model = tuned(network, 0)
-    objects = original(network.state_dict(), model.backbone, size=288)
-    pipeline = CaptionPipeline.load(
-        Checkpoint(model, Vocabulary(["a", "dog", "cat"]), Transform(288), objects=objects)
-    )
-    x = pixels(2, 288)
-    _, seen = pipeline.encode(x)
-    found, from_what = Nouns(model, pipeline.namer, 288)(x)
-    assert_close(from_what, seen, rtol=1e-3, atol=1e-5)
-    assert_close(found, pipeline.namer.probabilities(seen), rtol=1e-3, atol=1e-5)
+    objects = pretrained_classifier(network.state_dict(), model.backbone, size=288)
+    given = Checkpoint(model, Vocabulary(["a", "dog", "cat"]), Transform(288), guides={"objects": objects})
+    pipeline, x = CaptionPipeline.load(given), pixels(2, 288)
+    _, features = pipeline.model.encode(x, pipeline.guides)
+    found, from_graph = FeatureGraph(model, objects, 288)(x)
+    assert_close(from_graph, features, rtol=1e-3, atol=1e-5)
+    assert_close(found, objects(x, features), rtol=1e-3, atol=1e-5)
+
+
+def earlier_format(about: dict) -> dict:
+    """A description as format 4 had it."""
+    old = copy.deepcopy(about)
+    guides = {each.pop("name"): each for each in old.pop("guides")}
+    for new, name in (
+        ("vocabulary_size", "known"),
+        ("bad_endings", "never_last"),
+        ("conjunctions", "joining"),
+    ):
+        old[name] = old.pop(new)
+    old["search"]["sound_endings"] = old["search"].pop("remove_bad_endings")
+    old["search"]["consensus"] = old["search"].pop("rerank_weight")
+    objects = guides["objects"]
+    renamed = {"margin": "room", "margin_per_probability": "room_if_sure", "specific_share": "share"}
+    renamed |= {"max_groups": "most_groups", "disagreeing": "agreement"}
+    old["naming"] = {
+        renamed.get(name, name): value
+        for name, value in objects.items()
+        if name not in ("prediction", "new_words")
+    }
+    rules = guides["presence"]["rules"]
+    old["subjects"] = [{"words": r["words"], "least": r["threshold"], "main": r["primary"]} for r in rules]
+    old["consensus"] = {"idf": guides["consensus"]["idf"]}
+    curve = guides["confidence"]
+    old["calibration"] = {
+        "slope": curve["slope"], "intercept": curve["intercept"], "consensus": curve["ratings"]["consensus"]
+    }  # fmt: skip
+    return old | {"format_version": 4}
+
+
+def test_exports_of_the_earlier_format_are_read(guided_folder, tmp_path):
+    """Their graphs call predictions and features by other names."""
+    about = json.loads((guided_folder / "model.json").read_text())
+    names = {"noun_probabilities": "probabilities", "mention_rates": "shares", "features": "seen"}
+    upgraded = upgrade(earlier_format(about))
+    for new, old in zip(about["guides"], upgraded["guides"], strict=True):
+        assert old == new | {"prediction": names.get(new["prediction"], new["prediction"])}
+    import onnx
+
+    folder = tmp_path / "old"
+    shutil.copytree(guided_folder, folder)
+    for path in folder.glob("*.onnx"):
+        model = onnx.load(path)
+        for node in model.graph.node:
+            for values in (node.input, node.output):
+                for index, value in enumerate(values):
+                    values[index] = names.get(value, value)
+        for value in (*model.graph.input, *model.graph.output):
+            value.name = names.get(value.name, value.name)
+        onnx.save(model, path)
+    text = json.dumps(earlier_format(about))
+    for new, old in names.items():
+        text = text.replace(f'"{new}"', f'"{old}"')
+    (folder / "model.json").write_text(text)
+    x = larger_pixels(4)
+    wanted = load_pipeline(guided_folder).caption_batch(x)
+    found = load_pipeline(folder).caption_batch(x)
+    assert [[each.text for each in y] for y in found] == [[each.text for each in y] for y in wanted]
+    assert found[0][0].confidence == pytest.approx(wanted[0][0].confidence, abs=1e-6)
 
 
 # ---- folders ---------------------------------------------------------------------------------------------------------
@@ -340,35 +438,46 @@ def test_what_a_folder_holds(given, exported):
     names = sorted(str(path.relative_to(exported)) for path in exported.rglob("*") if path.is_file())
     assert names == ["int8/step.onnx", "int8/trunk.onnx", "model.json", "step.onnx", "trunk.onnx"]
     about = json.loads((exported / "model.json").read_text(encoding="utf-8"))
-    assert about.pop("words") == list(WORDS) and about.pop("known") == len(WORDS)
-    assert about.pop("never_last") == sorted(WORDS.encode(["a", "the", "in"]))  # "on" may: "looks on"
-    assert about.pop("joining") == []  # neither "and" nor "or" is among these words
+    assert about.pop("words") == list(WORDS) and about.pop("vocabulary_size") == len(WORDS)
+    assert about.pop("bad_endings") == sorted(WORDS.encode(["a", "the", "in"]))  # "on" may: "looks on"
+    assert about.pop("conjunctions") == []  # neither "and" nor "or" is among these words
     assert about.pop("search") == vars(SearchConfig())
     steps = ["tokens", "image", "hidden", "cell", "map_0"]
     attended = ["alpha_0", "beta_0", "alpha_1", "beta_1"]
     assert about.pop("inputs") == {"trunk": ["images"], "step": steps}
     assert about.pop("outputs") == {
-        "trunk": ["map_0", "hidden", "cell", "expected", "shares"],
+        "trunk": ["map_0", "hidden", "cell", "mention_rates", "expected"],
         "step": ["logits", "hidden_after", "cell_after", *attended],
     }
     layer = {"height": 8, "width": 8, "channels": 64, "spatial": True, "channel": True}
     assert about.pop("layers") == [{"name": "layer1.0"} | layer, {"name": "layer1.1"} | layer]
     assert about.pop("source")["checkpoint"] == "captioner.safetensors"
     assert about == {
-        "format_version": 4,
+        "format_version": 5,
         "bos": 1,
         "eos": 2,
         "pad": 0,
         "unk": 3,
         "transform": {"size": 32, "mode": "resize"},
         "dtypes": ["float32", "int8"],
-        "calibration": {"slope": 2.0, "intercept": 1.5, "consensus": 4.0},
-        "consensus": {"idf": given.consensus.idf.tolist()},
-        "subjects": [
-            {"words": WORDS.encode(["man", "woman"]), "least": 0.3, "main": True},
-            {"words": WORDS.encode(["dog"]), "least": 0.1, "main": True},
+        "guides": [
+            {
+                "name": "presence",
+                "prediction": "mention_rates",
+                "rules": [
+                    {"words": WORDS.encode(["man", "woman"]), "threshold": 0.3, "primary": True},
+                    {"words": WORDS.encode(["dog"]), "threshold": 0.1, "primary": True},
+                ],
+            },
+            {"name": "consensus", "prediction": "expected", "idf": given.guides["consensus"].idf.tolist()},
+            {
+                "name": "confidence",
+                "prediction": None,
+                "slope": 2.0,
+                "intercept": 1.5,
+                "ratings": {"consensus": 4.0},
+            },
         ],
-        "naming": None,
     }
 
 
@@ -387,7 +496,7 @@ def test_a_part_that_is_missing_is_named(exported, change, said, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(exported, folder)
     change(folder)
-    assert said in message(lambda: OnnxCaptionPipeline(folder))
+    assert said in message(lambda: load_pipeline(folder))
 
 
 def test_int8_that_was_not_written(given, exported, tmp_path):
@@ -401,21 +510,21 @@ def test_int8_that_was_not_written(given, exported, tmp_path):
 def test_the_program_writes_a_folder_and_replaces_it(tiny_checkpoint, tmp_path, capsys):
     folder = tmp_path / "made" / "model"
     for _ in range(2):
-        assert export.main(["--output", str(folder), "--checkpoint", str(tiny_checkpoint)]) == 0
+        assert program.main(["--output", str(folder), "--checkpoint", str(tiny_checkpoint)]) == 0
         assert "step.onnx\t" in capsys.readouterr().err
-        assert OnnxCaptionPipeline(folder).model.description["source"]["checkpoint"] == "best.pt"
+        assert load_pipeline(folder).model.description["source"]["checkpoint"] == "best.pt"
         assert [path.name for path in folder.parent.iterdir()] == ["model"]
 
 
 def test_other_folders_are_refused_before_any_work(given, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(onnx_graphs, "graphs_of", lambda *_: pytest.fail("too late"))
+    monkeypatch.setattr(exports, "graphs_of", lambda *_: pytest.fail("too late"))
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(b"")
     said = message(lambda: export(tmp_path / "photos", given))
     assert said.endswith("photos holds other files; name a new folder, or an empty one")
     assert "it is a file, name a folder" in message(lambda: export(tmp_path / "photos" / "a.jpg", given))
     assert [path.name for path in tmp_path.rglob("*")] == ["photos", "a.jpg"]
-    assert export.main(["--output", str(tmp_path / "x"), "--checkpoint", "missing.pt"]) == 2
+    assert program.main(["--output", str(tmp_path / "x"), "--checkpoint", "missing.pt"]) == 2
     assert "missing.pt" in capsys.readouterr().err and not (tmp_path / "x").exists()
 
 
@@ -428,8 +537,8 @@ def test_a_failure_leaves_what_was_there(given, exported, error, tmp_path, monke
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(onnx_graphs, "layers_of", fail)
-    monkeypatch.setattr(onnx_graphs, "graphs_of", lambda *_: {"trunk": onnx_graphs.Graph(b"half", [], [])})
+    monkeypatch.setattr(exports, "layers_of", fail)
+    monkeypatch.setattr(exports, "graphs_of", lambda *_: {"trunk": onnx_graphs.Graph(b"half", [], [])})
     if isinstance(error, OSError):
         assert "No space left on device" in message(lambda: export(folder, given, dtypes=["float32"]))
     else:

@@ -8,8 +8,9 @@ import torch
 
 from sca_caption import checkpoint, images
 from sca_caption.config import SearchConfig
-from sca_caption.decoding import beam_search as decode
-from sca_caption.inference.captioning import CaptionPipeline, settings_of
+from sca_caption.decoding.beam_search import beam_search
+from sca_caption.decoding.rules import bad_endings, conjunctions
+from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.runtime.errors import UserError
 
 
@@ -20,13 +21,21 @@ def pipeline(tiny_checkpoint):
     )
 
 
-def by_hand(path, loaded, **search):
+def by_hand(path, loaded, **settings):
     """Open, transform, encode and search one image with the layers below."""
     pixels = torch.from_numpy(images.load(path, loaded.transform)).permute(2, 0, 1)[None]
+    search = SearchConfig(**settings)
     with torch.inference_mode():
-        state = loaded.model.start(loaded.model.encode(pixels))
-        return decode.beam_search(
-            loaded.model, state, **settings_of(SearchConfig(**search), loaded.vocabulary)
+        return beam_search(
+            loaded.model,
+            loaded.model.start(loaded.model.encode(pixels)),
+            beam_size=search.beam_size,
+            num_captions=search.num_captions,
+            max_length=search.max_length,
+            length_penalty=search.length_penalty,
+            block_ngrams=search.block_ngrams,
+            bad_endings=bad_endings(loaded.vocabulary),
+            conjunctions=conjunctions(loaded.vocabulary),
         )[0]
 
 
@@ -75,7 +84,7 @@ def test_other_readers_and_features(pipeline, photos):
 
     def features(index):
         with torch.inference_mode():
-            encoded = pipeline.model.encode(torch.from_numpy(pixels[index]).permute(2, 0, 1)[None])
+            encoded = pipeline.sca_cnn.encode(torch.from_numpy(pixels[index]).permute(2, 0, 1)[None])
         return tuple(x[0].numpy() for x in encoded)
 
     found = [result.captions for result in pipeline.stream(range(7), features)]

@@ -10,7 +10,7 @@ import torch
 
 from sca_caption.decoding import sampling
 from sca_caption.decoding.teacher_forcing import padded
-from sca_caption.evaluation.caption_quality import dangles, quality, repeats
+from sca_caption.evaluation.caption_quality import has_bad_ending, quality, repeats
 from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
 from sca_caption.training.batches import Batch
 from sca_caption.training.caption_task import CaptionTask
@@ -216,7 +216,7 @@ def test_workers_return_rewards_in_order_and_end_with_the_program(processes):
 )
 def test_caption_quality(caption, repeated, dangling):
     words = caption.split()
-    assert (repeats(words), dangles(words)) == (repeated, dangling)
+    assert (repeats(words), has_bad_ending(words)) == (repeated, dangling)
     found = quality([words, ["a", "dog", "runs"], ["two", "dogs"]])
     assert astuple(found) == pytest.approx((100 * repeated / 3, 100 * dangling / 3, (len(words) + 5) / 3))
 
