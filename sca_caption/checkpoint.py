@@ -134,7 +134,7 @@ def load(path: str | Path | None = None, task: str = "caption") -> Checkpoint:
     if text.get("task", "caption") != task:
         raise UserError(f"{path} {_OTHER_TASK[task]}")
     vocabulary: Vocabulary | None = None
-    model: "SCACNN | Classifier"
+    model: SCACNN | Classifier
     if task == "caption":
         vocabulary = Vocabulary(text["words"])
         model = SCACNN(configs.from_dict(ModelConfig, text["config"]), len(vocabulary))

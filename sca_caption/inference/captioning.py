@@ -142,10 +142,8 @@ class CaptionPipeline:
         Raises UserError for a checkpoint that cannot be used and a device that does not exist.
         """
         several: Sequence[Checkpoint | str | Path | None]
-        if checkpoint is None or isinstance(checkpoint, Checkpoint | str | Path):
-            several = [checkpoint]
-        else:
-            several = checkpoint
+        single = checkpoint is None or isinstance(checkpoint, Checkpoint | str | Path)
+        several = [checkpoint] if single else checkpoint  # type: ignore[list-item,assignment]
         loaded = [each if isinstance(each, Checkpoint) else checkpoints.load(each) for each in several]
         require_same_inputs(several, loaded)
         model, guides = TorchCaptioner.from_checkpoints(loaded, find_device(device))

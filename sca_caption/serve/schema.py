@@ -57,7 +57,7 @@ class Attention(BaseModel):
     """Where and at what the model looked."""
 
     region: tuple[float, float, float, float] = Field(
-        description="the part of the photograph that the model saw: left, top, width and height, as fractions of its sides"
+        description="the part that the model saw: left, top, width and height, as fractions of the photograph"
     )
     layers: list[Layer]
 

@@ -8,7 +8,7 @@ import pytest
 
 from sca_caption.evaluation import confusion_plot
 from sca_caption.evaluation.classification_metrics import score
-from sca_caption.evaluation.confusion_plot import NAMED, save_confusion
+from sca_caption.evaluation.confusion_plot import MAX_NAMES, save_confusion
 from sca_caption.runtime.errors import UserError
 from sca_caption.runtime.figures import check_figure, shortened
 
@@ -46,11 +46,11 @@ def test_no_counts_from_21_classes_on(tmp_path):
 
 @pytest.mark.slow
 def test_a_hundred_and_one_classes_are_named_and_more_are_numbered(tmp_path):
-    for count in (101, NAMED + 1):
+    for count in (101, MAX_NAMES + 1):
         names = [f"kind {index}" for index in range(count)]
         found = drawn(tmp_path / "c.svg", list(range(count)), list(range(count)), names)
         assert (names[50] in found) == (count == 101)
-        assert ("truth (number of the class)" in found) == (count > NAMED)
+        assert ("truth (number of the class)" in found) == (count > MAX_NAMES)
         assert len(found) < 300
 
 

@@ -1,4 +1,4 @@
-"""Captioners on a MobileNetV2 with random weights, and every guide that a checkpoint can hold, for images of 64 pixels."""
+"""Captioners on a random MobileNetV2 for images of 64 pixels, and every guide that a checkpoint can hold."""
 
 import torch
 from torch import Tensor
