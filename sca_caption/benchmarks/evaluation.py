@@ -39,7 +39,7 @@ from sca_caption.evaluation.caption_metrics import (
     tokenize_captions,
 )
 from sca_caption.evaluation.cider import cider
-from sca_caption.evaluation.meteor_spice import Meteor, Unavailable, find_java, pycocoevalcap
+from sca_caption.evaluation.meteor_spice import Meteor, Unavailable, find_java, pycocoevalcap_folder
 from sca_caption.evaluation.rouge import rouge_l
 from sca_caption.runtime.devices import usable_cores
 from sca_caption.runtime.errors import UserError
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     require(arguments, "images", min(arguments.images) >= 2, "at least 2")
     require(arguments, "rounds", arguments.rounds >= 1, "at least 1")
-    pycocoevalcap()
+    pycocoevalcap_folder()
     try:
         folder = str(find_java().parent)
     except Unavailable as reason:

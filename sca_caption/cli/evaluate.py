@@ -117,9 +117,9 @@ def run(argv: list[str] | None, processes: Processes) -> int:
 
 def check(arguments: argparse.Namespace) -> None:
     """Raise UserError for mistakes that are known before any work."""
-    from sca_caption.evaluation.meteor_spice import pycocoevalcap
+    from sca_caption.evaluation.meteor_spice import pycocoevalcap_folder
 
-    pycocoevalcap()
+    pycocoevalcap_folder()
     if arguments.nltk:
         from sca_caption.evaluation.nltk_bleu import require_nltk
 

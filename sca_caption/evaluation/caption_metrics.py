@@ -13,7 +13,7 @@ import numpy as np
 
 from sca_caption.evaluation.bleu import bleu, bleu_statistics
 from sca_caption.evaluation.cider import cider
-from sca_caption.evaluation.meteor_spice import Meteor, Unavailable, meteor, pycocoevalcap, spice
+from sca_caption.evaluation.meteor_spice import Meteor, Unavailable, meteor, pycocoevalcap_folder, spice
 from sca_caption.evaluation.ngrams import count_ngrams
 from sca_caption.evaluation.nltk_bleu import nltk_bleu
 from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
@@ -60,7 +60,7 @@ def evaluate(
 
     Raises UserError if pycocoevalcap is not installed, and ValueError for an image without references or for no images.
     """
-    pycocoevalcap()
+    pycocoevalcap_folder()
     without_references = [image for image in candidates if not references.get(image)]
     if without_references or not candidates:
         reason = (

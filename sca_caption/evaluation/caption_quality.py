@@ -1,7 +1,7 @@
-"""What is wrong with captions that CIDEr still likes: loops, and ends that leave a reader waiting.
+"""Two defects of captions that CIDEr does not penalise: repeated phrases and bad endings.
 
-Training on CIDEr itself can buy points with both (Guo et al. 2018, "Improving reinforcement learning based image
-captioning with natural language prior", arXiv 1809.06227, saw one caption in two end in "a", "with a" or "of").
+Self-critical training increases CIDEr with both: half of the captions of Guo et al. ended in "a", "with a" or "of"
+("Improving reinforcement learning based image captioning with natural language prior", EMNLP 2018, arXiv 1809.06227).
 """
 
 from collections.abc import Sequence
@@ -10,15 +10,17 @@ from itertools import pairwise
 
 from sca_caption.decoding.rules import BAD_ENDINGS
 
-PHRASE = 3  # words; people's captions have two in a row twice in one of 27 (as "in a"), three in one of 200
+PHRASE_LENGTH = (
+    3  # words; in reference captions, 1 of 27 repeats two words in a row and 1 of 200 repeats three
+)
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Of the captions of a set of images."""
+    """Rates of defects in a set of captions."""
 
-    repeats: float  # % of captions that have a word twice in a row, or a phrase twice
-    dangling: float  # % that end in a word that cannot end a sentence
+    repeats: float  # % of captions with a word twice in a row or a phrase of PHRASE_LENGTH words twice
+    dangling: float  # % of captions that end in a word of BAD_ENDINGS
     length: float  # mean number of words
 
     def __str__(self) -> str:
@@ -27,19 +29,21 @@ class Quality:
 
 
 def quality(captions: Sequence[Sequence[str]]) -> Quality:
-    """Of captions as words, at least one caption."""
+    """Quality of at least one caption, each as a list of words."""
     share = 100 / len(captions)
     return Quality(
         share * sum(map(repeats, captions)),
-        share * sum(map(dangles, captions)),
+        share * sum(map(has_bad_ending, captions)),
         share * sum(map(len, captions)) / 100,
     )
 
 
 def repeats(words: Sequence[str]) -> bool:
-    phrases = [tuple(words[i : i + PHRASE]) for i in range(len(words) - PHRASE + 1)]
+    """True if a caption has a word twice in a row or a phrase of PHRASE_LENGTH words twice."""
+    phrases = [tuple(words[i : i + PHRASE_LENGTH]) for i in range(len(words) - PHRASE_LENGTH + 1)]
     return len(set(phrases)) < len(phrases) or any(a == b for a, b in pairwise(words))
 
 
-def dangles(words: Sequence[str]) -> bool:
+def has_bad_ending(words: Sequence[str]) -> bool:
+    """True if a caption ends in a word of BAD_ENDINGS, such as "a" or "with"."""
     return bool(words) and words[-1] in BAD_ENDINGS

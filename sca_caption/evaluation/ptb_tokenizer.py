@@ -1,19 +1,17 @@
-"""Penn Treebank tokens, lower-cased, without punctuation: the words that caption metrics are computed on.
+"""Penn Treebank tokenizer: the lower-case words without punctuation on which caption metrics are computed.
 
-The metrics of the COCO caption challenge (Chen et al. 2015, arXiv 1504.00325) are defined on the output of
-Stanford's PTBTokenizer (CoreNLP 3.4.1, `-preserveLines -lowerCase`), a Java program, from which punctuation
-is then removed. `ptb_tokenize` gives the same words without Java. It works as that program does: at each
-place, of all the rules the one that reads furthest wins (the first of the table, if several do), counting
-what the rule must see *after* its token. A rule is a regular expression; its group 1, or else all of it, is
-the token. What no rule reads (spaces, unknown symbols) only separates tokens.
+The metrics of the COCO caption challenge (Chen et al., 2015, arXiv 1504.00325) use Stanford's PTBTokenizer (CoreNLP
+3.4.1, `-preserveLines -lowerCase`), a Java program, and remove punctuation from its output. `ptb_tokenize` returns the
+same words without Java. Like the Java program, it is a longest-match lexer: at each position, the rule with the longest
+match wins, including the context that the rule requires after its token; the first rule of the table wins a tie. A rule
+is a regular expression; its token is group 1, or the whole match if it has no group. Characters that no rule matches,
+such as spaces and unknown symbols, separate tokens.
 
-The oddities are the Java program's, kept because published scores have them: brackets become the words -lrb-
-and -rrb-, `cannot` is two words, `!!` is a word though `!` is none, and a caption that ends in `inc.` or in
-a single letter keeps its full stop. The output is the same on all 40,000 captions of Flickr8k, on captions of
-COCO and of the web, and on random strings. Known differences: letters and combining marks of scripts from
-Greek on that one program's version of Unicode has and the other's has not, and that the Java program, which
-reads a whole file, may take the next line for the continuation of this one (after a single letter and a full
-stop).
+Unexpected results of the Java program are kept, because published scores contain them: brackets become the words -lrb-
+and -rrb-, `cannot` is two words, `!!` is a word although `!` is removed, and a caption that ends in `inc.` or in a single
+letter keeps its full stop. The output is the same on all 40,000 captions of Flickr8k, on captions of COCO and of web
+images, and on random strings. Known differences: letters and combining marks that only one program's version of Unicode
+has; and after a single letter and a full stop, the Java program may continue a sentence on the next line of its file.
 """
 
 import functools
@@ -21,11 +19,18 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 
-# What is removed. Brackets stay: the list has their names in upper case, the tokens come in lower case.
+# Removed tokens. Brackets are kept, because the original list has them in upper case but tokens are lower-case.
 PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
-# Letters between spaces are a token, whatever the rules, but for these, which are cut in two.
-PLAIN = re.compile(r"(?:[A-Za-z]+[ \n]+)+")
-HALVES = {"cannot": 3, "gonna": 3, "gotta": 3, "wanna": 3, "lemme": 3, "gimme": 3}
+# Fast path without the rules: letters between spaces are one token, except for words of SPLIT_WORDS.
+PLAIN_WORDS = re.compile(r"(?:[A-Za-z]+[ \n]+)+")
+SPLIT_WORDS = {
+    "cannot": 3,
+    "gonna": 3,
+    "gotta": 3,
+    "wanna": 3,
+    "lemme": 3,
+    "gimme": 3,
+}  # word -> length of its first token
 QUOTES = str.maketrans(
     {'"': "''"}
     | dict.fromkeys("‘‛‹\x91", "`")
@@ -39,36 +44,37 @@ CURRENCIES = str.maketrans({"¢": "cents", "£": "#"} | dict.fromkeys("¤₠€\
 
 
 def ptb_tokenize(text: str) -> list[str]:
-    """The words of one caption, as PTBTokenizer gives them for a line of a file.
+    """Tokenize one caption as PTBTokenizer tokenizes a line of a file.
 
-    A few have a no-break space within (`1\\xa01/2`); the metrics, which split at any space, read two words.
+    A few tokens contain a no-break space (`1\\xa01/2`). The metrics split at any space and count them as two words.
     """
     text = text.replace("\n", " ") + "\n"
-    tokens, place = [], 0
-    while place < len(text):
-        if plain := PLAIN.match(text, place):
-            words, place = plain[0].lower().split(), plain.end()
-            tokens += words if HALVES.keys().isdisjoint(words) else halved(words)
-        elif text[place].isspace():
-            place += 1
+    tokens, position = [], 0
+    while position < len(text):
+        if plain := PLAIN_WORDS.match(text, position):
+            words, position = plain[0].lower().split(), plain.end()
+            tokens += words if SPLIT_WORDS.keys().isdisjoint(words) else split_words(words)
+        elif text[position].isspace():
+            position += 1
         else:
-            rest = text[place:]
+            rest = text[position:]
             token, length = last_token(rest) if " " not in rest else longest_token(rest)
-            place += length
+            position += length
             tokens.append(token.lower())
     return [token for token in tokens if token and token not in PUNCTUATION]
 
 
-def halved(words: Iterable[str]) -> Iterator[str]:
+def split_words(words: Iterable[str]) -> Iterator[str]:
+    """Yield words; those of SPLIT_WORDS as two tokens."""
     for word in words:
-        cut = HALVES.get(word, len(word))
+        cut = SPLIT_WORDS.get(word, len(word))
         yield word[:cut]
         if word[cut:]:
             yield word[cut:]
 
 
 def longest_token(text: str) -> tuple[str, int]:
-    """(token, its length in `text`) of the rule that reads furthest; an empty token where none matches."""
+    """(token, its length in `text`) of the rule with the longest match; ("", 1) if no rule matches."""
     best, rewrite = None, None
     for pattern, rewriting in compiled_rules():
         match = pattern.match(text)
@@ -80,14 +86,14 @@ def longest_token(text: str) -> tuple[str, int]:
     return (rewrite(best[group]) if rewrite else best[group]), best.end(group)
 
 
-# Most captions end in one of a few words with a full stop; rules look at nothing before their place.
+# Cached, because most captions end in one of a few words and a full stop, and rules ignore the text before it.
 last_token = functools.lru_cache(maxsize=10_000)(longest_token)
 
 
 @functools.cache
 def compiled_rules() -> list[tuple[re.Pattern, Callable[[str], str] | None]]:
-    """(pattern, how its token is rewritten) of every rule, in order; made once, from RULES."""
-    bmp = [chr(code) for code in range(0x10000)]  # the Java program knows no other plane
+    """Compile RULES to (pattern, function that rewrites the token, or None) pairs, in order."""
+    bmp = [chr(code) for code in range(0x10000)]  # the Java program supports no other plane
     letters = {character for character in bmp if unicodedata.category(character)[0] == "L"}
     marks = {character for character in bmp[:0xF00] if unicodedata.category(character)[0] == "M"}
     marks |= set("\xad" + "".join(bmp[0x2C2:0x2C6] + bmp[0x2D2:0x2E0] + bmp[0x2E5:0x300]))
@@ -102,7 +108,7 @@ def compiled_rules() -> list[tuple[re.Pattern, Callable[[str], str] | None]]:
 
 
 def ranges_of(characters: Iterable[str]) -> str:
-    """`characters` as the inside of a regular expression's [...]."""
+    """Characters as ranges for a character class [...] of a regular expression."""
     ranges: list[list[int]] = []
     for code in sorted(map(ord, characters)):
         if ranges and code == ranges[-1][1] + 1:
@@ -129,11 +135,11 @@ def name_parentheses(token: str) -> str:
 
 
 def keep_together(token: str) -> str:
-    """A token with spaces within, and perhaps brackets, such as `1 1/2` or a telephone number."""
+    """Rewrite a token that contains spaces, such as `1 1/2` or a telephone number, with no-break spaces."""
     return name_parentheses(token.replace(" ", "\xa0"))
 
 
-# Parts of the patterns. (?i:...) is where the Java program takes either case; elsewhere case counts.
+# Named parts of the patterns. Only (?i:...) ignores case, as in the Java program.
 PARTS = {
     "CHAR": r"(?:[{{WORD_LETTER}}]|&[aeiouAEIOU](?i:acute|grave|uml);)",
     "CHAR_OR_DIGIT": r"(?:[{{WORD_LETTER}}\d]|&[aeiouAEIOU](?i:acute|grave|uml);)",
@@ -147,25 +153,25 @@ PARTS = {
     "NUMBER": r"(?:\d*(?:[.:,\xad\u066b\u066c]\d+)+|\d+)",
     "TAG": r"<(?:[!?][A-Za-z-][^>\r\n]*"
     r"|[A-Za-z][\w:.-]*(?: +[A-Za-z][\w:.-]*(?: *= *(?:'[^']*'|\"[^\"]*\"))?)* */?|/[A-Za-z][\w:.-]*) *>",
-    # words joined by hyphens, each perhaps with d', l' or o' before it
+    # words joined by hyphens, each optionally after d', l' or o'
     "JOINED": r"{{PART}}(?:[-_\u058a\u2010\u2011]{{PART}})*",
     "PART": r"(?:[dDoOlL]{{ANY_APOS}}[{{LETTER}}\d])?[{{LETTER}}\d]+",
     "CODE": r"[A-Za-z0-9][A-Za-z0-9.,\xad]*(?:-(?:[A-Za-z](?:\.[A-Za-z])+\.|[A-Za-z0-9\xad]+))+",
     "FIRM": r"[A-Z]+(?:(?:[+&]|(?i:&amp;))[A-Z]+)+",
     "INITIALS": r"(?:[A-Za-z](?:\.[A-Za-z])*|(?i:canada|sino|korean|eu|japan|non)-(?i:u\.s)"
     r"|(?i:u\.s\.-u\.(?:s\.s\.r|k)))",
-    # months, days, states, companies: usually before lower case
+    # months, days, states, companies: usually before a lower-case word
     "ABBREVIATION": r"(?:(?i:jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec|mon|tues?|wed|thu(?:rs)?|fri"
     r"|ala|ariz|calif|colo|conn|ct|dak|fla|ga|ind|kans?|ky|md|mich|minn|mo|mont|neb|nev|okla|penn|tenn|va|vt"
     r"|wisc?|wyo|inc|cos?|corp|ltd|plc|rt|bancorp|bhd|assn|univ|intl|sys|tel|est|ext|sq"
     r"|jr|sr|bros|(?:ed|ph)\.d|blvd|rd|esq|etc|al|seq|bldg)|(?i:pp?t)[ye](?i:s)?"
     r"|A(?i:z|rk)|D(?i:el)|I(?i:ll)|L(?i:a)|M(?i:ass|iss)|O(?i:re)|P(?i:a)|T(?i:ex)|W(?i:ash))\.",
-    # titles and the like: usually before a name
+    # titles and similar abbreviations: usually before a name
     "TITLE": r"(?:(?i:mrs?|ms|drs?|profs?|sens?|reps?|attys?|lt|col|gen|messrs|govs?|adm|rev|maj|sgt|cpl"
     r"|pvt|capt|ste?|ave|pres|lieut|hon|brig|co?mdr|pfc|spc|supts?|det|mt|ft|adj|adv|asst|assoc|ens|insp"
     r"|mlle|mme|msgr|sfc|vs|alex|wm|jos|cie|a\.k\.a|cf|treas|ph|invt|elec|natl|dept)"
     r"|M(?i:iss)|(?i:m)[ft](?i:g)|{{INITIALS}})\.",
-    # capitalised words that show that the letter and full stop before them ended a sentence
+    # capitalised words that begin a sentence after a single letter and a full stop
     "OPENER": r"(?:A(?i:bout|ccording|dditionally|fter|n|s|t)?|B(?i:ut)|E(?i:arlier)|H(?i:e|er|ere|owever)"
     r"|I(?i:f|n|t)|L(?i:ast)|M(?i:any|ore|r\.|s\.)|N(?i:ow)|O(?i:nce|ne|ther|ur)|S(?i:he|ince|o|ome|uch)"
     r"|T(?i:hat|he|heir|hen|here|hese|hey|his)|W(?i:e|hen|hile|hat)|Y(?i:et|ou)|{{TAG}})",
@@ -187,7 +193,7 @@ RULES: list[tuple[str, Callable[[str], str] | None]] = [
     (r"({{WORD}}){{CLITIC}}", drop_soft_hyphens),
     (r"([A-Za-z\xad]*[A-MO-Za-mo-z]\xad*){{NOT}}", drop_soft_hyphens),
     (r"{{WORD}}", drop_soft_hyphens),
-    # words with an apostrophe that are not to be cut
+    # words with an apostrophe that stay one token
     (
         r"[A-HJ-XZn]{{ANY_APOS}}[{{LETTER}}]{2,}|[{{LETTER}}]+[aeiouyAEIOUY]{{ANY_APOS}}[aeiouA-Z][{{LETTER}}]*"
         r"|(?i:cont'd\.?|'twas|nor'easter|c'mon|e'er|s'mores|ev'ry|li'l|nat'l|o{{ANY_APOS}}o)"

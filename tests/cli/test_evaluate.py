@@ -195,7 +195,7 @@ def test_markdown_is_a_table_with_the_scores(save, capsys):
         ([{"image_id": 10, "caption": "a"}] * 2, "several captions for image_id 10; keep one"),
         ([{"image_id": 10, "caption": None}], "entry 1: found {'image_id': 10, 'caption': None}"),
         ([{"image_id": 10, "caption": "a"}, {"caption": "a"}], "entry 2: found {'caption': 'a'}"),
-        ([], "has no captions in it"),
+        ([], "make it with caption.py --output"),
         ({"annotations": []}, "is not a COCO results file"),
         ("not JSON", "is not JSON"),
         ('[{"image_id": 10, "capt', "is not JSON"),
@@ -209,8 +209,8 @@ def test_bad_predictions_are_one_line(predictions, message, save, capsys):
 @pytest.mark.parametrize(
     ("references", "message"),
     [
-        ([1, 2], "holds no reference captions: found a list of 2"),
-        ({"photo.png": []}, "holds no reference captions: found an object with photo.png"),
+        ([1, 2], "found a list of 2"),
+        ({"photo.png": []}, "found an object with photo.png"),
         ({"images": [{"file_name": "x"}], "annotations": []}, "an entry lacks 'id'"),
         ({"a/photo.png": ["a"], "b/photo.png": ["b"]}, "several images of file_name photo.png"),
     ],
