@@ -16,7 +16,7 @@ import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -134,7 +134,7 @@ def load(path: str | Path | None = None, task: str = "caption") -> Checkpoint:
     if text.get("task", "caption") != task:
         raise UserError(f"{path} {_OTHER_TASK[task]}")
     vocabulary: Vocabulary | None = None
-    model: SCACNN | Classifier
+    model: Any
     if task == "caption":
         vocabulary = Vocabulary(text["words"])
         model = SCACNN(configs.from_dict(ModelConfig, text["config"]), len(vocabulary))

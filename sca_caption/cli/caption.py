@@ -274,7 +274,8 @@ class Outputs:
 
     def write(self, index: int, result: "Result") -> None:
         """Write what became of the image at `index`. An output passes over errors that are none of its business."""
-        for output in filter(None, (self.results, self.sidecars, self.printer, self.drawing)):
+        outputs: tuple[Any, ...] = (self.results, self.sidecars, self.printer, self.drawing)
+        for output in filter(None, outputs):
             output.write(index, result)
 
     def finish(self) -> None:
