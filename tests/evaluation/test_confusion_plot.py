@@ -50,7 +50,7 @@ def test_a_hundred_and_one_classes_are_named_and_more_are_numbered(tmp_path):
         names = [f"kind {index}" for index in range(count)]
         found = drawn(tmp_path / "c.svg", list(range(count)), list(range(count)), names)
         assert (names[50] in found) == (count == 101)
-        assert ("truth (number of the class)" in found) == (count > MAX_NAMES)
+        assert ("truth (class index)" in found) == (count > MAX_NAMES)
         assert len(found) < 300
 
 
