@@ -1,4 +1,4 @@
-"""Captions on their way into the data file: split into words while the images are made, ids given when all are known."""
+"""Captions of the data file: tokenized while images are processed, word ids assigned after all words are counted."""
 
 import array
 import collections
@@ -16,45 +16,47 @@ from sca_caption.datasets.sources.records import Record
 from sca_caption.runtime.errors import UserError
 from sca_caption.vocab import PAD, SPECIALS, Vocabulary, has_words, tokenize
 
-LONGEST = 100  # words of a caption that are kept as tokens
-BLOCK = 10_000  # captions written at once
-AT_ONCE = 4  # records that `follow` takes on, more than one so that it catches up
+MAX_WORDS = 100  # words of a caption that are stored as tokens
+BLOCK = 10_000  # captions written per HDF5 call
+RECORDS_PER_CALL = 4  # records that `process_some` tokenizes; more than one, so that it catches up
 
 
-class Captions:
-    """captions/ and the vocabulary of a list of records that grows: a record's row is its place in the list.
+class CaptionWriter:
+    """Writes captions/ and the vocabulary for a growing list of records. The row of a record is its index in the list.
 
-    Beside the records it holds four bytes a word and some twenty a caption. `problems` says what was left out.
+    Needs about four bytes per word and twenty per caption beside the records. `problems` lists skipped captions.
     """
 
     def __init__(self, records: Sequence[Record]):
         self.records = records
-        self.done = 0  # records whose captions are split
+        self.done = 0  # number of tokenized records
         self.texts: list[str] = []
-        self.numbers = collections.defaultdict(itertools.count().__next__)  # of words, by first appearance
-        self.words = array.array("I")  # numbers of the words of all captions, one caption after the other
-        self.lengths = array.array("i")  # words of each caption
-        self.rows = array.array("i")  # record of each caption
+        self.numbers = collections.defaultdict(
+            itertools.count().__next__
+        )  # word -> number, in order of first appearance
+        self.words = array.array("I")  # numbers of the words of all captions, concatenated
+        self.lengths = array.array("i")  # number of words per caption
+        self.rows = array.array("i")  # row of the record per caption
         self.problems: list[tuple[str, str]] = []
-        self.starting: threading.Thread | None = None
+        self.loading: threading.Thread | None = None
 
-    def follow(self) -> None:
-        """Take on some of the records that came since. The first call has spaCy imported beside what goes on."""
-        if self.starting is None:  # not earlier: worker processes, which may be forks, are running now
-            self.starting = threading.Thread(target=_start_tokenizer)
-            self.starting.start()
-        if not self.starting.is_alive():
-            self._take(AT_ONCE)
+    def process_some(self) -> None:
+        """Tokenize up to RECORDS_PER_CALL new records. The first call starts the import of spaCy in a thread."""
+        if self.loading is None:  # not in the constructor: worker processes may be forked after it
+            self.loading = threading.Thread(target=_load_tokenizer)
+            self.loading.start()
+        if not self.loading.is_alive():
+            self._tokenize(RECORDS_PER_CALL)
 
     def finish(self) -> None:
-        """Take on all that is left."""
-        if self.starting is not None:
-            self.starting.join()
-        self._take(len(self.records))
+        """Tokenize all remaining records."""
+        if self.loading is not None:
+            self.loading.join()
+        self._tokenize(len(self.records))
 
-    def _take(self, count: int) -> None:
+    def _tokenize(self, count: int) -> None:
         for record in itertools.islice(self.records, self.done, self.done + count):
-            for caption in map(_storable, record.captions):
+            for caption in map(_clean, record.captions):
                 if has_words(caption):
                     words = tokenize(caption)
                     self.texts.append(caption)
@@ -62,42 +64,45 @@ class Captions:
                     self.lengths.append(len(words))
                     self.rows.append(self.done)
                 else:
-                    self.problems.append((record.file_name, "a caption without a word; left out"))
+                    self.problems.append((record.file_name, "a caption without words; skipped"))
             self.done += 1
 
-    def write(self, file: h5py.File, splits: np.ndarray, words_from: int | Vocabulary) -> dict:
-        """Write captions/ and the vocabulary; returns store_writer.Report's fields on them.
+    def write(self, file: h5py.File, splits: np.ndarray, vocabulary: int | Vocabulary) -> dict:
+        """Write captions/ and the vocabulary. Returns their fields of `hdf5_writer.Report`.
 
-        splits: (n,) of the records. words_from: the vocabulary, or how often train must have its words.
-        Raises UserError when train has no word often enough.
+        splits: (n,) split index per record. vocabulary: a vocabulary to use, or the least count in train of its words.
+        Raises UserError if no word of train has that count.
         """
         words = np.frombuffer(self.words, np.uint32)  # (W,)
         lengths, rows = (np.frombuffer(column, np.int32) for column in (self.lengths, self.rows))  # (M,)
-        spelled, split_of = list(self.numbers), splits[rows]
-        counts = np.zeros((len(SPLITS), len(spelled)), np.int64)  # of each word in each split
-        split_of_word = np.repeat(split_of, lengths)  # (W,)
-        for start in range(0, len(words), 100 * BLOCK):  # bincount makes eight bytes of everything
+        distinct, split_of_caption = list(self.numbers), splits[rows]
+        counts = np.zeros((len(SPLITS), len(distinct)), np.int64)  # per split and word
+        split_of_word = np.repeat(split_of_caption, lengths)  # (W,)
+        for start in range(0, len(words), 100 * BLOCK):  # in blocks, because bincount converts to int64
             block = slice(start, start + 100 * BLOCK)
-            places = split_of_word[block] * np.int64(len(spelled)) + words[block]
-            counts += np.bincount(places, minlength=counts.size).reshape(counts.shape)
-        if isinstance(words_from, Vocabulary):
-            vocabulary = words_from
-        else:
-            vocabulary = Vocabulary.of_counts(dict(zip(spelled, counts[0].tolist(), strict=True)), words_from)
-        if len(vocabulary) == len(SPECIALS):
-            raise UserError(f"no word stands {words_from} times in the captions of train; lower --min-count")
-        ids = np.array(vocabulary.encode(spelled), np.uint16 if len(vocabulary) < 1 << 16 else np.uint32)
+            cells = split_of_word[block] * np.int64(len(distinct)) + words[block]
+            counts += np.bincount(cells, minlength=counts.size).reshape(counts.shape)
+        if not isinstance(vocabulary, Vocabulary):
+            min_count = vocabulary
+            vocabulary = Vocabulary.of_counts(dict(zip(distinct, counts[0].tolist(), strict=True)), min_count)
+            if len(vocabulary) == len(SPECIALS):
+                raise UserError(
+                    f"no word occurs {min_count} times in the captions of train; lower --min-count"
+                )
+        ids = np.array(vocabulary.encode(distinct), np.uint16 if len(vocabulary) < 1 << 16 else np.uint32)
         group = file.create_group("captions")
         self._write_tokens(group, ids, words, lengths)
-        group["length"] = np.minimum(lengths, LONGEST)
+        group["length"] = np.minimum(lengths, MAX_WORDS)
         group["image"] = rows
         text = group.create_dataset("text", (len(self.texts),), dtype=h5py.string_dtype())
-        for start in range(0, len(self.texts), BLOCK):  # h5py copies what it is given several times
+        for start in range(
+            0, len(self.texts), BLOCK
+        ):  # in blocks, because h5py copies its argument several times
             text[start : start + BLOCK] = self.texts[start : start + BLOCK]
         file.attrs["vocabulary"] = json.dumps(vocabulary.words[len(SPECIALS) :])
-        known = np.array([word in vocabulary for word in spelled])
+        known = np.array([word in vocabulary for word in distinct])
         return {
-            "captions": {split: int((split_of == k).sum()) for k, split in enumerate(SPLITS)},
+            "captions": {split: int((split_of_caption == k).sum()) for k, split in enumerate(SPLITS)},
             "coverage": {
                 split: float(count[known].sum() / count.sum())
                 for split, count in zip(SPLITS, counts, strict=True)
@@ -105,31 +110,33 @@ class Captions:
             },
             "vocabulary": len(vocabulary) - len(SPECIALS),
             "longest": int(lengths.max()),
-            "shortened": int((lengths > LONGEST).sum()),
+            "truncated": int((lengths > MAX_WORDS).sum()),
         }
 
     def _write_tokens(
         self, group: h5py.Group, ids: np.ndarray, words: np.ndarray, lengths: np.ndarray
     ) -> None:
-        first = np.cumsum(lengths, dtype=np.int64) - lengths  # of each caption in words
-        shape = len(lengths), min(LONGEST, int(lengths.max()))
+        first = np.cumsum(lengths, dtype=np.int64) - lengths  # index of each caption's first word
+        shape = len(lengths), min(MAX_WORDS, int(lengths.max()))
         tokens = group.create_dataset(
             "tokens", shape, ids.dtype, chunks=True, compression="gzip", compression_opts=1
         )
-        step = -(-BLOCK // tokens.chunks[0]) * tokens.chunks[0]  # whole chunks: each is compressed once
+        step = -(-BLOCK // tokens.chunks[0]) * tokens.chunks[0]  # whole chunks, so each is compressed once
         column = np.arange(shape[1])
         for start in range(0, len(lengths), step):
             block = slice(start, start + step)
-            place = np.minimum(first[block, None] + column, len(words) - 1)
-            tokens[block] = np.where(column < lengths[block, None], ids[words[place]], PAD)
+            index = np.minimum(first[block, None] + column, len(words) - 1)
+            tokens[block] = np.where(column < lengths[block, None], ids[words[index]], PAD)
 
 
-def _start_tokenizer() -> None:
-    with contextlib.suppress(UserError):  # said to the user when the first caption is split
+def _load_tokenizer() -> None:
+    with contextlib.suppress(UserError):  # the first caption raises it again
         tokenize("a")
 
 
-def _storable(caption: str) -> str:
-    """White space collapsed; NUL, which ends HDF5's strings, and halves of surrogate pairs are taken out."""
+def _clean(caption: str) -> str:
+    """Collapse white space and replace characters that HDF5 strings cannot hold: NUL and lone surrogates."""
     clean = " ".join(caption.replace("\0", " ").encode("utf-8", "replace").decode().split())
-    return caption if clean == caption else clean  # the same string where it can be: COCO has 616,767
+    return (
+        caption if clean == caption else clean
+    )  # the same object if unchanged, to save memory: COCO has 616,767 captions

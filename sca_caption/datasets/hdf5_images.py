@@ -1,4 +1,4 @@
-"""Images on their way into the data file: brought to size by worker processes, written in bounded memory."""
+"""Images of the data file: decoded and resized by worker processes, written in bounded memory."""
 
 import collections
 import concurrent.futures
@@ -22,42 +22,49 @@ from sca_caption.images import ImageError, Transform, decode, opened, orientatio
 from sca_caption.runtime.devices import usable_cores
 from sca_caption.runtime.errors import UserError
 
-BUFFER = 4 << 20  # bytes gathered before they are written to a dataset
-CHUNK = 256 << 10  # bytes of one HDF5 chunk of JPEG data: some twenty images
-TASK = 8  # images that a worker is given at once: its way there and back costs as much as a tenth of an image's work
-AHEAD = 4 * TASK  # images that each worker may be ahead of the writer
-BATCH = 32  # images encoded to features at once
+BUFFER_BYTES = 4 << 20  # collected before they are written to an HDF5 dataset
+CHUNK_BYTES = 256 << 10  # of an HDF5 chunk of JPEG data: about twenty images
+TASK_SIZE = (
+    8  # images per task of a worker, because the transfer of a task takes a tenth of the time of an image
+)
+MAX_AHEAD = 4 * TASK_SIZE  # images per worker that may be processed ahead of the writer
+BATCH_SIZE = 32  # images per call of the feature encoder
 Encode = Callable[[np.ndarray], Sequence[np.ndarray]]  # uint8 (B, S, S, 3) -> arrays (B, ...)
 
 
-def prepare(
+def prepare_image(
     read: Callable[[], bytes], *, transform: Transform, encoding: str, quality: int
 ) -> bytes | np.ndarray | tuple[str, str]:
-    """One image as it is stored: a JPEG's bytes or uint8 (S, S, 3); or why it cannot be: (kind, reason)."""
+    """Read, decode and resize an image.
+
+    Returns a JPEG file for the encoding "jpeg", otherwise uint8 (S, S, 3). For an image that cannot be used, returns
+    (kind, reason), where kind is "missing", "damaged" or "unreadable".
+    """
     try:
         data = read()
         with opened(data) as image:
-            finished = encoding == "jpeg" and is_finished(image, len(data), transform.size)
-            small = decode(image, transform)  # a finished one too, which may be damaged
+            unchanged = encoding == "jpeg" and can_store_as_is(image, len(data), transform.size)
+            small = decode(image, transform)  # also if the file is stored unchanged: it may be damaged
     except FileNotFoundError as error:
         return "missing", " ".join(str(error.strerror or error).split())
     except ImageError as error:
         return "damaged", error.reason
-    except (OSError, ValueError) as error:  # ValueError: a name that cannot be a file's
+    except (OSError, ValueError) as error:  # ValueError: an invalid file name
         return "unreadable", " ".join(str(getattr(error, "strerror", None) or error).split())
     if encoding != "jpeg":
         return np.array(small)
-    if finished:
+    if unchanged:
         return data
     stream = io.BytesIO()
-    small.save(stream, "JPEG", quality=quality, comment=b"")  # Pillow would take the comment of the file over
+    small.save(stream, "JPEG", quality=quality, comment=b"")  # Pillow would copy the comment of the file
     return stream.getvalue()
 
 
-def is_finished(image: Image.Image, length: int, size: int) -> bool:
-    """Whether a file of `length` bytes is an upright RGB JPEG of model size, which a second compression would only harm.
+def can_store_as_is(image: Image.Image, length: int, size: int) -> bool:
+    """True for an upright RGB JPEG of model size, which a second compression would only degrade.
 
-    One byte a pixel and 4 kB are more than a JPEG of good quality needs: what is longer carries other things.
+    length: of the file in bytes. A JPEG of good quality needs less than one byte per pixel and 4 kB; a longer file has
+    large metadata and is compressed again.
     """
     return (
         length <= size * size + 4096
@@ -66,10 +73,10 @@ def is_finished(image: Image.Image, length: int, size: int) -> bool:
     )
 
 
-def in_order(function: Callable, items: Iterable, workers: int | None = None) -> Iterator:
-    """map(function, items) in worker processes, at most AHEAD items each ahead of the caller.
+def map_in_order(function: Callable, items: Iterable, workers: int | None = None) -> Iterator:
+    """map(function, items) in worker processes, each at most MAX_AHEAD items ahead of the caller.
 
-    workers: 1 calls `function` in this process; None is one a core. Raises UserError when a worker is killed.
+    workers: 1 calls `function` in this process; None means one per core. Raises UserError if a worker is killed.
     """
     workers = workers or usable_cores()
     if workers == 1:
@@ -79,19 +86,22 @@ def in_order(function: Callable, items: Iterable, workers: int | None = None) ->
     waiting: collections.deque[concurrent.futures.Future] = collections.deque()
     items = iter(items)
     tasks = (
-        pool.submit(_each, function, task) for task in iter(lambda: list(itertools.islice(items, TASK)), [])
+        pool.submit(_each, function, task)
+        for task in iter(lambda: list(itertools.islice(items, TASK_SIZE)), [])
     )
     try:
-        with interrupts_held_back():  # one that comes while workers start leaves workers that never end
+        with deferred_interrupts():  # an interrupt while workers start would leave workers that never end
             waiting.extend(itertools.islice(tasks, workers))
         for task in tasks:
             waiting.append(task)
-            if len(waiting) == workers * AHEAD // TASK:
+            if len(waiting) == workers * MAX_AHEAD // TASK_SIZE:
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()
     except BrokenProcessPool as error:
-        raise UserError("a worker process was killed, mostly for want of memory; try --workers 1") from error
+        raise UserError(
+            "a worker process was killed, probably because memory ran out; try --workers 1"
+        ) from error
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -101,14 +111,14 @@ def _each(function: Callable, items: list) -> list:
 
 
 @contextlib.contextmanager
-def interrupts_held_back() -> Iterator[None]:
-    """Handle SIGINT and SIGTERM only at the end of the block: HDF5 is lost when an exception passes through it."""
+def deferred_interrupts() -> Iterator[None]:
+    """Defer SIGINT and SIGTERM to the end of the block, because an exception inside HDF5 corrupts its state."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # no signal is handled in this thread
+        yield  # signals are handled in the main thread only
         return
-    came: list[int] = []
+    received: list[int] = []
     handlers = {
-        number: signal.signal(number, lambda number, _: came.append(number))
+        number: signal.signal(number, lambda number, _: received.append(number))
         for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
@@ -116,15 +126,15 @@ def interrupts_held_back() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        if came:
-            signal.raise_signal(came[0])
+        if received:
+            signal.raise_signal(received[0])
 
 
 def _follow_parent() -> None:
-    """In a worker: leave Ctrl-C to the parent, which then ends its workers; end when the parent is killed."""
+    """Initialize a worker: ignore Ctrl-C, because the parent ends its workers, and exit if the parent is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    gc.freeze()  # no collection here touches, and so copies, what a fork shares with the parent
+    gc.freeze()  # garbage collection would copy memory shared with the parent
 
     def end_with_parent():
         multiprocessing.parent_process().join()
@@ -133,38 +143,39 @@ def _follow_parent() -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-class Column:
-    """A dataset that grows, written in blocks of about BUFFER bytes."""
+class GrowingDataset:
+    """An HDF5 dataset that grows along axis 0, written in blocks of about BUFFER_BYTES."""
 
     def __init__(self, group: h5py.Group, name: str, shape: tuple[int, ...], dtype: str, chunk: int):
         self.dataset = group.create_dataset(
             name, (0, *shape), dtype, maxshape=(None, *shape), chunks=(chunk, *shape)
         )
         self.rows: list[np.ndarray] = []
-        self.waiting = 0  # bytes
+        self.buffered = 0  # bytes
 
     def add(self, rows: np.ndarray) -> None:
+        """Append rows (n, *shape)."""
         self.rows.append(rows)
-        self.waiting += rows.nbytes
-        if self.waiting >= BUFFER:
+        self.buffered += rows.nbytes
+        if self.buffered >= BUFFER_BYTES:
             self.flush()
 
     def flush(self) -> None:
         if self.rows:
             block = np.concatenate(self.rows)
             start = len(self.dataset)
-            with interrupts_held_back():
+            with deferred_interrupts():
                 self.dataset.resize(start + len(block), axis=0)
                 self.dataset[start:] = block
-            self.rows, self.waiting = [], 0
+            self.rows, self.buffered = [], 0
 
 
-class Jpegs:
-    """images/data and images/offsets."""
+class JpegWriter:
+    """Writes images/data and images/offsets."""
 
     def __init__(self, file: h5py.File):
         self.group = file["images"]
-        self.data = Column(self.group, "data", (), "uint8", CHUNK)
+        self.data = GrowingDataset(self.group, "data", (), "uint8", CHUNK_BYTES)
         self.offsets = [0]
 
     def add(self, data: bytes) -> None:
@@ -176,11 +187,11 @@ class Jpegs:
         self.group["offsets"] = np.array(self.offsets, np.int64)
 
 
-class Pixels:
-    """images/pixels."""
+class PixelWriter:
+    """Writes images/pixels."""
 
     def __init__(self, file: h5py.File, size: int):
-        self.pixels = Column(file["images"], "pixels", (size, size, 3), "uint8", 1)
+        self.pixels = GrowingDataset(file["images"], "pixels", (size, size, 3), "uint8", 1)
 
     def add(self, pixels: np.ndarray) -> None:
         self.pixels.add(pixels[None])
@@ -189,18 +200,18 @@ class Pixels:
         self.pixels.flush()
 
 
-class Features:
-    """features/0, features/1, ...: images are encoded BATCH at a time in this process."""
+class FeatureWriter:
+    """Writes features/0, features/1, ... Images are encoded in this process, in batches of BATCH_SIZE."""
 
     def __init__(self, file: h5py.File, encode: Encode, features_of: dict | None):
         self.group, self.encode = file.create_group("features"), encode
         self.group.attrs["features_of"] = json.dumps(features_of)
         self.batch: list[np.ndarray] = []
-        self.columns: list[Column] = []
+        self.columns: list[GrowingDataset] = []
 
     def add(self, pixels: np.ndarray) -> None:
         self.batch.append(pixels)
-        if len(self.batch) == BATCH:
+        if len(self.batch) == BATCH_SIZE:
             self._encode()
 
     def finish(self) -> None:
@@ -213,10 +224,11 @@ class Features:
         with np.errstate(over="ignore"):
             arrays = [np.asarray(array, np.float16) for array in self.encode(np.stack(self.batch))]
         if not all(np.isfinite(array).all() for array in arrays):
-            raise UserError("the features do not fit float16 (beyond 65504); take another backbone or layer")
+            raise UserError("the features exceed float16 (65504); choose another --backbone or --layers")
         if not self.columns:
             self.columns = [
-                Column(self.group, str(k), array.shape[1:], "float16", 1) for k, array in enumerate(arrays)
+                GrowingDataset(self.group, str(k), array.shape[1:], "float16", 1)
+                for k, array in enumerate(arrays)
             ]
         for column, array in zip(self.columns, arrays, strict=True):
             column.add(array)

@@ -1,28 +1,28 @@
-"""The data file: one self-describing HDF5 file for a dataset. Schema and reader; store_writer.py makes it.
+"""Schema and reader of the data file, one self-describing HDF5 file per data set. hdf5_writer.py writes it.
 
-n images, M captions, S the transform's size, L the longest caption.
+n images, M captions, image size S of the transform, L words in the longest caption.
 
     attributes            format="sca_caption", format_version=1, complete=True (written last)
-                          source         one line: the dataset and the layout that was read
+                          source         one line: the data set and the files that were read
                           vocabulary     JSON list of the words from id 4 on (0 to 3: pad, bos, eos, unk)
-                          min_count      a word is in the vocabulary when train has it so often; 0: another file's
-                          tokenizer      what split the captions into words
-                          transform      JSON of images.Transform: how the images were brought to size
+                          min_count      least count in train of a word of the vocabulary; 0: another file's vocabulary
+                          tokenizer      name of the tokenizer of the captions
+                          transform      JSON of images.Transform: how the images were resized
                           encoding       jpeg, raw or features
-                          skipped        JSON list of [item, reason]: all that was left out
+                          skipped        JSON list of [item, reason]: everything that was skipped
     images/file_name      (n,) UTF-8
-    images/image_id       (n,) int64, the dataset's own number; the row where it has none
+    images/image_id       (n,) int64, the data set's image id; the row number if it has none
     images/split          (n,) uint8: 0 train, 1 val, 2 test
-    images/data           jpeg: (bytes,) uint8, the JPEG files one after the other; what came as an upright RGB JPEG
-                          of size S x S, and in few bytes, is that file itself, others are compressed once
+    images/data           jpeg: (bytes,) uint8, the JPEG files one after the other; an upright RGB JPEG of S x S
+                          pixels and few bytes is stored unchanged, other images are compressed once
     images/offsets        jpeg: (n + 1,) int64; image i is data[offsets[i]:offsets[i + 1]]
     images/pixels         raw: (n, S, S, 3) uint8
-    features/0, 1, ...    features: (n, ...) float16, what the trunk returned, one dataset for each tensor;
-                          attribute features_of: JSON that describes the trunk
-    captions/tokens       (M, L) uint16 or uint32 word ids, without bos and eos, filled with pad (0)
-    captions/length       (M,) int32, words in each
-    captions/image        (M,) int32, row of its image, ascending: the captions of an image stand together
-    captions/text         (M,) UTF-8, the raw reference, white space collapsed
+    features/0, 1, ...    features: (n, ...) float16, the outputs of the backbone, one dataset per tensor;
+                          attribute features_of: JSON that describes the backbone
+    captions/tokens       (M, L) uint16 or uint32 word ids, without bos and eos, padded with pad (0)
+    captions/length       (M,) int32, number of words
+    captions/image        (M,) int32, row of the image, ascending, so the captions of an image are consecutive
+    captions/text         (M,) UTF-8, the raw reference, each run of white space one space
 """
 
 import functools
@@ -46,14 +46,14 @@ ENCODINGS = ("jpeg", "raw", "features")
 class CaptionDataset:
     """Images with captions, read from a data file.
 
-    Pickles, and opens the file anew in every process, so it may be made before workers are forked or spawned;
-    any number of processes read at once. Raises UserError for a file that is missing, damaged, incomplete or
-    of another version.
+    Can be pickled. Each process opens the file for itself, so a dataset may be created before workers are forked or
+    spawned, and several processes can read at the same time. Raises UserError if the file is missing, damaged,
+    incomplete or of another version.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
-        self._handle: tuple[int, h5py.File] | None = None  # with the process that opened it
+        self._handle: tuple[int, h5py.File] | None = None  # id of the process that opened it, and the file
         file = self._file()
         try:
             attributes = dict(file.attrs)
@@ -64,11 +64,11 @@ class CaptionDataset:
             self.tokenizer = str(attributes["tokenizer"])
             self.min_count = int(attributes["min_count"])
             self.splits = file["images/split"][:]  # (n,) uint8
-            self.features_of = None  # or, for encoding "features", a dict that describes the trunk
+            self.features_of = None  # for encoding "features": a dict that describes the backbone
             if self.encoding == "features":
                 self.features_of = json.loads(file["features"].attrs["features_of"])
         except (KeyError, ValueError, TypeError, OSError) as error:
-            raise self._unreadable(f"lacks what its format promises ({error})") from error
+            raise self._unreadable(f"lacks a field of its format ({error})") from error
         finally:
             self.close()
 
@@ -77,12 +77,12 @@ class CaptionDataset:
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
-        """(item, reason) of all that preprocessing left out or noted."""
+        """(item, reason) of everything that preprocessing skipped or noted."""
         return [(item, reason) for item, reason in json.loads(self._file().attrs["skipped"])]
 
     @property
     def description(self) -> str:
-        """One line for logs."""
+        """One line for logs: path, numbers of images, size, encoding, vocabulary and source."""
         counts = ", ".join(f"{name} {len(self.indices(name))}" for name in SPLITS)
         size = self.transform.size
         return (
@@ -91,11 +91,11 @@ class CaptionDataset:
         )
 
     def indices(self, split: str) -> np.ndarray:
-        """Rows of the images of a split, ascending."""
+        """Row numbers of the images of a split, ascending. Raises UserError for an unknown split."""
         return np.flatnonzero(self.splits == SPLITS.index(choice(split, SPLITS, "split")))
 
     def image(self, index: int) -> np.ndarray:
-        """Image `index` at model size: uint8 (S, S, 3). Raises ImageError where it cannot be decoded."""
+        """Image `index` at model size: uint8 (S, S, 3). Raises ImageError if it cannot be decoded."""
         if self.encoding == "raw":
             return self._images["pixels"][index]
         try:
@@ -104,24 +104,29 @@ class CaptionDataset:
             raise ImageError(f"{self.path}, image {self.file_name(index)}", error.reason) from error
 
     def jpeg(self, index: int) -> bytes:
-        """Image `index` as the bytes of a JPEG file of model size."""
+        """The JPEG file of image `index`, of model size. Raises UserError if the encoding is not "jpeg"."""
         if self.encoding != "jpeg":
-            raise UserError(f"{self.path} holds {self.encoding}, not JPEG; preprocess with --encoding jpeg")
+            raise UserError(
+                f"{self.path} has the encoding {self.encoding}, not JPEG; preprocess with --encoding jpeg"
+            )
         start, stop = self._offsets[index], self._offsets[index + 1]
         return self._images["data"][start:stop].tobytes()
 
     def features(self, index: int) -> tuple[np.ndarray, ...]:
-        """What the trunk returned for image `index`: float16 arrays without the batch dimension."""
+        """The backbone's outputs for image `index`: float16 arrays without batch dimension.
+
+        Raises UserError if the encoding is not "features".
+        """
         if self.encoding != "features":
-            raise UserError(f"{self.path} holds {self.encoding} images; preprocess with --encoding features")
+            raise UserError(f"{self.path} has {self.encoding} images; preprocess with --encoding features")
         features = self._file()["features"]
         return tuple(features[str(k)][index] for k in range(len(features)))
 
     def require_features_of(self, backbone: str, layers: Sequence[str], attention: str = "") -> None:
-        """Raise UserError where stored features are not those of this trunk; images fit every model."""
+        """Raise UserError if the file has features of another backbone. Images are suitable for every model."""
         if self.encoding == "features" and attention:
             raise UserError(
-                f"{self.path} holds features of a CNN without attention blocks, the model has {attention} in it; "
+                f"{self.path} has features of a backbone without attention blocks, the model has {attention} blocks; "
                 f"preprocess with --encoding jpeg"
             )
         wanted = {"backbone": backbone, "layers": list(layers)}
@@ -130,12 +135,12 @@ class CaptionDataset:
                 f"{self.features_of.get('backbone')} cut at {' '.join(self.features_of.get('layers', []))}"
             )
             raise UserError(
-                f"{self.path} holds features of {found}, the model has {backbone} cut at {' '.join(layers)}; "
-                f"preprocess for this model, or with --encoding jpeg"
+                f"{self.path} has features of {found}, the model has {backbone} cut at {' '.join(layers)}; "
+                f"preprocess with the model's --backbone and --layers, or with --encoding jpeg"
             )
 
     def captions(self, index: int) -> list[list[int]]:
-        """Word ids of each caption of image `index`, without BOS and EOS."""
+        """Word ids per caption of image `index`, without bos and eos."""
         rows = self._caption_rows(index)
         return [
             tokens[:length].tolist()
@@ -143,7 +148,7 @@ class CaptionDataset:
         ]
 
     def references(self, index: int) -> list[str]:
-        """The captions of image `index` as they were written."""
+        """The raw captions of image `index`."""
         texts = self._file()["captions/text"][self._caption_rows(index)]
         return [text.decode() for text in texts]
 
@@ -154,7 +159,7 @@ class CaptionDataset:
         return int(self._images["image_id"][index])
 
     def close(self) -> None:
-        """Close the file in this process; the next read opens it again."""
+        """Close the file in this process. The next read opens it again."""
         if self._handle is not None and self._handle[0] == os.getpid():
             self._handle[1].close()
         self._handle = None
@@ -164,7 +169,7 @@ class CaptionDataset:
         return {name: value for name, value in vars(self).items() if name not in cached} | {"_handle": None}
 
     def _file(self) -> h5py.File:
-        """The file as opened by this process; a handle that came through a fork is the parent's."""
+        """The file, opened by this process. A handle that was inherited by a fork belongs to the parent."""
         if self._handle is None or self._handle[0] != os.getpid():
             self._handle = os.getpid(), self._open()
         return self._handle[1]
@@ -176,7 +181,9 @@ class CaptionDataset:
                 command = f"python preprocess.py --dataset NAME --output {self.path}"
             raise UserError(f"no data file {self.path}; make it with: {command}")
         try:
-            file = h5py.File(self.path, "r", locking=False)  # never written in place; some disks lack locks
+            file = h5py.File(
+                self.path, "r", locking=False
+            )  # files are replaced, never changed; some file systems have no locks
         except OSError as error:
             if h5py.is_hdf5(self.path):
                 raise self._unreadable("is damaged or cut short") from error
@@ -186,13 +193,13 @@ class CaptionDataset:
             return file
         file.close()
         if kind != FORMAT:
-            raise self._unreadable(f"is an HDF5 file, but not one of {FORMAT}")
+            raise self._unreadable(f"is an HDF5 file, but not of format {FORMAT}")
         if version != VERSION:
             raise self._unreadable(f"has format version {version}, and this program reads version {VERSION}")
-        raise self._unreadable("is incomplete: its making was interrupted")
+        raise self._unreadable("is incomplete, because preprocessing was interrupted")
 
-    def _unreadable(self, what: str) -> UserError:
-        return UserError(f"data file {self.path} {what}; make it again with preprocess.py")
+    def _unreadable(self, reason: str) -> UserError:
+        return UserError(f"data file {self.path} {reason}; make it again with preprocess.py")
 
     @property
     def _images(self) -> h5py.Group:
@@ -212,7 +219,7 @@ class CaptionDataset:
 
     @functools.cached_property
     def _first_caption(self) -> np.ndarray:
-        """(n + 1,): the captions of image i are rows first[i] to first[i + 1]."""
+        """(n + 1,): the captions of image i are rows [first[i], first[i + 1])."""
         return np.searchsorted(self._file()["captions/image"][:], np.arange(len(self) + 1))
 
     def _caption_rows(self, index: int) -> slice:

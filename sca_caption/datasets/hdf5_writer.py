@@ -1,4 +1,4 @@
-"""Makes the data file (schema in store.py) from a dataset's records: all of it, or nothing."""
+"""Writes the data file (schema in hdf5_reader.py) from the records of a data set, completely or not at all."""
 
 import collections
 import contextlib
@@ -18,15 +18,15 @@ import h5py
 import numpy as np
 from tqdm import tqdm
 
-from sca_caption.datasets.hdf5_captions import LONGEST, Captions
+from sca_caption.datasets.hdf5_captions import MAX_WORDS, CaptionWriter
 from sca_caption.datasets.hdf5_images import (
     Encode,
-    Features,
-    Jpegs,
-    Pixels,
-    in_order,
-    interrupts_held_back,
-    prepare,
+    FeatureWriter,
+    JpegWriter,
+    PixelWriter,
+    deferred_interrupts,
+    map_in_order,
+    prepare_image,
 )
 from sca_caption.datasets.hdf5_reader import ENCODINGS, FORMAT, SPLITS, VERSION
 from sca_caption.datasets.sources.records import Record, Source
@@ -37,13 +37,13 @@ from sca_caption.vocab import TOKENIZER, Vocabulary, has_words
 
 try:
     import fcntl
-except ImportError:  # not a POSIX system: a killed run's partial file then stays
+except ImportError:  # not a POSIX system: the partial file of a killed run is not removed
     fcntl = None
 
 
 @dataclasses.dataclass
 class Report:
-    """What went into a data file and what did not."""
+    """Contents of a data file, and what was skipped. Its str is the summary that preprocess.py prints."""
 
     path: Path
     source: str
@@ -51,13 +51,13 @@ class Report:
     encoding: str
     images: dict[str, int]  # by split
     captions: dict[str, int]
-    coverage: dict[str, float]  # share of the words of a split that the vocabulary has, 0 to 1
-    vocabulary: int  # words, the specials not counted
-    min_count: int  # 0: another's vocabulary
-    longest: int  # words
-    shortened: int  # captions cut to LONGEST words
+    coverage: dict[str, float]  # fraction of the words of a split that are in the vocabulary, 0 to 1
+    vocabulary: int  # words, without special tokens
+    min_count: int  # 0: the vocabulary of another file
+    longest: int  # words in the longest caption
+    truncated: int  # captions cut to their first MAX_WORDS words
     skipped: list[tuple[str, str, str]]  # (image, kind, reason)
-    problems: list[tuple[str, str]]  # (item, reason), found while the captions were read
+    problems: list[tuple[str, str]]  # (item, reason) from reading the captions
     bytes: int
     seconds: float
 
@@ -69,12 +69,16 @@ class Report:
             f"images      {_by_split(self.images)}; {size}x{size} {self.transform.mode}, {self.encoding}",
             f"captions    {_by_split(self.captions)}; the longest has {self.longest} words",
             f"vocabulary  {self.vocabulary} words "
-            + (f"seen at least {self.min_count} times in train" if self.min_count else "of another file")
+            + (
+                f"with at least {self.min_count} occurrences in train"
+                if self.min_count
+                else "of another file"
+            )
             + "; covered: "
             + ", ".join(f"{split} {share:.2%}" for split, share in self.coverage.items()),
         ]
-        if self.shortened:
-            lines.append(f"shortened   {self.shortened} captions to their first {LONGEST} words")
+        if self.truncated:
+            lines.append(f"truncated   {self.truncated} captions to their first {MAX_WORDS} words")
         kinds = collections.Counter(kind for _, kind, _ in self.skipped)
         lines.append(f"skipped     {len(self.skipped)} images{_reasons(kinds)}")
         if self.problems:
@@ -99,27 +103,28 @@ def write(
     on_skip: Callable[[str, str], None] | None = None,
     quiet: bool = False,
 ) -> Report:
-    """Make the data file `path` of a dataset, or replace it; on any failure `path` stays as it was.
+    """Write the data file `path` of a data set, or replace it. After any error, `path` is unchanged.
 
     Args:
-        transform: how images are brought to size; default Transform().
+        transform: how images are resized; default Transform().
         encoding: "jpeg", "raw" or "features".
-        min_count: times that train must have a word for it to be in the vocabulary.
-        vocabulary: another's, in place of a new one by min_count.
-        quality: of JPEG, 1 to 95. An upright RGB JPEG that has the size already is stored as it is.
-        workers: processes that read images and bring them to size; 1: this process does; default one a core.
-        max_skipped: missing, damaged and unreadable images that are tolerated.
-        encode: for "features": uint8 (B, S, S, 3) to arrays (B, ...); called in this process.
-        features_of: describes what `encode` computes; stored as JSON.
-        on_skip: called at once with the name and the reason of every image that is left out.
-        quiet: without a progress bar, which only terminals get.
+        min_count: least number of occurrences in train of a word of the vocabulary.
+        vocabulary: an existing vocabulary to use instead of a new one.
+        quality: of JPEG, 1 to 95. An upright RGB JPEG of the right size is stored unchanged.
+        workers: processes that read and resize images; 1 uses this process; default one per core.
+        max_skipped: largest accepted number of missing, damaged and unreadable images.
+        encode: for "features": uint8 (B, S, S, 3) -> arrays (B, ...), called in this process.
+        features_of: description of `encode`, stored as JSON.
+        on_skip: called with the name and the reason of each skipped image when it is skipped.
+        quiet: hide the progress bar, which is shown on terminals only.
 
-    Raises UserError: too many unusable images, nothing to train on, a file that cannot be written.
+    Raises UserError if more than `max_skipped` images cannot be used, if train has no images, or if `path` cannot be
+    written.
     """
     began = time.monotonic()
     transform, path = transform or Transform(), Path(path)
     choice(encoding, ENCODINGS, "encoding")
-    assert (encoding == "features") == (encode is not None), "encode belongs to the encoding 'features'"
+    assert (encoding == "features") == (encode is not None), "encode is for the encoding 'features'"
     skipped: list[tuple[str, str, str]] = []
 
     def skip(record: Record, kind: str, reason: str) -> None:
@@ -129,22 +134,22 @@ def write(
 
     wanted = _wanted(source.records, skip)
     _require_train(wanted, len(source.records))
-    left_out = len(skipped)
+    skipped_before = len(skipped)
     with contextlib.ExitStack() as stack:
-        with interrupts_held_back():
+        with deferred_interrupts():
             file, check = stack.enter_context(_replacing(path))
             file.attrs.update(format=FORMAT, format_version=VERSION, complete=False)
             table = file.create_group("images")
             if encoding == "jpeg":
-                images = Jpegs(file)
+                images = JpegWriter(file)
             elif encoding == "raw":
-                images = Pixels(file, transform.size)
+                images = PixelWriter(file, transform.size)
             else:
-                images = Features(file, encode, features_of)
+                images = FeatureWriter(file, encode, features_of)
         kept: list[Record] = []
-        captions = Captions(kept)
-        job = functools.partial(prepare, transform=transform, encoding=encoding, quality=quality)
-        with contextlib.closing(in_order(job, (record.read for record in wanted), workers)) as results:
+        captions = CaptionWriter(kept)
+        job = functools.partial(prepare_image, transform=transform, encoding=encoding, quality=quality)
+        with contextlib.closing(map_in_order(job, (record.read for record in wanted), workers)) as results:
             for record, result in tqdm(
                 zip(wanted, results, strict=True), "images", len(wanted), unit="img", disable=quiet or None
             ):
@@ -152,20 +157,20 @@ def write(
                     images.add(result)
                     check()
                     kept.append(record)
-                    captions.follow()
+                    captions.process_some()
                     continue
                 skip(record, *result)
-                if len(skipped) - left_out > max_skipped:
+                if len(skipped) - skipped_before > max_skipped:
                     raise UserError(
-                        f"more than {max_skipped} images are missing or damaged, the last {record.file_name} "
-                        f"({result[1]}); nothing was written; mend them or raise --max-skipped"
+                        f"more than {max_skipped} images are missing or damaged, the last is {record.file_name} "
+                        f"({result[1]}); nothing was written; repair them or raise --max-skipped"
                     )
         _require_train(kept, len(source.records))
         captions.finish()
-        with interrupts_held_back():
+        with deferred_interrupts():
             images.finish()
             splits = np.array([SPLITS.index(record.split) for record in kept], np.uint8)
-            on_captions = captions.write(file, splits, vocabulary or min_count)
+            caption_fields = captions.write(file, splits, vocabulary or min_count)
             problems = source.problems + captions.problems
             _write_table(table, kept, splits)
             file.attrs.update(
@@ -189,18 +194,18 @@ def write(
         problems=problems,
         bytes=path.stat().st_size,
         seconds=time.monotonic() - began,
-        **on_captions,
+        **caption_fields,
     )
 
 
 def _wanted(records: Sequence[Record], skip: Callable[[Record, str, str], None]) -> list[Record]:
-    """The records to store; a second record of the same image and images without words are skipped."""
+    """The records to store. Skips images without words and further records of the same image."""
     wanted, seen = [], set()
     for record in records:
         if record.file_name in seen:
-            skip(record, "duplicate", "listed twice; the first is kept")
+            skip(record, "duplicate", "listed twice; the first record is kept")
         elif not any(map(has_words, record.captions)):
-            skip(record, "without a caption", "no caption with a word in it")
+            skip(record, "without a caption", "no caption with words")
         else:
             wanted.append(record)
         seen.add(record.file_name)
@@ -208,15 +213,16 @@ def _wanted(records: Sequence[Record], skip: Callable[[Record, str, str], None])
 
 
 def _require_train(records: Sequence[Record], listed: int) -> None:
+    """Raise UserError if no record is in the train split. listed: number of images in the data set."""
     if not any(record.split == "train" for record in records):
         raise UserError(
-            f"nothing to train on: {listed} images are listed and {len(records)} are usable, "
+            f"no image to train on: {listed} images are listed and {len(records)} are usable, "
             "none of them in the train split; check the split lists and the skipped images"
         )
 
 
 def _write_table(group: h5py.Group, records: Sequence[Record], splits: np.ndarray) -> None:
-    """Write what images/ holds beside the images themselves."""
+    """Write image_id, split and file_name of images/."""
     ids = [record.image_id for record in records]
     group["image_id"] = np.array(range(len(ids)) if None in ids else ids, np.int64)
     group["split"] = splits
@@ -226,21 +232,22 @@ def _write_table(group: h5py.Group, records: Sequence[Record], splits: np.ndarra
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
-    """A new HDF5 file that takes the place of `path` when the block ends well, and else vanishes.
+    """A new HDF5 file that replaces `path` at the end of the block and is removed after an error.
 
-    Yields the file, and a function that raises if anything could not be written so far.
+    Yields the file and a function that raises the first write error, if there was one. Raises UserError if `path`
+    cannot be written.
     """
     if path.is_dir():
-        raise UserError(f"--output {path} is a folder; name a file in it, such as {path / 'data.h5'}")
+        raise UserError(f"--output {path} is a folder; give a file in it, such as {path / 'data.h5'}")
     output = None
     with replacing(path, ending="partial", make_folder=True) as partial:
         try:
             _remove_abandoned(path)
             with _Output(partial) as output:
-                with h5py.File(output, "w", libver=("earliest", "v110")) as file:  # HDF5 of 2017 can read it
+                with h5py.File(output, "w", libver=("earliest", "v110")) as file:  # readable since HDF5 1.10
                     yield file, output.check
                 output.check()
-                os.fsync(output.fileno())  # a power cut must not leave a name without its bytes
+                os.fsync(output.fileno())  # so that the file is complete after a power failure
         except (OSError, RuntimeError) as error:
             cause = output.error if output is not None and output.error else error
             if isinstance(cause, RuntimeError):
@@ -249,8 +256,11 @@ def _replacing(path: Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
 
 
 class _Output(io.FileIO):
-    """The file under an h5py.File. HDF5 never hears of an error here, as one at the wrong moment makes it crash when
-    the program ends: the first is kept for `check`, and from then on nothing is written. Locked while it is open."""
+    """The file object of an h5py.File. Locked while it is open.
+
+    Write errors are hidden from HDF5, because some make it crash when the program exits. The first error is kept for
+    `check`, and nothing is written after it.
+    """
 
     def __init__(self, path: Path):
         super().__init__(path, "w+")
@@ -276,15 +286,18 @@ class _Output(io.FileIO):
             return size
 
     def check(self) -> None:
+        """Raise the first write error, if there was one."""
         if self.error is not None:
             raise self.error
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Remove what a killed process left: partial files of `path` that are no longer locked."""
+    """Remove partial files of `path` that a killed process left, which are no longer locked."""
     for partial in path.parent.glob(f".{glob.escape(path.name)}.*.partial") if fcntl is not None else ():
         with contextlib.suppress(OSError), open(partial, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: it is being written
+            fcntl.flock(
+                file, fcntl.LOCK_EX | fcntl.LOCK_NB
+            )  # raises BlockingIOError while another process writes it
             partial.unlink()
 
 

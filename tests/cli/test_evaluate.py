@@ -260,7 +260,7 @@ def test_features_of_another_trunk_are_refused(tmp_path, tiny_checkpoint, capsys
         features_of={"backbone": "vgg19", "layers": ["conv5_4"]},
     )  # fmt: skip
     message = error_of(capsys, "--data", str(path), "--checkpoint", str(tiny_checkpoint))
-    assert "holds features of vgg19 cut at conv5_4, the model has resnet18" in message
+    assert "has features of vgg19 cut at conv5_4, the model has resnet18" in message
 
 
 def test_a_full_disk_leaves_no_file(save, tmp_path, monkeypatch, capsys):

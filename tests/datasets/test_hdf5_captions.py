@@ -1,4 +1,4 @@
-"""Captions in the data file, against one pass over lists of words."""
+"""CaptionWriter in the data file, against one pass over lists of words."""
 
 import collections
 import random
@@ -9,8 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
-from sca_caption.datasets import hdf5_captions as store_captions
-from sca_caption.datasets.hdf5_captions import AT_ONCE, LONGEST, Captions
+from sca_caption.datasets import hdf5_captions
+from sca_caption.datasets.hdf5_captions import MAX_WORDS, RECORDS_PER_CALL, CaptionWriter
 from sca_caption.datasets.hdf5_reader import SPLITS
 from sca_caption.datasets.sources.records import Record
 from sca_caption.vocab import SPECIALS, UNK, _splitter, has_words, tokenize
@@ -47,11 +47,11 @@ def records(count: int, longest: int) -> list[Record]:
     return made
 
 
-def written(made: list[Record], path, steps: int, min_count: int) -> tuple[Captions, dict, dict]:
-    """The Captions, what they report, and what stands in the file; `steps` records come before the rest."""
-    captions = Captions(made)
+def written(made: list[Record], path, steps: int, min_count: int) -> tuple[CaptionWriter, dict, dict]:
+    """The CaptionWriter, what they report, and what stands in the file; `steps` records come before the rest."""
+    captions = CaptionWriter(made)
     for _ in range(steps):
-        captions.follow()
+        captions.process_some()
     captions.finish()
     splits = np.array([SPLITS.index(record.split) for record in made], np.uint8)
     with h5py.File(path, "w") as file:
@@ -60,10 +60,10 @@ def written(made: list[Record], path, steps: int, min_count: int) -> tuple[Capti
     return captions, report, stored
 
 
-@pytest.mark.parametrize("longest", [9, LONGEST + 30])
+@pytest.mark.parametrize("longest", [9, MAX_WORDS + 30])
 @pytest.mark.parametrize("steps", [0, 3])
 def test_captions_are_those_of_one_pass_over_lists(tmp_path, monkeypatch, longest, steps):
-    monkeypatch.setattr(store_captions, "BLOCK", 16)
+    monkeypatch.setattr(hdf5_captions, "BLOCK", 16)
     made = [*records(60, longest), record(60, "val", ("a rare one",), b"")]
     captions, report, stored = written(made, tmp_path / "x.h5", steps, min_count=9)
 
@@ -75,7 +75,7 @@ def test_captions_are_those_of_one_pass_over_lists(tmp_path, monkeypatch, longes
     )
     vocabulary = sorted((w for w, n in counts.items() if n >= 9), key=lambda word: (-counts[word], word))
     ids = {word: number for number, word in enumerate(vocabulary, len(SPECIALS))}
-    cut = [words[:LONGEST] for words in tokens]
+    cut = [words[:MAX_WORDS] for words in tokens]
     assert stored["image"].tolist() == [row for row, _ in rows]
     assert [text.decode() for text in stored["text"]] == [text for _, text in rows]
     assert stored["length"].tolist() == list(map(len, cut))
@@ -83,11 +83,11 @@ def test_captions_are_those_of_one_pass_over_lists(tmp_path, monkeypatch, longes
     for found, words in zip(stored["tokens"], cut, strict=True):
         assert found[: len(words)].tolist() == [ids.get(word, UNK) for word in words]
         assert not found[len(words) :].any()
-    assert captions.problems == [(each.file_name, "a caption without a word; left out") for each in made[::7]]
+    assert captions.problems == [(each.file_name, "a caption without words; skipped") for each in made[::7]]
     assert report["vocabulary"] == len(vocabulary) < len(set().union(*tokens))
     assert report["captions"] == {split: split_of.count(split) for split in SPLITS}
     assert report["longest"] == max(map(len, tokens))
-    assert report["shortened"] == sum(len(words) > LONGEST for words in tokens)
+    assert report["truncated"] == sum(len(words) > MAX_WORDS for words in tokens)
     for split, share in report["coverage"].items():
         words = [word for each, s in zip(tokens, split_of, strict=True) if s == split for word in each]
         assert share == pytest.approx(sum(word in ids for word in words) / len(words))
@@ -95,16 +95,16 @@ def test_captions_are_those_of_one_pass_over_lists(tmp_path, monkeypatch, longes
 
 def test_they_follow_records_that_come_and_catch_up():
     made, kept = records(12, 3), []
-    captions = Captions(kept)
-    captions.follow()
-    captions.starting.join()
+    captions = CaptionWriter(kept)
+    captions.process_some()
+    captions.loading.join()
     for number, each in enumerate(made):
         kept.append(each)
-        captions.follow()
+        captions.process_some()
         assert captions.done == number + 1
     kept += made
-    captions.follow()
-    assert captions.done == len(made) + AT_ONCE
+    captions.process_some()
+    assert captions.done == len(made) + RECORDS_PER_CALL
     captions.finish()
     assert captions.done == len(kept) == 2 * len(made)
 

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sca_caption.datasets import hdf5_images as store_images
-from sca_caption.datasets import hdf5_writer as store_writer
-from sca_caption.datasets.hdf5_images import AHEAD, TASK, Column, in_order, prepare
+from sca_caption.datasets import hdf5_images, hdf5_writer
+from sca_caption.datasets.hdf5_images import MAX_AHEAD, TASK_SIZE, GrowingDataset, map_in_order, prepare_image
 from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.datasets.sources.records import Source
 from sca_caption.images import ORIENTATION, Transform, fit, load
@@ -89,9 +88,9 @@ def test_what_is_stored_is_the_compressed_array_of_the_image(data, mode):
     transform = Transform(32, mode)
     pixels = load(data, transform)
     options = {"transform": transform, "quality": 80}
-    prepared = prepare(functools.partial(give, data), encoding="jpeg", **options)
+    prepared = prepare_image(functools.partial(give, data), encoding="jpeg", **options)
     assert prepared == encoded(Image.fromarray(pixels), "JPEG", quality=80)  # and no metadata
-    assert np.array_equal(prepare(functools.partial(give, data), encoding="raw", **options), pixels)
+    assert np.array_equal(prepare_image(functools.partial(give, data), encoding="raw", **options), pixels)
 
 
 BAD = [
@@ -149,13 +148,13 @@ def test_one_more_bad_image_than_allowed_writes_nothing(tmp_path):
 
 def test_nothing_to_train_on_is_an_error(tmp_path):
     source = dataset(split="val")
-    said = "nothing to train on: 10 images are listed and 10 are usable, none of them in the train split"
+    said = "no image to train on: 10 images are listed and 10 are usable, none of them in the train split"
     assert message(lambda: write(source, tmp_path / "made.h5")).startswith(said)
     source.records[0] = record(0, data=b"bad")
-    said = "nothing to train on: 10 images are listed and 9 are usable"
+    said = "no image to train on: 10 images are listed and 9 are usable"
     assert message(lambda: write(source, tmp_path / "made.h5")).startswith(said)
     assert "0 images are listed" in message(lambda: write(Source("", "", []), tmp_path / "made.h5"))
-    said = "no word stands 99 times in the captions of train; lower --min-count"
+    said = "no word occurs 99 times in the captions of train; lower --min-count"
     assert message(lambda: write(dataset(), tmp_path / "made.h5", min_count=99)) == said
     assert list(tmp_path.iterdir()) == []
 
@@ -172,7 +171,7 @@ def test_a_failure_in_the_middle_leaves_the_old_file_and_no_other(tmp_path, made
         assert path.read_bytes() == made.read_bytes()
 
 
-class FullDisk(store_writer._Output):
+class FullDisk(hdf5_writer._Output):
     """Has room for 20 kB."""
 
     def write(self, data) -> int:
@@ -183,8 +182,8 @@ class FullDisk(store_writer._Output):
 
 @pytest.mark.parametrize("encoding", ["jpeg", "raw"])
 def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch, encoding):
-    monkeypatch.setattr(store_writer, "_Output", FullDisk)
-    monkeypatch.setattr(store_images, "BUFFER", 2000)
+    monkeypatch.setattr(hdf5_writer, "_Output", FullDisk)
+    monkeypatch.setattr(hdf5_images, "BUFFER_BYTES", 2000)
     parts = (f"cannot write {tmp_path / 'made.h5'}: disk full", "MB free", "--output")
     message(lambda: write(dataset(40), tmp_path / "made.h5", encoding=encoding), *parts)
     assert list(tmp_path.iterdir()) == []
@@ -218,7 +217,7 @@ def test_a_file_that_cannot_grow_is_told_in_one_line_and_hdf5_does_not_crash(tmp
 
 def test_places_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
-    assert "is a folder; name a file in it" in message(lambda: write(dataset(), tmp_path))
+    assert "is a folder; give a file in it" in message(lambda: write(dataset(), tmp_path))
     assert "File exists" in message(lambda: write(dataset(), tmp_path / "file" / "made.h5"))
     write(dataset(), tmp_path / "new" / "folder" / "made.h5")
     assert len(CaptionDataset(tmp_path / "new" / "folder" / "made.h5")) == 10
@@ -227,7 +226,7 @@ def test_places_that_cannot_be_written(tmp_path):
 def test_what_a_killed_writer_left_is_removed_but_not_what_another_is_writing(tmp_path):
     abandoned, alive = tmp_path / ".made.h5.1.partial", tmp_path / ".made.h5.2.partial"
     abandoned.write_bytes(b"half")
-    with store_writer._Output(alive):
+    with hdf5_writer._Output(alive):
         write(dataset(), tmp_path / "made.h5")
         assert sorted(path.name for path in tmp_path.iterdir()) == [".made.h5.2.partial", "made.h5"]
 
@@ -238,34 +237,36 @@ def test_workers_are_never_more_than_a_few_images_ahead(workers):
 
     def items():
         nonlocal taken
-        for number in range(5 * AHEAD):
+        for number in range(5 * MAX_AHEAD):
             taken += 1
             yield number
 
-    for done, result in enumerate(in_order(abs, items(), workers), 1):
+    for done, result in enumerate(map_in_order(abs, items(), workers), 1):
         assert result == done - 1
-        assert taken - done < workers * AHEAD
-    assert done == 5 * AHEAD
+        assert taken - done < workers * MAX_AHEAD
+    assert done == 5 * MAX_AHEAD
 
 
-@pytest.mark.parametrize("count", [0, 1, TASK - 1, TASK, TASK + 1, 2 * TASK, 3 * AHEAD + 1])
+@pytest.mark.parametrize(
+    "count", [0, 1, TASK_SIZE - 1, TASK_SIZE, TASK_SIZE + 1, 2 * TASK_SIZE, 3 * MAX_AHEAD + 1]
+)
 def test_workers_return_every_result_in_order(count):
-    assert list(in_order(abs, iter(range(-count, 0)), 2)) == list(range(count, 0, -1))
+    assert list(map_in_order(abs, iter(range(-count, 0)), 2)) == list(range(count, 0, -1))
 
 
 @pytest.mark.parametrize("encoding", ["jpeg", "raw", "features"])
 def test_the_writer_holds_a_bounded_number_of_bytes(tmp_path, monkeypatch, encoding):
-    monkeypatch.setattr(store_images, "BUFFER", 10_000)
-    monkeypatch.setattr(store_images, "BATCH", 1)
+    monkeypatch.setattr(hdf5_images, "BUFFER_BYTES", 10_000)
+    monkeypatch.setattr(hdf5_images, "BATCH_SIZE", 1)
     held = []
-    add = Column.add
+    add = GrowingDataset.add
 
     def watched(self, rows):
         add(self, rows)
         held.append(sum(row.nbytes for row in self.rows))
-        assert held[-1] == self.waiting < 10_000
+        assert held[-1] == self.buffered < 10_000
 
-    monkeypatch.setattr(Column, "add", watched)
+    monkeypatch.setattr(GrowingDataset, "add", watched)
     encode = (lambda pixels: [pixels]) if encoding == "features" else None
     write(dataset(60), tmp_path / "made.h5", encoding=encoding, encode=encode)
     assert max(held) > 5_000
@@ -277,6 +278,6 @@ def die(_):
 
 
 def test_a_killed_worker_is_told():
-    assert message(lambda: list(in_order(die, [1, 2, 3], 2))) == (
-        "a worker process was killed, mostly for want of memory; try --workers 1"
+    assert message(lambda: list(map_in_order(die, [1, 2, 3], 2))) == (
+        "a worker process was killed, probably because memory ran out; try --workers 1"
     )

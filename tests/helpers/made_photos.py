@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sca_caption.datasets import hdf5_writer as store_writer
+from sca_caption.datasets import hdf5_writer
 from sca_caption.datasets.sources.records import Record, Source
 from sca_caption.images import Transform
 from sca_caption.runtime.errors import UserError
@@ -54,8 +54,8 @@ def change(source: Source, row: int, **changes) -> None:
     source.records[row] = dataclasses.replace(source.records[row], **changes)
 
 
-def write(source: Source, path, **options) -> store_writer.Report:
-    return store_writer.write(source, path, **({"transform": SMALL, "min_count": 1, "workers": 1} | options))
+def write(source: Source, path, **options) -> hdf5_writer.Report:
+    return hdf5_writer.write(source, path, **({"transform": SMALL, "min_count": 1, "workers": 1} | options))
 
 
 def message(call, *parts: str) -> str:
