@@ -126,9 +126,9 @@ def open_data(arguments: argparse.Namespace, checkpoint):
 
 
 def listed(classes) -> str:
-    from sca_caption.datasets.image_folders import some
+    from sca_caption.datasets.image_folders import first_few
 
-    return f"{len(classes)}: {some(list(classes))}"
+    return f"{len(classes)}: {first_few(list(classes))}"
 
 
 def predict(model, data, rows, quiet: bool = False) -> list:

@@ -1,6 +1,6 @@
-"""Data sets of images with one class each, by name, as they lie on disk (layouts: data/README.md).
+"""Data sets for image classification, by name, in their usual layouts on disk (data/README.md).
 
-Whatever the layout, what comes out is a LabelledImages: classes, labels, splits, and pixels of any one image.
+`open_dataset` returns a LabelledImages for every layout: classes, labels, splits and the pixels of each image.
 """
 
 from collections.abc import Sequence
@@ -11,32 +11,35 @@ from typing import Protocol
 import numpy as np
 
 from sca_caption.datasets import shapes
-from sca_caption.datasets.image_folders import folders_of, from_classes, from_splits
+from sca_caption.datasets.image_folders import list_folders, read_class_folders, read_split_folders
 from sca_caption.runtime.errors import UserError, choice
 
 SPLITS = ("train", "val", "test")
-KEPT_BYTES = 1 << 30  # a set that takes less decoded stays in memory once read
+CACHE_BYTES = 1 << 30  # a data set with fewer decoded bytes is kept in memory after it was read
 SHAPES_COUNTS = {"train": 2000, "val": 500, "test": 500}
-SHAPES_SIZE = 64  # pixels, width and height
+SHAPES_SIZE = 64  # pixels, width and height of an image
 
 
-class Pictures(Protocol):
-    """Where the pixels come from; picklable."""
+class ImageSource(Protocol):
+    """The images behind a LabelledImages. Can be pickled."""
 
-    def pixels(self, index: int) -> np.ndarray: ...
+    def pixels(self, index: int) -> np.ndarray:
+        """uint8 (H, W, 3)."""
 
-    def file_name(self, index: int) -> str: ...
+    def file_name(self, index: int) -> str:
+        """The path of an image, relative to the data set's root."""
 
-    def decoded_bytes(self) -> int: ...
+    def decoded_bytes(self) -> int:
+        """Estimated memory of all images; 0 to disable the cache."""
 
 
 class LabelledImages:
-    """A data set for classification.
+    """A data set for classification. An image is identified by its index in `labels`.
 
-    name: as `open_dataset` takes it. classes: names, in the order of the labels. labels: int64 (N,), of all splits.
-    splits_note: where the splits come from, in a phrase. An image is its index in `labels`.
+    name: the name for `open_dataset`. classes: names, in the order of the labels. labels: int64 (N,), of all splits.
+    splits_note: the origin of the splits, as a phrase.
 
-    Pickles without the images it keeps, so that workers of a DataLoader can have it.
+    Can be pickled for the workers of a DataLoader; cached images are left out.
     """
 
     def __init__(
@@ -45,52 +48,52 @@ class LabelledImages:
         classes: Sequence[str],
         labels: np.ndarray,
         splits: dict[str, np.ndarray],
-        pictures: Pictures,
+        source: ImageSource,
         splits_note: str,
     ):
         assert len(set(classes)) == len(classes) and {"train", "val"} <= set(splits)
         self.name, self.classes, self.labels, self.splits_note = name, tuple(classes), labels, splits_note
         self._splits = {"test": splits["val"], **splits}
-        self._pictures = pictures
-        self._keep = 0 < pictures.decoded_bytes() < KEPT_BYTES
-        self._kept: dict[int, np.ndarray] = {}
+        self._source = source
+        self._use_cache = 0 < source.decoded_bytes() < CACHE_BYTES
+        self._cache: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, "_kept": {}}
+        return {**self.__dict__, "_cache": {}}
 
     def indices(self, split: str) -> np.ndarray:
-        """The images of "train", "val" or "test". A set without a test split of its own is tested on val."""
+        """Indices of the images of "train", "val" or "test". Without a test split, "test" is the same as "val"."""
         return self._splits[choice(split, SPLITS, "split")]
 
     def pixels(self, index: int) -> np.ndarray:
-        """An image, upright RGB at the file's own size: uint8 (H, W, 3), not to be written to.
+        """An image, upright RGB at its original size: uint8 (H, W, 3). Do not modify it, because it may be cached.
 
-        Raises ImageError, a UserError with the path, where the file cannot be read.
+        Raises ImageError with the path if the file cannot be read.
         """
         index = int(index)
-        if index in self._kept:
-            return self._kept[index]
-        pixels = self._pictures.pixels(index)
-        if self._keep:
-            self._kept[index] = pixels
+        if index in self._cache:
+            return self._cache[index]
+        pixels = self._source.pixels(index)
+        if self._use_cache:
+            self._cache[index] = pixels
         return pixels
 
     def file_name(self, index: int) -> str:
-        """The image's path below the root of the data set, or a made-up name where there is no file."""
-        return self._pictures.file_name(int(index))
+        """The path of an image relative to the data set's root, or a generated name if there is no file."""
+        return self._source.file_name(int(index))
 
 
 def open_dataset(name: str, root: str | Path | None = None, seed: int = 0) -> LabelledImages:
-    """Open a data set by name; `root` is its folder, by default data/NAME.
+    """Open a data set by name.
 
-    `seed` decides which pictures `shapes` draws, and which images are for validation where the files do not say
-    (caltech101, folder without splits); elsewhere it has no effect.
+    root: its folder, by default data/NAME. seed: of the generated images of `shapes`, and of the validation split of
+    data sets without splits (caltech101, folder); otherwise without effect.
 
-    Raises UserError for an unknown name, a folder that is missing or holds something else, an empty class, and
-    splits whose classes differ.
+    Raises UserError for an unknown name, a folder that is missing or lacks the data set, an empty class, and splits
+    with different classes.
     """
     opener = OPENERS[choice(name, OPENERS, "dataset for classification")]
     root = Path(root) if root is not None else Path("data") / name
@@ -103,78 +106,79 @@ def open_dataset(name: str, root: str | Path | None = None, seed: int = 0) -> La
 
 
 EXPECTED = {
-    "cifar10": "unpack cifar-10-python.tar.gz (https://www.cs.toronto.edu/~kriz/cifar.html) there",
-    "cifar100": "unpack cifar-100-python.tar.gz (https://www.cs.toronto.edu/~kriz/cifar.html) there",
-    "caltech101": "unpack 101_ObjectCategories (https://data.caltech.edu/records/mzrjq-6wc02) there",
-    "imagenet": "make it hold train/WNID and val/WNID (data/README.md says how)",
-    "folder": "make it hold a folder of images for each class, or train/CLASS and val/CLASS",
+    "cifar10": "unpack cifar-10-python.tar.gz (https://www.cs.toronto.edu/~kriz/cifar.html) into it",
+    "cifar100": "unpack cifar-100-python.tar.gz (https://www.cs.toronto.edu/~kriz/cifar.html) into it",
+    "caltech101": "unpack 101_ObjectCategories (https://data.caltech.edu/records/mzrjq-6wc02) into it",
+    "imagenet": "give it folders train/WNID and val/WNID (see data/README.md)",
+    "folder": "give it one folder of images per class, or folders train/CLASS and val/CLASS",
 }
 
 
 def open_cifar(name: str, root: Path, seed: int) -> LabelledImages:
-    """The official Python files, or the same pictures as files in train/CLASS and test/CLASS."""
+    """CIFAR-10 or CIFAR-100 from the official Python files, or from image files in train/CLASS and test/CLASS."""
     count = int(name.removeprefix("cifar"))
     official = f"cifar-{count}-batches-py" if count == 10 else "cifar-100-python"
-    note = "the official split, its test images for validation too, as usual"
+    note = "official splits; the test images are also used for validation, as is usual"
     if root.name == official:
         root = root.parent
     if (root / official).is_dir():
-        classes, labels, splits, pictures = read_cifar(count, root, official)
-    elif {"train", "test"} <= set(folders_of(root)):
-        classes, labels, splits, pictures = from_splits(root, {"train": "train", "val": "test"})
+        classes, labels, splits, source = read_cifar(count, root, official)
+    elif {"train", "test"} <= set(list_folders(root)):
+        classes, labels, splits, source = read_split_folders(root, {"train": "train", "val": "test"})
     else:
         raise UserError(
-            f"{name} not found: {root} holds neither {official} nor train/CLASS and test/CLASS; {EXPECTED[name]}"
+            f"{name} not found: {root} has neither {official} nor train/CLASS and test/CLASS; {EXPECTED[name]}"
         )
     if len(classes) != count:
-        raise UserError(
-            f"{root} has {len(classes)} classes, {name} has {count}; give the right --dataset or --root"
-        )
-    return LabelledImages(name, classes, labels, splits, pictures, note)
+        raise UserError(f"{root} has {len(classes)} classes, {name} has {count}; change --dataset or --root")
+    return LabelledImages(name, classes, labels, splits, source, note)
 
 
 def read_cifar(
     count: int, root: Path, official: str
-) -> tuple[list[str], np.ndarray, dict[str, np.ndarray], "Decoded"]:
-    """Classes, labels, splits and pictures of the official files."""
+) -> tuple[list[str], np.ndarray, dict[str, np.ndarray], "ArrayImages"]:
+    """Read the official files. Returns classes, labels, splits and images. Raises UserError if their MD5 sums differ."""
     from sca_caption.runtime.torchvision_compat import torchvision
 
     opener = torchvision.datasets.CIFAR10 if count == 10 else torchvision.datasets.CIFAR100
-    try:  # The files are pickles, which could run anything: torchvision compares each with its MD5 before opening it.
+    try:  # pickles can run code, so torchvision checks the MD5 sum of each file first
         parts = [opener(root, train) for train in (True, False)]
     except RuntimeError as error:
         raise UserError(
-            f"{root / official} is incomplete or altered: its MD5 sums are not the official ones; unpack it again"
+            f"{root / official} is incomplete or modified: its MD5 sums are not the official ones; unpack it again"
         ) from error
     pixels = np.concatenate([part.data for part in parts])  # (60000, 32, 32, 3)
     labels = np.concatenate([part.targets for part in parts]).astype(np.int64)
     bounds = len(parts[0].data)
     splits = {"train": np.arange(bounds), "val": np.arange(bounds, len(labels))}
-    return parts[0].classes, labels, splits, Decoded(pixels, bounds)
+    return parts[0].classes, labels, splits, ArrayImages(pixels, bounds)
 
 
 def open_caltech101(name: str, root: Path, seed: int) -> LabelledImages:
-    """101_ObjectCategories in torchvision's layout; BACKGROUND_Google, which is no category, is left out."""
+    """Caltech-101 (101_ObjectCategories), without BACKGROUND_Google, which is no category."""
     categories = "101_ObjectCategories"
     places = [root / "caltech101" / categories, root / categories, root]
     folder = next((place for place in places if place.name == categories and place.is_dir()), None)
     if folder is None:
-        raise UserError(f"{name} not found: {root} holds no {categories}; {EXPECTED[name]}")
-    *found, files = from_classes(folder, seed, leave_out=("BACKGROUND_Google",))
-    return LabelledImages(name, *found, files, f"80/20 in each class by hash, seed {seed}")
+        raise UserError(f"{name} not found: {root} has no {categories}; {EXPECTED[name]}")
+    *found, files = read_class_folders(folder, seed, exclude=("BACKGROUND_Google",))
+    return LabelledImages(name, *found, files, f"80/20 per class by hash, seed {seed}")
 
 
 def open_imagenet(name: str, root: Path, seed: int) -> LabelledImages:
-    """train/WNID and val/WNID. Classes in the order of the WNIDs, as in published weights."""
-    if not {"train", "val"} <= set(folders_of(root)):
-        raise UserError(f"{name} not found: {root} lacks train/WNID or val/WNID; {EXPECTED[name]}")
-    wnids, labels, splits, files = from_splits(root, {"train": "train", "val": "val"})
-    classes = readable(wnids, root / "LOC_synset_mapping.txt")
-    return LabelledImages(name, classes, labels, splits, files, "train and val of the folders")
+    """ImageNet from train/WNID and val/WNID. Classes are in the order of WNIDs, as for published weights."""
+    if not {"train", "val"} <= set(list_folders(root)):
+        raise UserError(f"{name} not found: {root} has no train/WNID or no val/WNID; {EXPECTED[name]}")
+    wnids, labels, splits, files = read_split_folders(root, {"train": "train", "val": "val"})
+    classes = synset_names(wnids, root / "LOC_synset_mapping.txt")
+    return LabelledImages(name, classes, labels, splits, files, "folders train and val")
 
 
-def readable(wnids: Sequence[str], mapping: Path) -> list[str]:
-    """The first synonym of each WNID ("n01440764 tench, Tinca tinca"), with the WNID where two have the same."""
+def synset_names(wnids: Sequence[str], mapping: Path) -> list[str]:
+    """The first synonym per WNID ("n01440764 tench, Tinca tinca"), followed by the WNID if two WNIDs share it.
+
+    mapping: LOC_synset_mapping.txt. Returns the WNIDs if it does not exist.
+    """
     if not mapping.is_file():
         return list(wnids)
     lines = mapping.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -187,29 +191,29 @@ def readable(wnids: Sequence[str], mapping: Path) -> list[str]:
 
 
 def open_folder(name: str, root: Path, seed: int) -> LabelledImages:
-    """train/CLASS and val/CLASS, perhaps test/CLASS; or CLASS alone, divided by hash."""
-    there = set(folders_of(root))
-    if "train" not in there:
-        *found, files = from_classes(root, seed)
-        return LabelledImages(name, *found, files, f"80/20 in each class by hash, seed {seed}")
-    if not there & {"val", "test"}:
-        raise UserError(
-            f"{root} has train but no val; add val/CLASS, or put the folders of the classes in {root} itself"
-        )
-    folders = {split: split for split in SPLITS if split in there}
-    note = ", ".join(folders) + " of the folders"
-    if "val" not in there:
-        folders["val"], note = folders.pop("test"), "train and test of the folders, test for validation too"
-    return LabelledImages(name, *from_splits(root, folders), note)
+    """Folders train/CLASS, val/CLASS and optionally test/CLASS, or folders CLASS, which are split by hash."""
+    folder_names = set(list_folders(root))
+    if "train" not in folder_names:
+        *found, files = read_class_folders(root, seed)
+        return LabelledImages(name, *found, files, f"80/20 per class by hash, seed {seed}")
+    if not folder_names & {"val", "test"}:
+        raise UserError(f"{root} has train but no val; add val/CLASS, or put the class folders into {root}")
+    folders = {split: split for split in SPLITS if split in folder_names}
+    note = "folders " + ", ".join(folders)
+    if "val" not in folder_names:
+        folders["val"], note = folders.pop("test"), "folders train and test; test is also used for validation"
+    return LabelledImages(name, *read_split_folders(root, folders), note)
 
 
 def open_shapes(name: str, root: Path, seed: int) -> LabelledImages:
-    """Generated pictures of one shape; the class is its colour and kind. `root` is not read."""
+    """Generated images of one shape. The class is its colour and kind. `root` is ignored."""
     count = sum(SHAPES_COUNTS.values())
     labels = np.arange(count) % len(shapes.CLASSES)
     ends = np.cumsum(list(SHAPES_COUNTS.values()))
     splits = dict(zip(SHAPES_COUNTS, np.split(np.arange(count), ends[:-1]), strict=True))
-    return LabelledImages(name, shapes.CLASSES, labels, splits, Drawn(seed), f"generated, seed {seed}")
+    return LabelledImages(
+        name, shapes.CLASSES, labels, splits, GeneratedImages(seed), f"generated, seed {seed}"
+    )
 
 
 OPENERS = {
@@ -220,11 +224,11 @@ NAMES = tuple(OPENERS)
 
 
 @dataclass(frozen=True)
-class Decoded:
-    """Pictures that are in memory already: uint8 (N, H, W, 3), those for training first."""
+class ArrayImages:
+    """Images in memory, uint8 (N, H, W, 3), the training images first."""
 
     array: np.ndarray
-    train: int  # how many
+    train: int  # number of training images
 
     def pixels(self, index: int) -> np.ndarray:
         return self.array[index]
@@ -233,12 +237,12 @@ class Decoded:
         return f"train/{index:05d}" if index < self.train else f"test/{index - self.train:05d}"
 
     def decoded_bytes(self) -> int:
-        return 0  # nothing more to keep
+        return 0  # no cache, because they are in memory
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """Pictures of one shape, drawn when they are needed."""
+class GeneratedImages:
+    """Images of one shape, drawn on demand."""
 
     seed: int
 

@@ -1,4 +1,4 @@
-"""Images sorted into folders that are named after their classes: how such trees are found, read and split."""
+"""Image classification data in folders, one folder per class, with or without a folder per split."""
 
 import hashlib
 import os
@@ -6,87 +6,89 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from sca_caption.images import find_images, open_image
+from sca_caption.images import ImageError, decoding, find_images, open_image, opened
 from sca_caption.runtime.errors import UserError
 
-HELD_OUT = 0.2  # share of each class that is kept for validation where the folders make no splits
-HIDDEN = (".", "__MACOSX")
+HELD_OUT = 0.2  # fraction of each class used for validation if there are no folders for splits
+HIDDEN = (".", "__MACOSX")  # prefixes of folders that are skipped
 
 
 @dataclass(frozen=True)
-class Files:
-    """Image files below `root`, read when they are needed.
+class ImageFiles:
+    """Image files below `root`, read on demand.
 
-    The paths are bytes in one array: a list of a million strings would be copied into every worker process, as
-    counting references to a string writes to its page.
+    The paths are bytes in one array. Worker processes would copy a list of a million strings, because counting references
+    to a string writes to its memory page.
     """
 
     root: Path
     paths: np.ndarray  # (N,) bytes, relative to root
 
     @classmethod
-    def of(cls, root: Path, paths: list[str]) -> "Files":
+    def of(cls, root: Path, paths: list[str]) -> "ImageFiles":
         return cls(root, np.array([os.fsencode(path) for path in paths]))
 
     def file_name(self, index: int) -> str:
         return os.fsdecode(bytes(self.paths[index]))
 
     def pixels(self, index: int) -> np.ndarray:
-        """uint8 (H, W, 3), upright. Raises ImageError with the path."""
+        """Image `index`, upright RGB: uint8 (H, W, 3). Raises ImageError with the path."""
         return np.array(open_image(self.root / self.file_name(index)))
 
-    def decoded_bytes(self, looked_at: int = 50) -> int:
-        """About how much memory all of them take decoded, from the headers of some."""
+    def decoded_bytes(self, samples: int = 50) -> int:
+        """Estimated memory of all images, decoded, from the headers of at most `samples` files."""
         sizes = []
-        for index in np.linspace(0, len(self.paths) - 1, min(looked_at, len(self.paths))).astype(int):
+        for index in np.linspace(0, len(self.paths) - 1, min(samples, len(self.paths))).astype(int):
+            path = self.root / self.file_name(index)
             try:
-                with Image.open(self.root / self.file_name(index)) as image:
+                with opened(path) as image, decoding(path):
                     sizes.append(image.width * image.height * 3)
-            except Exception:  # a damaged image: `pixels` will say so
+            except ImageError:  # `pixels` raises it again
                 continue
         return int(np.mean(sizes) * len(self.paths)) if sizes else 0
 
 
-def folders_of(root: Path) -> list[str]:
-    """The names of the folders in `root`, sorted; hidden ones are passed over."""
+def list_folders(root: Path) -> list[str]:
+    """Sorted names of the folders in `root`, without hidden ones."""
     return sorted(
         entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(HIDDEN)
     )
 
 
-def find_classes(folder: Path, leave_out: tuple[str, ...] = ()) -> dict[str, list[str]]:
-    """Class -> paths of its images relative to `folder`, both sorted; images may lie deeper in a class's folder.
+def find_classes(folder: Path, exclude: tuple[str, ...] = ()) -> dict[str, list[str]]:
+    """Class -> paths of its images relative to `folder`, both sorted. Subfolders of a class are searched too.
 
-    Raises UserError for no folders, a class without images, and a single class.
+    exclude: folders that are no classes. Raises UserError if there are fewer than two classes or a class has no images.
     """
     found = {}
-    for name in folders_of(folder):
-        if name in leave_out:
+    for name in list_folders(folder):
+        if name in exclude:
             continue
         inside = folder / name
-        files = [path for path in find_images([inside]) if path != inside]  # itself where there are none
+        files = [
+            path for path in find_images([inside]) if path != inside
+        ]  # find_images returns `inside` itself if it has no images
         if not files:
             raise UserError(
-                f"class {name!r} is empty: no images in {inside}; put some there or remove the folder"
+                f"class {name!r} is empty: no images in {inside}; add images or remove the folder"
             )
         found[name] = sorted(path.relative_to(folder).as_posix() for path in files)
     if not found:
-        raise UserError(
-            f"no classes in {folder}: it holds no folders; make one folder of images for each class"
-        )
+        raise UserError(f"no classes in {folder}: it has no folders; make one folder of images per class")
     if len(found) == 1:
-        raise UserError(f"only one class in {folder}, {next(iter(found))!r}; a classifier needs at least two")
+        raise UserError(
+            f"only one class in {folder}, {next(iter(found))!r}; a classifier needs at least two; add folders"
+        )
     return found
 
 
-def from_splits(
+def read_split_folders(
     root: Path, folders: dict[str, str]
-) -> tuple[list[str], np.ndarray, dict[str, np.ndarray], Files]:
-    """Classes, labels (N,), indices of each split, and files of a tree root/FOLDER/CLASS/image.
+) -> tuple[list[str], np.ndarray, dict[str, np.ndarray], ImageFiles]:
+    """Read root/FOLDER/CLASS/image. Returns classes, labels (N,), the indices of each split, and the files.
 
-    `folders` names the folder of each split. Raises UserError where the classes of two splits differ.
+    folders: split -> FOLDER. Raises UserError if two splits have different classes.
     """
     paths, labels, splits, classes = [], [], {}, None
     for split, folder in folders.items():
@@ -94,9 +96,9 @@ def from_splits(
         classes = classes or list(found)
         if list(found) != classes:
             first = folders[next(iter(folders))]
-            lacking, extra = sorted(set(classes) - set(found)), sorted(set(found) - set(classes))
-            differ = [f"{some(lacking)} only in {first}"] * bool(lacking) + [
-                f"{some(extra)} only in {folder}"
+            missing, extra = sorted(set(classes) - set(found)), sorted(set(found) - set(classes))
+            differ = [f"{first_few(missing)} only in {first}"] * bool(missing) + [
+                f"{first_few(extra)} only in {folder}"
             ] * bool(extra)
             raise UserError(
                 f"{root}: {first} and {folder} have different classes ({'; '.join(differ)}); make them the same"
@@ -106,24 +108,22 @@ def from_splits(
             paths += [os.path.join(folder, path) for path in found[name]]
             labels += [label] * len(found[name])
         splits[split] = np.arange(start, len(paths))
-    return classes, np.array(labels, np.int64), splits, Files.of(root, paths)
+    return classes, np.array(labels, np.int64), splits, ImageFiles.of(root, paths)
 
 
-def from_classes(
-    root: Path, seed: int, leave_out: tuple[str, ...] = ()
-) -> tuple[list[str], np.ndarray, dict[str, np.ndarray], Files]:
-    """Classes, labels (N,), indices of each split, and files of a tree root/CLASS/image, split class by class.
+def read_class_folders(
+    root: Path, seed: int, exclude: tuple[str, ...] = ()
+) -> tuple[list[str], np.ndarray, dict[str, np.ndarray], ImageFiles]:
+    """Read root/CLASS/image. Returns classes, labels (N,), the indices of each split, and the files.
 
-    A fifth of each class, at least one image, is for validation: those whose names, with the seed, have the lowest
-    SHA-256, so that the split is the same on every machine. Raises UserError for a class of a single image.
+    A fifth of each class, at least one image, is val and the rest is train. The val images are those with the lowest
+    SHA-256 of seed and path, so the split is the same on every machine. Raises UserError for a class with one image.
     """
-    found = find_classes(root, leave_out)
+    found = find_classes(root, exclude)
     paths, labels, held_out = [], [], []
     for label, (name, files) in enumerate(found.items()):
         if len(files) < 2:
-            raise UserError(
-                f"class {name!r} has one image in {root / name}; a split for validation needs at least two"
-            )
+            raise UserError(f"class {name!r} has one image in {root / name}; add at least one for validation")
         digests = {
             path: hashlib.sha256(f"{seed}/{path}".encode("utf-8", "surrogatepass")).digest() for path in files
         }
@@ -134,10 +134,10 @@ def from_classes(
         held_out += [path in lowest for path in files]
     held_out = np.array(held_out)
     splits = {"train": np.flatnonzero(~held_out), "val": np.flatnonzero(held_out)}
-    return list(found), np.array(labels, np.int64), splits, Files.of(root, paths)
+    return list(found), np.array(labels, np.int64), splits, ImageFiles.of(root, paths)
 
 
-def some(names: list[str], most: int = 3) -> str:
-    """The first few of a list, in words."""
+def first_few(names: list[str], most: int = 3) -> str:
+    """The first `most` names and the number of others, for error messages."""
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")

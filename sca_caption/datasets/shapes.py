@@ -1,7 +1,7 @@
-"""Generated pictures of one or two coloured shapes with five captions each: a data set without a download.
+"""Generated images of one or two coloured shapes with five captions each: a data set without a download.
 
-A scene says what is in a picture; `draw` paints it and `captions` puts it in words. Everything follows from a
-seed and an index, so that a picture is made when it is needed and nothing is kept.
+A Scene describes an image; `draw` renders it and `captions` describes it in words. A scene depends on a seed and an index
+alone, so images are generated on demand and not stored.
 """
 
 import io
@@ -11,20 +11,20 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-SIZE = 96  # pixels, the pictures' default width and height
-SMOOTH = 3  # each pixel averages SMOOTH x SMOOTH drawn ones
+SIZE = 96  # pixels, default width and height of an image
+SUPERSAMPLING = 3  # each pixel is the mean of SUPERSAMPLING x SUPERSAMPLING drawn pixels
 COLOURS = {
     "red": (214, 40, 40), "green": (34, 150, 70), "blue": (35, 80, 205), "yellow": (245, 205, 40),
     "purple": (135, 50, 165),
 }  # fmt: skip
 KINDS = ("circle", "square", "triangle")
-SIZES = {"small": 0.11, "large": 0.21}  # half the width, of the picture's
+SIZES = {"small": 0.11, "large": 0.21}  # half the width of a shape, as a fraction of the image's width
 BACKGROUNDS = {"white": (250, 250, 250), "grey": (165, 165, 165), "black": (20, 20, 20)}
-PLACES = {  # centre of the one shape: x, y in widths of the picture
+POSITIONS = {  # centre of a single shape: x, y as fractions of the image's width
     "at the top": (0.5, 0.27), "at the bottom": (0.5, 0.73), "on the left": (0.27, 0.5),
     "on the right": (0.73, 0.5), "in the middle": (0.5, 0.5),
 }  # fmt: skip
-RELATIONS = {  # the first of two shapes is ... the second: its direction from the middle
+RELATIONS = {  # of the first shape to the second: direction of the first from the image's centre
     "above": (0, -1), "below": (0, 1), "to the left of": (-1, 0), "to the right of": (1, 0),
 }  # fmt: skip
 INVERSE = {
@@ -36,10 +36,12 @@ CLASSES = tuple(sorted(f"{colour} {kind}" for colour in COLOURS for kind in KIND
 
 @dataclass(frozen=True)
 class Shape:
+    """One shape of a scene. `short` and `full` are its noun phrases in captions."""
+
     kind: str
     colour: str
     size: str
-    centre: tuple[float, float]  # x, y in widths of the picture
+    centre: tuple[float, float]  # x, y as fractions of the image's width
 
     @property
     def short(self) -> str:
@@ -52,14 +54,16 @@ class Shape:
 
 @dataclass(frozen=True)
 class Scene:
+    """The content of an image."""
+
     shapes: tuple[Shape, ...]  # one or two
     background: str
-    where: str  # one shape: a key of PLACES; two: the first's of RELATIONS to the second
-    noise: int  # seeds the caption templates and the shade of the background
+    where: str  # a key of POSITIONS for one shape, of RELATIONS for two
+    noise: int  # seed of the choice of captions and of the exact colours
 
 
 def scene(seed: int, index: int) -> Scene:
-    """Return scene number `index` of the set that `seed` names."""
+    """Return scene number `index` of the data set with this seed."""
     rng = random.Random(f"shapes/{seed}/{index}")
     background = rng.choice(list(BACKGROUNDS))
     kinds = [rng.choice(KINDS) for _ in range(2)]
@@ -70,8 +74,8 @@ def scene(seed: int, index: int) -> Scene:
         return x + rng.uniform(-0.04, 0.04), y + rng.uniform(-0.04, 0.04)
 
     if rng.random() < 0.4:
-        where = rng.choice(list(PLACES))
-        centres = [near(*PLACES[where])]
+        where = rng.choice(list(POSITIONS))
+        centres = [near(*POSITIONS[where])]
     else:
         where = rng.choice(list(RELATIONS))
         x, y = RELATIONS[where]
@@ -81,19 +85,19 @@ def scene(seed: int, index: int) -> Scene:
 
 
 def labelled_scene(seed: int, index: int) -> Scene:
-    """Return scene number `index` of one shape, of class `CLASSES[index % len(CLASSES)]`."""
+    """Return scene number `index` with a single shape, of class `CLASSES[index % len(CLASSES)]`."""
     rng = random.Random(f"shapes/labelled/{seed}/{index}")
     colour, kind = CLASSES[index % len(CLASSES)].split()
-    where = rng.choice(list(PLACES))
-    centre = tuple(c + rng.uniform(-0.04, 0.04) for c in PLACES[where])
+    where = rng.choice(list(POSITIONS))
+    centre = tuple(c + rng.uniform(-0.04, 0.04) for c in POSITIONS[where])
     shape = Shape(kind, colour, rng.choice(list(SIZES)), centre)
     return Scene((shape,), rng.choice(list(BACKGROUNDS)), where, rng.randrange(2**31))
 
 
 def draw(scene: Scene, size: int = SIZE) -> Image.Image:
-    """Paint a scene as an RGB picture of `size` x `size` pixels."""
+    """Render a scene as an RGB image of `size` x `size` pixels."""
     rng = random.Random(scene.noise)
-    width = size * SMOOTH
+    width = size * SUPERSAMPLING
     shade = rng.randint(-12, 5)
     image = Image.new("RGB", (width, width), tuple(level + shade for level in BACKGROUNDS[scene.background]))
     canvas = ImageDraw.Draw(image)
@@ -113,7 +117,7 @@ def draw(scene: Scene, size: int = SIZE) -> Image.Image:
 
 
 def captions(scene: Scene) -> tuple[str, ...]:
-    """Put a scene in words: five different sentences, all true of it."""
+    """Return five different captions of a scene. All of them are correct."""
     first, *rest = scene.shapes
     if not rest:
         sentences = [
@@ -140,8 +144,8 @@ def captions(scene: Scene) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A picture as a file's bytes, made when it is called."""
+class GeneratedImage:
+    """A generated image. Calling it returns the bytes of a PNG file."""
 
     seed: int
     index: int
@@ -154,6 +158,6 @@ class Picture:
 
 
 def sample(count: int, seed: int = 0) -> list[tuple[Image.Image, str]]:
-    """Return `count` pictures with a caption each, none of them in the data set of the same seed."""
+    """Return `count` (image, caption) pairs. None of them is in the data set of the same seed."""
     scenes = [scene(seed, -1 - index) for index in range(count)]
     return [(draw(one), captions(one)[0]) for one in scenes]

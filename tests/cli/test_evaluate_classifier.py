@@ -90,10 +90,7 @@ def test_the_results_file_and_the_picture(trained, tmp_path, capsys):
     assert all(0.5 < image["probability"] < 1 for image in content["images"])
     provenance = content["provenance"]
     assert provenance["dataset"] == "folder" and provenance["root"] == str(root) and provenance["images"] == 7
-    assert (
-        provenance["splits"] == "train, val, test of the folders"
-        and len(provenance["checkpoint_sha256"]) == 64
-    )
+    assert provenance["splits"] == "folders train, val, test" and len(provenance["checkpoint_sha256"]) == 64
     drawn = picture.read_text(encoding="utf-8")
     assert f"<!-- {path} on folder test -->" in drawn and "7 images -->" in drawn
 
@@ -130,7 +127,7 @@ def test_what_is_refused(trained, tmp_path, capsys, tiny_checkpoint):
         "train and val have different classes (red only in train; rouge only in val)", "--checkpoint", path
     )
     root.rename(tmp_path / "elsewhere")
-    refused("colours is no such folder; make it hold", "--checkpoint", path)
+    refused("colours is no such folder; give it", "--checkpoint", path)
 
 
 def test_the_task_chooses_the_flags(capsys):

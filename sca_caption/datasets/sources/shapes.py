@@ -18,6 +18,6 @@ def read_shapes(root: Path | None = None, *, count: int = 800, seed: int = 0) ->
     records = []
     for index in range(count):
         captions = shapes.captions(shapes.scene(seed, index))
-        read = shapes.Picture(seed, index)
+        read = shapes.GeneratedImage(seed, index)
         records.append(Record(f"shapes_{index:05d}.png", captions, splits[index % 10], index, read))
     return Source("shapes", f"shapes: {count} generated images, seed {seed}, 80 % train", records)
