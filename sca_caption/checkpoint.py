@@ -30,7 +30,7 @@ from sca_caption.guidance.guide import TrainedGuide
 from sca_caption.images import Transform
 from sca_caption.models import quantization
 from sca_caption.models.sca_cnn import SCACNN
-from sca_caption.runtime.atomic_files import replacing
+from sca_caption.runtime.atomic_files import atomic_write
 from sca_caption.runtime.errors import UserError
 from sca_caption.vocab import SPECIALS, Vocabulary
 
@@ -104,7 +104,7 @@ def save(path: str | Path, checkpoint: Checkpoint, dtype: str = "float32") -> No
         "guides": {name: guide.settings() for name, guide in checkpoint.guides.items()},
     }
     metadata = {"sca_caption": json.dumps(text, ensure_ascii=False)}
-    with replacing(path, make_folder=True) as temporary:
+    with atomic_write(path, make_folder=True) as temporary:
         temporary.touch()
         mode = (
             temporary.stat().st_mode
@@ -235,7 +235,7 @@ def add_guide(path: Path, name: str, guide: TrainedGuide) -> None:
         dtype = str(tensors["model.word.bias"].dtype).removeprefix("torch.")
     tensors = {key: value for key, value in tensors.items() if f"{_GUIDES}{name}." not in key}
     text["guides"][name] = guide.settings()
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         metadata = {"sca_caption": json.dumps(text, ensure_ascii=False)}
         save_file(tensors | _stored_guide(name, guide, dtype), temporary, metadata)
         temporary.chmod(path.stat().st_mode)

@@ -1,6 +1,6 @@
-"""Captions to words to ids and back: the tokenizer of references, and the vocabulary a model speaks.
+"""Tokenizer of captions, and the vocabulary that maps words to ids.
 
-Needs spaCy only to tokenize text (preprocessing), never to train from a prepared file or to caption.
+spaCy is needed only to tokenize text in preprocessing, not to train with a data file or to caption.
 """
 
 import functools
@@ -14,27 +14,26 @@ from sca_caption.runtime.errors import UserError
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
-TOKENIZER = "spacy-en lower-case, compounds whole, no punctuation"  # stored beside tokens: what made them
-CLITICS = frozenset(("'s", "'re", "'ll", "'ve", "'m", "'d", "n't"))  # written onto the word before them
+TOKENIZER = (
+    "spacy-en lower-case, compounds whole, no punctuation"  # name of this tokenizer, stored in data files
+)
+CLITICS = frozenset(("'s", "'re", "'ll", "'ve", "'m", "'d", "n't"))  # joined to the preceding word
 
 
 @functools.cache
 def _splitter():
-    """spaCy's rule-based English tokenizer (no model to download), which here keeps "t-shirt" in one piece.
+    """spaCy's rule-based English tokenizer, which needs no model, changed to keep compounds such as "t-shirt" whole.
 
-    BLEU and CIDEr read references in Penn Treebank tokens, where compounds are whole: a model that said
-    "t shirt" would be marked wrong twice.
+    BLEU and CIDEr use Penn Treebank tokens, in which compounds are whole, so "t shirt" would be two wrong words.
     """
     absent = "torch" not in sys.modules
     if absent:
-        sys.modules["torch"] = (
-            None  # spaCy would import it for its networks: 2 s and 200 MB, and rules need none
-        )
+        sys.modules["torch"] = None  # spaCy would import it for its neural models: 2 s and 200 MB
     try:
         import spacy
     except ImportError as error:
         raise UserError(
-            f"splitting captions into words needs spaCy, which is not importable ({error}); pip install spacy"
+            f"tokenizing captions needs spaCy, which cannot be imported ({error}); run: pip install spacy"
         ) from error
     finally:
         if absent:
@@ -49,7 +48,7 @@ def _splitter():
 
 
 def tokenize(text: str) -> list[str]:
-    """Split a caption into lower-cased words; what holds neither letter nor digit (punctuation) is dropped.
+    """Tokenize a caption into lower-case words, without tokens that have neither letters nor digits (punctuation).
 
     "A man's t-shirt isn't red." -> ["a", "man", "'s", "t-shirt", "is", "n't", "red"]
     """
@@ -57,22 +56,22 @@ def tokenize(text: str) -> list[str]:
     return [word for part in text.split() for word in _words(part)]
 
 
-@functools.lru_cache(1 << 16)  # captions repeat their words: one call in fifty comes to spaCy
+@functools.lru_cache(1 << 16)  # words repeat, so only one call in fifty reaches spaCy
 def _words(part: str) -> tuple[str, ...]:
-    """The words of what stands between white space, which spaCy splits alike wherever it stands."""
+    """The words of a part of a caption between white space. spaCy tokenizes it independently of its context."""
     return tuple(token.text for token in _splitter()(part) if has_words(token.text))
 
 
 def has_words(text: str) -> bool:
-    """Whether `tokenize(text)` would be non-empty, without spaCy."""
+    """True if `tokenize(text)` is not empty. Does not need spaCy."""
     return any(character.isalnum() for character in text)
 
 
 class Vocabulary:
-    """An immutable list of words with ids. Ids 0 to 3 are PAD, BOS, EOS and UNK; `words` come after them.
+    """An immutable mapping between words and ids. Ids 0 to 3 are PAD, BOS, EOS and UNK; the words start at id 4.
 
     Args:
-        words: the words in order of id, without the specials. Raises UserError when one is repeated.
+        words: the words in the order of their ids, without special tokens. Raises UserError if one is repeated.
     """
 
     def __init__(self, words: Sequence[str]):
@@ -80,35 +79,35 @@ class Vocabulary:
         self._ids = {word: index for index, word in enumerate(self._words)}
         if len(self._ids) != len(self._words):
             repeated = next(word for word, count in Counter(self._words).items() if count > 1)
-            raise UserError(f"the vocabulary repeats {repeated!r}; every word stands once: preprocess again")
+            raise UserError(f"the vocabulary repeats the word {repeated!r}; preprocess again")
 
     @classmethod
     def build(cls, token_lists: Iterable[Sequence[str]], min_count: int = 5) -> "Vocabulary":
-        """The words seen at least `min_count` times, by falling count and then alphabetically."""
-        return cls.of_counts(Counter(token for tokens in token_lists for token in tokens), min_count)
+        """The words with at least `min_count` occurrences, sorted by descending count, then alphabetically."""
+        return cls.from_counts(Counter(token for tokens in token_lists for token in tokens), min_count)
 
     @classmethod
-    def of_counts(cls, counts: Mapping[str, int], min_count: int) -> "Vocabulary":
-        """`build` where the words are counted already."""
+    def from_counts(cls, counts: Mapping[str, int], min_count: int) -> "Vocabulary":
+        """`build` from the number of occurrences per word."""
         kept = [word for word, count in counts.items() if count >= min_count and word not in SPECIALS]
         return cls(sorted(kept, key=lambda word: (-counts[word], word)))
 
     @property
     def words(self) -> tuple[str, ...]:
-        """Every word by id, the specials included."""
+        """All words in the order of their ids, including special tokens."""
         return self._words
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Twelve hex digits that tell one vocabulary from another."""
+        """Twelve hex digits of the SHA-256 of the words, to compare vocabularies."""
         return hashlib.sha256("\n".join(self._words).encode()).hexdigest()[:12]
 
     def encode(self, tokens: Iterable[str]) -> list[int]:
-        """Ids of `tokens`, UNK for those it lacks; adds neither BOS nor EOS."""
+        """Ids of `tokens`, UNK for unknown ones, without BOS and EOS."""
         return [self._ids.get(token, UNK) for token in tokens]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The caption that `ids` spell up to the first EOS, without PAD and BOS; "man 's" becomes "man's"."""
+        """The caption of `ids` up to the first EOS, without PAD and BOS. Clitics are joined: "man", "'s" is "man's"."""
         text = ""
         for index in ids:
             if index == EOS:
@@ -119,8 +118,8 @@ class Vocabulary:
             text += word if not text or word in CLITICS else f" {word}"
         return text
 
-    def spelled(self, ids: Iterable[int]) -> tuple[str, ...]:
-        """The word of each id, one by one: "man", "'s"."""
+    def to_words(self, ids: Iterable[int]) -> tuple[str, ...]:
+        """The word per id, without joining clitics: "man", "'s"."""
         return tuple(self._words[index] for index in ids)
 
     def __len__(self) -> int:

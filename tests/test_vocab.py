@@ -90,5 +90,5 @@ except Exception as error:
 
 def test_reading_needs_no_spacy_and_tokenizing_says_what_to_install():
     run = subprocess.run([sys.executable, "-c", WITHOUT_SPACY], capture_output=True, text=True, check=True)
-    assert run.stdout.startswith("UserError splitting captions into words needs spaCy")
+    assert run.stdout.startswith("UserError tokenizing captions needs spaCy")
     assert run.stdout.rstrip().endswith("pip install spacy")

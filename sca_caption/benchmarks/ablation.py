@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sca_caption.cli.parser import Parser, program
-from sca_caption.runtime.atomic_files import replacing
+from sca_caption.runtime.atomic_files import atomic_write
 from sca_caption.runtime.errors import UserError
 
 EPILOG = """\
@@ -66,7 +66,7 @@ def scores_of_run(run: Path, data: Path, flags: Sequence[str]) -> Scores:
     if not file.exists():
         from sca_caption.cli import train
         from sca_caption.datasets.hdf5_reader import CaptionDataset
-        from sca_caption.runtime.distributed import ALONE
+        from sca_caption.runtime.distributed import SINGLE_PROCESS
 
         empty = [split for split in ("val", "test") if not len(CaptionDataset(data).indices(split))]
         if empty:
@@ -74,9 +74,11 @@ def scores_of_run(run: Path, data: Path, flags: Sequence[str]) -> Scores:
                 f"{data} has no images in split {empty[0]}, which the table needs; preprocess a data set that has some"
             )
         settings = ["--resume"] if (run / "last.pt").exists() else flags
-        train.run(["--dataset", "ablation", "--data", str(data), "--output", str(run), *settings], ALONE)
+        train.run(
+            ["--dataset", "ablation", "--data", str(data), "--output", str(run), *settings], SINGLE_PROCESS
+        )
         scores = {split: score_captions(run / "best.pt", data, split) for split in ("val", "test")}
-        with replacing(file) as temporary:
+        with atomic_write(file) as temporary:
             temporary.write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
     return json.loads(file.read_text(encoding="utf-8"))
 

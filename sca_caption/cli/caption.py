@@ -19,7 +19,7 @@ from sca_caption.cli.serve import add_page_flags, check_page_flags, serve
 from sca_caption.cli.terminal import Printer, command, one_line, progress, report_all
 from sca_caption.config import BATCH_SIZE, SamplingConfig, SearchConfig
 from sca_caption.runtime.distributed import Processes, process_group
-from sca_caption.runtime.errors import UserError, marked
+from sca_caption.runtime.errors import UserError, format_message
 
 if TYPE_CHECKING:
     from sca_caption.cli.explain import Drawing
@@ -118,13 +118,13 @@ def run(argv: list[str] | None, processes: Processes) -> int:
         return serve(arguments)
     search, sampling = settings_of(arguments)
     # Of several processes only one can read standard input.
-    paths = processes.broadcast(paths_of(arguments, p.prog) if processes.first else None)
+    paths = processes.broadcast(paths_of(arguments, p.prog) if processes.is_main else None)
     single = len(arguments.images) == 1 and arguments.images != ["-"] and paths == [Path(arguments.images[0])]
     if not any(
         path.exists() and not path.is_dir() for path in paths
     ):  # spare the user the loading of the model
         return report_all(paths)
-    if processes.first:
+    if processes.is_main:
         check_outputs(arguments, paths)
 
     from sca_caption.inference.captioning import CaptionPipeline
@@ -140,11 +140,11 @@ def run(argv: list[str] | None, processes: Processes) -> int:
     )
     with ExitStack() as opened:
         outputs = Outputs(arguments, paths, single)
-        if processes.first:
+        if processes.is_main:
             outputs.open(opened, pipeline, made_with(arguments, search, sampling))
         todo = processes.broadcast(outputs.missing())
-        results = processes.in_order(
-            [paths[i] for i in todo], outputs.answer(pipeline), at_once=arguments.batch_size
+        results = processes.map_in_order(
+            [paths[i] for i in todo], outputs.answer(pipeline), round_size=arguments.batch_size
         )
         failed = write_all(zip(todo, results, strict=True), outputs, len(todo))
     if not arguments.quiet:
@@ -302,7 +302,7 @@ def write_all(results: Iterable[tuple[int, "Result"]], outputs: Outputs, count: 
         for index, result in results:
             if result.error:
                 failed += 1
-                say(marked("error", one_line(result.error), sys.stderr))
+                say(format_message("error", one_line(result.error), sys.stderr))
             outputs.write(index, result)
             bar.update()
     except KeyboardInterrupt:

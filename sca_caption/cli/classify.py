@@ -16,7 +16,7 @@ from sca_caption.cli.inputs import read_list
 from sca_caption.cli.parser import Parser, program
 from sca_caption.cli.terminal import one_line, progress, report_all, show
 from sca_caption.config import BATCH_SIZE
-from sca_caption.runtime.atomic_files import check_writable, replacing
+from sca_caption.runtime.atomic_files import atomic_write, check_writable
 from sca_caption.runtime.errors import UserError, choice
 from sca_caption.runtime.figures import check_figure
 
@@ -176,7 +176,7 @@ class Results:
 @contextmanager
 def results_file(path: Path) -> "Iterator[Results]":
     """Results in the format that the name ends in; no file where there are none."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         with open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
             results = Results(file, path.suffix.lower())
             yield results

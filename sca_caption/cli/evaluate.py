@@ -100,7 +100,7 @@ def run(argv: list[str] | None, processes: Processes) -> int:
         scored, provenance = predicted(arguments)
     else:
         scored, provenance = captioned(arguments, search, processes)
-    if not processes.first:
+    if not processes.is_main:
         return 0
     keys = range(len(scored))
     scores = evaluate(
@@ -182,7 +182,7 @@ def captioned(
         name: getattr(arguments, name) for name in ("device", "batch_size", "objects") if name in arguments
     }
     pipeline = CaptionPipeline.load(paths, search=search, **options)
-    mine, captions = processes.share(rows), []
+    mine, captions = processes.shard(rows), []
     stream = pipeline.stream(mine, read=reader(data, pipeline.networks, pipeline.transform))
     for result in tqdm(
         stream, total=len(mine), unit="image", disable=arguments.quiet or None, dynamic_ncols=True

@@ -78,8 +78,8 @@ def run(argv: list[str] | None, processes: Processes) -> int:
     data, source = open_data(arguments, checkpoint)
     model = ClassificationPipeline(checkpoint, device=arguments.device, batch_size=arguments.batch_size)
     rows = data.indices(arguments.split)
-    logits = np.stack(processes.gather(predict(model, data, processes.share(rows), arguments.quiet)))
-    if not processes.first:
+    logits = np.stack(processes.gather(predict(model, data, processes.shard(rows), arguments.quiet)))
+    if not processes.is_main:
         return 0
     scores = score(logits, data.labels[rows], data.classes)
     provenance = {

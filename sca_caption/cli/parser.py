@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from sca_caption import __version__
-from sca_caption.runtime.errors import UserError, marked
+from sca_caption.runtime.errors import UserError, format_message
 
 MIN_WIDTH, MAX_WIDTH = 40, 120  # columns
 SHELLS = ("bash", "zsh", "tcsh")
@@ -167,7 +167,7 @@ def program(main: Callable[..., int]) -> Callable[..., int]:
         try:
             return main(argv)
         except UserError as error:
-            print(marked("error", error, sys.stderr), file=sys.stderr)
+            print(format_message("error", error, sys.stderr), file=sys.stderr)
             return 2
         except BrokenPipeError:  # the reader of stdout (head, less) has ended, which is no error
             sys.stderr.close()

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from sca_caption.runtime.atomic_files import replacing
+from sca_caption.runtime.atomic_files import atomic_write
 
 
 def rounded(numbers):
@@ -16,7 +16,7 @@ def rounded(numbers):
 
 
 def write(path: Path, content: dict) -> None:
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
         # Half a surrogate pair, which is no UTF-8, comes out as \udXXX, which JSON reads back.
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

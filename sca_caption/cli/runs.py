@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from sca_caption.runtime.distributed import restarted
+from sca_caption.runtime.distributed import was_restarted
 from sca_caption.runtime.errors import UserError
 
 
@@ -16,7 +16,7 @@ def given(arguments: argparse.Namespace, *configs: type) -> dict:
 
 def resumes(arguments: argparse.Namespace, output: Path) -> bool:
     """Whether to resume the run in `output`: if --resume is given, or if torchrun restarted it."""
-    return arguments.resume or (restarted() and (output / "last.pt").exists())
+    return arguments.resume or (was_restarted() and (output / "last.pt").exists())
 
 
 def resumable(output: Path, task: str = "caption"):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sca_caption.config import BATCH_SIZE
-from sca_caption.runtime.errors import UserError, marked
+from sca_caption.runtime.errors import UserError, format_message
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -85,7 +85,7 @@ def report_all(paths: Sequence[Path]) -> int:
         try:
             open_image(path)
         except ImageError as error:
-            print(marked("error", one_line(error), sys.stderr), file=sys.stderr)
+            print(format_message("error", one_line(error), sys.stderr), file=sys.stderr)
     return 2
 
 

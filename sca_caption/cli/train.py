@@ -126,7 +126,7 @@ def run(argv: list[str] | None, processes: Processes) -> int:
         layers = attended_layers(model_config.backbone, model_config.layers)
         model_config = dataclasses.replace(model_config, layers=layers)
         check_features(data, model_config, train_config)
-        with processes.one_first():
+        with processes.local_first():
             model = new_model(model_config, data, arguments)
     task = CaptionTask(model.to(device), data, train_config, processes)
     train(task, train_config, output, resumed, quiet=arguments.quiet)

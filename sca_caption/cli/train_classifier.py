@@ -100,7 +100,7 @@ def run(argv: list[str] | None, processes: Processes) -> int:
         model = resumed.model
     else:
         weights = arguments.backbone_weights or ("download" if name in PRETRAINED else "none")
-        with processes.one_first():
+        with processes.local_first():
             model = new_model(
                 dataclasses.replace(model_config, classes=data.classes), train_config.seed, weights
             )

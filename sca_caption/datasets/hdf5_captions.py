@@ -84,7 +84,9 @@ class CaptionWriter:
             counts += np.bincount(cells, minlength=counts.size).reshape(counts.shape)
         if not isinstance(vocabulary, Vocabulary):
             min_count = vocabulary
-            vocabulary = Vocabulary.of_counts(dict(zip(distinct, counts[0].tolist(), strict=True)), min_count)
+            vocabulary = Vocabulary.from_counts(
+                dict(zip(distinct, counts[0].tolist(), strict=True)), min_count
+            )
             if len(vocabulary) == len(SPECIALS):
                 raise UserError(
                     f"no word occurs {min_count} times in the captions of train; lower --min-count"

@@ -31,7 +31,7 @@ from sca_caption.datasets.hdf5_images import (
 from sca_caption.datasets.hdf5_reader import ENCODINGS, FORMAT, SPLITS, VERSION
 from sca_caption.datasets.sources.records import Record, Source
 from sca_caption.images import Transform
-from sca_caption.runtime.atomic_files import replacing
+from sca_caption.runtime.atomic_files import atomic_write
 from sca_caption.runtime.errors import UserError, choice
 from sca_caption.vocab import TOKENIZER, Vocabulary, has_words
 
@@ -137,7 +137,7 @@ def write(
     skipped_before = len(skipped)
     with contextlib.ExitStack() as stack:
         with deferred_interrupts():
-            file, check = stack.enter_context(_replacing(path))
+            file, check = stack.enter_context(_atomic_hdf5(path))
             file.attrs.update(format=FORMAT, format_version=VERSION, complete=False)
             table = file.create_group("images")
             if encoding == "jpeg":
@@ -231,7 +231,7 @@ def _write_table(group: h5py.Group, records: Sequence[Record], splits: np.ndarra
 
 
 @contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
+def _atomic_hdf5(path: Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
     """A new HDF5 file that replaces `path` at the end of the block and is removed after an error.
 
     Yields the file and a function that raises the first write error, if there was one. Raises UserError if `path`
@@ -240,7 +240,7 @@ def _replacing(path: Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
     if path.is_dir():
         raise UserError(f"--output {path} is a folder; give a file in it, such as {path / 'data.h5'}")
     output = None
-    with replacing(path, ending="partial", make_folder=True) as partial:
+    with atomic_write(path, ending="partial", make_folder=True) as partial:
         try:
             _remove_abandoned(path)
             with _Output(partial) as output:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from sca_caption.evaluation.classification_metrics import CONFIDENCE, Scores
-from sca_caption.runtime.figures import save_figure, shortened
+from sca_caption.runtime.figures import save_figure, shorten_name
 
 MAX_COUNTS = 20  # with at most so many classes, cells show their number of images
 MAX_NAMES = 120  # with at most so many classes, the axes show class names
@@ -37,7 +37,7 @@ def save_confusion(path: Path, scores: Scores, title: str) -> None:
     axes.set_xlabel("predicted")
     axes.set_ylabel("truth")
     if K <= MAX_NAMES:
-        names, size = [shortened(name) for name in scores.per_class], max(5.5, min(9.0, 300 / K))
+        names, size = [shorten_name(name) for name in scores.per_class], max(5.5, min(9.0, 300 / K))
         axes.set_yticks(range(K), names, fontsize=size)
         if K <= MAX_COUNTS:
             axes.set_xticks(range(K), names, fontsize=size, rotation=45, ha="right", rotation_mode="anchor")

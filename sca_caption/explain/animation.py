@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from sca_caption.explain.overlay import GREY, blended, multiples, opacity_of, painted, scale_top
-from sca_caption.runtime.atomic_files import replacing
+from sca_caption.runtime.atomic_files import atomic_write
 
 if TYPE_CHECKING:
     from sca_caption.explain.explanation import Explanation
@@ -30,7 +30,7 @@ def save_animation(explanation: "Explanation", path: Path, flag: str = "--explai
     colours = palette()
     pictures = [picture.quantize(palette=colours, dither=Image.Dither.NONE) for picture in pictures]
     durations = [A_WORD] * (len(pictures) - 1) + [LAST]
-    with replacing(path, flag) as temporary:
+    with atomic_write(path, flag) as temporary:
         pictures[0].save(
             temporary,
             "GIF",

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from sca_caption.explain.channel_patches import changes, most_changed, patch, peaks, strongest
-from sca_caption.runtime.figures import Page, fitted, text_width
+from sca_caption.runtime.figures import Page, fit_text, text_width
 
 if TYPE_CHECKING:
     from sca_caption.explain.explanation import Explanation
@@ -64,7 +64,7 @@ class Channels:
     def draw(self, page: Page, left: float, top: float, width: float) -> None:
         rows = top + self.heads + ABOVE_ROWS
         for t, word in enumerate(self.explanation.words):
-            text, size = fitted(word, self.left - 0.06, WORD, SMALL)
+            text, size = fit_text(word, self.left - 0.06, WORD, SMALL)
             page.text(left + self.left - 0.06, rows + (t + 0.7) * ROW, text, size, ha="right", color=INK)
         names = ("top patches" if self.patches > 1 else "top patch", "active at")
         for row, name in ((0, names[0]), (self.patches, names[1])):
@@ -97,7 +97,7 @@ class Channels:
         from matplotlib import colormaps
 
         values, texts, colours, low, high = cells
-        text, size = fitted(title, len(channels) * self.cell, 7.5, SMALL)
+        text, size = fit_text(title, len(channels) * self.cell, 7.5, SMALL)
         page.text(left, top + 0.1, text, size, color=INK)
         for column, channel in enumerate(channels):
             x = left + column * self.cell

@@ -117,7 +117,7 @@ def explained(
     pixels = stack([images.load(source, pipeline.transform)])
     photograph = images.open_image(source)
     photograph.thumbnail((MAX_PIXELS, MAX_PIXELS), Image.Resampling.LANCZOS)
-    words = pipeline.vocabulary.spelled(caption.tokens)
+    words = pipeline.vocabulary.to_words(caption.tokens)
     maps = tuple(each[0] for each in attended_maps(pipeline.sca_cnn, pixels))
     return Explanation(photograph, pipeline.transform, caption, words, found, maps, examples)
 

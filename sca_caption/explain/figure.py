@@ -14,7 +14,7 @@ from PIL import Image
 from sca_caption.explain.channel_figure import Channels
 from sca_caption.explain.overlay import multiples, painted, scale_strip, scale_ticks, scale_top
 from sca_caption.models.attention_trace import LayerTrace
-from sca_caption.runtime.figures import DPI, Page, fitted, text_width, wrapped
+from sca_caption.runtime.figures import DPI, Page, fit_text, text_width, wrap_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -88,7 +88,7 @@ def notes(explanation: "Explanation") -> Block:
         among = f"in {examples.looked_at:,} training images" if examples else "in this photograph"
         text += f" Top patch: around the place {among} where a channel is greatest."
         text += " Active at: the channel's values over this photograph, from 0 to their maximum."
-    lines = wrapped(text, WIDTH - 2 * MARGIN, SMALL)
+    lines = wrap_text(text, WIDTH - 2 * MARGIN, SMALL)
 
     def draw(page: Page, top: float) -> None:
         for number, line in enumerate(lines):
@@ -102,7 +102,7 @@ def heading(page: Page, top: float, letter: str, title: str, subtitle: str) -> N
     page.text(MARGIN, baseline, letter, HEADING, weight="bold", color=INK)
     page.text(MARGIN + 0.17, baseline, title, HEADING, weight="bold", color=INK)
     left = MARGIN + 0.17 + text_width(title, HEADING, "bold") + 0.12
-    text, size = fitted(subtitle, WIDTH - MARGIN - left, 7.5, SMALL)
+    text, size = fit_text(subtitle, WIDTH - MARGIN - left, 7.5, SMALL)
     page.text(left, baseline, text, size, color=FAINT)
 
 
@@ -114,7 +114,7 @@ def header(explanation: "Explanation", top: float | None) -> Block:
     width, height = (max(side * scale, 0.15) for side in photograph.size)
     left = MARGIN + width + 0.25
     room = WIDTH - MARGIN - left
-    lines = wrapped(explanation.caption.text, room, TITLE, "bold") or [""]
+    lines = wrap_text(explanation.caption.text, room, TITLE, "bold") or [""]
     text_height = 0.2 + TITLE_LINE * (len(lines) - 1) + (0.2 if top is None else 0.86)
     words = "as it chose each word" if len(explanation.words) != 1 else "as it chose the word"
 
@@ -124,7 +124,7 @@ def header(explanation: "Explanation", top: float | None) -> Block:
         page.image(MARGIN, y + (block - height) / 2, width, height, np.asarray(shown))
         y += (block - text_height) / 2 + 0.17
         for line in lines:
-            text, size = fitted(line, room, TITLE, SMALL, "bold")
+            text, size = fit_text(line, room, TITLE, SMALL, "bold")
             page.text(left, y, text, size, weight="bold", color=INK)
             y += TITLE_LINE
         page.text(left, y - 0.03, f"What the model attended to {words}", 8, color=FAINT)
@@ -174,7 +174,7 @@ def where(explanation: "Explanation", layer: LayerTrace, top: float, letter: str
             weights = multiples(layer.spatial[t], small.size, explanation.transform)
             picture = painted(small, weights, top, explanation.transform)
             page.image(x, row_top + ABOVE, width, height, picture)
-            text, size = fitted(words[t], width, WORD, SMALL, "bold")
+            text, size = fit_text(words[t], width, WORD, SMALL, "bold")
             page.text(x, row_top + ABOVE - 0.05, text, size, weight="bold", color=INK)
             below = row_top + ABOVE + height + 0.12
             page.text(x, below, f"p {probability(explanation.trace.probabilities[t])}", SMALL, color=FAINT)

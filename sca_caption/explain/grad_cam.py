@@ -12,7 +12,7 @@ import torch
 from sca_caption.models.classifier import Classifier
 from sca_caption.models.networks import gradcam_layer
 from sca_caption.runtime.errors import UserError
-from sca_caption.runtime.figures import save_figure, shortened
+from sca_caption.runtime.figures import save_figure, shorten_name
 
 COLOURS = "inferno"
 OPACITY = (
@@ -72,13 +72,13 @@ def save_explanation(
     panels = figure.subplots(1, 1 + len(shown))
     grey = pixels @ (0.299, 0.587, 0.114)
     panels[0].imshow(pixels)
-    panels[0].set_title(f"{shortened(name, 32)}\nas the model sees it", fontsize=10)
+    panels[0].set_title(f"{shorten_name(name, 32)}\nas the model sees it", fontsize=10)
     for axes, k, values in zip(panels[1:], shown, maps, strict=True):
         axes.imshow(grey, cmap="gray", vmin=0, vmax=255)
         axes.imshow(values, cmap=COLOURS, vmin=0, vmax=1, alpha=OPACITY * values)
         evidence = "" if values.any() else ", no place speaks for it"
         axes.set_title(
-            f"{shortened(model.config.classes[k], 32)}\n{probabilities[k]:.1f} %{evidence}", fontsize=10
+            f"{shorten_name(model.config.classes[k], 32)}\n{probabilities[k]:.1f} %{evidence}", fontsize=10
         )
     for axes in panels:
         axes.set_axis_off()

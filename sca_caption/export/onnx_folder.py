@@ -76,7 +76,7 @@ from sca_caption.export.onnx_graphs import graphs_of, layers_of
 from sca_caption.export.onnx_int8 import quantize
 from sca_caption.guidance import GUIDES
 from sca_caption.inference.torch_captioner import TorchCaptioner
-from sca_caption.runtime.atomic_files import replacing_folder
+from sca_caption.runtime.atomic_files import atomic_folder
 from sca_caption.vocab import BOS, EOS, PAD, UNK
 
 
@@ -97,7 +97,7 @@ def export(
     assert given.vocabulary is not None
     if runtime:
         check_runtime(runtime)
-    with replacing_folder(output, is_site if runtime else is_export) as whole:
+    with atomic_folder(output, is_site if runtime else is_export) as whole:
         folder = whole / MODEL if runtime else whole
         folder.mkdir(exist_ok=True)
         graphs = graphs_of(captioner, guides)

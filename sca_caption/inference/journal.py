@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sca_caption.runtime.atomic_files import replacing
+from sca_caption.runtime.atomic_files import atomic_write
 from sca_caption.runtime.errors import UserError
 
 SYNCED = 16  # entries after which the disk must have them: what a power cut may cost
@@ -35,7 +35,7 @@ class Journal:
     @classmethod
     def begin(cls, path: Path, settings: dict, entries: Iterable[dict] = ()) -> "Journal":
         """A new journal, which holds some entries already. Raises UserError where it cannot be written."""
-        with replacing(path) as temporary, open(temporary, "wb") as file:
+        with atomic_write(path) as temporary, open(temporary, "wb") as file:
             file.write(_line({"settings": settings}))
             file.writelines(map(_line, entries))
         return cls.reopen(path, settings)

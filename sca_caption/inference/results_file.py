@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from sca_caption.inference.gallery import Gallery
 from sca_caption.inference.journal import Journal, journal_of
 from sca_caption.inference.results_formats import JsonArray, JsonLines, Kind, Table
-from sca_caption.runtime.atomic_files import replacing
-from sca_caption.runtime.distributed import restarted
+from sca_caption.runtime.atomic_files import atomic_write
+from sca_caption.runtime.distributed import was_restarted
 from sca_caption.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def check_results_file(path: Path, resume: bool = False) -> None:
         raise UserError(f"--output {path}: no permission to write in {path.parent}; choose another folder")
     if path.is_dir():
         raise UserError(f"--output {path} is a folder; name a file")
-    if journal_of(path).exists() and not resume and not restarted():
+    if journal_of(path).exists() and not resume and not was_restarted():
         raise UserError(
             f"--output {path}: an earlier run was interrupted; --resume goes on with it, or delete {journal_of(path)}"
         )
@@ -87,7 +87,7 @@ class Results:
         """Write the file and drop the journal; no file where there are no captions."""
         if len(self.journal):
             with (
-                replacing(self.kind.path) as temporary,
+                atomic_write(self.kind.path) as temporary,
                 # A file name's bytes that are no UTF-8 come out as \\udcXX, which JSON reads back.
                 open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file,
             ):
@@ -103,7 +103,7 @@ def results_file(path: Path, ids: Sequence[int], *, resume: bool = False, **of_k
     UserError where the file cannot be written, and where what is there was made with other settings.
     """
     kind = kind_of(path)(path, **of_kind)
-    going_on = (resume or restarted()) and journal_of(path).exists()
+    going_on = (resume or was_restarted()) and journal_of(path).exists()
     if going_on:
         journal = Journal.reopen(journal_of(path), kind.settings)
     else:

@@ -68,7 +68,7 @@ class Kind:
         if self.settings.get("with_attention"):
             from sca_caption.models.attention_trace import numbers  # here, as PyTorch takes its time
 
-            words = self.words.spelled(result.captions[0].tokens)
+            words = self.words.to_words(result.captions[0].tokens)
             entry["attention"] = numbers(result.trace, words)
         return entry
 

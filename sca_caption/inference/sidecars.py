@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sca_caption.runtime.atomic_files import replacing
+from sca_caption.runtime.atomic_files import atomic_write
 from sca_caption.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Sidecars:
             self.kept += 1
             return
         if there != text:
-            with replacing(sidecar, "folder") as temporary:
+            with atomic_write(sidecar, "folder") as temporary:
                 temporary.write_bytes(text)
         self.written += 1
 

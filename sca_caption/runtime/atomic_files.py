@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files and folders that are written completely or not at all."""
 
 import contextlib
 import os
@@ -10,13 +10,13 @@ from sca_caption.runtime.errors import UserError
 
 
 @contextlib.contextmanager
-def replacing(
+def atomic_write(
     path: str | os.PathLike, flag: str = "--output", ending: str = "tmp", make_folder: bool = False
 ) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, to be written to; it takes the name `path` when the block ends well.
+    """Yield a temporary path beside `path`. At the end of the block, the file written to it replaces `path`.
 
-    When the block raises, the temporary file is removed and `path` stays as it was, and so it does where the block
-    leaves no temporary file. Raises UserError, which names `flag` as what to change, for any OSError in the block.
+    If the block raises an exception, the temporary file is removed and `path` is unchanged. If the block writes no file,
+    `path` is unchanged too. An OSError of the block is raised as UserError, which tells to change `flag`.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{ending}")
@@ -26,40 +26,40 @@ def replacing(
         yield temporary
         if temporary.exists():
             os.replace(temporary, path)
-    except BrokenPipeError:  # of a stream: whoever read what the program prints went away
+    except BrokenPipeError:  # of stdout, not of the file: its reader has ended
         raise
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
         raise UserError(f"cannot write {path} ({reason}); free space or choose another {flag}") from error
     finally:
-        with contextlib.suppress(OSError):  # gone already, or its folder cannot be
+        with contextlib.suppress(OSError):  # it does not exist any more
             temporary.unlink()
 
 
 def check_writable(path: Path, flag: str = "--output") -> None:
-    """Raise UserError where `path` cannot be the name of a new file, before work is spent on its content."""
+    """Raise UserError if `path` is a folder or its folder does not exist. Call it before computing the content."""
     if path.is_dir():
-        raise UserError(f"cannot write {flag} {path}: it is a folder, name a file")
+        raise UserError(f"cannot write {flag} {path}: it is a folder; give a file")
     if not path.parent.is_dir():
-        raise UserError(f"cannot write {flag} {path}: no folder {path.parent}, make it")
+        raise UserError(f"cannot write {flag} {path}: no folder {path.parent}; create it")
 
 
 @contextlib.contextmanager
-def replacing_folder(
-    path: str | os.PathLike, is_ours: Callable[[Path], bool], flag: str = "--output"
+def atomic_folder(
+    path: str | os.PathLike, can_replace: Callable[[Path], bool], flag: str = "--output"
 ) -> Iterator[Path]:
-    """The same for a folder: yield a new, empty one beside `path`, which takes its name when the block ends well.
+    """Like `atomic_write` for a folder: yield a new, empty folder that replaces `path` at the end of the block.
 
-    A folder that `is_ours` says yes to, or an empty one, is replaced. Raises UserError for any other and for a file
-    before the block runs, and for any OSError in the block.
+    can_replace: returns True for a folder that may be replaced. An empty folder is always replaced. Raises UserError
+    before the block for any other folder and for a file, and for an OSError of the block.
     """
     path = Path(path).absolute()
     if path.exists() and not path.is_dir():
-        raise UserError(f"cannot write {flag} {path}: it is a file, name a folder")
+        raise UserError(f"cannot write {flag} {path}: it is a file; give a folder")
     temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{ending}") for ending in ("tmp", "old"))
     try:
-        if path.exists() and any(path.iterdir()) and not is_ours(path):
-            raise UserError(f"{flag} {path} holds other files; name a new folder, or an empty one")
+        if path.exists() and any(path.iterdir()) and not can_replace(path):
+            raise UserError(f"{flag} {path} has other files; give a new or an empty folder")
         temporary.mkdir(parents=True)
         yield temporary
         if path.exists():

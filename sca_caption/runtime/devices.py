@@ -1,4 +1,4 @@
-"""Which device a program runs on, and how many cores it may use."""
+"""Selection of the device, and the number of usable CPU cores."""
 
 import os
 from typing import TYPE_CHECKING
@@ -10,11 +10,12 @@ if TYPE_CHECKING:
 
 
 def usable_cores() -> int:
+    """Number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def find_device(name: str = "auto") -> "torch.device":
-    """`name` as a device; "auto" is the first GPU, or the CPU. Raises UserError for one that is not there."""
+    """The device called `name`; "auto" is the first GPU, or the CPU. Raises UserError if it is not available."""
     import torch
 
     if name == "auto":
@@ -24,6 +25,6 @@ def find_device(name: str = "auto") -> "torch.device":
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(
-            f"no device {name!r} here ({' '.join(str(error).split())[:120]}); use cpu or auto"
+            f"no device {name!r} ({' '.join(str(error).split())[:120]}); use cpu or auto"
         ) from error
     return device

@@ -1,8 +1,8 @@
-"""The processes of one run, as torchrun starts them, one a GPU or one for some cores of a CPU, and what they exchange.
+"""Distributed training and inference with torchrun: one process per GPU, or several processes on a CPU.
 
-A program says `with process_group() as processes` and hands `processes` on. Without torchrun that is ALONE, whose
-methods give back what they are given: the same lines serve one process and many, and torch.distributed is imported
-for many only.
+A program runs `with process_group() as processes` and passes `processes` on. Without torchrun, `processes` is
+SINGLE_PROCESS, whose methods return their arguments. So the same code serves one process and several, and
+torch.distributed is imported for several only.
 """
 
 import contextlib
@@ -17,56 +17,63 @@ from sca_caption.runtime.errors import UserError
 
 @dataclass(frozen=True)
 class Processes:
-    """Which of how many processes this one is. Its methods that exchange something must be called by all of them."""
+    """The rank of this process and the number of processes.
+
+    Methods that communicate must be called by all processes: gather, map_in_order, mean, broadcast, wait, local_first,
+    broadcast_buffers.
+    """
 
     rank: int = 0
     size: int = 1
 
     @property
-    def first(self) -> bool:
-        """The one that prints and writes."""
+    def is_main(self) -> bool:
+        """True for rank 0, the only process that prints and writes files."""
         return self.rank == 0
 
-    def share(self, items: Sequence) -> Sequence:
-        """Every `size`-th item, so that neighbours, which are often alike, cost all processes the same."""
+    def shard(self, items: Sequence) -> Sequence:
+        """This process's items: every `size`-th one, because neighbours often need similar time."""
         return items[self.rank :: self.size]
 
-    def part(self, batch: list) -> list:
-        """The share of a batch to train on, never empty: all processes must take part in every step.
+    def shard_batch(self, batch: list) -> list:
+        """This process's items of a training batch. Never empty, because all processes take part in each step.
 
-        In a batch with fewer items than processes some get its first item, which must count for nothing.
+        If a batch has fewer items than processes, some processes get its first item, which the loss must ignore.
         """
-        return self.share(batch) or batch[:1]
+        return self.shard(batch) or batch[:1]
 
-    def gather(self, share: Sequence) -> list:
-        """What every process has for its `share` of some items, in the order of the items; on all processes."""
+    def gather(self, results: Sequence) -> list:
+        """Gather each process's results for its `shard` of some items. Returns all, in the order of the items."""
         if self.size == 1:
-            return list(share)
+            return list(results)
         from torch.distributed import all_gather_object
 
-        shares: list[Any] = [None] * self.size
-        all_gather_object(shares, list(share))
-        items = [None] * sum(map(len, shares))
-        for rank, found in enumerate(shares):
-            items[rank :: self.size] = found
-        return items
+        shards: list[Any] = [None] * self.size
+        all_gather_object(shards, list(results))
+        gathered = [None] * sum(map(len, shards))
+        for rank, shard in enumerate(shards):
+            gathered[rank :: self.size] = shard
+        return gathered
 
-    def in_order(
-        self, items: Sequence, answer: Callable[[Sequence], Iterable], at_once: int = 1 << 30
+    def map_in_order(
+        self, items: Sequence, function: Callable[[Sequence], Iterable], round_size: int = 1 << 30
     ) -> Iterable:
-        """`answer(items)`, an answer for each, where several processes each answer for a share and then have all.
+        """Yield the results of `function(items)`, one per item, in order. Each process computes its shard.
 
-        at_once: answers that a process gives before all of them exchange theirs, and that can be lost with it.
+        function: items -> iterable with one result per item. round_size: results that a process computes before the
+        processes exchange them; these are lost if it dies.
         """
-        return answer(items) if self.size == 1 else self._in_rounds(items, answer, at_once)
+        return function(items) if self.size == 1 else self._map_in_rounds(items, function, round_size)
 
-    def _in_rounds(self, items: Sequence, answer: Callable[[Sequence], Iterable], at_once: int) -> Iterator:
-        mine = iter(answer(self.share(items)))
-        for _ in range(0, len(items), self.size * at_once):
-            yield from self.gather(list(islice(mine, at_once)))
+    def _map_in_rounds(
+        self, items: Sequence, function: Callable[[Sequence], Iterable], round_size: int
+    ) -> Iterator:
+        results = iter(function(self.shard(items)))
+        for _ in range(0, len(items), self.size * round_size):
+            yield from self.gather(list(islice(results, round_size)))
 
     def mean(self, *values: float) -> Sequence[float]:
-        """The mean over processes of each value, exact for whole numbers."""
+        """The mean over processes of each value, in float64."""
         if self.size == 1:
             return values
         import torch
@@ -76,7 +83,7 @@ class Processes:
         return (total / self.size).tolist()
 
     def broadcast(self, value: Any) -> Any:
-        """The first process's value."""
+        """The value of rank 0, on all processes."""
         if self.size == 1:
             return value
         from torch.distributed import broadcast_object_list
@@ -86,12 +93,12 @@ class Processes:
         return values[0]
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes have called this method."""
         self.mean(0)
 
     @contextlib.contextmanager
-    def one_first(self) -> Iterator[None]:
-        """One process of each machine runs the block before the others, which then find what it has downloaded."""
+    def local_first(self) -> Iterator[None]:
+        """Run the block in one process per machine first, so that the others find the files it has downloaded."""
         local = int(os.environ.get("LOCAL_RANK", 0)) if self.size > 1 else 0
         if local:
             self.wait()
@@ -99,30 +106,30 @@ class Processes:
         if not local:
             self.wait()
 
-    def align(self, model) -> None:
-        """Give all processes the first one's buffers: a batch norm's statistics are of the images that it has seen."""
+    def broadcast_buffers(self, model) -> None:
+        """Copy the buffers of rank 0, such as batch norms' statistics, which differ per process, to all processes."""
         if self.size > 1:
             from torch.distributed import broadcast
 
             for buffer in model.buffers():
                 broadcast(buffer, 0)
 
-    def parallel(self, step):
-        """The module `step`, whose backward pass averages over processes the gradients of what learns at this moment.
+    def data_parallel(self, step):
+        """Wrap the module `step` in DistributedDataParallel, which averages gradients over processes.
 
-        Raises UserError for more processes than GPUs.
+        Covers the parameters that require a gradient at this time. Raises UserError for more processes than GPUs.
         """
         if self.size == 1:
             return step
         import torch
 
-        here, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
-        if next(step.parameters()).is_cuda and here > gpus:
-            raise UserError(f"{here} processes for {gpus} GPUs; give torchrun --nproc-per-node {gpus}")
+        local_size, gpus = int(os.environ["LOCAL_WORLD_SIZE"]), torch.cuda.device_count()
+        if next(step.parameters()).is_cuda and local_size > gpus:
+            raise UserError(f"{local_size} processes for {gpus} GPUs; give torchrun --nproc-per-node {gpus}")
         return torch.nn.parallel.DistributedDataParallel(step)
 
-    def synchronised(self, model):
-        """The model with batch norms that see the whole batch; on a CPU, where PyTorch has none, as it was."""
+    def sync_batch_norm(self, model):
+        """Convert batch norms to SyncBatchNorm. Returns the model unchanged on a CPU, which PyTorch does not support."""
         if self.size == 1 or not next(model.parameters()).is_cuda:
             return model
         from torch.nn import SyncBatchNorm
@@ -130,29 +137,29 @@ class Processes:
         return SyncBatchNorm.convert_sync_batchnorm(model)
 
 
-ALONE = Processes()
+SINGLE_PROCESS = Processes()
 
 
-def restarted() -> bool:
-    """Whether torchrun has started the run again, after a process of it had died."""
+def was_restarted() -> bool:
+    """True if torchrun has restarted the processes because one of them died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
 @contextlib.contextmanager
 def process_group() -> Iterator[Processes]:
-    """Join the processes that torchrun started: yields this one's `Processes`, or ALONE without torchrun.
+    """Join the process group of torchrun. Yields this process's `Processes`, or SINGLE_PROCESS without torchrun.
 
-    Inside the block only the first process prints. A UserError in one process ends all of them and is reported once: the
-    first process to raise it raises it here, the others exit silently with status 2, and so do the processes that
-    torchrun restarts, because a restart does not mend a user's mistake.
+    In the block, only rank 0 prints. A UserError in one process ends all processes and is reported once: the first
+    process that raises it raises it here, the others exit silently with status 2. Processes that torchrun restarts
+    exit as well, because a restart does not correct a user's error.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ:
-        yield ALONE
+        yield SINGLE_PROCESS
         return
     import torch
     import torch.distributed as dist
 
-    store, rank, size = next(dist.rendezvous("env://"))  # torchrun keeps the store: it outlives its processes
+    store, rank, size = next(dist.rendezvous("env://"))  # torchrun's store outlives the processes
     mistake = f"sca_caption {os.environ['TORCHELASTIC_RUN_ID']}: a user's mistake"
     if store.check([mistake]):
         raise SystemExit(2)
@@ -160,18 +167,18 @@ def process_group() -> Iterator[Processes]:
         gpus = torch.cuda.device_count()
         if gpus:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % gpus)
-        # Addresses of processes that have died are in the same store.
+        # A prefix per attempt, because the store still has the addresses of processes that died.
         attempt = dist.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
         backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
         dist.init_process_group(backend, store=attempt, rank=rank, world_size=size)
     try:
-        with silence() if rank else contextlib.nullcontext():
+        with silenced() if rank else contextlib.nullcontext():
             yield Processes(rank, size)
     except UserError:
         if store.compare_set(mistake, "", str(rank)) == str(rank).encode():
             raise
         raise SystemExit(2) from None
-    except RuntimeError:  # so ends waiting for a process that is gone
+    except RuntimeError:  # raised while waiting for a process that has ended
         if store.check([mistake]):
             raise SystemExit(2) from None
         raise
@@ -184,7 +191,7 @@ def process_group() -> Iterator[Processes]:
 
 
 @contextlib.contextmanager
-def silence() -> Iterator[None]:
+def silenced() -> Iterator[None]:
     with (
         open(os.devnull, "w") as nothing,
         contextlib.redirect_stdout(nothing),

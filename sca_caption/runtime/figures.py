@@ -1,4 +1,4 @@
-"""Matplotlib's figures: laid out in inches, and written to files, with neither a screen nor pyplot's global state."""
+"""Matplotlib figures without pyplot: layout in inches, text measurement, reproducible files."""
 
 import warnings
 from functools import cache
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sca_caption.runtime.atomic_files import check_writable, replacing
+from sca_caption.runtime.atomic_files import atomic_write, check_writable
 from sca_caption.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,17 +15,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-KINDS = (".pdf", ".png", ".svg")
-ANIMATED = ".gif"  # of what moves
-POINTS = 72  # an inch
-DPI = 200  # of a page
-HINTED = 1.04  # letters on pixels may be so much wider than drawn to scale
-UNDATED = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}  # the same figure is the same file
-WRITTEN = {"svg.hashsalt": "sca_caption", "pdf.fonttype": 42}  # TrueType, which other programs can edit
+FORMATS = (".pdf", ".png", ".svg")
+ANIMATED = ".gif"  # format of animations
+POINTS = 72  # per inch
+DPI = 200  # of a Page
+HINTING = 1.04  # largest ratio of the width of hinted letters to their nominal width
+METADATA = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}  # no dates, so files are reproducible
+RC_PARAMS = {"svg.hashsalt": "sca_caption", "pdf.fonttype": 42}  # fixed ids; TrueType text can be edited
 
 
 class Page:
-    """A figure on which everything has its place in inches, from the left and from the top."""
+    """A figure with positions in inches, measured from the left and from the top."""
 
     def __init__(self, width: float, height: float):
         from matplotlib.figure import Figure
@@ -34,31 +34,32 @@ class Page:
         self.figure = Figure((width, height), dpi=DPI)
 
     def axes(self, left: float, top: float, width: float, height: float) -> "Axes":
+        """Add axes at a rectangle."""
         bottom = self.height - top - height
-        place = (left / self.width, bottom / self.height, width / self.width, height / self.height)
-        return self.figure.add_axes(place)
+        rectangle = (left / self.width, bottom / self.height, width / self.width, height / self.height)
+        return self.figure.add_axes(rectangle)
 
     def image(self, left: float, top: float, width: float, height: float, pixels: np.ndarray) -> "Axes":
-        """An image uint8 (h, w, 3) in the middle of a rectangle, its proportions kept."""
+        """Draw an image, uint8 (h, w, 3), in the centre of a rectangle, with its aspect ratio."""
         axes = self.axes(left, top, width, height)
         axes.imshow(pixels, interpolation="antialiased")
         axes.set_axis_off()
         return axes
 
     def text(self, left: float, top: float, text: str, size: float, **style) -> None:
-        """A line of text whose baseline is at `top`; `size` in points."""
+        """Draw a line of text with its baseline at `top`. size: in points."""
         style = {"va": "baseline", "parse_math": False} | style
         self.figure.text(left / self.width, 1 - top / self.height, text, fontsize=size, **style)
 
 
 def text_width(text: str, size: float, weight: str = "normal") -> float:
-    """How wide a line of text of `size` points is at most, in inches."""
-    return HINTED * size * sum(_advance(character, weight) for character in text)
+    """Upper bound of the width of a line of text in inches. size: in points."""
+    return HINTING * size * sum(_advance(character, weight) for character in text)
 
 
 @cache
 def _advance(character: str, weight: str) -> float:
-    """The width of a character of one point, in inches; measured alone, as kerning is small."""
+    """Advance width of a character of one point in inches, without kerning."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.textpath import text_to_path
 
@@ -72,8 +73,10 @@ def _advance(character: str, weight: str) -> float:
     return (wide - narrow) / 100 / POINTS
 
 
-def fitted(text: str, width: float, size: float, least: float, weight: str = "normal") -> tuple[str, float]:
-    """A text and its size in points, smaller or with its end cut off where it would be wider than `width` inches."""
+def fit_text(text: str, width: float, size: float, least: float, weight: str = "normal") -> tuple[str, float]:
+    """Fit a text into `width` inches. Returns (text, size in points): first the size is reduced, at most to `least`,
+    then the end of the text is replaced by an ellipsis.
+    """
     size = max(least, min(size, size * width / max(text_width(text, size, weight), 1e-9)))
     whole = text
     while text_width(text, size, weight) > width * 1.001 and len(text) > 1:
@@ -82,8 +85,8 @@ def fitted(text: str, width: float, size: float, least: float, weight: str = "no
     return text, size
 
 
-def wrapped(text: str, width: float, size: float, weight: str = "normal") -> list[str]:
-    """A text as lines no wider than `width` inches, unless a word alone is wider."""
+def wrap_text(text: str, width: float, size: float, weight: str = "normal") -> list[str]:
+    """Break a text into lines of at most `width` inches. A single wider word stays whole."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
@@ -95,31 +98,33 @@ def wrapped(text: str, width: float, size: float, weight: str = "normal") -> lis
 
 
 def check_figure(path: Path, flag: str, also: tuple[str, ...] = ()) -> None:
-    """Raise UserError where no figure could be written to `path`, before work is spent on it."""
-    kinds = sorted((*KINDS, *also))
-    if path.suffix.lower() not in kinds:
-        raise UserError(f"{flag} {path}: unknown kind of picture {path.suffix!r}; one of: {', '.join(kinds)}")
+    """Raise UserError if no figure can be written to `path`. also: further accepted suffixes."""
+    formats = sorted((*FORMATS, *also))
+    if path.suffix.lower() not in formats:
+        raise UserError(f"{flag} {path}: unknown figure format {path.suffix!r}; one of: {', '.join(formats)}")
     check_writable(path, flag)
 
 
 def save_figure(figure: "Figure", path: Path, flag: str, *, dpi: int = 150, outlines: bool = True) -> None:
-    """Write a figure in the format that the name ends in; the same figure gives the same bytes.
+    """Write a figure in the format of the path's suffix. Equal figures give equal bytes.
 
-    dpi: of .png, and of the images in others. outlines: whether text in .svg is drawn as shapes, which look the same
-    everywhere, rather than as text, which can be searched and edited. Raises UserError where it cannot be written.
+    dpi: of .png files, and of images in other formats. outlines: draw text in .svg files as paths, which look the same
+    everywhere, instead of text, which can be searched and edited. Raises UserError if the file cannot be written.
     """
     from matplotlib import rc_context
     from matplotlib.text import Text
 
     for text in figure.findobj(Text):
-        text.set_parse_math(False)  # a name with dollar signs is no formula
+        text.set_parse_math(False)  # so that dollar signs in names do not start formulas
     kind = path.suffix.lower()
-    settings = WRITTEN | {"svg.fonttype": "path" if outlines else "none"}
-    with warnings.catch_warnings(), rc_context(settings), replacing(path, flag) as temporary:
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # a box is drawn in its place
-        figure.savefig(temporary, format=kind[1:], dpi=dpi, metadata=UNDATED.get(kind))
+    settings = RC_PARAMS | {"svg.fonttype": "path" if outlines else "none"}
+    with warnings.catch_warnings(), rc_context(settings), atomic_write(path, flag) as temporary:
+        warnings.filterwarnings(
+            "ignore", message="Glyph .* missing from font"
+        )  # matplotlib draws a box instead
+        figure.savefig(temporary, format=kind[1:], dpi=dpi, metadata=METADATA.get(kind))
 
 
-def shortened(name: str, most: int = 24) -> str:
-    """A name that fits beside a picture."""
+def shorten_name(name: str, most: int = 24) -> str:
+    """Shorten a name to at most `most` characters, with an ellipsis at its end."""
     return name if len(name) <= most else name[: most - 1].rstrip() + "…"

@@ -1,9 +1,9 @@
-"""Import torchvision from here: `from sca_caption.runtime.torchvision_compat import torchvision`.
+"""torchvision with any build of torch: `from sca_caption.runtime.torchvision_compat import torchvision`.
 
-PyPI's torchvision wheel for Linux is built for CUDA. Beside a CPU-only torch its compiled operators cannot load, and
-`import torchvision` then fails because torchvision registers shape functions for two operators that do not exist.
-Declaring their schemas is enough for models, transforms and datasets, which never call them. With a matching pair of
-builds nothing is declared here.
+PyPI's torchvision wheel for Linux is built for CUDA. With a CPU-only torch, its compiled operators cannot be loaded, and
+`import torchvision` fails because torchvision registers shape functions for two operators that do not exist. Models,
+transforms and data sets never call these operators, so it is enough to declare their schemas. Nothing is declared if
+both builds match.
 """
 
 from importlib.metadata import version
@@ -22,18 +22,18 @@ def _declare_missing_operators() -> torch.library.Library | None:
 
 
 def _build_in_wheel() -> str:
-    """The build tag that torchvision/version.py holds ("cu130", "cpu"); the package itself cannot be imported yet."""
+    """The build tag in torchvision/version.py ("cu130", "cpu"), read without importing the package."""
     import importlib.util
     import re
     from pathlib import Path
 
-    spec = importlib.util.find_spec("torchvision")  # finds the package without running it
+    spec = importlib.util.find_spec("torchvision")  # finds the package without importing it
     text = Path(spec.origin).with_name("version.py").read_text(encoding="utf-8")
     found = re.search(r"__version__ = '[^'+]*\+?([^']*)'", text)
     return found.group(1) if found else ""
 
 
-_operators = _declare_missing_operators()  # torch forgets the schemas when this reference goes
+_operators = _declare_missing_operators()  # torch unregisters the schemas when this object is deleted
 
 import torchvision  # noqa: E402
 

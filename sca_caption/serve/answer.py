@@ -52,7 +52,7 @@ def answer(pipeline: CaptionPipeline, data: bytes, name: str, options: Options, 
             CaptionText(text=each.text, score=each.score, log_prob=each.log_prob, confidence=each.confidence)
             for each in captions
         ],
-        words=[*pipeline.vocabulary.spelled(best.tokens)],
+        words=[*pipeline.vocabulary.to_words(best.tokens)],
         probabilities=trace and rounded(trace.probabilities),
         attention=trace
         and Attention(

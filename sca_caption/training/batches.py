@@ -14,7 +14,7 @@ from sca_caption.config import RunConfig, TrainConfig
 from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.decoding.teacher_forcing import padded
 from sca_caption.images import augment
-from sca_caption.runtime.distributed import ALONE, Processes
+from sca_caption.runtime.distributed import SINGLE_PROCESS, Processes
 from sca_caption.runtime.errors import UserError
 from sca_caption.vocab import EOS
 
@@ -95,7 +95,7 @@ def loader(
     keys: list,
     config: RunConfig,
     collate: Callable = default_collate,
-    processes: Processes = ALONE,
+    processes: Processes = SINGLE_PROCESS,
 ) -> Iterator[Any]:
     """Batches of the dataset's examples in the order of `keys`; of each batch, this process's share.
 
@@ -103,7 +103,7 @@ def loader(
     """
     batches = DataLoader(
         ReturnErrors(dataset),
-        batch_sampler=[processes.part(batch) for batch in split_batches(keys, config.batch_size)],
+        batch_sampler=[processes.shard_batch(batch) for batch in split_batches(keys, config.batch_size)],
         num_workers=config.workers,
         collate_fn=partial(collate_or_error, collate),
     )

@@ -16,7 +16,7 @@ from sca_caption.decoding import beam_search, teacher_forcing
 from sca_caption.explain.tensorboard_strip import strip
 from sca_caption.models.attention_trace import trace
 from sca_caption.models.sca_cnn import SCACNN
-from sca_caption.runtime.distributed import ALONE, Processes
+from sca_caption.runtime.distributed import SINGLE_PROCESS, Processes
 from sca_caption.runtime.errors import UserError
 from sca_caption.training import batches
 from sca_caption.training.batches import Batch, CaptionedImages, collate
@@ -37,7 +37,7 @@ class CaptionTask:
     score_name = "CIDEr"
 
     def __init__(
-        self, model: SCACNN, data: CaptionDataset, config: TrainConfig, processes: Processes = ALONE
+        self, model: SCACNN, data: CaptionDataset, config: TrainConfig, processes: Processes = SINGLE_PROCESS
     ):
         self.model, self.data, self.config, self.processes = model, data, config, processes
         self.device = model.mean.device
@@ -98,7 +98,7 @@ class CaptionTask:
         whole = batches.split_batches(order, self.config.batch_size)
         keys = [(epoch, i) for i in order]
         return zip(
-            [self.processes.part(rows) for rows in whole],
+            [self.processes.shard_batch(rows) for rows in whole],
             [self.processes.rank < len(rows) for rows in whole],
             batches.loader(self.dataset, keys, self.config, collate, self.processes),
             strict=True,
@@ -152,7 +152,7 @@ class CaptionTask:
         traces = trace(self.model, state, captions)
         strips = {}
         for row, image, caption, attended in zip(rows, pixels, captions, traces, strict=True):
-            words = self.data.vocabulary.spelled(caption)
+            words = self.data.vocabulary.to_words(caption)
             if words:
                 name = self.data.file_name(row)
                 strips[f"attention/{name}"] = strip(image, words, attended, f"{name}: {' '.join(words)}")

@@ -16,7 +16,7 @@ from sca_caption.datasets.classification import LabelledImages
 from sca_caption.evaluation import classification_metrics
 from sca_caption.images import Transform
 from sca_caption.models.classifier import Classifier
-from sca_caption.runtime.distributed import ALONE, Processes
+from sca_caption.runtime.distributed import SINGLE_PROCESS, Processes
 from sca_caption.runtime.errors import UserError
 from sca_caption.training import batches
 
@@ -78,9 +78,14 @@ class ClassificationTask:
         data: LabelledImages,
         config: ClassifierTrainConfig,
         source: dict,
-        processes: Processes = ALONE,
+        processes: Processes = SINGLE_PROCESS,
     ):
-        self.model, self.data, self.config, self.source = processes.synchronised(model), data, config, source
+        self.model, self.data, self.config, self.source = (
+            processes.sync_batch_norm(model),
+            data,
+            config,
+            source,
+        )
         self.processes = processes
         self.device = model.mean.device
         self.transform = Transform(model.config.image_size, "crop")
@@ -126,7 +131,7 @@ class ClassificationTask:
         if not len(rows):
             return None
         views = Views(self.data, self.transform)
-        mine = predict(self.model, views, self.processes.share(rows), self.config)
+        mine = predict(self.model, views, self.processes.shard(rows), self.config)
         logits = np.stack(self.processes.gather(mine))
         scores = classification_metrics.score(logits, self.data.labels[rows], self.data.classes)
         return {"top-1": scores.top1, "top-5": scores.top5}, []

@@ -130,7 +130,7 @@ def train(
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {output} ({error.strerror}); choose another --output") from error
-    writer = summary_writer(output) if processes.first else None
+    writer = summary_writer(output) if processes.is_main else None
     parameters = sum(p.numel() for p in task.model.parameters())
     report(f"{summary}, {parameters / 1e6:.2f} M parameters; writing to {output}")
 
@@ -139,7 +139,7 @@ def train(
         if figures:
             history.append({"epoch": 0} | figures)
             report(f"before training  val {task.score_name} {figures[task.score_name]:5.1f}")
-            if processes.first:
+            if processes.is_main:
                 checkpoint.save(output / "best.pt", task.checkpoint({"val": history[0]}))
 
     for epoch in range(start_epoch, config.epochs):
@@ -153,7 +153,7 @@ def train(
         record["images_per_second"] = task.images_per_epoch / (time.perf_counter() - began)
 
         with ema.applied(task.model) if ema is not None else nullcontext():
-            processes.align(task.model)
+            processes.broadcast_buffers(task.model)
             figures, lines = task.validate() or ({}, [])
             record |= figures
             images = task.images() if writer is not None else {}
@@ -161,9 +161,9 @@ def train(
             record = processes.broadcast(record)  # because the processes' clocks differ
             is_best = improves(record, history, task.score_name)
             history.append(record)
-            if is_best and not task.should_stop(history) and processes.first:
+            if is_best and not task.should_stop(history) and processes.is_main:
                 checkpoint.save(output / "best.pt", task.checkpoint({"val": record}))
-        if processes.first:
+        if processes.is_main:
             save_last(output, task, config, history, optimizer, ema)
             draw_progress(history, task, config, output)
         processes.wait()
@@ -199,7 +199,7 @@ def train_epoch(
     torch.manual_seed(hash_seed(config.seed, epoch, processes.rank))  # of dropout and mixup
     task.start_epoch(epoch)
     # Made in every epoch, because the parameters that learn may have changed.
-    task_loss = processes.parallel(TaskLoss(task))
+    task_loss = processes.data_parallel(TaskLoss(task))
 
     total = count = 0.0
     bar = tqdm(

@@ -10,7 +10,7 @@ from sca_caption.evaluation.caption_quality import Quality, quality
 from sca_caption.evaluation.cider import Cider
 from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
 from sca_caption.models.sca_cnn import SCACNN
-from sca_caption.runtime.distributed import ALONE, Processes
+from sca_caption.runtime.distributed import SINGLE_PROCESS, Processes
 from sca_caption.training import batches
 from sca_caption.training.batches import CaptionedImages, collate
 
@@ -24,7 +24,7 @@ class Validation:
     quality measures of people's captions, to compare with.
     """
 
-    def __init__(self, data: CaptionDataset, indices: np.ndarray, processes: Processes = ALONE):
+    def __init__(self, data: CaptionDataset, indices: np.ndarray, processes: Processes = SINGLE_PROCESS):
         self.data, self.indices, self.processes = data, [int(i) for i in indices], processes
         self.sample_rows = self.indices[:: max(1, len(self.indices) // SAMPLES)][:SAMPLES]
         references = [[ptb_tokenize(text) for text in data.references(i)] for i in self.indices]
@@ -38,7 +38,7 @@ class Validation:
         """CIDEr (1.0 is 100), the captions' quality measures, and a few pairs (file name, caption) to print."""
         model.eval()
         dataset = CaptionedImages(self.data, config, augment=False)
-        captions, mine = [], self.processes.share(self.indices)
+        captions, mine = [], self.processes.shard(self.indices)
         for batch in batches.loader(dataset, [(0, i) for i in mine], config, collate):
             state = model.start(model.encode(batch.to(device).images))
             if config.validation_beam == 1:

@@ -146,9 +146,7 @@ def test_what_is_refused(model, pictures, tmp_path, capsys, tiny_checkpoint):
 
     red = pictures / "a_red.png"
     refused("--explain draws one image, found 5; give one", pictures, "--explain", tmp_path / "why.png")
-    refused(
-        "unknown kind of picture '.gif'; one of: .pdf, .png, .svg", red, "--explain", tmp_path / "why.gif"
-    )
+    refused("unknown figure format '.gif'; one of: .pdf, .png, .svg", red, "--explain", tmp_path / "why.gif")
     refused(
         "unknown kind of --output '.txt'; one of: .csv, .json, .jsonl", red, "--output", tmp_path / "x.txt"
     )

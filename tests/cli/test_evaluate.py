@@ -232,7 +232,7 @@ def test_bad_references_are_one_line(references, message, save, capsys):
         (["--dataset", "nowhere"], "make it with: python preprocess.py --dataset nowhere"),
         (["--dataset", "x", "--limit", "0"], "--limit 0: must be at least 1"),
         (["--dataset", "x", "--num-captions", "2"], "unrecognized arguments: --num-captions 2"),
-        (["--dataset", "x", "--output", "no/such/folder.json"], "no folder no/such, make it"),
+        (["--dataset", "x", "--output", "no/such/folder.json"], "no folder no/such; create it"),
         (["--dataset", "x", "--output", "."], "it is a folder"),
     ],
 )

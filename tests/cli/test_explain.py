@@ -58,7 +58,7 @@ def test_mistakes_are_one_line_and_nothing_is_written(run, photos, tmp_path):
     figure, table = tmp_path / "why.png", tmp_path / "out.csv"
     cases = [
         ("--explain draws one image, found 2; give one", *photos[:2], "--explain", figure),
-        ("unknown kind of picture '.webp'; one of: .gif, .pdf, .png, .svg", photos[0], "--explain", "why.webp"),
+        ("unknown figure format '.webp'; one of: .gif, .pdf, .png, .svg", photos[0], "--explain", "why.webp"),
         ("no folder", photos[0], "--explain", tmp_path / "no" / "why.png"),
         ("--explain-data is for the patches of --explain", photos[0], "--explain-data", tmp_path / "x.h5"),
         ("no data file", photos[0], "--explain", figure, "--explain-data", tmp_path / "x.h5"),

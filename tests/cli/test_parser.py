@@ -12,7 +12,7 @@ import pytest
 
 from sca_caption import __main__, __version__
 from sca_caption.cli.parser import Parser, completion, installed_name, program
-from sca_caption.runtime.errors import UserError, marked, warn
+from sca_caption.runtime.errors import UserError, format_message, warn
 from sca_caption.training import loop as training
 from tests.helpers.documents import programs
 from tests.helpers.made_photos import message
@@ -151,14 +151,14 @@ def colourful(monkeypatch):
 
 @pytest.mark.usefixtures("colourful")
 def test_colours_are_for_terminals_that_want_them(monkeypatch):
-    assert marked("error", "no file", Terminal()) == "\x1b[1;31merror:\x1b[0m no file"
-    assert marked("warning", "few", Terminal()) == "\x1b[1;33mwarning:\x1b[0m few"
-    assert marked("error", "no file", io.StringIO()) == "error: no file"
+    assert format_message("error", "no file", Terminal()) == "\x1b[1;31merror:\x1b[0m no file"
+    assert format_message("warning", "few", Terminal()) == "\x1b[1;33mwarning:\x1b[0m few"
+    assert format_message("error", "no file", io.StringIO()) == "error: no file"
     monkeypatch.setenv("NO_COLOR", "1")
-    assert marked("error", "no file", Terminal()) == "error: no file"
+    assert format_message("error", "no file", Terminal()) == "error: no file"
     monkeypatch.setenv("NO_COLOR", "")  # empty counts as not set
     monkeypatch.setenv("TERM", "dumb")
-    assert marked("error", "no file", Terminal()) == "error: no file"
+    assert format_message("error", "no file", Terminal()) == "error: no file"
 
 
 @pytest.mark.usefixtures("colourful")

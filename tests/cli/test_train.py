@@ -145,7 +145,7 @@ def test_mistakes_are_one_line_and_leave_nothing(here, capsys):
         (["--init", "data/dogs.h5"], "data/dogs.h5 is not a checkpoint of sca_caption"),
         (["--epochs", "0"], "--epochs 0: must be at least 1"),
         (["--attention", "cbam"], "argument --attention: invalid choice: 'cbam'"),
-        (["--device", "abacus"], "no device 'abacus' here ("),
+        (["--device", "abacus"], "no device 'abacus' ("),
         (
             ["--finetune-from", "features.99"],
             "--finetune-from 'features.99': mobilenet_v2 has no such layer; e.g. ",

@@ -100,7 +100,7 @@ def test_mistakes_are_one_line_and_leave_nothing(here, capsys):
         (["--epochs", "0"], "--epochs 0: must be at least 1"),
         (["--mixup", "-1"], "--mixup -1.0: must be 0 or more"),
         (["--batch-size", "64"], "--batch-size 64: more than the 32 training images; give a smaller one"),
-        (["--device", "abacus"], "no device 'abacus' here ("),
+        (["--device", "abacus"], "no device 'abacus' ("),
         (
             ["--objective", "cider"],
             "unrecognized arguments: --objective cider; see train.py --task classify --help",

@@ -10,7 +10,7 @@ from sca_caption.evaluation import confusion_plot
 from sca_caption.evaluation.classification_metrics import score
 from sca_caption.evaluation.confusion_plot import MAX_NAMES, save_confusion
 from sca_caption.runtime.errors import UserError
-from sca_caption.runtime.figures import check_figure, shortened
+from sca_caption.runtime.figures import check_figure, shorten_name
 
 
 def texts(path: Path) -> list[str]:
@@ -73,17 +73,17 @@ def test_names_without_a_glyph_do_not_warn(tmp_path, recwarn):
 def test_what_is_refused(tmp_path):
     check_figure(tmp_path / "c.Svg", "--confusion")
     for name, reason in (
-        ("c.gif", "unknown kind of picture '.gif'; one of: .pdf, .png, .svg"),
-        ("c", "unknown kind of picture ''; one of"),
-        ("no/c.png", "no folder .*no, make it"),
+        ("c.gif", "unknown figure format '.gif'; one of: .pdf, .png, .svg"),
+        ("c", "unknown figure format ''; one of"),
+        ("no/c.png", "no folder .*no; create it"),
     ):
         with pytest.raises(UserError, match=rf"--confusion .*{re.escape(name)}: {reason}"):
             check_figure(tmp_path / name, "--confusion")
 
 
 def test_shortened():
-    assert shortened("short") == "short" and shortened("x" * 24) == "x" * 24
-    assert shortened("a long name", 7) == "a long…"
+    assert shorten_name("short") == "short" and shorten_name("x" * 24) == "x" * 24
+    assert shorten_name("a long name", 7) == "a long…"
 
 
 @pytest.mark.parametrize("count", [3, 20, 101])

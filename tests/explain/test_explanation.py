@@ -101,13 +101,13 @@ def test_the_same_explanation_gives_the_same_bytes(kind, tmp_path):
 
 def test_what_cannot_be_written(tmp_path):
     made = made_explanation(words=("a",))
-    kinds = "unknown kind of picture '.webp'; one of: .gif, .pdf, .png, .svg"
+    kinds = "unknown figure format '.webp'; one of: .gif, .pdf, .png, .svg"
     assert kinds in message(lambda: made.save(tmp_path / "why.webp"))
     assert "no folder" in message(lambda: made.save(tmp_path / "no" / "why.png"))
     for kind in ("png", "gif"):
         folder = tmp_path / f"why.{kind}"
         folder.mkdir()
-        assert "it is a folder, name a file" in message(lambda folder=folder: made.save(folder))
+        assert "it is a folder; give a file" in message(lambda folder=folder: made.save(folder))
     assert {path.name for path in tmp_path.iterdir()} == {"why.png", "why.gif"}
 
 

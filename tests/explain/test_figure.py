@@ -14,7 +14,7 @@ from PIL import Image
 
 from sca_caption.explain.channel_patches import changes, most_changed, strongest
 from sca_caption.explain.figure import image_dpi, panel_columns
-from sca_caption.runtime.figures import DPI, fitted, text_width, wrapped
+from sca_caption.runtime.figures import DPI, fit_text, text_width, wrap_text
 from tests.helpers.explanations import WORDS, made_explanation
 
 SENTENCE = (
@@ -142,11 +142,11 @@ def test_rows_of_panels_are_full_and_wide_enough():
 
 
 def test_text_is_made_to_fit():
-    assert fitted("short", 5, 9, 7) == ("short", 9)
-    text, size = fitted("a rather long heading", 1.2, 9, 7)
+    assert fit_text("short", 5, 9, 7) == ("short", 9)
+    text, size = fit_text("a rather long heading", 1.2, 9, 7)
     assert 7 <= size < 9 and text_width(text, size) <= 1.21
-    text, size = fitted("far too long for any such place", 0.5, 9, 7)
+    text, size = fit_text("far too long for any such place", 0.5, 9, 7)
     assert size == 7 and text.endswith("…") and text_width(text, 7) <= 0.51
-    lines = wrapped("one two three four five six", 0.6, 10)
+    lines = wrap_text("one two three four five six", 0.6, 10)
     assert " ".join(lines) == "one two three four five six" and len(lines) > 2
     assert all(text_width(line, 10) <= 0.6 for line in lines)

@@ -8,7 +8,7 @@ import pytest
 
 from sca_caption.export.browser_site import INSTALL, MODEL, PAGES, RUNTIME, check_runtime, is_site, write_page
 from sca_caption.export.model_json import FORMAT_VERSION
-from sca_caption.runtime.atomic_files import replacing_folder
+from sca_caption.runtime.atomic_files import atomic_folder
 from tests.helpers.made_photos import message
 
 DESCRIPTION = {
@@ -29,7 +29,7 @@ def runtime(tmp_path) -> Path:
 
 
 def make(folder: Path, runtime: Path) -> None:
-    with replacing_folder(folder, is_site) as site:
+    with atomic_folder(folder, is_site) as site:
         (site / MODEL / "int8").mkdir(parents=True)
         (site / MODEL / "model.json").write_text(json.dumps(DESCRIPTION))
         for number, name in enumerate(("trunk.onnx", "step.onnx", "int8/trunk.onnx", "int8/step.onnx")):
@@ -86,7 +86,7 @@ def test_a_site_is_replaced_and_other_folders_are_not(site, runtime):
     make(site, runtime)
     assert not (site / "naming.js").exists()
     (site / "my notes.txt").write_text("keep")
-    assert "holds other files" in message(lambda: make(site, runtime))
+    assert "has other files" in message(lambda: make(site, runtime))
     assert (site / "my notes.txt").read_text() == "keep"
 
 

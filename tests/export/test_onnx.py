@@ -521,8 +521,8 @@ def test_other_folders_are_refused_before_any_work(given, tmp_path, monkeypatch,
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(b"")
     said = message(lambda: export(tmp_path / "photos", given))
-    assert said.endswith("photos holds other files; name a new folder, or an empty one")
-    assert "it is a file, name a folder" in message(lambda: export(tmp_path / "photos" / "a.jpg", given))
+    assert said.endswith("photos has other files; give a new or an empty folder")
+    assert "it is a file; give a folder" in message(lambda: export(tmp_path / "photos" / "a.jpg", given))
     assert [path.name for path in tmp_path.rglob("*")] == ["photos", "a.jpg"]
     assert program.main(["--output", str(tmp_path / "x"), "--checkpoint", "missing.pt"]) == 2
     assert "missing.pt" in capsys.readouterr().err and not (tmp_path / "x").exists()

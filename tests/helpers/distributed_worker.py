@@ -72,7 +72,7 @@ def gradients(data: CaptionDataset, pictures: Path, processes: Processes) -> dic
     for name, task in tasks.items():
         for epoch in range(2):
             task.start_epoch(epoch)
-            step = processes.parallel(TaskLoss(task))
+            step = processes.data_parallel(TaskLoss(task))
             for i, batch in enumerate(task.batches(epoch)):
                 task.model.zero_grad()
                 step(batch)[0].backward()
@@ -86,7 +86,7 @@ def gradients(data: CaptionDataset, pictures: Path, processes: Processes) -> dic
 
 def parity(data: Path, pictures: Path, output: Path, processes: Processes) -> None:
     found = gradients(CaptionDataset(data), pictures, processes)
-    if processes.first:
+    if processes.is_main:
         save_file(found, output / "gradients.safetensors")
     run(CaptionDataset(data), output, CAPTIONS, processes=processes, dropout=0.0)
 

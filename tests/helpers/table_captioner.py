@@ -99,7 +99,7 @@ class TableCaptioner:
         read = tuple((*row, token) for row, token in zip(state.read, tokens.tolist(), strict=True))
         logits = torch.full((len(read), len(self.vocabulary)), -torch.inf)
         for row, (image, words) in enumerate(zip(state.image.tolist(), read, strict=True)):
-            for word, count in row_of(self.tables[image], self.vocabulary.spelled(words)).items():
+            for word, count in row_of(self.tables[image], self.vocabulary.to_words(words)).items():
                 logits[row, self.vocabulary.encode([word])] = math.log(count)
         return logits, replace(state, read=read)
 

@@ -11,7 +11,7 @@ from sca_caption.config import ModelConfig, TrainConfig
 from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.datasets.sources.records import Source
 from sca_caption.models.sca_cnn import SCACNN
-from sca_caption.runtime.distributed import ALONE
+from sca_caption.runtime.distributed import SINGLE_PROCESS
 from sca_caption.training.caption_task import CaptionTask
 from sca_caption.training.loop import train
 from tests.helpers.made_photos import encoded, record
@@ -57,7 +57,7 @@ def run(
     config: TrainConfig,
     stop_after: int | None = None,
     resume=False,
-    processes=ALONE,
+    processes=SINGLE_PROCESS,
     **changes,
 ):
     """(history, lines said); stop_after: the run dies once that many epochs have been reported. changes: of MODEL."""

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from sca_caption import checkpoint
 from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.decoding import sampling
-from sca_caption.runtime.distributed import ALONE, Processes
+from sca_caption.runtime.distributed import SINGLE_PROCESS, Processes
 from sca_caption.training import loop
 from sca_caption.training.caption_task import CaptionTask
 from sca_caption.training.loop import hash_seed
@@ -55,26 +55,26 @@ def no_tensorboard(monkeypatch):
 @pytest.mark.parametrize(("count", "size"), [*itertools.product(range(8), range(1, 5))])
 def test_shares_are_disjoint_and_even_and_gathered_in_order(count, size, monkeypatch):
     items, everyone = list("abcdefgh"[:count]), [Processes(rank, size) for rank in range(size)]
-    shares = [p.share(items) for p in everyone]
+    shares = [p.shard(items) for p in everyone]
     assert sorted(itertools.chain.from_iterable(shares)) == items
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
-    assert [p.part(items) for p in everyone] == [share or items[:1] for share in shares]
+    assert [p.shard_batch(items) for p in everyone] == [share or items[:1] for share in shares]
 
     def all_gather_object(found, share):
         found[:] = shares
 
     monkeypatch.setattr(torch.distributed, "all_gather_object", all_gather_object)
-    assert [p.gather(p.share(items)) for p in everyone] == [items] * size
+    assert [p.gather(p.shard(items)) for p in everyone] == [items] * size
 
 
 def test_one_process_exchanges_nothing():
-    assert ALONE.first and ALONE.share([1, 2]) == ALONE.part([1, 2]) == ALONE.gather([1, 2]) == [1, 2]
-    assert ALONE.mean(1, 2.5) == (1, 2.5) and ALONE.broadcast("x") == "x"
+    assert SINGLE_PROCESS.is_main and SINGLE_PROCESS.shard([1, 2]) == [1, 2]
+    assert SINGLE_PROCESS.shard_batch([1, 2]) == SINGLE_PROCESS.gather([1, 2]) == [1, 2]
+    assert SINGLE_PROCESS.mean(1, 2.5) == (1, 2.5) and SINGLE_PROCESS.broadcast("x") == "x"
     module = torch.nn.BatchNorm2d(3)
-    assert ALONE.parallel(module) is ALONE.synchronised(module) is module
-    script = (
-        "import sys, sca_caption.runtime.distributed as d\nwith d.process_group() as p: assert p is d.ALONE\n"
-    )
+    assert SINGLE_PROCESS.data_parallel(module) is SINGLE_PROCESS.sync_batch_norm(module) is module
+    script = "import sys, sca_caption.runtime.distributed as d\nwith d.process_group() as p:\n"
+    script += "    assert p is d.SINGLE_PROCESS\n"
     script += "assert not [name for name in sys.modules if name.startswith(('torch', 'numpy'))]"
     subprocess.run([sys.executable, "-c", script], check=True)
 
@@ -106,7 +106,10 @@ def parity(folder, tmp_path_factory) -> Path:
 @needs_distributed
 def test_gradients_equal_those_of_one_process(parity, data, folder, monkeypatch):
     monkeypatch.setattr(sampling, "sample", sampling.sample)  # `gradients` replaces it
-    wanted, found = gradients(data, folder / "pictures", ALONE), load_file(parity / "gradients.safetensors")
+    wanted, found = (
+        gradients(data, folder / "pictures", SINGLE_PROCESS),
+        load_file(parity / "gradients.safetensors"),
+    )
     assert found.keys() == wanted.keys()
     steps = {tuple(name.split(".")[:3]) for name in found}
     assert len(steps) == 3 * 2 + 3 * 2 + 6 * 2
