@@ -1,4 +1,4 @@
-"""`python -m sca_caption average`: write a model to ship, one checkpoint or the average of several."""
+"""`python -m sca_caption average`: write a checkpoint for distribution, from one checkpoint or the mean of several."""
 
 import sys
 from pathlib import Path
@@ -16,22 +16,26 @@ from sca_caption.training.weight_soup import average
 def parser() -> Parser:
     p = Parser(
         prog="python -m sca_caption average",
-        description="Write a model to ship: a checkpoint, or the average of several, without training state.",
+        description="Write a checkpoint without training state, from one checkpoint or the weight average of several.",
     )
-    p.add_argument("output", type=Path, help="the file to write, e.g. captioner.safetensors")
+    p.add_argument("output", type=Path, help="file to write, such as captioner.safetensors")
     p.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT", help="best.pt of a run")
     p.add_argument(
-        "--shares", nargs="+", type=float, metavar="X", help="of each in the average (default: equal)"
+        "--shares",
+        nargs="+",
+        type=float,
+        metavar="X",
+        help="weight per checkpoint in the average (default: equal)",
     )
     p.add_argument(
         "--dtype",
         choices=quantization.DTYPES,
         default="float16",
-        help="of the weights (default: %(default)s)",
+        help="data type of the weights (default: %(default)s)",
     )
-    p.add_argument("--objects", type=Path, metavar="FILE", help="add novel object captioning: the ImageNet weights of "
-                   " an EfficientNet-Lite (the layout of efficientnet_lite_pytorch), or of the MobileNetV2 that "
-                   "training started from (torchvision's)")  # fmt: skip
+    p.add_argument("--objects", type=Path, metavar="FILE", help="add novel object captioning, with ImageNet weights "
+                   "of an EfficientNet-Lite (layout of efficientnet_lite_pytorch) or of the MobileNetV2 that "
+                   "training started from (layout of torchvision)")  # fmt: skip
     return p
 
 
@@ -40,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     shares = arguments.shares or [1.0] * len(arguments.checkpoints)
     if len(shares) != len(arguments.checkpoints) or min(shares) < 0 or not sum(shares):
-        raise UserError(f"--shares {shares}: give one for each checkpoint, 0 or more, not all 0")
+        raise UserError(f"--shares {shares}: give one number per checkpoint, 0 or more, not all 0")
     found = average(arguments.checkpoints, shares)
     if arguments.objects:
         weights = read_state_dict(arguments.objects)
@@ -50,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
         found.guides["objects"] = classifier
         print(f"objects: {classifier.network}, blocks from features.{classifier.first} on", file=sys.stderr)
         for name in stale:
-            if name in FITS:  # it was fitted to the features of another classifier
+            if name in FITS:  # it was fitted to features of another classifier
                 print(f"{name}: fit it again (python -m sca_caption fit {name})", file=sys.stderr)
     save(arguments.output, found, arguments.dtype)
     print(f"{arguments.output}: {arguments.output.stat().st_size / 1e6:.1f} MB")

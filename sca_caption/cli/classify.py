@@ -1,7 +1,7 @@
-"""Say what is in photographs, with a classifier that train.py made.
+"""Classify images with a classifier trained by train.py.
 
-One image file prints its most probable classes. Several files or folders (searched recursively) print
-`path<TAB>class<TAB>probability`, a line an image.
+For one image file, prints its most probable classes. For several files or folders (searched recursively), prints
+`path<TAB>class<TAB>probability`, one line per image.
 """
 
 import argparse
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 EPILOG = """\
 examples:
   python -m sca_caption classify photo.jpg --checkpoint runs/caltech101-resnet18/best.pt
-  python -m sca_caption classify a.jpg photos/ --checkpoint F --output classes.csv     # .json and .jsonl likewise
-  python -m sca_caption classify photo.jpg --checkpoint F --explain why.png            # where it saw the class
+  python -m sca_caption classify a.jpg photos/ --checkpoint F --output classes.csv     # or .json, .jsonl
+  python -m sca_caption classify photo.jpg --checkpoint F --explain why.png            # Grad-CAM
 
-Exit status: 0; 1 when some images could not be read; 2 when none could, or for a mistake in the command.
+Exit status: 0; 1 if some images could not be read; 2 if none could be read or the command is wrong.
 """
-KINDS = (".csv", ".json", ".jsonl")
+OUTPUT_SUFFIXES = (".csv", ".json", ".jsonl")
 
 
 def parser() -> Parser:
@@ -45,22 +45,20 @@ def parser() -> Parser:
         "images", nargs="+", metavar="IMAGE", help="image file, folder, or - for paths on standard input"
     )
     p.add_argument("--checkpoint", required=True, type=Path, metavar="FILE", help="best.pt of a classifier")
-    p.add_argument("--top", type=int, default=5, metavar="N", help="classes to name for a single image, and for "
-                   "each in --output (default: %(default)s)")  # fmt: skip
-    p.add_argument("--explain", type=Path, metavar="FILE", help="draw where in the one image the classes are seen: "
-                   ".png, .svg or .pdf")  # fmt: skip
+    p.add_argument("--top", type=int, default=5, metavar="N", help="number of classes for a single image, and "
+                   "per image in --output (default: %(default)s)")  # fmt: skip
+    p.add_argument("--explain", type=Path, metavar="FILE", help="Grad-CAM figure of a single image: .png, .svg "
+                   "or .pdf")  # fmt: skip
     p.add_argument(
-        "--output", type=Path, metavar="FILE", help="write results there instead: .json, .jsonl or .csv"
+        "--output", type=Path, metavar="FILE", help="write results to a file: .json, .jsonl or .csv"
     )
-    p.add_argument(
-        "--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)"
-    )
+    p.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda if available)")
     p.add_argument(
         "--batch-size",
         type=int,
         default=BATCH_SIZE,
         metavar="N",
-        help="images at once (default: %(default)s)",
+        help="images per batch (default: %(default)s)",
     )
     return p
 
@@ -70,15 +68,13 @@ def main(argv: list[str] | None = None) -> int:
     from sca_caption.images import find_images
 
     arguments = parser().parse_args(argv)
-    named: list[str] = []
+    inputs: list[str] = []
     for image in arguments.images:
-        named += read_list(sys.stdin.buffer.read()) if image == "-" else [image]
-    paths = find_images(named)
+        inputs += read_list(sys.stdin.buffer.read()) if image == "-" else [image]
+    paths = find_images(inputs)
     check(arguments, paths)
     single = arguments.images != ["-"] and paths == [Path(arguments.images[0])]
-    if not any(
-        path.exists() and not path.is_dir() for path in paths
-    ):  # spare the user the loading of the model
+    if not any(path.exists() and not path.is_dir() for path in paths):  # no need to load the model
         return report_all(paths)
 
     from sca_caption.inference.classification import ClassificationPipeline
@@ -95,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
                 failed += 1
                 say(f"error: {one_line(logits)}")
                 continue
-            found = best(logits, model.classes, top)
+            found = top_classes(logits, model.classes, top)
             if output:
                 output.write(path, found)
             elif single:
@@ -113,25 +109,25 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def check(arguments: argparse.Namespace, paths: "Sequence[Path]") -> None:
-    """Raise UserError for what can be known to fail before the work starts."""
+    """Raise UserError for invalid flags before the model is loaded."""
     if not paths:
-        raise UserError("no paths on standard input; give one a line")
+        raise UserError("no paths on standard input; give one per line")
     if arguments.top < 1:
         raise UserError(f"--top {arguments.top}: must be at least 1")
     if arguments.output:
-        choice(arguments.output.suffix.lower(), KINDS, "kind of --output")
+        choice(arguments.output.suffix.lower(), OUTPUT_SUFFIXES, "kind of --output")
         check_writable(arguments.output)
     if arguments.explain:
         from sca_caption.explain.grad_cam import require_grad_cam
 
         check_figure(arguments.explain, "--explain")
         if len(paths) > 1:
-            raise UserError(f"--explain draws one image, found {len(paths)}; give one")
+            raise UserError(f"--explain draws a single image, found {len(paths)}; give one")
         require_grad_cam()
 
 
-def best(logits, classes: "Sequence[str]", top: int) -> list[tuple[str, float]]:
-    """The most probable classes of logits (K,), with their probabilities, best first."""
+def top_classes(logits, classes: "Sequence[str]", top: int) -> list[tuple[str, float]]:
+    """The `top` most probable classes of logits (K,), with their probabilities, most probable first."""
     import torch
 
     probabilities = torch.from_numpy(logits).softmax(0)
@@ -140,14 +136,15 @@ def best(logits, classes: "Sequence[str]", top: int) -> list[tuple[str, float]]:
 
 
 def explain(path: Path, model, image: Path, logits) -> None:
+    """Write the Grad-CAM figure of an image to `path`."""
     from sca_caption.explain.grad_cam import save_explanation
     from sca_caption.images import load
 
     save_explanation(path, model.model, load(image, model.transform), logits, image.name)
 
 
-class Results:
-    """Writes entries one by one, so that memory does not grow with their number."""
+class ResultsWriter:
+    """Writes the results of images one by one, so memory does not grow with their number."""
 
     def __init__(self, file: TextIO, kind: str):
         self.file, self.kind, self.count = file, kind, 0
@@ -174,11 +171,11 @@ class Results:
 
 
 @contextmanager
-def results_file(path: Path) -> "Iterator[Results]":
-    """Results in the format that the name ends in; no file where there are none."""
+def results_file(path: Path) -> "Iterator[ResultsWriter]":
+    """A writer for the format of the path's suffix. Without results, no file is written."""
     with atomic_write(path) as temporary:
         with open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-            results = Results(file, path.suffix.lower())
+            results = ResultsWriter(file, path.suffix.lower())
             yield results
             results.finish()
         if not results.count:

@@ -13,8 +13,8 @@ example:
 
 def parser() -> Parser:
     p = Parser(prog="python -m sca_caption curves", description=__doc__, epilog=EPILOG)
-    p.add_argument("runs", nargs="+", type=Path, metavar="DIR", help="--output of train.py")
-    p.add_argument("--output", type=Path, required=True, metavar="FILE", help=".svg, .png or .pdf")
+    p.add_argument("runs", nargs="+", type=Path, metavar="DIR", help="run folder (--output of train.py)")
+    p.add_argument("--output", type=Path, required=True, metavar="FILE", help="figure: .svg, .png or .pdf")
     return p
 
 

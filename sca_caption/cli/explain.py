@@ -1,4 +1,4 @@
-"""`caption.py --explain`: the figure of the one image."""
+"""`caption.py --explain`: the figure that explains the caption of an image."""
 
 import sys
 from collections.abc import Sequence
@@ -17,20 +17,20 @@ FLAG, DATA_FLAG = "--explain", "--explain-data"
 
 
 def check_explanation(path: Path, data: Path | None, images: Sequence[Path]) -> None:
-    """Raise UserError for what is known to fail before the model is loaded."""
+    """Raise UserError for invalid flags before the model is loaded."""
     check_figure(path, FLAG, also=(ANIMATED,))
     if len(images) != 1:
-        raise UserError(f"{FLAG} draws one image, found {len(images)}; give one")
+        raise UserError(f"{FLAG} draws a single image, found {len(images)}; give one")
     if data:
         if path.suffix.lower() == ANIMATED:
-            raise UserError(f"{DATA_FLAG} is for the channels, which {ANIMATED} does not show; leave it out")
+            raise UserError(f"{DATA_FLAG} draws channels, which {ANIMATED} does not show; remove it")
         from sca_caption.datasets.hdf5_reader import CaptionDataset
 
         CaptionDataset(data)
 
 
 class Drawing:
-    """Draws the explanation of the image that it is given. Raises UserError where the file cannot be written."""
+    """Draws the explanation of an image. `write` raises UserError if the file cannot be written."""
 
     def __init__(self, path: Path, pipeline: "CaptionPipeline", data: Path | None):
         self.path, self.pipeline, self.data = path, pipeline, data

@@ -22,17 +22,15 @@ def parser() -> Parser:
         description="Write a captioner as ONNX graphs with its vocabulary and settings, to run without PyTorch.",
         epilog=EPILOG,
     )
-    p.add_argument(
-        "--output", type=Path, required=True, metavar="DIR", help="the folder to make, or to replace"
-    )
-    p.add_argument("--checkpoint", type=Path, metavar="FILE", help="(default: the model that ships)")
+    p.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write or to replace")
+    p.add_argument("--checkpoint", type=Path, metavar="FILE", help="captioner (default: the packaged model)")
     p.add_argument(
         "--dtype", nargs="+", choices=DTYPES, default=["float32"], metavar="NAME",
-        help="of the weights: float32, which is always written, and int8 (default: float32)",
+        help="data types of the weights: float32, which is always written, and int8 (default: float32)",
     )  # fmt: skip
     p.add_argument(
         "--browser", type=Path, metavar="DIR",
-        help="write a page that captions in the browser, with the model; DIR: npm's folder of onnxruntime-web",
+        help="also write a web page that captions in the browser; DIR: npm's folder of onnxruntime-web",
     )  # fmt: skip
     return p
 
@@ -53,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
             size = path.stat().st_size / 1e6
             print(f"{path.relative_to(arguments.output)}\t{size:.1f} MB", file=sys.stderr)
     if arguments.browser:
-        print(f"to open it: python -m http.server -d {arguments.output}", file=sys.stderr)
+        print(f"open it with: python -m http.server -d {arguments.output}", file=sys.stderr)
     return 0
 
 

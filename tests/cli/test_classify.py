@@ -121,7 +121,7 @@ def test_paths_from_standard_input(model, pictures, capsys, monkeypatch):
 
     monkeypatch.setattr("sys.stdin", Lines())
     status, out, err = run(capsys, "-", "--checkpoint", model)
-    assert (status, out, err) == (2, "", "error: no paths on standard input; give one a line\n")
+    assert (status, out, err) == (2, "", "error: no paths on standard input; give one per line\n")
     (pictures / "list").write_text(f"{pictures / 'a_red.png'}\n")
     Lines.buffer = open(pictures / "list", "rb")  # noqa: SIM115
     _, out, _ = run(capsys, "-", "--checkpoint", model)
@@ -145,7 +145,7 @@ def test_what_is_refused(model, pictures, tmp_path, capsys, tiny_checkpoint):
         assert (status, out) == (2, "") and err.count("\n") == 1 and message in err, err
 
     red = pictures / "a_red.png"
-    refused("--explain draws one image, found 5; give one", pictures, "--explain", tmp_path / "why.png")
+    refused("--explain draws a single image, found 5; give one", pictures, "--explain", tmp_path / "why.png")
     refused("unknown figure format '.gif'; one of: .pdf, .png, .svg", red, "--explain", tmp_path / "why.gif")
     refused(
         "unknown kind of --output '.txt'; one of: .csv, .json, .jsonl", red, "--output", tmp_path / "x.txt"

@@ -57,7 +57,7 @@ def test_numbers_in_results(run, tiny_checkpoint, photos, tmp_path, kind):
 def test_mistakes_are_one_line_and_nothing_is_written(run, photos, tmp_path):
     figure, table = tmp_path / "why.png", tmp_path / "out.csv"
     cases = [
-        ("--explain draws one image, found 2; give one", *photos[:2], "--explain", figure),
+        ("--explain draws a single image, found 2; give one", *photos[:2], "--explain", figure),
         ("unknown figure format '.webp'; one of: .gif, .pdf, .png, .svg", photos[0], "--explain", "why.webp"),
         ("no folder", photos[0], "--explain", tmp_path / "no" / "why.png"),
         ("--explain-data is for the patches of --explain", photos[0], "--explain-data", tmp_path / "x.h5"),
