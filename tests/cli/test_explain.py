@@ -62,7 +62,7 @@ def test_mistakes_are_one_line_and_nothing_is_written(run, photos, tmp_path):
         ("no folder", photos[0], "--explain", tmp_path / "no" / "why.png"),
         ("--explain-data is for the patches of --explain", photos[0], "--explain-data", tmp_path / "x.h5"),
         ("no data file", photos[0], "--explain", figure, "--explain-data", tmp_path / "x.h5"),
-        ("is for the channels", photos[0], "--explain", tmp_path / "a.gif", "--explain-data", "x.h5"),
+        ("which .gif does not show", photos[0], "--explain", tmp_path / "a.gif", "--explain-data", "x.h5"),
         ("--save-attention adds weights to --output FILE.json or .jsonl; found no --output", photos[0],
          "--save-attention"),
         (f"found {table}", photos[0], "--save-attention", "--output", table),
