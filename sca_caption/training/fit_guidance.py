@@ -68,8 +68,10 @@ def features_from_dataset(
 ) -> tuple[Tensor, list[int]]:
     """`signed_sqrt_pool` of the images `rows`, (N, C), and how many features belong to each network.
 
-    Raises UserError for an image that cannot be read.
+    Raises UserError if there are no rows, and for an image that cannot be read.
     """
+    if not rows:
+        raise UserError(f"{data.path} has 0 images in that split; choose another --split")
     model, guides = TorchCaptioner.from_checkpoints([checkpoint], device)
     read = reader(data, model.networks, model.transform)
 
@@ -93,7 +95,8 @@ def fit_confidence_from_dataset(
 ) -> tuple[ConfidenceModel, list[str]]:
     """The confidence model of the captions of the images `rows`, and lines to print: how well it does on held-out images.
 
-    Raises UserError for fewer than 2 * FOLDS images, and for stored features if a guide reads images.
+    Raises UserError for fewer than 2 * FOLDS images, for stored features if a guide reads images, and for an image that
+    cannot be read.
     """
     if len(rows) < 2 * FOLDS:
         raise UserError(f"{data.path} has {len(rows)} images in that split; at least {2 * FOLDS} are needed")
@@ -109,7 +112,11 @@ def fit_confidence_from_dataset(
             "preprocess with --encoding jpeg"
         )
     read = reader(data, pipeline.networks, pipeline.transform)
-    captions = [result.captions[0] for result in pipeline.stream(rows, read=read)]
+    captions = []
+    for result in pipeline.stream(rows, read=read):
+        if result.error:
+            raise result.error
+        captions.append(result.captions[0])
     cider = Cider([[ptb_tokenize(text) for text in data.references(row)] for row in rows])
     scores = np.array(cider.score([ptb_tokenize(caption.text) for caption in captions])[1])
     x, good = np.array([caption.mean_log_prob for caption in captions]), scores > np.median(scores)
