@@ -166,7 +166,7 @@ def test_the_average_is_of_every_weight(saved, tmp_path, capsys):
         assert torch.allclose(mean, first + number / 4, rtol=1e-3, atol=1e-3)
     assert found.metrics == {}  # it was never scored
     assert average.main([*given, "--shares", "1"]) == 2
-    assert "give one for each checkpoint" in capsys.readouterr().err
+    assert "--shares [1.0]: give one number per checkpoint" in capsys.readouterr().err
 
 
 def test_models_that_attend_in_other_forms_share_what_both_have(tmp_path):
