@@ -1,8 +1,10 @@
-"""SCA-CNN's attention, conditioned on the LSTM's hidden state (Chen et al. 2017, arXiv 1611.05594, sections 3.2-3.4).
+"""SCA-CNN's attention (Chen et al. 2017, arXiv 1611.05594, sections 3.2-3.4).
 
-Shapes: B rows (a row is one partial caption), C channels, m = H * W positions, d hidden size, k attention width.
-Both attentions end in a softmax, so the paper's last biases (b_i, b_i') shift every score alike and change nothing;
-they are left out.
+`ConditionedAttention` is the paper's: the captioner's LSTM state selects channels and positions. `SCA` is the same as a
+block for classification networks, where the hidden state is replaced by the map's own average.
+
+Shapes: B rows (partial captions, or images), C channels, m = H * W positions, d hidden size, k attention width.
+The paper's last biases (b_i, b_i') are omitted: they add the same number to all scores of a softmax.
 """
 
 import math
@@ -18,7 +20,10 @@ MODES = ("S", "C", "S-C", "C-S")
 
 
 class ChannelAttention(nn.Module):
-    """beta = softmax_C(W_i tanh(W_c (x) v + b_c + W_hc h)) (eqs. 7-8), v the mean of each channel over its positions."""
+    """Channel-wise attention: beta = softmax_C(W_i tanh(W_c (x) v + b_c + W_hc h)) (eqs. 7-8).
+
+    v is the mean of each channel over the positions.
+    """
 
     def __init__(self, channels: int, hidden_size: int, width: int):
         super().__init__()
@@ -27,19 +32,19 @@ class ChannelAttention(nn.Module):
         self.hidden = nn.Linear(hidden_size, width)  # W_hc, b_c
         self.score = nn.Parameter(torch.empty(width))  # W_i
         nn.init.normal_(self.visual, std=0.5)
-        nn.init.normal_(self.score, std=0.1 / math.sqrt(width))  # near-uniform weights at the start
+        nn.init.normal_(self.score, std=0.1 / math.sqrt(width))  # initial weights are near uniform
 
     def forward(self, features: Tensor, hidden: Tensor) -> Tensor:
         """features (B, C, H, W), hidden (B, d) -> beta (B, C), each row summing to one."""
         return self.from_means(mean_over_positions(features), hidden)
 
     def from_means(self, means: Tensor, hidden: Tensor) -> Tensor:
-        """The same from v (B, C): the mean of each channel is all that channel attention reads."""
+        """Compute beta (B, C) from the channel means v (B, C) and hidden (B, d)."""
         return channel_scores(means, self.visual, self.hidden(hidden), self.score).softmax(1)
 
 
 class SpatialAttention(nn.Module):
-    """alpha = softmax_m(W_i' tanh(V^T W_s + b_s + W_hs h)) (eqs. 5-6)."""
+    """Spatial attention: alpha = softmax_m(W_i' tanh(V^T W_s + b_s + W_hs h)) (eqs. 5-6)."""
 
     def __init__(self, channels: int, hidden_size: int, width: int):
         super().__init__()
@@ -49,15 +54,15 @@ class SpatialAttention(nn.Module):
         nn.init.normal_(self.score, std=0.1 / math.sqrt(width))
 
     def keys(self, features: Tensor, beta: Tensor | None = None) -> Tensor:
-        """V^T W_s + b_s of features (B, C, H, W): (B, m, k). Does not depend on the hidden state.
+        """Compute V^T W_s + b_s: features (B, C, H, W) -> (B, m, k). The result does not depend on the hidden state.
 
-        With beta (B, C), of the modulated features V * beta * C instead.
+        If beta (B, C) is given, V * beta * C is used instead of V.
         """
         if beta is None or torch.compiler.is_compiling() or not torch.is_grad_enabled():
             features = features if beta is None else scale_channels(features, beta)
             keys = F.conv2d(features, self.visual.weight[:, :, None, None], self.visual.bias)  # (B, k, H, W)
             return keys.flatten(2).transpose(1, 2)
-        return KeysOfScaled.apply(features, beta * beta.shape[1], self.visual.weight, self.visual.bias)
+        return ScaledKeys.apply(features, beta * beta.shape[1], self.visual.weight, self.visual.bias)
 
     def forward(self, keys: Tensor, hidden: Tensor) -> Tensor:
         """keys (B, m, k), hidden (B, d) -> alpha (B, m), each row summing to one."""
@@ -65,7 +70,10 @@ class SpatialAttention(nn.Module):
 
 
 class ConditionedAttention(nn.Module):
-    """One attended layer in one of the paper's forms: "S", "C", "S-C" or "C-S" (section 3.4)."""
+    """Attention of one layer in one of the paper's modes: "S", "C", "S-C" or "C-S" (section 3.4).
+
+    Raises UserError for an unknown mode.
+    """
 
     def __init__(self, channels: int, hidden_size: int, width: int, mode: str = "C-S"):
         super().__init__()
@@ -74,11 +82,14 @@ class ConditionedAttention(nn.Module):
         self.spatial = SpatialAttention(channels, hidden_size, width) if "S" in mode else None
 
     def prepare(self, features: Tensor) -> Tensor | None:
-        """What can be computed once an image: the spatial keys (B, m, k), where spatial attention reads V itself."""
+        """Compute what is needed once per image: the spatial keys (B, m, k) for modes S and S-C, else None."""
         return self.spatial.keys(features) if self.mode in ("S", "S-C") else None
 
     def weights(self, features: Tensor, hidden: Tensor, keys: Tensor | None = None):
-        """beta (B, C) and alpha (B, m) for features (B, C, H, W) and hidden (B, d); None for an attention left out."""
+        """Compute the weights for features (B, C, H, W) and hidden (B, d).
+
+        Returns beta (B, C) and alpha (B, m), each None if the mode does not have it. `keys` is `prepare(features)`.
+        """
         beta = alpha = None
         if self.mode == "C-S":
             beta = self.channel(features, hidden)
@@ -92,15 +103,15 @@ class ConditionedAttention(nn.Module):
         return beta, alpha
 
     def forward(self, features: Tensor, hidden: Tensor, keys: Tensor | None = None):
-        """The attended map X = V * beta * C * alpha * m, of V's shape and scale; with beta and alpha."""
+        """Return the attended map X = V * beta * C * alpha * m, with V's shape and scale, then beta and alpha."""
         beta, alpha = self.weights(features, hidden, keys)
         return modulate(features, beta, alpha), beta, alpha
 
 
-class KeysOfScaled(torch.autograd.Function):
+class ScaledKeys(torch.autograd.Function):
     """(features * scale)^T W + b: features (B, C, H, W), scale (B, C), W (k, C), b (k,) -> (B, m, k).
 
-    For the way back the scaled map is computed anew rather than kept: in training there is one at every word.
+    The backward pass recomputes the scaled map, because storing one map per word would fill the memory in training.
     """
 
     @staticmethod
@@ -123,8 +134,11 @@ class KeysOfScaled(torch.autograd.Function):
         return d_features, d_scale.to(scale.dtype), d_weight.to(weight.dtype), d_bias.to(ctx.bias_dtype)
 
 
-class Modulated(torch.autograd.Function):
-    """features * beta * alpha: (B, C, H, W), (B, C), (B, m). Keeps these for the way back, and no product of them."""
+class Modulate(torch.autograd.Function):
+    """features * beta * alpha: (B, C, H, W), (B, C), (B, m) -> (B, C, H, W).
+
+    Only the three inputs are stored for the backward pass; the intermediate products are not.
+    """
 
     @staticmethod
     def forward(ctx, features: Tensor, beta: Tensor, alpha: Tensor) -> Tensor:
@@ -134,16 +148,19 @@ class Modulated(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         features, beta, alpha = ctx.saved_tensors
-        on_map = alpha.view(len(alpha), 1, *features.shape[2:])
+        alpha_map = alpha.view(len(alpha), 1, *features.shape[2:])
         product = (grad * features).flatten(2)  # (B, C, m)
         d_beta = torch.bmm(product, alpha.to(product.dtype)[:, :, None]).squeeze(2)
         d_alpha = torch.bmm(beta.to(product.dtype)[:, None], product).squeeze(1)
-        d_features = grad * beta[:, :, None, None] * on_map if ctx.needs_input_grad[0] else None
+        d_features = grad * beta[:, :, None, None] * alpha_map if ctx.needs_input_grad[0] else None
         return d_features, d_beta.to(beta.dtype), d_alpha.to(alpha.dtype)
 
 
 def mean_over_positions(features: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, C). Divides after the sum: mean() would divide a whole map again on the way back."""
+    """Global average pooling: (B, C, H, W) -> (B, C).
+
+    A sum followed by a division: the backward pass of mean() would divide the whole map.
+    """
     return features.flatten(2).sum(2) / features[0, 0].numel()
 
 
@@ -159,14 +176,14 @@ def scale_positions(features: Tensor, alpha: Tensor) -> Tensor:
 
 
 def modulate(features: Tensor, beta: Tensor | None, alpha: Tensor | None) -> Tensor:
-    """V * beta * C * alpha * m; the factors C and m keep the scale that the layers above were trained on."""
-    if (
-        beta is not None
-        and alpha is not None
-        and torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-    ):
-        return Modulated.apply(features, beta * beta.shape[1], alpha * alpha.shape[1])
+    """V * beta * C * alpha * m, with a None weight left out.
+
+    The factors C and m make uniform weights equal to one, so the layers above receive maps at the scale they were
+    trained on.
+    """
+    both = beta is not None and alpha is not None
+    if both and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        return Modulate.apply(features, beta * beta.shape[1], alpha * alpha.shape[1])
     if beta is not None:
         features = scale_channels(features, beta)
     if alpha is not None:
@@ -175,28 +192,26 @@ def modulate(features: Tensor, beta: Tensor | None, alpha: Tensor | None) -> Ten
 
 
 def pool_shared(features: Tensor, alpha: Tensor, image: Tensor) -> Tensor:
-    """Average pool of V * alpha * m where several rows read the same image: (N, C).
+    """Average pooling of V * alpha * m for N rows, several of which may read the same image: (N, C).
 
-    features (B, C, H, W), alpha (N, m), image (N,) indices into features. A product for each image, of the weights of all
-    its rows (padded to the most that an image has) with its positions, instead of a copy of the map for every row.
+    features (B, C, H, W), alpha (N, m), image (N,): the index into features per row. One matrix product per image,
+    between the weights of its rows (padded to R, the largest number of rows per image) and its positions, replaces one
+    copy of the map per row.
     """
-    if (
-        torch.compiler.is_compiling()
-    ):  # also while exporting: the most that an image has depends on the values
-        every = alpha @ features.flatten(2).transpose(
-            1, 2
-        )  # (B, N, C), of each image by the weights of all rows
-        return every[image, torch.arange(alpha.shape[0], device=image.device)]
+    positions = features.flatten(2).transpose(1, 2)  # (B, m, C)
+    if torch.compiler.is_compiling():  # also in export, where no shape may depend on values, as R does
+        all_pairs = alpha @ positions  # (B, N, C)
+        return all_pairs[image, torch.arange(alpha.shape[0], device=image.device)]
     order, counts = image.argsort(stable=True), torch.bincount(image, minlength=len(features))
-    slot = torch.empty_like(image)  # of a row among those of its image
+    slot = torch.empty_like(image)  # number of each row among the rows of its image
     slot[order] = torch.arange(len(image), device=image.device) - (counts.cumsum(0) - counts)[image[order]]
     padded = alpha.new_zeros(len(features), int(counts.max()), alpha.shape[1])
     padded = padded.index_put((image, slot), alpha)  # (B, R, m)
-    return torch.bmm(padded, features.flatten(2).transpose(1, 2))[image, slot]
+    return torch.bmm(padded, positions)[image, slot]
 
 
 def pool_modulated(features: Tensor, beta: Tensor | None, alpha: Tensor | None) -> Tensor:
-    """Average pool of `modulate(features, beta, alpha)` without making the modulated map: (B, C)."""
+    """Average pooling of `modulate(features, beta, alpha)` without computing the modulated map: (B, C)."""
     if alpha is None:
         pooled = mean_over_positions(features)
     else:
@@ -210,28 +225,30 @@ def pool_modulated(features: Tensor, beta: Tensor | None, alpha: Tensor | None) 
 def channel_scores(
     means: Tensor, visual: Tensor, hidden: Tensor, score: Tensor, tolerance: float = 1e-6
 ) -> Tensor:
-    """g(v) = sum_j score_j tanh(visual_j v + hidden_j) at every channel mean v.
+    """Evaluate g(v) = sum_j score_j tanh(visual_j v + hidden_j) at every channel mean v (eq. 7).
 
     means (B, C), visual (k,), hidden (B, k), score (k,) -> (B, C).
 
-    For one row, g is an analytic function of the single number v. It is evaluated at N Chebyshev nodes of the row's
-    range [min v, max v] and interpolated: N k tanh instead of C k. The nearest pole of tanh(w v + u) lies pi / (2 |w|)
-    off the real line, so with r = pi / (2 max|w| half-range) and rho = r + sqrt(1 + r^2) the error falls at least as
-    rho^-N (Trefethen, Approximation Theory and Approximation Practice, theorem 8.2). N is chosen from that bound; where
-    it would not be far below C, the plain formula is used.
+    In one row, g is an analytic function of the single number v. It is evaluated at N Chebyshev nodes of the row's
+    range [min v, max v] and interpolated, which takes N k evaluations of tanh instead of C k. The nearest pole of
+    tanh(w v + u) has distance pi / (2 |w|) from the real line. With r = pi / (2 max|w| half-range) and
+    rho = r + sqrt(1 + r^2), the error decreases at least as fast as rho^-N (Trefethen, Approximation Theory and
+    Approximation Practice, theorem 8.2). N is chosen from this bound. If N exceeds C / 2, the plain formula is used.
     """
-    if torch.is_autocast_enabled(means.device.type):  # in half precision the slopes would be noise
+    if torch.is_autocast_enabled(
+        means.device.type
+    ):  # half precision is too coarse for the gradient's differences
         with torch.autocast(means.device.type, enabled=False):
             return channel_scores(means.float(), visual.float(), hidden.float(), score.float(), tolerance)
-    if torch.compiler.is_compiling():  # also while exporting: the number of nodes depends on the values
+    if torch.compiler.is_compiling():  # also in export, where no shape may depend on values, as N does
         return plain_channel_scores(means, visual, hidden, score)
     with torch.no_grad():
         low, high = means.amin(1, keepdim=True), means.amax(1, keepdim=True)  # (B, 1)
-        # A little wider than the range, so that rounding puts no channel outside, where `clamp` takes its gradient;
-        # and not so narrow that the slope, a difference of values over the width, drowns in rounding.
+        # 1 % wider than the range: otherwise rounding can put a channel outside, where `clamp` has no gradient.
+        # At least 1e-3: in a narrower range the slope, a difference of values over the width, is rounding error.
         centre, half = (low + high) / 2, ((high - low) / 2 * 1.01).clamp_min(1e-3)
-        steepest = (half.max() * visual.abs().max()).item()
-    nodes = chebyshev_nodes_needed(steepest, tolerance)
+        steepness = (half.max() * visual.abs().max()).item()
+    nodes = chebyshev_nodes_needed(steepness, tolerance)
     if nodes > means.shape[1] // 2:
         return plain_channel_scores(means, visual, hidden, score)
     angles = (torch.arange(nodes, dtype=torch.float64) + 0.5) * (math.pi / nodes)
@@ -245,15 +262,15 @@ def channel_scores(
 
 
 def plain_channel_scores(means: Tensor, visual: Tensor, hidden: Tensor, score: Tensor) -> Tensor:
-    """The same as `channel_scores`, term by term as the paper writes it, through a (B, C, k) tensor."""
+    """Compute `channel_scores` with the paper's formula, through a (B, C, k) tensor."""
     return tanh_scores(torch.addcmul(hidden[:, None, :], means[:, :, None], visual), score)
 
 
 def tanh_scores(x: Tensor, score: Tensor) -> Tensor:
     """tanh(x) @ score: (..., k), (k,) -> (...). May overwrite x.
 
-    To decode, by 2 sigmoid(2 x) - 1: torch's sigmoid is several times faster than its tanh on a CPU. It is off by 2e-7
-    in place of 3e-8, which slopes, differences of such values, would feel.
+    Without gradients, tanh(x) is computed as 2 sigmoid(2 x) - 1, because torch's sigmoid is several times faster than its
+    tanh on a CPU. The error is 2e-7 instead of 3e-8, which is too large for gradients.
     """
     if torch.is_grad_enabled():
         return torch.tanh(x) @ score
@@ -261,10 +278,10 @@ def tanh_scores(x: Tensor, score: Tensor) -> Tensor:
 
 
 def chebyshev_nodes_needed(steepness: float, tolerance: float) -> int:
-    """Nodes for a relative error under `tolerance`, given steepness = max|w| * half-range; see `channel_scores`."""
+    """Number of nodes for a relative error below `tolerance`. steepness: max|w| * half-range, see `channel_scores`."""
     ratio = math.pi / 2 / max(steepness, 1e-12)
     rho = ratio + math.sqrt(1 + ratio * ratio)
-    # g grows without bound only at rho itself; on the smaller ellipse rho^(3/4) a small constant bounds it.
+    # g is unbounded on the ellipse of rho itself; on the smaller one of rho^(3/4) a small constant bounds it.
     return max(8, math.ceil(-math.log(tolerance) / (0.75 * math.log(rho)))) if rho > 1.0001 else 10**9
 
 
@@ -279,35 +296,35 @@ class ChebyshevSeries(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor):
         x, coefficients = ctx.saved_tensors
-        # The derivative's coefficients: d_{n-1} = d_{n+1} + 2 n c_n, d_0 halved.
+        # Coefficients of the derivative: d_{n-1} = d_{n+1} + 2 n c_n, with d_0 halved.
         derivative = [torch.zeros_like(coefficients[:, 0])] * 2
         for n in range(coefficients.shape[1] - 1, 0, -1):
             derivative.append(derivative[-2] + 2 * n * coefficients[:, n])
         slope = clenshaw(x, torch.stack([derivative[-1] / 2, *derivative[-2:1:-1]], 1))
-        # sum_c grad_c T_n(x_c) for every n, by T_{n+1} = 2 x T_n - T_{n-1}.
-        twice, now, after = 2 * x, grad, grad * x
+        # sum_c grad_c T_n(x_c) for every n, by the recurrence T_{n+1} = 2 x T_n - T_{n-1}.
+        twice, current, following = 2 * x, grad, grad * x
         sums = []
         for _ in range(coefficients.shape[1]):
-            sums.append(now.sum(1))
-            now, after = after, torch.addcmul(now, twice, after, value=-1).neg_()
+            sums.append(current.sum(1))
+            current, following = following, torch.addcmul(current, twice, following, value=-1).neg_()
         return grad * slope, torch.stack(sums, 1)
 
 
 def clenshaw(x: Tensor, coefficients: Tensor) -> Tensor:
-    """sum_n coefficients_n T_n(x), x (B, C), coefficients (B, N), by Clenshaw's recurrence."""
-    twice, ahead, further = 2 * x, torch.zeros_like(x), torch.zeros_like(x)
+    """sum_n coefficients_n T_n(x): x (B, C), coefficients (B, N) -> (B, C), by Clenshaw's recurrence."""
+    twice, b1, b2 = 2 * x, torch.zeros_like(x), torch.zeros_like(x)  # b_{n+1} and b_{n+2}
     for c in reversed(coefficients.unbind(1)[1:]):
-        ahead, further = torch.addcmul(c[:, None] - further, twice, ahead), ahead
-    return torch.addcmul(coefficients[:, :1] - further, x, ahead)
+        b1, b2 = torch.addcmul(c[:, None] - b2, twice, b1), b1
+    return torch.addcmul(coefficients[:, :1] - b2, x, b1)
 
 
 class SCA(nn.Module):
-    """`ConditionedAttention` whose hidden state is the map's own average, h = mean over positions of V (C numbers).
+    """Block for classification networks: `ConditionedAttention` with the map's average (B, C) as the hidden state.
 
-    mode: "C-S", "S-C", "C" or "S", the order of channel-wise and spatial attention; width: k, the attention's width.
+    mode: "C-S", "S-C", "C" or "S", the order of channel-wise and spatial attention. width: k, the attention width.
 
-    Shapes: (B, C, H, W) -> the same. At the start all weights are near uniform and, as they are rescaled by their
-    number, the block is near the identity. Raises UserError for an unknown mode and a width below one.
+    Shapes: (B, C, H, W) -> (B, C, H, W). The initial weights are near uniform and are multiplied by their number, so the
+    block starts near the identity. Raises UserError for an unknown mode and for a width below one.
     """
 
     def __init__(self, channels: int, *, mode: str = "C-S", width: int = 64):

@@ -1,9 +1,9 @@
-"""What training does not keep but recompute on the way back: results and gradients are the formulas'."""
+"""Autograd functions that recompute products in the backward pass: values and gradients match the formulas."""
 
 import torch
 from torch.nn.functional import linear
 
-from sca_caption.attention.sca import ConditionedAttention, KeysOfScaled, Modulated, scale_channels
+from sca_caption.attention.sca import ConditionedAttention, Modulate, ScaledKeys, scale_channels
 
 
 def made(dtype: torch.dtype) -> list[torch.Tensor]:
@@ -13,7 +13,7 @@ def made(dtype: torch.dtype) -> list[torch.Tensor]:
 
 
 def test_gradients_by_finite_differences():
-    assert torch.autograd.gradcheck(KeysOfScaled.apply, made(torch.float64))
+    assert torch.autograd.gradcheck(ScaledKeys.apply, made(torch.float64))
 
 
 def test_they_are_the_keys_of_the_scaled_map():
@@ -22,7 +22,7 @@ def test_they_are_the_keys_of_the_scaled_map():
         torch.stack([(features[b, :, y, x] * scale[b]) @ weight.T + bias for y in range(3) for x in range(2)])
         for b in range(2)
     ])  # fmt: skip
-    torch.testing.assert_close(KeysOfScaled.apply(features, scale, weight, bias), wanted)
+    torch.testing.assert_close(ScaledKeys.apply(features, scale, weight, bias), wanted)
 
 
 def test_attention_is_the_same_with_and_without_gradients():
@@ -56,7 +56,7 @@ def test_gradients_of_the_modulated_map_by_finite_differences():
     torch.manual_seed(0)
     shapes = ((2, 5, 3, 2), (2, 5), (2, 6))  # features (B, C, H, W), beta (B, C), alpha (B, m)
     inputs = [torch.randn(shape, dtype=torch.float64).requires_grad_() for shape in shapes]
-    assert torch.autograd.gradcheck(Modulated.apply, inputs)
+    assert torch.autograd.gradcheck(Modulate.apply, inputs)
     features, beta, alpha = inputs
     wanted = torch.einsum("bchw,bc,bhw->bchw", features, beta, alpha.view(2, 3, 2))
-    torch.testing.assert_close(Modulated.apply(*inputs), wanted)
+    torch.testing.assert_close(Modulate.apply(*inputs), wanted)
