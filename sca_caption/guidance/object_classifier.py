@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from sca_caption.guidance.guide import FeatureEncoder
 from sca_caption.guidance.object_nouns import CLASSES, Noun, read_nouns
 from sca_caption.models import efficientnet_lite, mobilenet_v2
-from sca_caption.models.backbone import Backbone, in_parts
+from sca_caption.models.backbone import Backbone, forward_in_chunks
 from sca_caption.runtime.errors import UserError
 
 MOBILENET = "mobilenet_v2"
@@ -85,7 +85,7 @@ class ObjectClassifier(FeatureEncoder):
         """The input of block `first`, (B, C, H, W) -> the mean over positions of the last map, (B, C')."""
         if not self.first and inputs.shape[2:] != (self.size, self.size):
             inputs = F.interpolate(inputs, (self.size, self.size), mode="bilinear", antialias=True)
-        (features,) = in_parts(lambda part: (self.pooled(part),), inputs)
+        (features,) = forward_in_chunks(lambda part: (self.pooled(part),), inputs)
         return features
 
     def pooled(self, inputs: Tensor) -> Tensor:

@@ -1,16 +1,17 @@
-"""Any torchvision CNN, cut at the layers that SCA-CNN attends (Chen et al. 2017, section 3.1).
+"""The captioner's CNN: a torchvision network, cut at the layers that SCA-CNN attends (Chen et al. 2017, section 3.1).
 
-A CNN is traced once with torch.fx and cut at its attended layers V1, V2, ... into
+torch.fx traces the network once. The graph is cut at its attended layers V1, V2, ... into
 
-    trunk:      image -> V1          run once an image
-    segment i:  attended Vi -> Vi+1  run again at every word
+    trunk:      image -> V1          computed once per image
+    segment i:  attended Vi -> Vi+1  computed at every word
 
-Values that a segment needs beside Vi (a residual shortcut that starts further down) travel along as `carried` tensors.
-Batch norms are kept in evaluation mode in captioning, so each one that follows a convolution is folded into it.
-MobileNetV2 without such weights to fold, as checkpoints need it, is built in such pieces at once (see `mobilenet`).
+A segment may need values beside Vi, e.g. a residual shortcut that starts in a lower layer. They are its `carried`
+tensors. Batch norms are in evaluation mode in captioning, so each one that follows a convolution is folded into it.
+MobileNetV2 without pretrained weights, as checkpoints need it, is built from its pieces directly (see `mobilenet_v2`).
 
-With `attention` the CNN is one of `networks.NETWORKS` with blocks in it. A block is one node of the graph: nothing in
-it is folded, so that it starts and learns as its paper says; only, its batch norms are in evaluation mode as well.
+With `attention`, the CNN is a network of `networks.NETWORKS` with attention blocks. Each block is one node of the graph.
+Nothing inside a block is folded, so it is initialised and trained as in its paper, except that its batch norms are also
+in evaluation mode.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -21,12 +22,12 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from sca_caption.models import mobilenet_v2
-from sca_caption.models.pretrained import NOT_TORCHVISIONS, _names
+from sca_caption.models.pretrained import OWN_NETWORKS, backbone_names
 from sca_caption.runtime.errors import UserError, choice
 
 _VGG19 = ("features.31", "features.33", "features.35")  # conv5_2, conv5_3, conv5_4 after their ReLU
 _RESNET = ("layer4.2.relu", "layer4.2.relu_1", "layer4.2")  # res5c_branch2a, res5c_branch2b, res5c
-# The layers to attend, lowest first; attending n layers takes the last n.
+# Default attended layers, lowest first. Attending n layers means the last n.
 ATTENDED: dict[str, tuple[str, ...]] = {
     "vgg19": _VGG19,
     "resnet18": ("layer4.0", "layer4.1.relu", "layer4.1"),
@@ -36,20 +37,18 @@ ATTENDED: dict[str, tuple[str, ...]] = {
     "resnet152": _RESNET,
     "mobilenet_v2": ("features.16", "features.17", "features.18"),
 }
-IMAGES_AT_ONCE = (
-    4  # what a CPU takes at once where nothing learns: the early maps of more do not fit in its caches
-)
+CPU_CHUNK = 4  # images per forward pass of frozen layers on a CPU: the early maps of more images exceed its caches
 
 
 def attended_layers(backbone: str, layers: Sequence[str]) -> tuple[str, ...]:
-    """Resolve `--layers`: a count ("2") means the backbone's last attended layers, names are returned as they are.
+    """Resolve `--layers`: a count such as "2" stands for the backbone's last default layers; names are returned as given.
 
-    Raises UserError for a count out of range, an unknown backbone, or one that has no default layers.
+    Raises UserError for a count out of range, an unknown backbone, and a backbone without default layers.
     """
     if len(layers) != 1 or not layers[0].isdigit():
         return tuple(layers)
     count = int(layers[0])
-    choice(backbone, _names(), "backbone")
+    choice(backbone, backbone_names(), "backbone")
     if backbone not in ATTENDED:
         raise UserError(
             f"no default layers for backbone {backbone!r}; name them, lowest first, e.g. --layers layer3 layer4 "
@@ -62,13 +61,13 @@ def attended_layers(backbone: str, layers: Sequence[str]) -> tuple[str, ...]:
 
 
 class Backbone(nn.Module):
-    """A CNN of torchvision (or MobileNeXt, LeNet) cut at `layers` (lowest first).
+    """A CNN of torchvision (or MobileNeXt, LeNet), cut at `layers` (lowest first).
 
-    weights: a state dict in torchvision's layout for this network, or None for random initialisation.
-    attention, at: the blocks inside it, as `networks.build_network` takes them; they start as their papers say.
+    weights: a state dict with torchvision's names for this network, or None for random initialisation.
+    attention, at: attention blocks and their stages, as for `networks.build_network`.
     `channels[i]` is the number of channels of attended layer i.
 
-    Raises UserError for unknown names, weights that do not fit, and blocks that all stand above the attended layers.
+    Raises UserError for unknown names, for weights that do not fit, and if all blocks are above the attended layers.
     """
 
     def __init__(
@@ -81,20 +80,20 @@ class Backbone(nn.Module):
     ):
         super().__init__()
         self.name, self.layers = name, tuple(layers)
-        # The pieces are in a plain list, so that parameters are registered once, under `network`.
+        # The segments are kept in a plain list, so that parameters are registered only once, under `network`.
         blocks = mobilenet_v2.blocks_of(layers) if name == "mobilenet_v2" else []
-        if blocks and weights is None and not (attention or at):  # spares the import of torchvision
+        if blocks and weights is None and not (attention or at):  # does not import torchvision
             self.network, self._block_paths = mobilenet_v2.MobileNetV2(blocks[-1] + 1).eval(), ()
             self._segments = self.network.cut(blocks)
             self.channels = tuple(self.network.channels[block] for block in blocks)
         else:
-            self._segments = self._traced(name, layers, weights, attention, at)
-            self.channels = self._probe()
-        self._frozen = None  # of the trunk, what comes before all that learns; see `set_trainable`
-        # In this layout 1x1 convolutions are matrix products.
+            self._segments = self._trace_and_cut(name, layers, weights, attention, at)
+            self.channels = self._probe_channels()
+        self._trunk_parts = None  # frozen and trainable part of the trunk, see `set_trainable`
+        # With channels last, 1x1 convolutions are matrix products.
         self.network.to(memory_format=torch.channels_last)
 
-    def _traced(
+    def _trace_and_cut(
         self,
         name: str,
         layers: Sequence[str],
@@ -102,26 +101,26 @@ class Backbone(nn.Module):
         attention: str,
         at: Sequence[str],
     ) -> list[fx.GraphModule]:
-        """Build the network, `network`, and cut it: the trunk, then the segments."""
-        model = (_build_attended(name, attention, at) if attention or at else _build(name)).eval()
-        inserted = _blocks(model) if attention else {}
+        """Build `self.network` and return the trunk and the segments."""
+        model = (_build_with_blocks(name, attention, at) if attention or at else _build(name)).eval()
+        inserted = _attention_blocks(model) if attention else {}
         graph, nodes = _trace(model, name, layers, inserted)
         used = {n.target for n in graph.nodes if n.op in ("call_module", "get_attr")}
         self._block_paths = tuple(path for path in inserted if path in used)
         if inserted and not self._block_paths:
             path = next(iter(inserted))
             raise UserError(
-                f"{attention} stands at {path} of {name}, above {layers[-1]}, the last attended layer, where nothing "
-                f"reads it; attend {path} last (--layers), or name lower stages (--backbone-at)"
+                f"{attention} is at {path} of {name}, above the last attended layer {layers[-1]}, so nothing reads its "
+                f"output; attend {path} last (--layers), or name lower stages (--backbone-at)"
             )
         if weights is not None:
             _load(model, name, weights, used, inserted)
-        self.network = fx.GraphModule(model, graph)  # holds the parameters, and only those that are used
+        self.network = fx.GraphModule(model, graph)  # holds only the parameters that the graph uses
         self._nodes = _fold_batchnorms(self.network, nodes)
         return _cut(self.network, self._nodes)
 
-    def _probe(self) -> tuple[int, ...]:
-        """The number of channels of each attended layer, by running the network."""
+    def _probe_channels(self) -> tuple[int, ...]:
+        """Run the network once to find the number of channels of each attended layer."""
         with torch.no_grad():
             maps = self.trunk(torch.zeros(1, 3, 96, 96))
             channels = [maps[0].shape[1]]
@@ -135,18 +134,18 @@ class Backbone(nn.Module):
         return tuple(channels)
 
     def train(self, mode: bool = True) -> "Backbone":
-        """Batch norms that could not be folded, and dropout, stay in evaluation mode."""
+        """Stay in evaluation mode: batch norms that were not folded keep their statistics, and dropout is off."""
         return super().train(False)
 
     def blocks(self) -> dict[str, nn.Module]:
-        """The attention blocks inside the CNN, by module path."""
+        """Return the attention blocks of the CNN by module path."""
         return {path: self.network.get_submodule(path) for path in self._block_paths}
 
     def set_trainable(self, trainable: bool, first: str = "") -> None:
-        """Let the CNN learn, or freeze it; with `first`, what comes before that layer stays frozen.
+        """Train the CNN from layer `first` upwards (all of it if empty), or freeze it.
 
-        The attention blocks always learn, wherever they stand: no weights were loaded for them.
-        Raises UserError when no parameter belongs to `first`.
+        The attention blocks are always trained, because no weights were loaded for them.
+        Raises UserError if no parameter belongs to `first`.
         """
         self.requires_grad_(trainable)
         below = []
@@ -162,20 +161,23 @@ class Backbone(nn.Module):
             parameter.requires_grad_(False)
         for block in self.blocks().values():
             block.requires_grad_(True)
-        self._frozen = self._split_trunk()
+        self._trunk_parts = self._split_trunk()
 
     def _split_trunk(self) -> tuple[nn.Module, nn.Module | None] | None:
-        """The trunk's part below the first parameter that learns, and the rest of it; None where nothing is frozen."""
+        """Split the trunk below its first trainable parameter.
+
+        Returns the frozen part and the trainable part (None if the whole trunk is frozen), or None if nothing is frozen.
+        """
         if not any(p.requires_grad for p in self._segments[0].parameters()):
             return self._segments[0], None
         if isinstance(self.network, mobilenet_v2.MobileNetV2):
             return self.network.split(self._segments[0])
         order = list(self.network.graph.nodes)
-        first = next(node for node in order if self._learns(node))
+        first = next(node for node in order if self._is_trainable(node))
         before = order[order.index(first) - 1]
         return None if before.op == "placeholder" else tuple(_cut(self.network, [before, *self._nodes])[:2])
 
-    def _learns(self, node: fx.Node) -> bool:
+    def _is_trainable(self, node: fx.Node) -> bool:
         if node.op == "get_attr":
             return attrgetter(node.target)(self.network).requires_grad
         if node.op != "call_module":
@@ -183,64 +185,67 @@ class Backbone(nn.Module):
         return any(p.requires_grad for p in self.network.get_submodule(node.target).parameters())
 
     def trunk(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) normalised images -> V1 (B, C, h, w), then the carried tensors."""
+        """Normalised images (B, 3, H, W) -> V1 (B, C, h, w), then the carried tensors."""
         images = images.contiguous(memory_format=torch.channels_last)
         if not torch.is_grad_enabled():
-            return in_parts(self._segments[0], images)
-        if self._frozen is None:
+            return forward_in_chunks(self._segments[0], images)
+        if self._trunk_parts is None:
             return self._segments[0](images)
-        frozen, learning = self._frozen
+        frozen, trainable = self._trunk_parts
         with torch.no_grad():
-            maps = in_parts(frozen, images)
-        return maps if learning is None else learning(*maps)
+            maps = forward_in_chunks(frozen, images)
+        return maps if trainable is None else trainable(*maps)
 
     def segment(self, index: int, attended: Tensor, carried: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """Attended V of layer `index` and its carried tensors -> V of the next layer, and that one's carried tensors."""
+        """Attended map of layer `index` and its carried tensors -> map of layer `index + 1` and its carried tensors."""
         return self._segments[index + 1](attended, *carried)
 
 
-def in_parts(piece: Callable[[Tensor], tuple[Tensor, ...]], images: Tensor) -> tuple[Tensor, ...]:
-    """piece(images), on a CPU some at a time: the early maps of more images do not fit in its caches."""
-    if images.device.type != "cpu" or torch.compiler.is_compiling() or len(images) <= IMAGES_AT_ONCE:
-        return piece(images)
-    parts = [piece(part) for part in images.split(IMAGES_AT_ONCE)]
-    return tuple(torch.cat(maps) for maps in zip(*parts, strict=True))
+def forward_in_chunks(
+    forward: Callable[[Tensor], tuple[Tensor, ...]], images: Tensor
+) -> tuple[Tensor, ...]:
+    """Compute forward(images), on a CPU in chunks of CPU_CHUNK images: the early maps of more exceed its caches."""
+    if images.device.type != "cpu" or torch.compiler.is_compiling() or len(images) <= CPU_CHUNK:
+        return forward(images)
+    chunks = [forward(chunk) for chunk in images.split(CPU_CHUNK)]
+    return tuple(torch.cat(maps) for maps in zip(*chunks, strict=True))
 
 
 def _build(name: str) -> nn.Module:
     from sca_caption.runtime.torchvision_compat import torchvision
 
-    choice(name, _names(), "backbone")
-    if name in NOT_TORCHVISIONS:
+    choice(name, backbone_names(), "backbone")
+    if name in OWN_NETWORKS:
         from sca_caption.models.networks import build_network
 
         return build_network(name)
     options = {}
-    if name in ("googlenet", "inception_v3"):  # transform_input: their weights expect pixels scaled otherwise
+    if name in ("googlenet", "inception_v3"):  # transform_input: their weights expect another normalisation
         options = {"aux_logits": False, "init_weights": True, "transform_input": True}
     return torchvision.models.get_model(name, weights=None, **options)
 
 
-def _build_attended(name: str, attention: str, at: Sequence[str]) -> nn.Module:
+def _build_with_blocks(name: str, attention: str, at: Sequence[str]) -> nn.Module:
     from sca_caption.models.networks import NETWORKS, build_network
 
     return build_network(choice(name, NETWORKS, "backbone with attention"), attention=attention, at=at)
 
 
-def _blocks(model: nn.Module) -> dict[str, nn.Module]:
-    from sca_caption.models.networks import blocks
+def _attention_blocks(model: nn.Module) -> dict[str, nn.Module]:
+    from sca_caption.models.networks import attention_blocks
 
-    return blocks(model)
+    return attention_blocks(model)
 
 
 def _trace(
     model: nn.Module, name: str, layers: Sequence[str], blocks: dict[str, nn.Module]
 ) -> tuple[fx.Graph, list[fx.Node]]:
-    """The network's graph up to the last attended layer, and the attended nodes in it; each block is one node.
+    """Trace the network up to the last attended layer. Returns the graph and its attended nodes; a block is one node.
 
-    A layer is named as torchvision names nodes: a module ("layer4.2") means its output, "layer4.2.relu_1" one call in it.
+    Layers have torchvision's node names: a module such as "layer4.2" stands for its output, "layer4.2.relu_1" for one
+    call in it. Raises UserError for unknown layers and for layers in the wrong order.
     """
-    # In this order: the first makes torchvision one that can be imported.
+    # The order matters: torchvision_compat must run before torchvision is imported.
     from sca_caption.runtime.torchvision_compat import torchvision  # noqa: F401, I001
     from torchvision.models.feature_extraction import NodePathTracer
 
@@ -258,7 +263,7 @@ def _trace(
     positions = [order.index(node) for node in nodes]
     if not nodes or positions != sorted(set(positions)):
         raise UserError(f"layers must be different and lowest first; found: {' '.join(layers)}")
-    for node in reversed(order):  # what no attended layer needs: the head, and branches that only it reads
+    for node in reversed(order):  # remove the head and every branch that no attended layer needs
         if not node.users and node is not nodes[-1]:
             graph.erase_node(node)
     graph.output(nodes[-1])
@@ -272,9 +277,10 @@ def _shorten(path: str) -> str:
 def _load(
     model: nn.Module, name: str, weights: dict[str, Tensor], used: set[str], blocks: Collection[str]
 ) -> None:
-    """Load a torchvision state dict.
+    """Load a torchvision state dict. `used`: module paths in the graph.
 
-    A head that is not used may be missing or have another number of classes; parameters of blocks may be missing.
+    An unused head may be missing or have another number of classes, and parameters of blocks may be missing.
+    Raises UserError if any other tensor is missing or has another shape.
     """
     expected = model.state_dict()
     needed = {key for key in expected if any(key == u or key.startswith(f"{u}.") for u in used)}
@@ -287,17 +293,17 @@ def _load(
     )
     if wrong:
         raise UserError(
-            f"these weights do not fit {name}: {len(wrong)} of {len(counted)} tensors missing or of another shape, "
+            f"these weights do not fit {name}: {len(wrong)} of {len(counted)} tensors are missing or have another shape, "
             f"first {wrong[0]!r}; give a state dict of torchvision's {name}"
         )
     model.load_state_dict({key: weights[key] for key in needed if key in weights}, strict=False)
 
 
 def _fold_batchnorms(network: fx.GraphModule, attended: Sequence[fx.Node]) -> list[fx.Node]:
-    """Fold each evaluation-mode batch norm into the convolution before it, which computes the same with one pass less.
+    """Fold each evaluation-mode batch norm into the convolution before it: the same output with one pass less.
 
-    Returns the attended nodes: where one was a folded batch norm, its convolution. So the parameters' names and
-    meaning do not depend on which layers are attended, and `--init` can go from one choice of layers to another.
+    Returns the attended nodes, in which a folded batch norm is replaced by its convolution. Names and meaning of the
+    parameters therefore do not depend on the attended layers, and `--init` can load a model with other layers.
     """
     attended = list(attended)
     modules = dict(network.named_modules())
@@ -320,7 +326,7 @@ def _fold_batchnorms(network: fx.GraphModule, attended: Sequence[fx.Node]) -> li
 
 
 def _cut(network: fx.GraphModule, attended: Sequence[fx.Node]) -> list[fx.GraphModule]:
-    """The trunk and the segments between attended nodes, as modules that share `network`'s parameters."""
+    """Cut the graph at the attended nodes. Returns the trunk and the segments, which share `network`'s parameters."""
     order = [node for node in network.graph.nodes if node.op != "output"]
     position = {node: i for i, node in enumerate(order)}
     segments = []

@@ -8,44 +8,45 @@ from torch import Tensor
 
 from sca_caption.runtime.errors import UserError, choice
 
-NOT_TORCHVISIONS = ("lenet", "mobilenext")
+OWN_NETWORKS = ("lenet", "mobilenext")  # networks that torchvision does not have
 
 
 def pretrained_weights(name: str, file: str | Path | None = None) -> dict[str, Tensor]:
-    """ImageNet weights of a torchvision network: from `file` (.safetensors, .pth), else torchvision's download.
+    """Load ImageNet weights of a torchvision network from `file` (.safetensors, .pth), or download torchvision's.
 
-    Raises UserError when the file cannot be read, the download fails, or there is none; the message names
-    --backbone-weights.
+    Raises UserError if the file cannot be read, if the download fails, and if there are no weights to download.
     """
-    choice(name, _names(), "backbone")
+    choice(name, backbone_names(), "backbone")
     if file is not None:
-        return _present_names(read_state_dict(Path(file)))
-    if name in NOT_TORCHVISIONS:
+        return _current_densenet_names(read_state_dict(Path(file)))
+    if name in OWN_NETWORKS:
         raise UserError(
             f"there are no ImageNet weights of {name} to download; pass --backbone-weights FILE (a state dict), or "
-            f"'none' to start at random"
+            f"'none' for random weights"
         )
     from sca_caption.runtime.torchvision_compat import torchvision
 
     try:
-        return _present_names(
+        return _current_densenet_names(
             torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(progress=True)
         )
     except (OSError, RuntimeError, AttributeError) as error:
         raise UserError(
             f"ImageNet weights of {name} could not be downloaded ({_one_line(error)}); get them on another machine and "
-            f"pass --backbone-weights FILE (a torchvision state dict, .pth or .safetensors), or 'none' to start at random"
+            f"pass --backbone-weights FILE (a torchvision state dict, .pth or .safetensors), or 'none' for random weights"
         ) from error
 
 
-def _present_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """DenseNet's files still say `denselayer1.norm.1`, which torchvision has named `norm1` since."""
+def _current_densenet_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename DenseNet's parameters: its files have `denselayer1.norm.1`, which torchvision now calls `norm1`."""
     return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(?=\d\.)", r"\1", k): v for k, v in state.items()}
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """A state dict from a .safetensors or a torch file, as float32. Never executes a pickle."""
-    from safetensors import SafetensorError
+    """Load a state dict from a .safetensors or a torch file, as float32. Pickled code is never executed.
+
+    Raises UserError if the file is missing, cannot be read, or holds anything but tensors.
+    """
     from safetensors.torch import load_file
 
     if not path.is_file():
@@ -55,7 +56,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, Exception) as error:
+    except Exception as error:  # broken pickles raise exceptions of every type
         raise UserError(
             f"cannot read weights from {path} ({_one_line(error)}); give a state dict file"
         ) from error
@@ -68,7 +69,7 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def _names() -> list[str]:
+def backbone_names() -> list[str]:
     from sca_caption.runtime.torchvision_compat import torchvision
 
-    return [*torchvision.models.list_models(module=torchvision.models), *NOT_TORCHVISIONS]
+    return [*torchvision.models.list_models(module=torchvision.models), *OWN_NETWORKS]

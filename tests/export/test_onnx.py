@@ -311,9 +311,9 @@ def test_predictions_are_pytorchs(guided, guided_folder):
         _, wanted = theirs.model.start(x, theirs.guides)
     assert set(found) == set(wanted) == {"objects", "presence", "consensus"}
     assert wanted["objects"].max() > Limits.threshold
-    # A network that its own images barely move: centring enlarges rounding.
-    assert_close(found["objects"], wanted["objects"], rtol=1e-3, atol=1e-4)
-    assert_close(found["consensus"], wanted["consensus"], rtol=2e-2, atol=2e-2)
+    for name, values in wanted.items():
+        assert values.std(0).max() > 0.01, f"{name}: images differ"
+        assert_close(found[name], values, rtol=1e-3, atol=1e-4)
 
 
 def test_nouns_are_inserted_as_in_pytorch(tmp_path):

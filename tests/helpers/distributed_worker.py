@@ -121,9 +121,9 @@ def prepare_blow(kind: str) -> None:
 
 def main(program: str, *arguments: str) -> int:
     torch.set_num_threads(1)
-    build, names = backbones._build, pretrained._names
+    build, names = backbones._build, pretrained.backbone_names
     backbones._build = lambda name: Toy() if name == "toy" else build(name)
-    pretrained._names = lambda: ["toy", *names()]
+    pretrained.backbone_names = lambda: ["toy", *names()]
     loop.summary_writer = lambda output: None  # its import takes longer than the tests
     java_metrics.find_java = no_java
     if "BLOW" in os.environ:

@@ -10,12 +10,12 @@ from sca_caption.guidance.consensus import ConsensusPredictor, fit_consensus
 from sca_caption.guidance.hallucination import PresenceClassifier
 from sca_caption.guidance.image_features import signed_sqrt_pool
 from sca_caption.guidance.object_classifier import ObjectClassifier, pretrained_classifier
-from sca_caption.images import Transform, fit
+from sca_caption.images import MEAN, STD, Transform, fit
 from sca_caption.inference.batching import stack
 from sca_caption.models.backbone import Backbone
 from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.runtime.torchvision_compat import torchvision
-from sca_caption.vocab import Vocabulary
+from sca_caption.vocab import EOS, Vocabulary
 from tests.helpers.made_photos import photo
 from tests.helpers.tiny_captioner import TINY_WORDS
 
@@ -28,15 +28,16 @@ CHANNELS = (320, 1280)  # of features.17, and of the object classifier
 MENTIONED = ("man", "woman", "dog", "red")  # words that the hallucination mask excludes
 
 
+@torch.no_grad()
 def imagenet_network() -> torch.nn.Module:
-    """torchvision's MobileNetV2 with batch norms that do something and a classifier that is sure of some images."""
+    """torchvision's MobileNetV2 whose batch norms fit `pixels(8)`, and a classifier that is sure of some images."""
     torch.manual_seed(0)
     network = torchvision.models.mobilenet_v2()
-    for module in network.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.8, 1.2)
-    network.classifier[1].weight.data *= 100
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None  # running statistics are plain means
+    network.train()((pixels(8) / 255 - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1))
+    network.classifier[1].weight *= 60
     return network.eval()
 
 
@@ -80,13 +81,15 @@ def guided_checkpoint(network: torch.nn.Module | None = None) -> Checkpoint:
     """
     network = network or imagenet_network()
     model = speaking(network, WORDS)
-    with torch.no_grad():
-        model.word.weight *= 3
-        model.word.bias[WORDS.encode(MENTIONED)] += 1
     objects = pretrained_classifier(network.state_dict(), model.backbone)
     presence = PresenceClassifier(CHANNELS, ("people", "dogs", "red"))
-    with torch.inference_mode():
-        pooled = signed_sqrt_pool(*features_of(model, objects, pixels(8)))
+    with torch.no_grad():
+        maps, features = features_of(model, objects, pixels(8))
+        pooled = signed_sqrt_pool(maps, features)
+        for layer in (model.initial_hidden, model.initial_cell, model.hidden_to_word):
+            layer.weight *= 10
+        model.word.weight *= 5
+        model.word.bias[[EOS, *WORDS.encode(MENTIONED)]] += 1.5
     generator = torch.Generator().manual_seed(3)
     presence.center.copy_(pooled.mean(0))
     presence.classifier.weight.copy_(4 * torch.randn(3, sum(CHANNELS), generator=generator))

@@ -34,6 +34,6 @@ class Toy(nn.Module):
 @pytest.fixture
 def toy(monkeypatch):
     """Lets --backbone toy name it."""
-    build, names = backbones._build, pretrained._names
+    build, names = backbones._build, pretrained.backbone_names
     monkeypatch.setattr(backbones, "_build", lambda name: Toy() if name == "toy" else build(name))
-    monkeypatch.setattr(pretrained, "_names", lambda: ["toy", *names()])
+    monkeypatch.setattr(pretrained, "backbone_names", lambda: ["toy", *names()])

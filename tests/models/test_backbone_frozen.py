@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sca_caption.models.backbone import IMAGES_AT_ONCE, Backbone
+from sca_caption.models.backbone import CPU_CHUNK, Backbone
 
 
 def traced_mobilenet() -> Backbone:
@@ -35,7 +35,7 @@ def gradients(backbone: Backbone, images: torch.Tensor) -> tuple[torch.Tensor, d
 def test_gradients_are_those_of_the_whole_trunk(name, part):
     torch.manual_seed(0)
     backbone = NETWORKS[name]()
-    images = torch.rand(IMAGES_AT_ONCE + 2, 3, 64, 64)
+    images = torch.rand(CPU_CHUNK + 2, 3, 64, 64)
     first = {"lower": 0, "upper": 1}.get(part)
     lower = "" if first is None else FIRST[name.split(",")[0].split(" ")[0]][first]
     backbone.set_trainable(part != "none", lower)
