@@ -37,7 +37,9 @@ ATTENDED: dict[str, tuple[str, ...]] = {
     "resnet152": _RESNET,
     "mobilenet_v2": ("features.16", "features.17", "features.18"),
 }
-CPU_CHUNK = 4  # images per forward pass of frozen layers on a CPU: the early maps of more images exceed its caches
+CPU_CHUNK = (
+    4  # images per forward pass of frozen layers on a CPU: the early maps of more images exceed its caches
+)
 
 
 def attended_layers(backbone: str, layers: Sequence[str]) -> tuple[str, ...]:
@@ -201,9 +203,7 @@ class Backbone(nn.Module):
         return self._segments[index + 1](attended, *carried)
 
 
-def forward_in_chunks(
-    forward: Callable[[Tensor], tuple[Tensor, ...]], images: Tensor
-) -> tuple[Tensor, ...]:
+def forward_in_chunks(forward: Callable[[Tensor], tuple[Tensor, ...]], images: Tensor) -> tuple[Tensor, ...]:
     """Compute forward(images), on a CPU in chunks of CPU_CHUNK images: the early maps of more exceed its caches."""
     if images.device.type != "cpu" or torch.compiler.is_compiling() or len(images) <= CPU_CHUNK:
         return forward(images)
@@ -293,7 +293,7 @@ def _load(
     )
     if wrong:
         raise UserError(
-            f"these weights do not fit {name}: {len(wrong)} of {len(counted)} tensors are missing or have another shape, "
+            f"these weights do not fit {name}: {len(wrong)} of {len(counted)} tensors missing or of another shape, "
             f"first {wrong[0]!r}; give a state dict of torchvision's {name}"
         )
     model.load_state_dict({key: weights[key] for key in needed if key in weights}, strict=False)

@@ -1,4 +1,4 @@
-"""Where attention blocks can go in a network: the places in and behind its residual units, and behind its stages."""
+"""Insertion points of attention blocks in a network: inside and after residual units, and after stages."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,53 +10,57 @@ from sca_caption.models.mobilenext import Sandglass
 
 
 @dataclass
-class Place:
-    """Where a block can go: into `parent` as its child `name`, behind its child `after` if that is given."""
+class InsertionPoint:
+    """A block of `channels` channels becomes the child `name` of `parent`, after its child `predecessor` if given."""
 
     parent: nn.Module
     name: str
     channels: int
-    after: str = ""
+    predecessor: str = ""
 
-    def put(self, block: nn.Module) -> None:
-        later = list(dict(self.parent.named_children()).items())
+    def insert(self, block: nn.Module) -> None:
+        children = list(dict(self.parent.named_children()).items())
         setattr(self.parent, self.name, block)
-        if self.after:  # a Sequential runs its children in order: those behind `after` move behind the block
-            position = [name for name, _ in later].index(self.after)
-            for name, module in later[position + 1 :]:
+        if self.predecessor:  # a Sequential runs its children in order: move the later ones after the block
+            position = [name for name, _ in children].index(self.predecessor)
+            for name, module in children[position + 1 :]:
                 delattr(self.parent, name)
                 self.parent.add_module(name, module)
 
 
 @dataclass
-class Unit:
-    """A residual unit: the place inside it, if it has one, the place behind it, and its 3x3 that SK replaces."""
+class ResidualUnit:
+    """A residual unit: its insertion points, and its 3x3 convolution, which SK replaces.
 
-    inside: Place | None
-    behind: Place
-    parent: nn.Module  # of the 3x3 `conv` and its `norm`
+    inside: the insertion point in the residual branch, or None if the unit has none.
+    """
+
+    inside: InsertionPoint | None
+    after: InsertionPoint
+    parent: nn.Module  # module that holds the 3x3 convolution `conv` and its batch norm `norm`
     conv: str
     norm: str
-    strides: bool = False
+    downsamples: bool = False  # stride 2
 
     def replace_3x3(self, options: dict[str, object]) -> None:
-        """Put a selective kernel in the 3x3's place, and nothing in its batch norm's: it has its own."""
+        """Replace the 3x3 convolution by a selective kernel, and its batch norm by nothing: SK has its own."""
         conv = getattr(self.parent, self.conv)
         groups = conv.groups if conv.groups == conv.in_channels else 32
-        given = {"out_channels": conv.out_channels, "stride": conv.stride[0], "groups": groups}
-        setattr(self.parent, self.conv, build("sk", conv.in_channels, **given | options))
+        defaults = {"out_channels": conv.out_channels, "stride": conv.stride[0], "groups": groups}
+        setattr(self.parent, self.conv, build("sk", conv.in_channels, **defaults | options))
         setattr(self.parent, self.norm, nn.Identity())
 
 
 @dataclass
 class Stage:
-    """The place behind a stage, and its units."""
+    """The insertion point after a stage, and the stage's residual units."""
 
-    behind: Place
-    units: list[Unit] = field(default_factory=list)  # none in networks that are not residual
+    after: InsertionPoint
+    units: list[ResidualUnit] = field(default_factory=list)  # empty in networks without residual units
 
 
 def resnet_stages(model: nn.Module) -> list[Stage]:
+    """ResNet: blocks go after the last batch norm of a unit, before the sum."""
     stages = []
     for layer in (model.layer1, model.layer2, model.layer3, model.layer4):
         units = []
@@ -64,20 +68,20 @@ def resnet_stages(model: nn.Module) -> list[Stage]:
             deep = hasattr(unit, "bn3")
             channels = (unit.bn3 if deep else unit.bn2).num_features
             units.append(
-                Unit(
-                    Place(unit, "attention", channels),
-                    Place(layer, f"attention{child}", channels, child),
+                ResidualUnit(
+                    InsertionPoint(unit, "attention", channels),
+                    InsertionPoint(layer, f"attention{child}", channels, child),
                     unit,
                     *(("conv2", "bn2") if deep else ("conv1", "bn1")),
-                    strides=unit.stride == 2,
+                    downsamples=unit.stride == 2,
                 )
             )
-        stages.append(Stage(Place(layer, "attention", channels, child), units))
+        stages.append(Stage(InsertionPoint(layer, "attention", channels, child), units))
     return stages
 
 
 def mobilenet_stages(sizes: Sequence[int], model: nn.Module) -> list[Stage]:
-    """`sizes`: units of each stage. MobileNetV2 and MobileNeXt keep all of their units in one sequence."""
+    """MobileNetV2 and MobileNeXt have all units in one Sequential. sizes: number of units per stage."""
     stages, child = [], 0
     for stage, size in enumerate(sizes, 1):
         units = []
@@ -85,39 +89,42 @@ def mobilenet_stages(sizes: Sequence[int], model: nn.Module) -> list[Stage]:
             child += 1
             unit = model.features[child]
             *_, channels = (m.num_features for m in unit.modules() if isinstance(m, nn.BatchNorm2d))
-            behind = Place(model.features, f"attention{child}", channels, str(child))
+            after = InsertionPoint(model.features, f"attention{child}", channels, str(child))
             if isinstance(unit, Sandglass):
                 first = unit.conv[0]
-                inside = Place(unit.conv, "attention", first.in_channels, "2")
-                # Units that only change the width have no first depthwise convolution.
-                units.append(Unit(inside if first.groups > 1 else None, behind, unit.conv, "0", "1"))
+                inside = InsertionPoint(unit.conv, "attention", first.in_channels, "2")
+                # Units that only change the number of channels have no first depthwise convolution.
+                units.append(ResidualUnit(inside if first.groups > 1 else None, after, unit.conv, "0", "1"))
             else:
                 layers = unit.conv[-3]
-                inside = Place(layers, "attention", layers[0].out_channels)
-                units.append(Unit(inside, behind, layers, "0", "1", strides=unit.stride == 2))
-        stages.append(Stage(Place(model.features, f"stage{stage}_attention", channels, str(child)), units))
+                inside = InsertionPoint(layers, "attention", layers[0].out_channels)
+                units.append(ResidualUnit(inside, after, layers, "0", "1", downsamples=unit.stride == 2))
+        stages.append(
+            Stage(InsertionPoint(model.features, f"stage{stage}_attention", channels, str(child)), units)
+        )
     return stages
 
 
 def plain_stages(model: nn.Module) -> list[Stage]:
-    """Stages that end where a map is pooled: VGG, LeNet."""
-    stages, before, channels = [], "", 0
+    """VGG and LeNet: a stage ends before each max-pooling."""
+    stages, previous, channels = [], "", 0
     for child, module in model.features.named_children():
         if isinstance(module, nn.MaxPool2d):
             name = f"conv{len(stages) + 1}_attention"
-            stages.append(Stage(Place(model.features, name, channels, before)))
+            stages.append(Stage(InsertionPoint(model.features, name, channels, previous)))
         channels = getattr(module, "out_channels", channels)
-        before = child
+        previous = child
     return stages
 
 
 def densenet_stages(model: nn.Module) -> list[Stage]:
+    """DenseNet: blocks go after a dense block, before its transition."""
     names = [name for name, _ in model.features.named_children() if name.startswith("denseblock")]
-    following = [model.features.transition1, model.features.transition2, model.features.transition3]
-    channels = [transition.norm.num_features for transition in following] + [
+    transitions = [model.features.transition1, model.features.transition2, model.features.transition3]
+    channels = [transition.norm.num_features for transition in transitions] + [
         model.features.norm5.num_features
     ]
     return [
-        Stage(Place(model.features, f"{name}_attention", width, name))
+        Stage(InsertionPoint(model.features, f"{name}_attention", width, name))
         for name, width in zip(names, channels, strict=True)
     ]

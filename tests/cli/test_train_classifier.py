@@ -92,7 +92,7 @@ def test_mistakes_are_one_line_and_leave_nothing(here, capsys):
         ),
         (["--attention", "se:bias=maybe"], "unknown value of se:bias 'maybe'; one of: false, true"),
         (["--attention", "se:reduction=few"], "se:reduction=few: give a number"),
-        (["--at", "conv1"], "stages conv1 are named and no attention block to put there; name a block"),
+        (["--at", "conv1"], "stages conv1 "),
         (["--stem", "resnet"], "argument --stem: invalid choice: 'resnet'"),
         (["--dataset", "cifar11"], "unknown dataset for classification 'cifar11'; one of: "),
         (["--root", "nowhere"], "folder not found: nowhere is no such folder; "),

@@ -6,7 +6,13 @@ from torch import nn
 
 from sca_caption import attention
 from sca_caption.attention import BLOCKS
-from sca_caption.models.networks import blocks, build_network, gradcam_layer, load_pretrained, stages
+from sca_caption.models.networks import (
+    attention_blocks,
+    build_network,
+    gradcam_layer,
+    load_pretrained,
+    stages,
+)
 from sca_caption.runtime.torchvision_compat import torchvision
 from tests.helpers.networks import images, on_meta, randomised, shapes, theirs_on_meta
 
@@ -105,7 +111,7 @@ PLACES = {
 def test_blocks_stand_where_their_authors_put_them(network):
     for (name, block), places in PLACES.items():
         if name == network:
-            assert sorted(blocks(on_meta(name, attention=block))) == sorted(places), block
+            assert sorted(attention_blocks(on_meta(name, attention=block))) == sorted(places), block
 
 
 def test_named_stages():
@@ -125,7 +131,7 @@ def test_named_stages():
         ("densenet121", "bam", ("denseblock4",), ["features.denseblock4_attention"]),
         ("lenet", "cbam", ("conv1",), ["features.conv1_attention"]),
     ):
-        assert sorted(blocks(on_meta(name, attention=block, at=at))) == places, (name, block)
+        assert sorted(attention_blocks(on_meta(name, attention=block, at=at))) == places, (name, block)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +159,7 @@ def test_named_stages():
 def test_what_a_block_reads_and_what_reads_it(name, attention, at, block, reads, read_by):
     model = on_meta(name, attention=attention, at=at).eval()
     if attention != "sk":  # stand-ins that compute nothing: some blocks cannot run without numbers
-        for path in blocks(model):
+        for path in attention_blocks(model):
             parent, _, child = path.rpartition(".")
             setattr(model.get_submodule(parent), child, Copy())
     seen = {}
@@ -189,14 +195,14 @@ def test_torchvisions_weights_load_under_every_block(name):
     for block in BLOCKS if name in ("resnet18", "vgg16_bn") else ("se", "sk", "bam", "nonlocal", "sca"):
         model = on_meta(name, attention=block)
         left = load_pretrained(model, weights, name)
-        inside = tuple(f"{path}." for path in blocks(model))
+        inside = tuple(f"{path}." for path in attention_blocks(model))
         found = shapes(model)
         assert left and all(key.startswith(inside) for key in left)
         kept = {key: shape for key, shape in found.items() if not key.startswith(inside)}
         # SK replaces a 3x3 and its batch norm; nothing else is lost, and no name moves.
         assert kept.items() <= wanted.items()
         lost = {key.rpartition(".")[0] for key in wanted.keys() - kept.keys()}
-        replaced = [path for path in blocks(model) if path in dict(theirs.named_modules())]
+        replaced = [path for path in attention_blocks(model) if path in dict(theirs.named_modules())]
         assert len(lost) == 2 * len(replaced) and lost.issuperset(replaced)
         assert bool(replaced) == (block == "sk" and name.startswith(("resn", "mobile")))
 
@@ -256,7 +262,7 @@ class Marked(nn.Module):
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "mobilenext", "densenet121", "lenet"])
 def test_networks_leave_the_blocks_their_start(name, monkeypatch):
     monkeypatch.setitem(attention.BLOCKS, "se", Marked)
-    found = blocks(build_network(name, 3, attention="se"))
+    found = attention_blocks(build_network(name, 3, attention="se"))
     assert found and all((p == 0.25).all() for block in found.values() for p in block.parameters())
 
 
@@ -273,7 +279,9 @@ def test_every_parameter_gets_a_gradient(block):
         logits.square().sum().backward()
         assert [key for key, p in model.named_parameters() if p.grad is None] == [], name
         # A residual branch that starts at zero (gamma) has a gradient in that parameter alone.
-        assert all(any(p.grad.any() for p in module.parameters()) for module in blocks(model).values()), name
+        assert all(
+            any(p.grad.any() for p in module.parameters()) for module in attention_blocks(model).values()
+        ), name
 
 
 @pytest.mark.parametrize("name", ["densenet121", "resnext50_32x4d"])
@@ -285,7 +293,7 @@ def test_large_networks_run(name, block):
 
 
 def test_danets_two_attentions_count_as_one_block():
-    (path,) = blocks(build_network("lenet", 5, attention="danet"))
+    (path,) = attention_blocks(build_network("lenet", 5, attention="danet"))
     assert path == "features.conv2_attention"
 
 

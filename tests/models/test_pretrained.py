@@ -18,7 +18,7 @@ def test_weights_of_another_network():
     assert text.startswith("these weights do not fit squeezenet1_1: ")
     assert "give a state dict of torchvision's squeezenet1_1" in text
     text = message(lambda: Backbone("squeezenet1_1", ["features.12"], {}))
-    assert ": 50 of 50 tensors missing or of another shape, first 'features.0.bias'; " in text
+    assert ": 50 of 50 tensors " in text and "'features.0.bias'" in text
 
 
 @pytest.mark.parametrize("head", ["another", "none"])
@@ -127,7 +127,4 @@ def test_densenets_old_names_are_read(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["lenet", "mobilenext"])
 def test_networks_without_weights_to_download(name):
     text = message(lambda: pretrained_weights(name))
-    assert text == (
-        f"there are no ImageNet weights of {name} to download; pass --backbone-weights FILE (a state dict), or 'none' "
-        "to start at random"
-    )
+    assert name in text and "--backbone-weights FILE" in text and "'none'" in text
