@@ -89,7 +89,7 @@ def save(path: str | Path, checkpoint: Checkpoint, dtype: str = "float32") -> No
     weights = checkpoint.model.state_dict()
     if getattr(checkpoint.config, "tie_embeddings", False):
         del weights["word.weight"]  # the same tensor as embedding.weight
-    tensors = quantization.stored({_MODEL + name: value for name, value in weights.items()}, dtype)
+    tensors = quantization.quantize({_MODEL + name: value for name, value in weights.items()}, dtype)
     for name, guide in checkpoint.guides.items():
         tensors |= _stored_guide(name, guide, dtype)
     tensors |= {_EXTRA + name: value for name, value in checkpoint.extra.items()}
@@ -119,7 +119,7 @@ def save(path: str | Path, checkpoint: Checkpoint, dtype: str = "float32") -> No
 def _stored_guide(name: str, guide: TrainedGuide, dtype: str) -> dict[str, Tensor]:
     prefix = f"{_GUIDES}{name}."
     tensors = {prefix + key: value for key, value in guide.state_dict().items()}
-    return quantization.stored(tensors, dtype, [prefix] if guide.int8_convolutions else [])
+    return quantization.quantize(tensors, dtype, [prefix] if guide.int8_convolutions else [])
 
 
 def load(path: str | Path | None = None, task: str = "caption") -> Checkpoint:
@@ -130,7 +130,7 @@ def load(path: str | Path | None = None, task: str = "caption") -> Checkpoint:
     """
     path = Path(path) if path is not None else SHIPPED
     text, stored = _read(path)
-    tensors = quantization.restored(stored)
+    tensors = quantization.dequantize(stored)
     if text.get("task", "caption") != task:
         raise UserError(f"{path} {_OTHER_TASK[task]}")
     vocabulary: Vocabulary | None = None

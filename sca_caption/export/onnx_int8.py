@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sca_caption.models.quantization import LARGE, is_matrix
+from sca_caption.models.quantization import MIN_INT8_SIZE, is_matrix
 from sca_caption.runtime.errors import UserError
 
 # Which input of a node is its weight, and along which axis of it the outputs lie.
@@ -41,7 +41,7 @@ def quantize(source: Path, target: Path, robust: bool = False) -> None:
     for node in graph.node:
         place, axis = place_of(node)
         weight = weights.get(node.input[place]) if place is not None else None
-        if weight is None or np.prod(weight.dims) < LARGE or len(weight.dims) < 2:
+        if weight is None or np.prod(weight.dims) < MIN_INT8_SIZE or len(weight.dims) < 2:
             continue
         name, values = weight.name, numpy_helper.to_array(weight)
         graph.initializer.remove(weights.pop(name))

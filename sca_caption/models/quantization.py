@@ -1,9 +1,10 @@
-"""Weights in fewer bytes: float16, or int8 for large matrices, which are float32 again once they are loaded.
+"""Weight quantization of checkpoints: float16, or int8 for large matrices. Loading converts them back to float32.
 
-int8 is symmetric with a scale for each output: a row w of a matrix is kept as round(w / s) with s = max |w| / 127. So no
-weight moves by more than s / 2, 1/254 of the largest of its row. The captioner's convolutions, whose errors add up
-through the CNN (as int8 they changed a third of the captions; matrices, a fortieth), and small tensors, where it saves
-nothing, are float16. Of networks that bear it, 1x1 convolutions are matrices too.
+int8 is symmetric with one scale per output channel: row w of a matrix is stored as round(w / s) with s = max |w| / 127,
+so the error of a weight is at most s / 2, i.e. 1/254 of the largest weight in its row. Small tensors are stored as float16,
+because int8 would save nothing. The captioner's convolutions are float16 too, because their errors accumulate through the
+CNN: with int8 convolutions a third of the captions changed, with int8 matrices one in forty. A guide may allow int8 for its
+1x1 convolutions.
 """
 
 from collections.abc import Sequence
@@ -12,14 +13,16 @@ import torch
 from torch import Tensor
 
 DTYPES = ("float32", "float16", "int8")
-LARGE = 4096  # elements from which on a matrix is stored as int8
+MIN_INT8_SIZE = 4096  # elements; smaller matrices are stored as float16
 _SCALE = "scale."
 
 
-def stored(tensors: dict[str, Tensor], dtype: str, robust: Sequence[str] = ()) -> dict[str, Tensor]:
-    """What to write in place of float tensors; `restored` takes it back.
+def quantize(
+    tensors: dict[str, Tensor], dtype: str, int8_convolutions: Sequence[str] = ()
+) -> dict[str, Tensor]:
+    """Convert float tensors to `dtype`, one of DTYPES, with the int8 scales under "scale.NAME"; see `dequantize`.
 
-    robust: with what the names of convolutions begin that may be int8 as well.
+    int8_convolutions: prefixes of the tensors whose 1x1 convolutions may be int8.
     """
     if dtype == "float32":
         return tensors
@@ -29,25 +32,25 @@ def stored(tensors: dict[str, Tensor], dtype: str, robust: Sequence[str] = ()) -
             found[name] = value
         elif (
             dtype == "int8"
-            and value.numel() >= LARGE
-            and is_matrix(value.shape, name.startswith(tuple(robust)))
+            and value.numel() >= MIN_INT8_SIZE
+            and is_matrix(value.shape, name.startswith(tuple(int8_convolutions)))
         ):
             rows = value.float().flatten(1)
             scale = rows.abs().amax(1, keepdim=True) / 127  # (rows, 1)
-            whole = (rows / scale.where(scale > 0, 1)).round().to(torch.int8)
-            found[name], found[_SCALE + name] = whole.view(value.shape), scale.squeeze(1)
+            integers = (rows / scale.where(scale > 0, 1)).round().to(torch.int8)
+            found[name], found[_SCALE + name] = integers.view(value.shape), scale.squeeze(1)
         else:
             found[name] = value.half()
     return found
 
 
-def is_matrix(shape: Sequence[int], robust: bool) -> bool:
-    """Whether a tensor of that shape is kept as int8. robust: 1x1 convolutions, (C', C, 1, 1), are matrices too."""
-    return len(shape) == 2 or (robust and len(shape) == 4 and tuple(shape[2:]) == (1, 1))
+def is_matrix(shape: Sequence[int], int8_convolutions: bool) -> bool:
+    """Whether a tensor of this shape is a matrix; with `int8_convolutions`, 1x1 convolutions (C', C, 1, 1) count too."""
+    return len(shape) == 2 or (int8_convolutions and len(shape) == 4 and tuple(shape[2:]) == (1, 1))
 
 
-def restored(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under their names, int8 ones times their scales."""
+def dequantize(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Undo `quantize`: int8 tensors are multiplied by their scales, and the scales are removed."""
     found = {}
     for name, value in tensors.items():
         scale = tensors.get(_SCALE + name)

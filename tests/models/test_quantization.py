@@ -1,73 +1,73 @@
-"""Weights in fewer bytes: how far each may move, and what is left as it is."""
+"""Weight quantization: the error of each weight, and which tensors are int8."""
 
 import pytest
 import torch
 
-from sca_caption.models.quantization import LARGE, restored, stored
+from sca_caption.models.quantization import MIN_INT8_SIZE, dequantize, quantize
 
 MADE = {
     "matrix": torch.randn(64, 80, generator=torch.Generator().manual_seed(0))
     * torch.logspace(-6, 3, 64)[:, None],
     "convolution": torch.randn(70, 20, 3, 3, generator=torch.Generator().manual_seed(1)),
-    "bias": torch.randn(LARGE * 2, generator=torch.Generator().manual_seed(2)),
+    "bias": torch.randn(MIN_INT8_SIZE * 2, generator=torch.Generator().manual_seed(2)),
     "small": torch.randn(4, 4, generator=torch.Generator().manual_seed(3)),
     "count": torch.tensor([300, -7]),
 }
 
 
-def test_int8_moves_no_weight_by_more_than_half_a_step():
-    found = restored(stored(MADE, "int8"))["matrix"]
+def test_the_int8_error_is_at_most_half_a_step():
+    found = dequantize(quantize(MADE, "int8"))["matrix"]
     wanted = MADE["matrix"]
     step = wanted.abs().amax(1) / 127
     error = (found - wanted).abs().amax(1)
     assert found.dtype == torch.float32 and found.shape == wanted.shape
-    assert (error <= step * 0.5001).all() and (error > step * 0.3).all()  # nor is it float32 in disguise
+    assert (error <= step * 0.5001).all() and (error > step * 0.3).all()  # and it is really int8
 
 
 def test_int8_keeps_the_largest_of_each_row():
-    found = restored(stored(MADE, "int8"))["matrix"]
+    found = dequantize(quantize(MADE, "int8"))["matrix"]
     largest = MADE["matrix"].abs().argmax(1, keepdim=True)
     assert torch.allclose(found.gather(1, largest), MADE["matrix"].gather(1, largest), rtol=1e-6, atol=0)
 
 
-def test_1x1_convolutions_that_bear_it_are_matrices():
-    made = {f"{name}.weight": torch.randn(64, 80, 1, 1) for name in ("sturdy", "frail")}
-    made["sturdy.depthwise"] = torch.randn(700, 1, 3, 3)
-    found = stored(made, "int8", robust=["sturdy."])
+def test_1x1_convolutions_are_int8_under_the_given_prefixes():
+    made = {f"{name}.weight": torch.randn(64, 80, 1, 1) for name in ("listed", "other")}
+    made["listed.depthwise"] = torch.randn(700, 1, 3, 3)
+    found = quantize(made, "int8", int8_convolutions=["listed."])
     types = {name: value.dtype for name, value in found.items() if name in made}
     half = torch.float16
-    assert types == {"sturdy.weight": torch.int8, "frail.weight": half, "sturdy.depthwise": half}
-    wanted = made["sturdy.weight"]
-    error = (restored(found)["sturdy.weight"] - wanted).abs().amax((1, 2, 3))
-    assert found["sturdy.weight"].shape == wanted.shape
+    assert types == {"listed.weight": torch.int8, "other.weight": half, "listed.depthwise": half}
+    wanted = made["listed.weight"]
+    error = (dequantize(found)["listed.weight"] - wanted).abs().amax((1, 2, 3))
+    assert found["listed.weight"].shape == wanted.shape
     assert (error <= wanted.abs().amax((1, 2, 3)) / 127 * 0.5001).all()
 
 
-def test_storing_twice_changes_nothing_more():
-    once = restored(stored(MADE, "int8"))
-    twice = restored(stored(once, "int8"))
+def test_quantization_is_idempotent():
+    once = dequantize(quantize(MADE, "int8"))
+    twice = dequantize(quantize(once, "int8"))
     for name, value in once.items():
         assert torch.allclose(twice[name], value, rtol=1e-6, atol=0), name
 
 
 def test_rows_of_zeros():
-    made = {"matrix": torch.zeros(2, LARGE)}
+    made = {"matrix": torch.zeros(2, MIN_INT8_SIZE)}
     made["matrix"][0, 0] = 3.0
-    assert torch.equal(restored(stored(made, "int8"))["matrix"], made["matrix"])
+    assert torch.equal(dequantize(quantize(made, "int8"))["matrix"], made["matrix"])
 
 
-def test_what_is_no_large_matrix_is_float16():
-    found = stored(MADE, "int8")
+def test_all_but_large_matrices_is_float16():
+    found = quantize(MADE, "int8")
     types = {name: found[name].dtype for name in MADE}
     int8, half = torch.int8, torch.float16
     assert types == {"matrix": int8, "convolution": half, "bias": half, "small": half, "count": torch.int64}
     assert set(found) - set(MADE) == {"scale.matrix"}
-    assert torch.equal(restored(found)["count"], MADE["count"])
+    assert torch.equal(dequantize(found)["count"], MADE["count"])
 
 
 @pytest.mark.parametrize(("dtype", "bits"), [("float32", 32), ("float16", 16)])
 def test_floats(dtype, bits):
-    found = restored(stored(MADE, dtype))
+    found = dequantize(quantize(MADE, dtype))
     for name, value in MADE.items():
         kept = value.to(getattr(torch, dtype)) if value.is_floating_point() else value
         assert torch.equal(found[name], kept), name
