@@ -210,9 +210,9 @@ def made_with(arguments: argparse.Namespace, search: SearchConfig, sampling: Sam
         **vars(search),
         "sample": arguments.sample,
         **(vars(sampling) if arguments.sample else {}),
-        "mention": list(arguments.force_words),
+        "force_words": list(arguments.force_words),
         "no_objects": not arguments.objects,
-        **({"with_attention": True} if arguments.save_attention else {}),
+        **({"save_attention": True} if arguments.save_attention else {}),
     }
 
 

@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from sca_caption.config import SearchConfig, current_names
 from sca_caption.runtime.atomic_files import atomic_write
 from sca_caption.runtime.errors import UserError
 
+EARLIER = {"mention": "force_words", "with_attention": "save_attention"}  # current names of earlier settings
 SYNCED = 16  # entries after which the disk must have them: what a power cut may cost
 
 
@@ -135,6 +137,7 @@ def _lock(file: BinaryIO, path: Path) -> None:
 
 def require_same(path: Path, old: dict, new: dict) -> None:
     """Raise UserError where what is in `path` was made with other settings."""
+    old = {EARLIER.get(name, name): value for name, value in current_names(old, SearchConfig).items()}
     for name in {**old, **new}:
         if old.get(name) != new.get(name):
             flag = "--" + name.replace("_", "-")

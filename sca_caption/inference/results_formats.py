@@ -23,7 +23,7 @@ class Kind:
     """How entries are made of results, written to a file of one kind and read back from it.
 
     An entry is {"image_id", "file_name", "caption", numbers...} and, with several captions, "captions", their list; and
-    where the settings say "with_attention", "attention": see `attention_trace.numbers`.
+    where the settings say "save_attention", "attention": see `attention_trace.numbers`.
 
     Args:
         path: of the file. numbers: fields of a Caption that it has, "score" and perhaps "confidence". settings: what
@@ -65,7 +65,7 @@ class Kind:
         if len(captions) > 1:
             logs = ({"log_prob": round(caption.log_prob, 4)} for caption in result.captions)
             entry["captions"] = [each | log for each, log in zip(captions, logs, strict=True)]
-        if self.settings.get("with_attention"):
+        if self.settings.get("save_attention"):
             from sca_caption.models.attention_trace import numbers  # here, as PyTorch takes its time
 
             words = self.words.to_words(result.captions[0].tokens)

@@ -136,19 +136,27 @@ def test_a_journal_gives_back_whole_entries_and_drops_a_torn_one(tmp_path):
 
 def test_a_journal_of_other_settings_is_refused(tmp_path):
     path = tmp_path / "x.json.partial"
-    Journal.begin(path, SETTINGS | {"mention": ["dog"]}).close()
+    Journal.begin(path, SETTINGS | {"force_words": ["dog"]}).close()
     for settings, message in (
         ({"checkpoint": ["abd"]}, ".* another model.* delete"),
-        ({"mention": []}, ".*dog.* none"),
-        ({"mention": ["dog"], "beam_size": 3}, ".*--beam-size none.* 3"),
+        ({"force_words": []}, ".*dog.* none"),
+        ({"force_words": ["dog"], "beam_size": 3}, ".*--beam-size none.* 3"),
     ):
         with pytest.raises(UserError, match=f"^--resume: {path} {message}"):
-            Journal.reopen(path, SETTINGS | {"mention": ["dog"]} | settings)
+            Journal.reopen(path, SETTINGS | {"force_words": ["dog"]} | settings)
     for text in (b"", b"torn", b"[]\n", b'{"caption": 1}\n'):
         path.write_bytes(text)
         with pytest.raises(UserError, match=r"interrupted.* delete it"):
             Journal.reopen(path, SETTINGS)
         assert path.read_bytes() == text
+
+
+def test_a_journal_of_an_earlier_version_is_continued(tmp_path):
+    path = tmp_path / "x.json.partial"
+    earlier = {"consensus": 5.5, "sound_endings": True, "mention": ["dog"], "with_attention": True}
+    current = {"rerank_weight": 5.5, "remove_bad_endings": True, "force_words": ["dog"], "save_attention": True}
+    path.write_text(json.dumps({"settings": SETTINGS | earlier}) + "\n")
+    Journal.reopen(path, SETTINGS | current).close()
 
 
 def test_captions_that_another_program_destroyed_are_missed(tmp_path):
