@@ -83,7 +83,7 @@ def test_several_captions_survive_the_way_through_a_table(tmp_path):
 
 def test_the_least_trusted_first(tmp_path):
     made = {i: result(f"{i}.jpg", str(i), score=score) for i, score in enumerate((-2.0, -1.0, -5.0, -3.0))}
-    write(tmp_path / "x.json", made, doubtful_first=True)
+    write(tmp_path / "x.json", made, least_confident_first=True)
     assert [row[2] for row in rows(tmp_path / "x.json")] == ["2", "3", "0", "1"]
 
 
@@ -154,7 +154,12 @@ def test_a_journal_of_other_settings_is_refused(tmp_path):
 def test_a_journal_of_an_earlier_version_is_continued(tmp_path):
     path = tmp_path / "x.json.partial"
     earlier = {"consensus": 5.5, "sound_endings": True, "mention": ["dog"], "with_attention": True}
-    current = {"rerank_weight": 5.5, "remove_bad_endings": True, "force_words": ["dog"], "save_attention": True}
+    current = {
+        "rerank_weight": 5.5,
+        "remove_bad_endings": True,
+        "force_words": ["dog"],
+        "save_attention": True,
+    }
     path.write_text(json.dumps({"settings": SETTINGS | earlier}) + "\n")
     Journal.reopen(path, SETTINGS | current).close()
 
