@@ -22,7 +22,7 @@ from sca_caption import images
 from sca_caption.images import Source, Transform
 from sca_caption.inference.batching import stack
 from sca_caption.inference.captioning import Caption, CaptionPipeline
-from sca_caption.models.attention_trace import Trace, attended_maps, numbers
+from sca_caption.models.attention_trace import Trace, trace_to_json, unattended_maps
 from sca_caption.runtime.errors import UserError
 from sca_caption.runtime.figures import ANIMATED, DPI, check_figure, save_figure
 from sca_caption.vocab import tokenize
@@ -82,8 +82,8 @@ class Explanation:
             save_figure(figure, path, flag, dpi=dpi, outlines=False)
 
     def numbers(self) -> dict:
-        """The attention weights as JSON values, see `attention_trace.numbers`."""
-        return numbers(self.trace, self.words)
+        """The attention weights as JSON values, see `attention_trace.trace_to_json`."""
+        return trace_to_json(self.trace, self.words)
 
 
 def explain(
@@ -118,7 +118,7 @@ def explained(
     photograph = images.open_image(source)
     photograph.thumbnail((MAX_PIXELS, MAX_PIXELS), Image.Resampling.LANCZOS)
     words = pipeline.vocabulary.to_words(caption.tokens)
-    maps = tuple(each[0] for each in attended_maps(pipeline.sca_cnn, pixels))
+    maps = tuple(each[0] for each in unattended_maps(pipeline.sca_cnn, pixels))
     return Explanation(photograph, pipeline.transform, caption, words, found, maps, examples)
 
 

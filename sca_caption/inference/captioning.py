@@ -222,7 +222,7 @@ class CaptionPipeline:
         ((rated,),) = self.rate(
             [[Hypothesis([*tokens], log_prob, score, True)]], predictions, [self.force_words]
         )
-        return self._finish(rated), found.first(len(tokens))
+        return self._finish(rated), found.truncate(len(tokens))
 
     @torch.inference_mode()
     def _caption(

@@ -1,6 +1,6 @@
-"""What a captioner attended at every word of a caption: where in the image, and which channels.
+"""Attention trace of a caption: the spatial and channel weights of every attended layer at every word.
 
-Shapes: T words, C channels and H x W positions of an attended layer, S the side of the image that the model sees.
+Shapes: T words, C channels and H x W positions of an attended layer, S the side of the model's input in pixels.
 """
 
 import math
@@ -19,42 +19,42 @@ from sca_caption.vocab import BOS
 
 @dataclass(frozen=True)
 class LayerTrace:
-    """The attention of one layer. None stands for a kind of attention that the model lacks.
+    """Attention weights of one layer, each None if the model has no attention of this type.
 
-    spatial: float32 (T, H, W), alpha; every word's weights sum to 1, and 1 / (H W) is attention to nowhere in particular.
-    channel: float32 (T, C), beta; every word's weights sum to 1.
+    spatial: alpha, float32 (T, H, W); the weights of a word sum to 1, and uniform attention is 1 / (H W).
+    channel: beta, float32 (T, C); the weights of a word sum to 1.
     """
 
     name: str
     spatial: np.ndarray | None
     channel: np.ndarray | None
 
-    def first(self, words: int) -> "LayerTrace":
-        """That of the first words alone."""
-        kinds = (self.spatial, self.channel)
-        return LayerTrace(self.name, *(None if each is None else each[:words] for each in kinds))
+    def truncate(self, words: int) -> "LayerTrace":
+        """Return the trace of the first `words` words."""
+        weights = (self.spatial, self.channel)
+        return LayerTrace(self.name, *(None if each is None else each[:words] for each in weights))
 
 
 @dataclass(frozen=True)
 class Trace:
-    """The attention at every word of one caption. probabilities: float32 (T,), of each word after those before it."""
+    """Attention at every word of one caption. probabilities: float32 (T,), of each word given the previous words."""
 
     probabilities: np.ndarray
     layers: tuple[LayerTrace, ...]
 
-    def first(self, words: int) -> "Trace":
-        """That of the first words alone."""
-        return Trace(self.probabilities[:words], tuple(layer.first(words) for layer in self.layers))
+    def truncate(self, words: int) -> "Trace":
+        """Return the trace of the first `words` words."""
+        return Trace(self.probabilities[:words], tuple(layer.truncate(words) for layer in self.layers))
 
 
 @torch.inference_mode()
 def trace(
     model: SCACNN, state: State, captions: Sequence[Sequence[int]], vocabulary_size: int | None = None
 ) -> list[Trace]:
-    """Have the model say a given caption in every row of a state before the first word, and note what it attends.
+    """Run the model on given captions and record its attention. state: as `SCACNN.start` returns it.
 
-    captions: lists of word ids, without BOS and EOS, one for each row. What is noted of a word is what was attended to
-    choose it, so it knows the words before but not the word itself.
+    captions: one list of word ids per row of the state, without BOS and EOS. The attention of a word is the attention
+    from which the word is predicted, so it depends on the previous words but not on the word itself.
     """
     words = padded(captions).long().to(state.device)  # (B, T)
     last = torch.full((len(captions),), BOS, device=state.device)
@@ -66,9 +66,9 @@ def trace(
         last = word
     return [
         Trace(
-            _stacked(probabilities, row, len(caption)),
+            _stack_words(probabilities, row, len(caption)),
             tuple(
-                _layer(name, [of_word[index] for of_word in attention], row, len(caption))
+                _layer_trace(name, [weights[index] for weights in attention], row, len(caption))
                 for index, name in enumerate(model.backbone.layers)
             ),
         )
@@ -77,8 +77,8 @@ def trace(
 
 
 @torch.inference_mode()
-def attended_maps(model: SCACNN, images: Tensor) -> list[np.ndarray]:
-    """What each attended layer holds before anything is attended: float32 (B, C, H, W) of images uint8 (B, 3, S, S)."""
+def unattended_maps(model: SCACNN, images: Tensor) -> list[np.ndarray]:
+    """Return the unattended map of each attended layer, float32 (B, C, H, W), for images uint8 (B, 3, S, S)."""
     maps = model.encode(images.to(model.word.weight.device))
     found = [maps[0]]
     for index in range(len(model.backbone.layers) - 1):
@@ -87,8 +87,8 @@ def attended_maps(model: SCACNN, images: Tensor) -> list[np.ndarray]:
     return [each.float().cpu().numpy() for each in found]
 
 
-def numbers(trace: Trace, words: Sequence[str]) -> dict:
-    """A trace for JSON, to four digits.
+def trace_to_json(trace: Trace, words: Sequence[str]) -> dict:
+    """Convert a trace to JSON values with four significant digits.
 
     {"words": [T], "probabilities": [T], "layers": [{"layer": name, "grid": [H, W], "spatial": [T lists of H W weights,
     row by row, of sum 1] or null, "channel": [T lists of C weights of sum 1] or null}]}. "grid" is null without spatial
@@ -96,36 +96,38 @@ def numbers(trace: Trace, words: Sequence[str]) -> dict:
     """
     return {
         "words": list(words),
-        "probabilities": rounded(trace.probabilities),
+        "probabilities": to_json_list(trace.probabilities),
         "layers": [
             {
                 "layer": layer.name,
                 "grid": None if layer.spatial is None else list(layer.spatial.shape[1:]),
                 "spatial": None
                 if layer.spatial is None
-                else [rounded(each.ravel()) for each in layer.spatial],
-                "channel": None if layer.channel is None else [rounded(each) for each in layer.channel],
+                else [to_json_list(each.ravel()) for each in layer.spatial],
+                "channel": None if layer.channel is None else [to_json_list(each) for each in layer.channel],
             }
             for layer in trace.layers
         ],
     }
 
 
-def rounded(values: np.ndarray) -> list[float]:
-    """Weights (N,) for JSON, to four significant digits."""
+def to_json_list(values: np.ndarray) -> list[float]:
+    """Convert values (N,) to a list for JSON, rounded to four significant digits."""
     return [float(f"{value:.4g}") for value in values.tolist()]
 
 
-def _layer(name: str, weights: list[tuple[Tensor | None, Tensor | None]], row: int, words: int) -> LayerTrace:
-    """One image's part of what a layer attended at all words: (beta, alpha) of all images each."""
-    channel, spatial = ([pair[kind] for pair in weights] for kind in (0, 1))
-    channel = None if channel[0] is None else _stacked(channel, row, words)
-    spatial = None if spatial[0] is None else _stacked(spatial, row, words)
+def _layer_trace(
+    name: str, weights: list[tuple[Tensor | None, Tensor | None]], row: int, words: int
+) -> LayerTrace:
+    """Trace of one layer for one row. weights: (beta, alpha) of all rows, per word."""
+    channel, spatial = ([pair[index] for pair in weights] for index in (0, 1))
+    channel = None if channel[0] is None else _stack_words(channel, row, words)
+    spatial = None if spatial[0] is None else _stack_words(spatial, row, words)
     if spatial is not None:
         side = math.isqrt(spatial.shape[1])  # images are square, and so are their maps
         spatial = spatial.reshape(words, side, -1)
     return LayerTrace(name, spatial, channel)
 
 
-def _stacked(values: list[Tensor], row: int, words: int) -> np.ndarray:
+def _stack_words(values: list[Tensor], row: int, words: int) -> np.ndarray:
     return torch.stack([each[row] for each in values[:words]]).float().cpu().numpy()

@@ -1,10 +1,10 @@
 """Weight quantization of checkpoints: float16, or int8 for large matrices. Loading converts them back to float32.
 
-int8 is symmetric with one scale per output channel: row w of a matrix is stored as round(w / s) with s = max |w| / 127,
-so the error of a weight is at most s / 2, i.e. 1/254 of the largest weight in its row. Small tensors are stored as float16,
-because int8 would save nothing. The captioner's convolutions are float16 too, because their errors accumulate through the
-CNN: with int8 convolutions a third of the captions changed, with int8 matrices one in forty. A guide may allow int8 for its
-1x1 convolutions.
+int8 is symmetric with one scale per output channel: row w of a matrix is stored as round(w / s) with s = max |w| / 127.
+The error of a weight is therefore at most s / 2, i.e. 1/254 of the largest weight of its row. Small tensors are stored as
+float16, because int8 would save nothing. The captioner's convolutions are float16 too, because their errors accumulate
+through the CNN: int8 convolutions changed a third of the captions, int8 matrices one in forty. A guide may allow int8 for
+its 1x1 convolutions.
 """
 
 from collections.abc import Sequence

@@ -9,7 +9,7 @@ from sca_caption.explain.channel_patches import KEPT, find_examples, patch, peak
 from sca_caption.images import Transform
 from sca_caption.inference.batching import stack
 from sca_caption.inference.captioning import CaptionPipeline
-from sca_caption.models.attention_trace import attended_maps
+from sca_caption.models.attention_trace import unattended_maps
 from tests.helpers.made_photos import SMALL, dataset, message, write
 
 
@@ -23,7 +23,7 @@ def test_the_images_that_excite_most(tiny_checkpoint, data):
     pipeline, rows = CaptionPipeline.load(tiny_checkpoint, batch_size=3), data.indices("train")
     found = find_examples(pipeline, data)
     assert found.looked_at == len(rows) == 7
-    maps = [attended_maps(pipeline.sca_cnn, stack([data.image(row)])) for row in rows]
+    maps = [unattended_maps(pipeline.sca_cnn, stack([data.image(row)])) for row in rows]
     for layer, examples in enumerate(found.layers):
         for channel in range(0, examples.rows.shape[1], 7):
             values = [float(of_image[layer][0, channel].max()) for of_image in maps]

@@ -11,7 +11,7 @@ from sca_caption.explain.explanation import explain
 from sca_caption.images import load
 from sca_caption.inference.batching import stack
 from sca_caption.inference.captioning import CaptionPipeline
-from sca_caption.models.attention_trace import attended_maps, numbers
+from sca_caption.models.attention_trace import trace_to_json, unattended_maps
 from tests.helpers.explanations import made_explanation
 from tests.helpers.made_photos import message, photo
 
@@ -26,7 +26,7 @@ def test_an_explanation_is_of_the_caption_that_is_found(pipeline, photos):
     found = explain(pipeline, photos[0])
     assert found.caption == wanted.captions[0] and " ".join(found.words) == found.caption.text
     np.testing.assert_array_equal(found.trace.layers[0].spatial, wanted.trace.layers[0].spatial)
-    maps = attended_maps(pipeline.sca_cnn, stack([load(photos[0], pipeline.transform)]))
+    maps = unattended_maps(pipeline.sca_cnn, stack([load(photos[0], pipeline.transform)]))
     assert len(found.maps) == len(found.trace.layers) == 2
     for mine, whole in zip(found.maps, maps, strict=True):
         np.testing.assert_array_equal(mine, whole[0])
@@ -71,7 +71,7 @@ def test_the_photograph_is_upright_and_no_larger_than_needed(pipeline, tmp_path)
 def test_numbers_go_through_json_and_sum_to_one(kinds):
     made = made_explanation(layers=(("low", 8, 4, 3), ("high", 12, 2, 2)), kinds=kinds)
     found = json.loads(json.dumps(made.numbers()))
-    assert found == numbers(made.trace, made.words) and found["words"] == list(made.words)
+    assert found == trace_to_json(made.trace, made.words) and found["words"] == list(made.words)
     np.testing.assert_allclose(found["probabilities"], made.trace.probabilities, rtol=1e-3)
     for layer, traced in zip(found["layers"], made.trace.layers, strict=True):
         assert layer["layer"] == traced.name

@@ -91,7 +91,7 @@ def exported(given, tmp_path_factory):
     """A folder with float32 and int8, where small weights count as large."""
     folder = tmp_path_factory.mktemp("exported") / "model"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(onnx_int8, "LARGE", 64)
+        patch.setattr(onnx_int8, "MIN_INT8_SIZE", 64)
         export(folder, given)
     return folder
 
@@ -255,7 +255,7 @@ def test_1x1_convolutions_of_robust_graphs_are_int8(tmp_path, monkeypatch):
     )
     whole, small = tmp_path / "whole.onnx", tmp_path / "small.onnx"
     onnx.save(model, whole)
-    monkeypatch.setattr(onnx_int8, "LARGE", 64)
+    monkeypatch.setattr(onnx_int8, "MIN_INT8_SIZE", 64)
     for robust, kind in ((False, TensorProto.FLOAT16), (True, TensorProto.INT8)):
         onnx_int8.quantize(whole, small, robust)
         kept = [x.data_type for x in onnx.load(small).graph.initializer if np.prod(x.dims) >= 64]
@@ -314,6 +314,24 @@ def test_predictions_are_pytorchs(guided, guided_folder):
     for name, values in wanted.items():
         assert values.std(0).max() > 0.01, f"{name}: images differ"
         assert_close(found[name], values, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("objects", [True, False])
+def test_guided_captions_are_pytorchs(objects, guided, guided_folder):
+    """With and without object guidance, which can be turned off at loading or later."""
+    x, search = larger_pixels(8), SearchConfig(num_captions=3)
+    theirs = CaptionPipeline.load(guided, search=search, objects=objects)
+    at_loading = load_pipeline(guided_folder, search=search, objects=objects)
+    later = load_pipeline(guided_folder).with_search(search, objects=objects)
+    expected = theirs.caption_batch(x)
+    for pipeline in (at_loading, later):
+        for captions, wanted in zip(pipeline.caption_batch(x), expected, strict=True):
+            assert [each.tokens for each in captions] == [each.tokens for each in wanted]
+            for name in ("log_prob", "score", "confidence"):
+                values = [getattr(each, name) for each in wanted]
+                assert [getattr(each, name) for each in captions] == pytest.approx(values, abs=1e-3), name
+    words = {token for captions in expected for token in captions[0].tokens}
+    assert any(word >= len(guided.vocabulary) for word in words) == objects
 
 
 def test_nouns_are_inserted_as_in_pytorch(tmp_path):

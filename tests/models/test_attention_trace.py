@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sca_caption.inference.captioning import CaptionPipeline
-from sca_caption.models.attention_trace import attended_maps, trace
+from sca_caption.models.attention_trace import trace, unattended_maps
 from sca_caption.runtime.errors import UserError
 from sca_caption.vocab import BOS, Vocabulary
 from tests.helpers.tiny_captioner import TINY, TINY_WORDS, tiny_captioner
@@ -45,9 +45,9 @@ def test_a_trace_holds_what_each_step_attends(mode):
             assert len(found[row].probabilities) == len(caption)
 
 
-def test_attended_maps_are_those_that_the_attention_weighs():
+def test_unattended_maps_are_the_input_of_the_attention():
     model, images = tiny_captioner(), made_images(2)
-    first, top = attended_maps(model, images)
+    first, top = unattended_maps(model, images)
     with torch.no_grad():
         encoded = model.encode(images)
         state = model.start(encoded)  # h from the mean of the top map
