@@ -223,6 +223,40 @@ def test_mistakes_are_one_line(photos, tmp_path, tiny_checkpoint, capsys, monkey
     assert list(empty.iterdir()) == []
 
 
+def test_flags_without_effect_on_sampling_are_one_line(run, photos):
+    for flags in (
+        ("--beam-size", 3),
+        ("--rerank-weight", 1),
+        ("--consensus", 1),
+        ("--diverse-groups", 2),
+        ("--diversity", 1),
+    ):
+        status, out, err = run(photos[0], "--sample", *flags)
+        assert (status, out, err.count("\n")) == (2, "", 1), flags
+        flag = "--rerank-weight" if "--consensus" in flags else flags[0]
+        assert flag in err and "--sample" in err, err
+    status, _, err = run(photos[0], "--temperature", 0.5)
+    assert status == 2 and "--temperature" in err and "--sample" in err
+    assert (
+        run(photos[0], "--sample", "--num-captions", 9)[1].count("\n") == 9
+    )  # more than the default beam size
+
+
+def test_spellings_of_earlier_versions(run, photos):
+    folder = photos[0].parent
+    for earlier, current in (
+        (("--mention", "dog"), ("--force-words", "dog")),
+        (("--scores", "--doubtful-first"), ("--scores", "--sort", "confidence")),
+        (("--consensus", 0, "--no-sound-endings"), ("--rerank-weight", 0, "--no-remove-bad-endings")),
+    ):
+        assert run(folder, *earlier) == run(folder, *current)
+        assert earlier[0] not in caption.parser().format_all_help() or earlier[0] == "--scores"
+    assert run(photos[0], "--sidecar")[0] == 0 and photos[0].with_suffix(".txt").is_file()
+    output = folder / "out.json"
+    assert run(photos[1], "--with-attention", "--output", output)[0] == 0
+    assert "attention" in json.loads(output.read_text())[0]
+
+
 def test_odd_file_names_stay_on_one_line(run, photos, tmp_path):
     names = [
         b"tab\there.png",

@@ -1,6 +1,7 @@
 """evaluate.py: the captions and references it scores, what it prints and writes, and what it says of mistakes."""
 
 import json
+import sys
 
 import pytest
 
@@ -277,12 +278,29 @@ def test_a_full_disk_leaves_no_file(save, tmp_path, monkeypatch, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.json", "references.json"]
 
 
-def test_nltk_bleu_is_nltks(tmp_path, capsys):
-    """Against a count by hand: 3 of 4 words, 2 of 3 pairs match; both captions have the length of a reference."""
-    pytest.importorskip("nltk")
-    from sca_caption.evaluation.nltk_bleu import nltk_bleu
+def test_nltk_bleu_is_added(save, tmp_path, capsys):
+    """Against nltk, and a count by hand: 6 of 7 words and 4 of 5 pairs match; lengths are those of references."""
+    corpus_bleu = pytest.importorskip("nltk.translate.bleu_score").corpus_bleu
+    captions = {"photo 2.png": "A dog runs fast .", "photo 3.png": "Two cats"}
+    references = {"photo 2.png": ["a dog runs fast here", "one"], "photo 3.png": ["two Cats", "three"]}
+    predictions = save("out.json", [{"file_name": name, "caption": text} for name, text in captions.items()])
+    output = tmp_path / "scores.json"
+    arguments = ["--predictions", predictions, "--references", save("references.json", references)]
+    assert main([*arguments, "--nltk", "--output", str(output)]) == 0
+    found = json.loads(output.read_text())["metrics"]
+    words = [["a", "dog", "runs", "fast", "."], ["two", "cats"]]
+    several = [[["a", "dog", "runs", "fast", "here"], ["one"]], [["two", "cats"], ["three"]]]
+    for n in range(1, 5):
+        expected = corpus_bleu(several, words, weights=[1 / n] * n)
+        assert found[f"BLEU-{n} (nltk)"] == pytest.approx(100 * expected, abs=1e-4)
+    assert found["BLEU-1 (nltk)"] == pytest.approx(100 * 6 / 7, abs=1e-4)
+    assert found["BLEU-2 (nltk)"] == pytest.approx(100 * (6 / 7 * 4 / 5) ** 0.5, abs=1e-4)
+    shown = capsys.readouterr().out
+    assert [line.split()[2] for line in shown.splitlines() if line.startswith("BLEU-1 (nltk)")] == ["85.71"]
+    assert main([*arguments, "--markdown"]) == 0 and "(nltk)" not in capsys.readouterr().out
 
-    found = nltk_bleu(["A dog runs .", "Two cats"], [["a dog runs fast", "one"], ["two cats", "three"]])
-    assert found["BLEU-1 (nltk)"] == pytest.approx(100 * 5 / 6)
-    assert found["BLEU-2 (nltk)"] == pytest.approx(100 * (5 / 6 * 3 / 4) ** 0.5)
-    assert list(found) == [f"BLEU-{n} (nltk)" for n in range(1, 5)]
+
+def test_nltk_that_is_not_installed_is_one_line(save, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "nltk", None)
+    message = error_of(capsys, "--dataset", "x", "--nltk")
+    assert "nltk" in message and "pip install 'sca-caption[eval]'" in message

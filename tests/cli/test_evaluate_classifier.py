@@ -1,12 +1,15 @@
 """evaluate.py --task classify, with a classifier of colours and pictures of which some are mislabelled on purpose."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from sca_caption import checkpoint
 from sca_caption.cli.evaluate import main, parser
 from sca_caption.cli.evaluate_classifier import parser as classifier_parser
+from sca_caption.cli.train import main as train
+from sca_caption.datasets.classification import open_dataset
 from tests.helpers.colour_classifier import save_classifier, save_picture
 
 
@@ -68,6 +71,36 @@ def test_other_splits_and_other_data(trained, tmp_path, capsys):
     assert status == 0 and "71.43" in out
     status, _, err = run(capsys, "--checkpoint", unknown)
     assert status == 2 and str(unknown) in err and "--dataset" in err
+
+
+def test_the_test_images_are_those_that_training_left_out(tmp_path, capsys, monkeypatch):
+    """Folders without train and test are split in the same way whatever the seed of the run."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("blue", "green", "red"):
+        for index in range(10):
+            save_picture(Path("data/folder") / name / f"{index}.png", name)
+    flags = [
+        "--task",
+        "classify",
+        "--dataset",
+        "folder",
+        "--backbone",
+        "lenet",
+        "--image-size",
+        "32",
+        "--seed",
+        "3",
+    ]
+    flags += ["--epochs", "1", "--batch-size", "8", "--workers", "0", "--backbone-weights", "none"]
+    assert train([*flags, "--device", "cpu", "--quiet"]) == 0
+    best = Path("runs/folder-lenet/best.pt")
+    assert run(capsys, "--checkpoint", best, "--output", "scores.json")[0] == 0
+    content = json.loads(Path("scores.json").read_text())
+    data = open_dataset("folder", "data/folder")
+    names = {rows: {data.file_name(row) for row in data.indices(rows)} for rows in ("train", "test")}
+    assert {image["file_name"] for image in content["images"]} == names["test"]
+    assert len(names["test"]) == 6 and not names["test"] & names["train"]
+    assert set(checkpoint.load(best, task="classify").metrics["data"]) <= set(content["provenance"])
 
 
 def test_the_results_file_and_the_picture(trained, tmp_path, capsys):
