@@ -113,6 +113,9 @@ def test_a_recipe_file(tmp_path):
         ('task = "caption"\nzebra = 1', ("zebra",)),
         ('task = "caption"\nepochs = "many"', ("epochs", "int")),
         ('task = "caption"\naugment = 1', ("augment", "bool")),
+        ('task = "caption"\nlayers = [3]', ("layers", "list of strings")),
+        ('task = "caption"\noptimizer = "adam"', ("optimizer", "adam", "adamw")),
+        ("epochs = 3", ("no task", "caption")),
         ("epochs", ("mine.toml", "recipe")),
     ],
 )

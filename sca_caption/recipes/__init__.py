@@ -30,7 +30,7 @@ def load_recipe(name: str, task: str) -> dict[str, Any]:
     """The settings of a packaged recipe, or of a .toml file.
 
     Raises UserError for an unknown name, a file that is no recipe, one of the other task, and settings that do not exist
-    or have another type.
+    or have values of another type.
     """
     path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
     if task == "classify" and not name.endswith(".toml") and (FOLDER / f"{name}-classify.toml").is_file():
@@ -39,26 +39,31 @@ def load_recipe(name: str, task: str) -> dict[str, Any]:
         names = ", ".join(recipe_names(task))
         raise UserError(f"--recipe {name}: no such recipe; give a .toml file, or one of: {names}")
     values = _read(path)
-    found = values.pop("task", None)
+    if "task" not in values:
+        raise UserError(f'--recipe {name}: no task; add the line task = "{task}"')
+    found = values.pop("task")
     if found != task:
         raise UserError(
             f"--recipe {name}: its task is {found!r}, this run's is {task!r}; choose another recipe or --task"
         )
     fields = {f.name: f for config in CONFIGS[task] for f in dataclasses.fields(config) if f.metadata}
-    settings = {}
+    settings: dict[str, Any] = {}
     for key, value in current_names(values, *CONFIGS[task]).items():
         if key not in fields:
             raise UserError(
                 f"--recipe {name}: no setting {key!r}; its names are those of the flags, with underscores"
             )
-        default = fields[key].default
+        default, choices = fields[key].default, fields[key].metadata["choices"]
         if isinstance(default, float) and type(value) is int:
             value = float(value)
-        if isinstance(default, tuple) and isinstance(value, list):
+        if isinstance(default, tuple):
+            if not isinstance(value, list) or not all(isinstance(each, str) for each in value):
+                raise UserError(f"--recipe {name}: {key} = {value!r} must be a list of strings")
             value = tuple(value)
-        if type(value) is not type(default):
-            kind = "a list of strings" if isinstance(default, tuple) else type(default).__name__
-            raise UserError(f"--recipe {name}: {key} = {value!r} must be {kind}")
+        elif type(value) is not type(default):
+            raise UserError(f"--recipe {name}: {key} = {value!r} must be {type(default).__name__}")
+        if choices and value not in choices:
+            raise UserError(f"--recipe {name}: {key} = {value!r} must be one of: {', '.join(choices)}")
         settings[key] = value
     return settings
 
