@@ -1,4 +1,4 @@
-"""A local web page that captions photographs, and its API: `caption.py --serve`.
+"""Local web page that captions photographs, and its HTTP API: `caption.py --serve`.
 
-Needs the extra `web`. Nothing here asks another server for anything, and nothing of a photograph is written to disk.
+Needs the extra `web`. The server makes no requests to other servers and writes nothing of a photograph to disk.
 """

@@ -1,6 +1,6 @@
-"""From the bytes of an upload to an answer: what runs in the thread that holds the model.
+"""Captions an uploaded image file. This code runs in the thread that holds the model.
 
-T words, C channels and H x W positions of an attended layer, S the side of the square that the model sees.
+Shapes: T words, C channels and H x W positions of an attended layer, S the side of the model's square input.
 """
 
 import base64
@@ -14,36 +14,41 @@ from sca_caption import images
 from sca_caption.images import ImageError, Transform
 from sca_caption.inference.batching import stack
 from sca_caption.inference.captioning import CaptionPipeline
-from sca_caption.models.attention_trace import LayerTrace, attended_maps, rounded
-from sca_caption.serve.limits import Limits, Refusal
+from sca_caption.models.attention_trace import LayerTrace, to_json_list, unattended_maps
+from sca_caption.serve.limits import Limits, RequestError
 from sca_caption.serve.options import Options
 from sca_caption.serve.schema import Answer, Attention, CaptionText, Channel, Layer
 
-STRONGEST = 8  # channels a word
-PREVIEW = 1600  # pixels of the longer side
-DIGITS = 4  # after the point, of places
+TOP_CHANNELS = 8  # channels per word in an answer
+PREVIEW_SIDE = 1600  # longer side of a preview, in pixels
+PEAK_DIGITS = 4  # decimal places of peak coordinates
 
 
-def answer(pipeline: CaptionPipeline, data: bytes, name: str, options: Options, limits: Limits) -> Answer:
-    """Caption the image file that `data` holds; `name` is what messages call it.
+def caption_image(
+    pipeline: CaptionPipeline, data: bytes, name: str, options: Options, limits: Limits
+) -> Answer:
+    """Caption an image file.
 
-    Raises ImageError for what is no image, Refusal for one with too many pixels, UserError for forced
-    words that the model does not know.
+    Args:
+        data: the contents of the file. name: its name in messages.
+
+    Raises ImageError for data that are not a readable image, RequestError for an image with too many pixels, and
+    UserError for forced words that the model does not know.
     """
-    began = time.perf_counter()
+    start = time.perf_counter()
     pipeline = pipeline.with_search(options.search, options.force_words, objects=options.objects)
     try:
-        pixels, width, height = read(data, pipeline.transform, limits)
-        preview = as_jpeg(data) if options.preview else None
+        pixels, width, height = read_image(data, pipeline.transform, limits)
+        preview = jpeg_data_url(data) if options.preview else None
     except ImageError as error:
         raise ImageError(name, error.reason) from error
-    except Refusal as refusal:
-        raise Refusal(refusal.status, f"{name}: {refusal.reason}") from refusal
+    except RequestError as error:
+        raise RequestError(error.status, f"{name}: {error.reason}") from error
     batch = stack([pixels])
     if len(pipeline.networks) == 1:
         ((captions, trace),) = pipeline.trace_batch(batch)
-        maps = [each[0] for each in attended_maps(pipeline.sca_cnn, batch)]
-    else:  # that speak as one: each attends for itself
+        maps = [each[0] for each in unattended_maps(pipeline.sca_cnn, batch)]
+    else:  # an ensemble: each of its models has its own attention
         (captions,), trace = pipeline.caption_batch(batch), None
     best = captions[0]
     return Answer(
@@ -53,70 +58,81 @@ def answer(pipeline: CaptionPipeline, data: bytes, name: str, options: Options, 
             for each in captions
         ],
         words=[*pipeline.vocabulary.to_words(best.tokens)],
-        probabilities=trace and rounded(trace.probabilities),
+        probabilities=trace and to_json_list(trace.probabilities),
         attention=trace
         and Attention(
-            region=region(pipeline.transform, width, height),
-            layers=[layer_of(*each) for each in zip(trace.layers, maps, strict=True)],
+            region=seen_region(pipeline.transform, width, height),
+            layers=[layer_attention(*each) for each in zip(trace.layers, maps, strict=True)],
         ),
         width=width,
         height=height,
-        seconds=round(time.perf_counter() - began, 3),
+        seconds=round(time.perf_counter() - start, 3),
         preview=preview,
     )
 
 
-def read(data: bytes, transform: Transform, limits: Limits) -> tuple[np.ndarray, int, int]:
-    """An image at model size, uint8 (S, S, 3), and the width and height of the file's own, upright.
+def read_image(data: bytes, transform: Transform, limits: Limits) -> tuple[np.ndarray, int, int]:
+    """Decode an image: uint8 (S, S, 3) at model size, and the width and height of the upright photograph in pixels.
 
-    Only of kinds that folders are searched for: Pillow would start other programs for some of the others.
+    Only formats of `images.EXTENSIONS` are decoded, because Pillow starts other programs for some others.
+    Raises ImageError for another format, RequestError for too many pixels.
     """
     with images.opened(data) as image:
-        kinds = {
-            kind for ending, kind in Image.registered_extensions().items() if ending in images.EXTENSIONS
+        formats = {
+            name
+            for extension, name in Image.registered_extensions().items()
+            if extension in images.EXTENSIONS
         }
-        if image.format not in kinds:
-            raise ImageError("", f"a file of the kind {image.format}; convert it to JPEG or PNG")
+        if image.format not in formats:
+            raise ImageError("", f"the format {image.format} is not supported; convert it to JPEG or PNG")
         width, height = image.size if images.orientation(image) < 5 else image.size[::-1]
         if width * height <= limits.pixels:
             return np.array(images.decode(image, transform)), width, height
-    millions = f"{width * height / 1e6:.1f} million pixels; at most {limits.pixels / 1e6:g} million are taken"
-    raise Refusal(413, f"{millions}, make it smaller first")
+    raise RequestError(
+        413,
+        f"{width * height / 1e6:.1f} million pixels; at most {limits.pixels / 1e6:g} million are allowed, resize the "
+        f"photograph first",
+    )
 
 
-def as_jpeg(data: bytes) -> str:
-    """An image file as the data: URL of a JPEG of moderate size."""
+def jpeg_data_url(data: bytes) -> str:
+    """Convert an image file to a JPEG with sides of at most PREVIEW_SIDE pixels, as a data: URL."""
     image, stream = images.open_image(data), io.BytesIO()
-    image.thumbnail((PREVIEW, PREVIEW))
+    image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
     image.save(stream, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
 
 
-def region(transform: Transform, width: int, height: int) -> tuple[float, float, float, float]:
-    """What the model sees: left, top, width and height as shares of the photograph's sides."""
-    left, top, right, bottom = images.seen_box((width, height), transform)
+def seen_region(transform: Transform, width: int, height: int) -> tuple[float, float, float, float]:
+    """Region that the model sees: left, top, width and height as fractions of the photograph's sides."""
+    left, top, right, bottom = images.crop_box((width, height), transform)
     return left / width, top / height, (right - left) / width, (bottom - top) / height
 
 
-def layer_of(layer: LayerTrace, maps: np.ndarray) -> Layer:
-    """maps: (C, H, W), what the layer holds before it is attended."""
+def layer_attention(layer: LayerTrace, maps: np.ndarray) -> Layer:
+    """Attention of one layer for the API. maps: (C, H, W), the layer's feature maps before attention."""
     spatial, channel = layer.spatial, layer.channel
     return Layer(
         layer=layer.name,
         grid=None if spatial is None else spatial.shape[1:],
-        spatial=None if spatial is None else [rounded(word.ravel()) for word in spatial],
+        spatial=None if spatial is None else [to_json_list(word.ravel()) for word in spatial],
         channels=None if channel is None else channel.shape[1],
-        channel=None if channel is None else [strongest(channel, word, maps) for word in range(len(channel))],
+        channel=None
+        if channel is None
+        else [strongest_channels(channel, word, maps) for word in range(len(channel))],
     )
 
 
-def strongest(weights: np.ndarray, word: int, maps: np.ndarray) -> list[Channel]:
-    """The channels of the greatest weights (T, C) at a word, the greatest first."""
+def strongest_channels(weights: np.ndarray, word: int, maps: np.ndarray) -> list[Channel]:
+    """Return the TOP_CHANNELS channels with the largest weights at a word, largest first.
+
+    weights: (T, C). word: index from 0. maps: (C, H, W).
+    """
     channels, height, width = maps.shape
     found = []
-    for index in np.argsort(-weights[word], kind="stable")[:STRONGEST]:
+    for index in np.argsort(-weights[word], kind="stable")[:TOP_CHANNELS]:
         row, column = divmod(int(maps[index].argmax()), width)
-        course = rounded(weights[:, index] * channels)
-        peak = (round((column + 0.5) / width, DIGITS), round((row + 0.5) / height, DIGITS))
+        course = to_json_list(weights[:, index] * channels)
+        peak = (round((column + 0.5) / width, PEAK_DIGITS), round((row + 0.5) / height, PEAK_DIGITS))
         found.append(Channel(index=int(index), times=course[word], course=course, peak=peak))
     return found

@@ -1,4 +1,4 @@
-"""The page and the API as an ASGI application: one thread captions, a bounded number of requests waits for it."""
+"""The page and its API as an ASGI application. One thread captions; the request queue has a bounded length."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -16,14 +16,14 @@ from starlette.routing import Route
 from sca_caption.images import ImageError
 from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.runtime.errors import UserError
-from sca_caption.serve.answer import answer
+from sca_caption.serve.answer import caption_image
 from sca_caption.serve.guard import Guard
-from sca_caption.serve.limits import Limits, Refusal
+from sca_caption.serve.limits import Limits, RequestError
 from sca_caption.serve.options import Options, read_options
 from sca_caption.serve.schema import Answer, model_card, openapi
 from sca_caption.serve.upload import read_form
 
-PAGES = Path(__file__).with_name("page")
+PAGE_FOLDER = Path(__file__).with_name("page")
 FILES = {
     "/": ("serve.html", "text/html"),
     "/serve.css": ("serve.css", "text/css"),
@@ -32,7 +32,7 @@ FILES = {
     "/attention.js": ("attention.js", "text/javascript"),
     "/camera.js": ("camera.js", "text/javascript"),
 }
-RETRY = 5  # seconds
+RETRY_AFTER = 5  # seconds
 
 
 def create_app(
@@ -43,82 +43,97 @@ def create_app(
     limits: Limits | None = None,
     host: str = "127.0.0.1",
 ) -> Starlette:
-    """The application that captions with `pipeline`.
+    """Create the application that captions with `pipeline`.
 
     Args:
-        name: what the page calls the model. defaults: settings of requests that give none (default: those of
-        `pipeline`). host: the address that it will be bound to; requests for others are refused.
+        name: name of the model on the page.
+        defaults: settings of requests that do not give them (default: those of `pipeline`).
+        limits: limits of requests.
+        host: address that the server will be bound to; requests for other hosts are refused.
     """
     limits = limits or Limits()
     defaults = defaults or Options(pipeline.search)
     card = model_card(name, pipeline, defaults, limits)
-    desk = Desk(limits.waiting)
+    queue = RequestQueue(limits.waiting)
 
     async def caption(request: Request) -> Response:
-        with desk.place():
+        with queue.slot():
             form = await read_form(request, limits)
             options = read_options(form.fields, defaults, limits)
-            found = await desk.run(request, lambda: answer(pipeline, form.data, form.name, options, limits))
-        return JSONResponse(found.model_dump(mode="json"))
+            answer = await queue.run(
+                request, lambda: caption_image(pipeline, form.data, form.name, options, limits)
+            )
+        return JSONResponse(answer.model_dump(mode="json"))
 
-    def always(content: dict) -> Callable[[Request], Response]:
+    def constant(content: dict) -> Callable[[Request], Response]:
         return lambda request: JSONResponse(content)
 
     async def file(request: Request) -> Response:
-        name, kind = FILES[request.url.path]
-        return Response((PAGES / name).read_bytes(), media_type=kind)
+        name, media_type = FILES[request.url.path]
+        return Response((PAGE_FOLDER / name).read_bytes(), media_type=media_type)
 
     routes = [
         *(Route(path, file, methods=["GET"]) for path in FILES),
         Route("/api/caption", caption, methods=["POST"]),
-        Route("/api/model", always(card.model_dump(mode="json")), methods=["GET"]),
-        Route("/openapi.json", always(openapi(card)), methods=["GET"]),
+        Route("/api/model", constant(card.model_dump(mode="json")), methods=["GET"]),
+        Route("/openapi.json", constant(openapi(card)), methods=["GET"]),
     ]
-    failures = {
-        Refusal: lambda request, error: failed(error.status, error.reason),
-        UserError: lambda request, error: failed(422, str(error)),
-        ImageError: lambda request, error: failed(415, str(error)),
-        HTTPException: lambda request, error: failed(error.status_code, str(error.detail).lower()),
-        ClientDisconnect: lambda request, error: failed(400, "left before all was sent"),
-        Exception: lambda request, error: failed(
-            500, "a fault of the program; the server's terminal says more"
+    handlers = {
+        RequestError: lambda request, error: error_response(error.status, error.reason),
+        UserError: lambda request, error: error_response(422, str(error)),
+        ImageError: lambda request, error: error_response(415, str(error)),
+        HTTPException: lambda request, error: error_response(error.status_code, str(error.detail).lower()),
+        ClientDisconnect: lambda request, error: error_response(
+            400, "the client disconnected before the request was complete"
+        ),
+        Exception: lambda request, error: error_response(
+            500, "internal error; the terminal of the server shows the details"
         ),
     }
-    app = Starlette(routes=routes, exception_handlers=failures, middleware=[Middleware(Guard, host=host)])
-    app.state.desk = desk
+    app = Starlette(routes=routes, exception_handlers=handlers, middleware=[Middleware(Guard, host=host)])
+    app.state.queue = queue
     return app
 
 
-def failed(status: int, reason: str) -> JSONResponse:
-    headers = {"Connection": "close"} if status in (408, 413) else {}
-    headers |= {"Retry-After": str(RETRY)} if status == 503 else {}
+def error_response(status: int, reason: str) -> JSONResponse:
+    headers = {"Connection": "close"} if status in (408, 413) else {}  # the rest of the upload is not read
+    headers |= {"Retry-After": str(RETRY_AFTER)} if status == 503 else {}
     return JSONResponse({"error": reason}, status, headers)
 
 
-class Desk:
-    """One thread that works, one request after another, and places for those that wait. Used on one event loop."""
+class RequestQueue:
+    """One worker thread that processes requests in order, and `waiting` slots for requests in the queue.
+
+    All methods must be called on the same event loop.
+    """
 
     def __init__(self, waiting: int):
-        self.most, self.taken = 1 + waiting, 0
-        self.thread = ThreadPoolExecutor(1, "captions")
+        self.capacity, self.occupied = 1 + waiting, 0
+        self.executor = ThreadPoolExecutor(1, "captions")
 
     @contextmanager
-    def place(self) -> Iterator[None]:
-        """Hold a place from before an upload is read, so that memory is bounded. Raises Refusal where none is free."""
-        if self.taken >= self.most:
-            raise Refusal(
-                503, f"busy: {self.most} photographs are before yours; try again in {RETRY} seconds"
+    def slot(self) -> Iterator[None]:
+        """Occupy a slot while the request is read and processed, which bounds the memory for uploads.
+
+        Raises RequestError if all slots are occupied.
+        """
+        if self.occupied >= self.capacity:
+            raise RequestError(
+                503, f"busy: {self.capacity} photographs are before yours; try again in {RETRY_AFTER} seconds"
             )
-        self.taken += 1
+        self.occupied += 1
         try:
             yield
         finally:
-            self.taken -= 1
+            self.occupied -= 1
 
     async def run(self, request: Request, work: Callable[[], Answer]) -> Answer:
-        """Have `work` done in its turn. What nobody waits for any more is not begun: then raises ClientDisconnect."""
-        job = asyncio.ensure_future(asyncio.get_running_loop().run_in_executor(self.thread, work))
-        gone = asyncio.ensure_future(left(request))
+        """Run `work` in the worker thread and return its result.
+
+        Raises ClientDisconnect if the client disconnects first; work that is still in the queue is then not started.
+        """
+        job = asyncio.ensure_future(asyncio.get_running_loop().run_in_executor(self.executor, work))
+        gone = asyncio.ensure_future(wait_for_disconnect(request))
         try:
             await asyncio.wait({job, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not job.done():
@@ -129,7 +144,7 @@ class Desk:
             gone.cancel()
 
 
-async def left(request: Request) -> None:
-    """Returns when the client has gone."""
+async def wait_for_disconnect(request: Request) -> None:
+    """Return when the client has disconnected."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

@@ -1,7 +1,8 @@
-"""Who may ask: this machine's own page and programs, not another site's page in the same browser.
+"""Protection against web pages of other sites that are open in the same browser.
 
-A web page of any site can make its reader's browser send requests to 127.0.0.1, and can, by changing what its own name
-stands for (DNS rebinding), even read the answers. The first is known by the Origin header, the second by Host.
+A page of any site can make the browser send requests to 127.0.0.1 (cross-site request forgery). If it changes the
+address of its own host name, it can even read the responses (DNS rebinding). The Origin header reveals the first, the
+Host header the second.
 """
 
 import ipaddress
@@ -26,52 +27,54 @@ HEADERS = {
 
 
 class Guard:
-    """Answers requests that name another server, or come from another site's page, itself; marks all answers.
+    """ASGI middleware that refuses requests for other hosts and from pages of other sites.
+
+    It adds security headers to all responses.
 
     Args:
-        host: the address that the server is bound to.
+        host: address that the server is bound to.
     """
 
     def __init__(self, app: ASGIApp, host: str):
-        self.app, self.names = app, names_of(host)
-        self.any_address = not is_loopback(host)
+        self.app, self.host_names = app, host_names(host)
+        self.accepts_any_address = not is_loopback(host)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
 
-        async def marked(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
         headers = Headers(scope=scope)
-        answer = self.app
-        if not self.is_ours(headers.get("host", "")):
-            reason = f"asked for the server {headers.get('host', '')[:80]!r}, which this is not; use its own address"
-            answer = JSONResponse({"error": reason}, 400)
-        elif scope["method"] not in ("GET", "HEAD") and is_foreign(headers):
-            answer = JSONResponse({"error": "sent by the page of another site; use this server's own"}, 403)
-        await answer(scope, receive, marked)
+        app = self.app
+        if not self.is_own_host(headers.get("host", "")):
+            reason = f"the request is for another host, {headers.get('host', '')[:80]!r}; use the address of this server"
+            app = JSONResponse({"error": reason}, 400)
+        elif scope["method"] not in ("GET", "HEAD") and is_cross_site(headers):
+            app = JSONResponse({"error": "sent by a page of another site; use the page of this server"}, 403)
+        await app(scope, receive, send_with_headers)
 
-    def is_ours(self, host: str) -> bool:
-        """Whether a Host header names this server. The port may be another: that of a tunnel."""
+    def is_own_host(self, host: str) -> bool:
+        """Whether a Host header names this server. The port is not compared, because a tunnel may have another."""
         try:
             name = urlsplit(f"//{host}").hostname or ""
         except ValueError:
             return False
-        # A name that stands for an address can be made to stand for another; an address cannot.
-        return name in self.names or is_loopback(name) or (self.any_address and is_address(name))
+        # DNS can map another site's name to this machine. An address in the Host header excludes that.
+        return name in self.host_names or is_loopback(name) or (self.accepts_any_address and is_address(name))
 
 
-def names_of(host: str) -> set[str]:
-    """What a server that is bound to `host` is called."""
+def host_names(host: str) -> set[str]:
+    """Host names of a server that is bound to `host`."""
     machine = socket.gethostname().lower()
     return {host.lower(), "localhost"} | (set() if is_loopback(host) else {machine, f"{machine}.local"})
 
 
-def is_foreign(headers: Headers) -> bool:
-    """Whether a browser says that a request comes from another site; programs say nothing of it."""
+def is_cross_site(headers: Headers) -> bool:
+    """Whether the browser marked a request as sent by another site. Programs other than browsers send no such headers."""
     origin = headers.get("origin")
     return headers.get("sec-fetch-site") in ("cross-site", "same-site") or (
         origin is not None and urlsplit(origin).netloc != headers["host"]

@@ -1,4 +1,4 @@
-"""Form fields to search settings, with the messages of the command line."""
+"""Parses form fields into search settings, with the error messages of the command line."""
 
 import dataclasses
 import math
@@ -10,12 +10,19 @@ from sca_caption.runtime.errors import UserError, choice
 from sca_caption.serve.limits import Limits
 
 TRUE, FALSE = ("true", "on", "yes", "1"), ("false", "off", "no", "0")
-KINDS = {int: "a whole number", float: "a number", bool: "true or false"}
+TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false"}
 
 
 @dataclass(frozen=True)
 class Options:
-    """How to caption a photograph. preview: also return it as a JPEG, which every browser can show."""
+    """How to caption a photograph.
+
+    Attributes:
+        search: settings of beam search.
+        force_words: words that the caption must contain, see `CaptionPipeline`.
+        objects: whether guides about objects are active.
+        preview: whether to return the photograph as a JPEG, for formats that browsers cannot show.
+    """
 
     search: SearchConfig
     force_words: tuple[str, ...] = ()
@@ -23,55 +30,65 @@ class Options:
     preview: bool = False
 
 
-SEARCH = {field.name: field for field in dataclasses.fields(SearchConfig)}
-OTHERS = {
+SEARCH_FIELDS = {field.name: field for field in dataclasses.fields(SearchConfig)}
+OTHER_FIELDS = {
     "force_words": "words that the caption must contain, at most three, separated by spaces; dog/puppy: one of them",
     "objects": "object guidance: ImageNet nouns are inserted, unlikely people, dogs and colours are suppressed",
     "preview": "return the photograph as a JPEG, for formats that browsers cannot show",
 }
-EARLIER = {"mention": "force_words"} | {
-    field.metadata["was"]: field.name for field in SEARCH.values() if field.metadata["was"]
-}  # names of fields in earlier versions
+EARLIER_NAMES = {"mention": "force_words"} | {
+    field.metadata["was"]: field.name for field in SEARCH_FIELDS.values() if field.metadata["was"]
+}  # name in earlier versions -> name; clients may still send the earlier ones
 
 
 def read_options(fields: Mapping[str, str], defaults: Options, limits: Limits) -> Options:
-    """The defaults, replaced by a form's fields. Raises UserError for values that cannot be used."""
-    fields = {EARLIER.get(name, name): text for name, text in fields.items()}
+    """Return `defaults` updated by the fields of a form.
+
+    Raises UserError for unknown fields, invalid values, and values above `limits`.
+    """
+    fields = {EARLIER_NAMES.get(name, name): text for name, text in fields.items()}
     for name, text in fields.items():
-        choice(name, [*SEARCH, *OTHERS], "field")
+        choice(name, [*SEARCH_FIELDS, *OTHER_FIELDS], "field")
         if len(text) > limits.field_characters:
             raise UserError(
-                f"--{flag(name)}: {len(text)} characters; at most {limits.field_characters} are allowed here"
+                f"{flag(name)}: {len(text)} characters; at most {limits.field_characters} are allowed here"
             )
-    given = {name: read(name, text, SEARCH[name].type) for name, text in fields.items() if name in SEARCH}
+    given = {
+        name: parse_value(name, text, SEARCH_FIELDS[name].type)
+        for name, text in fields.items()
+        if name in SEARCH_FIELDS
+    }
     for name in ("beam_size", "max_length"):
-        most = max(getattr(limits, name), getattr(defaults.search, name))
-        if given.get(name, 0) > most:
-            raise UserError(f"--{flag(name)} {given[name]}: must be at most {most} here")
+        limit = max(getattr(limits, name), getattr(defaults.search, name))
+        if given.get(name, 0) > limit:
+            raise UserError(f"{flag(name)} {given[name]}: must be at most {limit} here")
     settings = vars(defaults.search) | given
     if "num_captions" not in given:
         settings["num_captions"] = min(settings["num_captions"], max(1, settings["beam_size"]))
     search = SearchConfig(**settings)
-    switches = {name: read(name, fields[name], bool) for name in ("objects", "preview") if name in fields}
+    switches = {
+        name: parse_value(name, fields[name], bool) for name in ("objects", "preview") if name in fields
+    }
     words = defaults.force_words
     if "force_words" in fields:
         words = tuple(fields["force_words"].replace(",", " ").split())
     return dataclasses.replace(defaults, search=search, force_words=words, **switches)
 
 
-def read(name: str, text: str, kind: type) -> int | float | bool:
-    """The value of a field's text. Raises UserError if it has none."""
+def parse_value(name: str, text: str, type_: type) -> int | float | bool:
+    """Parse the text of a field as `type_`. Raises UserError if that fails."""
     text = text.strip().lower()
     try:
-        if kind is bool:
+        if type_ is bool:
             return {**dict.fromkeys(TRUE, True), **dict.fromkeys(FALSE, False)}[text]
-        value = kind(text)
+        value = type_(text)
         if not math.isfinite(value):
             raise ValueError(text)
         return value
     except (ValueError, KeyError, OverflowError) as error:
-        raise UserError(f"--{flag(name)} {text!r}: must be {KINDS[kind]}") from error
+        raise UserError(f"{flag(name)} {text!r}: must be {TYPE_NAMES[type_]}") from error
 
 
 def flag(name: str) -> str:
-    return name.replace("_", "-")
+    """The command-line flag of a field."""
+    return "--" + name.replace("_", "-")

@@ -1,6 +1,6 @@
-"""What the API answers, and its description for programs (OpenAPI).
+"""Responses of the API, and its OpenAPI description.
 
-T words, C channels and H x W positions of an attended layer.
+Shapes: T words, C channels and H x W positions of an attended layer.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from pydantic.json_schema import models_json_schema
 
 from sca_caption import __version__
 from sca_caption.serve.limits import Limits
-from sca_caption.serve.options import OTHERS, SEARCH, Options
+from sca_caption.serve.options import OTHER_FIELDS, SEARCH_FIELDS, Options
 from sca_caption.vocab import SPECIALS
 
 JSON_TYPES = {int: "integer", float: "number", bool: "boolean"}
@@ -22,112 +22,124 @@ class CaptionText(BaseModel):
     """One caption."""
 
     text: str
-    score: float = Field(description="what captions are ranked by: log-probability / length^length_penalty")
-    log_prob: float = Field(description="natural logarithm of its probability")
+    score: float = Field(
+        description="ranking score: log-probability / length^length_penalty, plus the ratings of guides"
+    )
+    log_prob: float = Field(description="natural logarithm of the caption's probability under the captioner")
     confidence: float | None = Field(
-        description="probability that it is better than the model's median caption; null where the model has none"
+        description="probability that the caption is better than the model's median caption; "
+        "null if the model is not calibrated"
     )
 
 
 class Channel(BaseModel):
-    """The weight of one channel at one word."""
+    """One channel that was weighted strongly at one word."""
 
-    index: int = Field(description="from 0")
-    times: float = Field(description="its weight as a multiple of the even share 1 / C")
-    course: list[float] = Field(description="the same at each of the T words")
+    index: int = Field(description="index of the channel, from 0")
+    times: float = Field(
+        description="weight of the channel at this word, divided by the uniform weight 1 / C"
+    )
+    course: list[float] = Field(description="the same quantity at each of the T words")
     peak: tuple[float, float] = Field(
-        description="where in the photograph it is most active: x and y of the place's centre, as shares of the "
-        "region's sides"
+        description="position in the photograph at which the channel is most active: x and y of its centre, as "
+        "fractions of the sides of `region`"
     )
 
 
 class Layer(BaseModel):
-    """What was attended in one layer to choose each of T words."""
+    """Attention weights of one layer, with which each of the T words was chosen."""
 
-    layer: str
+    layer: str = Field(description="name of the layer")
     grid: tuple[int, int] | None = Field(description="H, W; null without spatial attention")
-    spatial: list[list[float]] | None = Field(description="T lists of H * W weights, by rows; each sums to 1")
+    spatial: list[list[float]] | None = Field(
+        description="T lists of H * W weights, row by row; each list sums to 1"
+    )
     channels: int | None = Field(description="C; null without channel attention")
     channel: list[list[Channel]] | None = Field(
-        description="T lists of the strongest channels, strongest first"
+        description="T lists of the channels with the largest weights, largest first"
     )
 
 
 class Attention(BaseModel):
-    """Where and at what the model looked."""
+    """Attention of the model while it generated the best caption."""
 
     region: tuple[float, float, float, float] = Field(
-        description="the part that the model saw: left, top, width and height, as fractions of the photograph"
+        description="part of the photograph that the model saw: left, top, width and height, as fractions of its sides"
     )
-    layers: list[Layer]
+    layers: list[Layer] = Field(description="attended layers, lowest first")
 
 
 class Answer(BaseModel):
-    """A captioned photograph."""
+    """The captions of a photograph."""
 
-    caption: str
+    caption: str = Field(description="the best caption")
     captions: list[CaptionText] = Field(description="best first")
     words: list[str] = Field(description="the T words of the best caption")
     probabilities: list[float] | None = Field(
-        description="of each word given the words before it; null for an ensemble"
+        description="probability of each word given the words before it; null for an ensemble"
     )
     attention: Attention | None = Field(description="null for an ensemble")
-    width: int = Field(description="of the upright photograph, in pixels")
-    height: int
-    seconds: float = Field(description="from decoding to the answer, without the wait in the queue")
-    preview: str | None = Field(description="data: URL of a JPEG, if it was requested")
+    width: int = Field(description="width of the upright photograph, in pixels")
+    height: int = Field(description="height of the upright photograph, in pixels")
+    seconds: float = Field(
+        description="time to decode and caption the photograph, without the time in the queue"
+    )
+    preview: str | None = Field(description="data: URL of a JPEG of the photograph, if it was requested")
 
 
 Defaults = create_model(
     "Defaults",
-    __doc__="Settings of a request that gives none.",
-    **{name: (field.type, Field(description=field.metadata["help"])) for name, field in SEARCH.items()},
-    force_words=(list[str], Field(description=OTHERS["force_words"])),
-    objects=(bool, Field(description=OTHERS["objects"])),
+    __doc__="Settings of a request that does not give them.",
+    **{
+        name: (field.type, Field(description=field.metadata["help"])) for name, field in SEARCH_FIELDS.items()
+    },
+    force_words=(list[str], Field(description=OTHER_FIELDS["force_words"])),
+    objects=(bool, Field(description=OTHER_FIELDS["objects"])),
 )
 
 
-class Most(BaseModel):
-    """Upper limits of a request."""
+class RequestLimits(BaseModel):
+    """Limits of a request."""
 
-    upload_bytes: int
-    pixels: int
-    waiting: int = Field(description="requests in the queue")
-    beam_size: int
-    max_length: int
+    upload_bytes: int = Field(description="size of the request")
+    pixels: int = Field(description="size of the photograph")
+    waiting: int = Field(description="requests in the queue, in addition to the one being processed")
+    beam_size: int = Field(description="largest beam size")
+    max_length: int = Field(description="largest max_length, in words")
 
 
 class ModelCard(BaseModel):
     """The model, its default settings and its limits."""
 
-    name: str
-    version: str = Field(description="of sca_caption")
-    vocabulary: int = Field(description="words in its vocabulary")
-    image_size: int = Field(description="pixels per side of its square input")
-    objects: bool = Field(description="whether it has object guidance")
-    calibrated: bool = Field(description="whether captions have a confidence")
+    name: str = Field(description="name of the model")
+    version: str = Field(description="version of sca_caption")
+    vocabulary: int = Field(description="number of words in the vocabulary")
+    image_size: int = Field(description="side of the model's square input, in pixels")
+    objects: bool = Field(description="whether the model has object guidance")
+    calibrated: bool = Field(description="whether captions have a calibrated confidence")
     layers: list[str] = Field(description="attended layers, lowest first; empty for an ensemble")
     defaults: Defaults
-    limits: Most
+    limits: RequestLimits
 
 
 class Failure(BaseModel):
-    """The reason why there is no answer."""
+    """The reason why a request failed."""
 
-    error: str = Field(description="one line: what is wrong, what was found, what to do")
+    error: str = Field(description="one line: what is wrong, what was found and what to do")
 
 
 ERRORS = {
-    400: "a request that cannot be read, or from another site",
-    408: "the photograph came too slowly",
-    413: "too many bytes or pixels",
-    415: "no form with a photograph, or a file that is not a readable image",
-    422: "a setting out of range",
-    503: "the queue is full; Retry-After says in how many seconds to try again",
+    400: "the request cannot be parsed, or was sent by another site",
+    408: "the upload took too long",
+    413: "the request has too many bytes, or the photograph too many pixels",
+    415: "the request is not a form with a photograph, or the file is not a readable image",
+    422: "a field is unknown, or its value is invalid",
+    503: "the queue is full; the header Retry-After gives the seconds after which to try again",
 }
 
 
 def model_card(name: str, pipeline: Any, defaults: Options, limits: Limits) -> ModelCard:
+    """The model card of /api/model."""
     search = defaults.search
     return ModelCard(
         name=name,
@@ -138,7 +150,7 @@ def model_card(name: str, pipeline: Any, defaults: Options, limits: Limits) -> M
         calibrated=pipeline.gives_confidence,
         layers=list(pipeline.networks[0].backbone.layers) if len(pipeline.networks) == 1 else [],
         defaults=Defaults(**vars(search), force_words=list(defaults.force_words), objects=defaults.objects),
-        limits=Most(
+        limits=RequestLimits(
             upload_bytes=limits.upload_bytes,
             pixels=limits.pixels,
             waiting=limits.waiting,
@@ -149,7 +161,7 @@ def model_card(name: str, pipeline: Any, defaults: Options, limits: Limits) -> M
 
 
 def openapi(card: ModelCard) -> dict[str, Any]:
-    """The whole API as an OpenAPI 3.1 document."""
+    """The OpenAPI 3.1 document of the API."""
     models = (Answer, ModelCard, Failure)
     _, found = models_json_schema([(model, "serialization") for model in models], ref_template=REFERENCE)
     return {
@@ -160,8 +172,8 @@ def openapi(card: ModelCard) -> dict[str, Any]:
             "description": "Captions photographs in English.",
         },
         "paths": {
-            "/api/caption": {"post": operation("Caption a photograph", Answer, ERRORS, form(card))},
-            "/api/model": {"get": operation("The model, its defaults and limits", ModelCard, (400,))},
+            "/api/caption": {"post": operation("Caption a photograph", Answer, ERRORS, request_body(card))},
+            "/api/model": {"get": operation("Return the model card", ModelCard, (400,))},
         },
         "components": {"schemas": found["$defs"]},
     }
@@ -170,6 +182,8 @@ def openapi(card: ModelCard) -> dict[str, Any]:
 def operation(
     summary: str, answer: type[BaseModel], errors: Sequence[int], body: dict | None = None
 ) -> dict[str, Any]:
+    """One operation of the OpenAPI document; `answer` is the schema of its successful response."""
+
     def response(model: type[BaseModel], description: str) -> dict[str, Any]:
         schema = {"$ref": REFERENCE.format(model=model.__name__)}
         return {"description": description, "content": {"application/json": {"schema": schema}}}
@@ -179,19 +193,22 @@ def operation(
     return {"summary": summary, "responses": responses} | ({"requestBody": body} if body else {})
 
 
-def form(card: ModelCard) -> dict[str, Any]:
-    """The fields of a request."""
+def request_body(card: ModelCard) -> dict[str, Any]:
+    """The form fields of a request to /api/caption."""
     defaults = card.defaults.model_dump() | {
         "force_words": " ".join(card.defaults.force_words),
         "preview": False,
     }
-    fields = {"image": {"type": "string", "format": "binary", "description": "the photograph, a file"}}
-    for name, field in SEARCH.items():
-        kind = JSON_TYPES[field.type]
-        fields[name] = {"type": kind, "description": field.metadata["help"], "default": defaults[name]}
-    for name, description in OTHERS.items():
-        kind = "string" if name == "force_words" else "boolean"
-        fields[name] = {"type": kind, "description": description, "default": defaults[name]}
+    fields = {"image": {"type": "string", "format": "binary", "description": "the image file"}}
+    for name, field in SEARCH_FIELDS.items():
+        fields[name] = {
+            "type": JSON_TYPES[field.type],
+            "description": field.metadata["help"],
+            "default": defaults[name],
+        }
+    for name, description in OTHER_FIELDS.items():
+        json_type = "string" if name == "force_words" else "boolean"
+        fields[name] = {"type": json_type, "description": description, "default": defaults[name]}
     for name in ("beam_size", "max_length"):
         fields[name]["maximum"] = getattr(card.limits, name)
     schema = {"type": "object", "properties": fields, "required": ["image"], "additionalProperties": False}

@@ -1,4 +1,4 @@
-"""Reading a form with a photograph, in memory and never more of it than allowed."""
+"""Parses an uploaded form in memory, without reading more bytes than the limits allow."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -7,16 +7,20 @@ import python_multipart
 from python_multipart.exceptions import FormParserError
 from starlette.requests import Request
 
-from sca_caption.serve.limits import Limits, Refusal
+from sca_caption.serve.limits import Limits, RequestError
 
-IN_MEMORY = {"MAX_MEMORY_FILE_SIZE": float("inf")}  # the parser writes what is larger to disk
+IN_MEMORY = {"MAX_MEMORY_FILE_SIZE": float("inf")}  # larger files would be written to disk
 NAME_CHARACTERS = 80
-HOW = "send a form (multipart/form-data) with the photograph as its field image"
+HOW_TO_SEND = "send a form (multipart/form-data) with the image file in the field image"
 
 
 @dataclass
 class Form:
-    """What was sent: the photograph's bytes, its name fit for messages, and the text of the other fields."""
+    """An uploaded form.
+
+    Attributes:
+        data: contents of the image file. name: its name in messages. fields: text of the other fields, by name.
+    """
 
     data: bytes = b""
     name: str = "the image"
@@ -24,10 +28,13 @@ class Form:
 
 
 async def read_form(request: Request, limits: Limits) -> Form:
-    """Read a request to the end. Raises Refusal as soon as it is known to be too large, and where it is no such form."""
+    """Read and parse a request.
+
+    Raises RequestError if it is too large (as soon as that is known), too slow, or not a form with one image file.
+    """
     if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        raise Refusal(415, f"no form; {HOW}")
-    too_large = Refusal(413, f"more than {limits.upload_bytes / 1e6:g} MB; make the photograph smaller first")
+        raise RequestError(415, f"the request is not a form; {HOW_TO_SEND}")
+    too_large = RequestError(413, f"more than {limits.upload_bytes / 1e6:g} MB; resize the photograph first")
     length = request.headers.get("content-length", "0")
     if not length.isdecimal() or int(length) > limits.upload_bytes:
         raise too_large
@@ -37,10 +44,10 @@ async def read_form(request: Request, limits: Limits) -> Form:
         files.append(file.field_name)
         if file.field_name == b"image":
             file.file_object.seek(0)
-            form.data, form.name = file.file_object.read(), shown(file.file_name or b"")
+            form.data, form.name = file.file_object.read(), display_name(file.file_name or b"")
 
     def on_field(text: python_multipart.multipart.Field) -> None:
-        form.fields[decoded(text.field_name)] = decoded(text.value or b"")
+        form.fields[decode(text.field_name)] = decode(text.value or b"")
 
     try:
         async with asyncio.timeout(limits.upload_seconds):
@@ -53,20 +60,24 @@ async def read_form(request: Request, limits: Limits) -> Form:
                 parser.write(chunk)
             parser.finalize()
     except FormParserError as error:
-        raise Refusal(400, f"a form that cannot be read ({' '.join(str(error).split())}); {HOW}") from error
+        raise RequestError(
+            400, f"the form cannot be parsed ({' '.join(str(error).split())}); {HOW_TO_SEND}"
+        ) from error
     except TimeoutError as error:
-        raise Refusal(408, f"not all there after {limits.upload_seconds:g} seconds; send it again") from error
+        raise RequestError(
+            408, f"upload not complete after {limits.upload_seconds:g} seconds; send it again"
+        ) from error
     if files != [b"image"]:
-        raise Refusal(400, f"{len(files)} files in the form, none or more than the one needed; {HOW}")
+        raise RequestError(400, f"{len(files)} files in the form, expected one image; {HOW_TO_SEND}")
     return form
 
 
-def decoded(text: bytes) -> str:
+def decode(text: bytes) -> str:
     return text.decode("utf-8", "replace")
 
 
-def shown(name: bytes) -> str:
-    """A file's name as messages have it: the last part, no control characters, not too long."""
-    name = decoded(name).replace("\\", "/").rpartition("/")[2]
+def display_name(name: bytes) -> str:
+    """File name for messages: the last path component, printable characters only, at most NAME_CHARACTERS long."""
+    name = decode(name).replace("\\", "/").rpartition("/")[2]
     name = "".join(c for c in name if c.isprintable()).strip()
     return f"{name[: NAME_CHARACTERS - 1]}…" if len(name) > NAME_CHARACTERS else name or "the image"

@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 
 from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.serve.app import create_app
-from sca_caption.serve.server import address, listen, server
+from sca_caption.serve.server import browser_url, listen, make_server
 
 
 def serving(pipeline: CaptionPipeline, **options) -> AbstractContextManager[str]:
@@ -24,14 +24,14 @@ def serving(pipeline: CaptionPipeline, **options) -> AbstractContextManager[str]
 def running(app: Starlette) -> Iterator[str]:
     """The address at which an application answers meanwhile."""
     listening = listen("127.0.0.1", 0)
-    instance = server(app)
+    instance = make_server(app)
     thread = threading.Thread(target=instance.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     try:
         while not instance.started:
             assert thread.is_alive()
             time.sleep(0.01)
-        yield address(listening)
+        yield browser_url(listening)
     finally:
         instance.should_exit = True
         thread.join()

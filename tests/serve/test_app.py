@@ -1,4 +1,4 @@
-"""The API of caption.py --serve: its answers against `inference`, and everything that it refuses."""
+"""The API of caption.py --serve: its responses agree with `CaptionPipeline`, and it refuses invalid requests."""
 
 import base64
 import dataclasses
@@ -20,13 +20,13 @@ from sca_caption import checkpoint, images
 from sca_caption.config import SearchConfig
 from sca_caption.images import Transform
 from sca_caption.inference.captioning import CaptionPipeline
-from sca_caption.models.attention_trace import attended_maps
+from sca_caption.models.attention_trace import unattended_maps
 from sca_caption.serve.app import FILES, create_app
 from sca_caption.serve.guard import Guard
 from sca_caption.serve.limits import Limits
 from sca_caption.serve.options import Options, read_options
 from sca_caption.serve.schema import ERRORS, Answer, ModelCard
-from sca_caption.serve.upload import shown
+from sca_caption.serve.upload import display_name
 from tests.helpers.made_photos import encoded, message, photo
 from tests.helpers.web_server import SlowPipeline, get, post, running, serving, until
 
@@ -50,7 +50,7 @@ def pixels_of(pipeline, path):
     return torch.from_numpy(images.load(path, pipeline.transform)).permute(2, 0, 1)[None]
 
 
-def test_an_answer_holds_what_the_describer_finds(url, pipeline, photos):
+def test_an_answer_agrees_with_the_pipeline(url, pipeline, photos):
     for path in photos:
         response = post(url, path)
         found = response.json()
@@ -67,7 +67,7 @@ def test_an_answer_holds_what_the_describer_finds(url, pipeline, photos):
         assert found["probabilities"] == pytest.approx(trace.probabilities.tolist(), rel=1e-3)
         assert (found["width"], found["height"]) == Image.open(path).size
         assert found["attention"]["region"] == [0, 0, 1, 1] and found["preview"] is None
-        maps = attended_maps(pipeline.sca_cnn, batch)
+        maps = unattended_maps(pipeline.sca_cnn, batch)
         for layer, wanted, excited in zip(found["attention"]["layers"], trace.layers, maps, strict=True):
             assert (layer["layer"], layer["grid"]) == (wanted.name, [8, 8])
             flat = wanted.spatial.reshape(len(found["words"]), 64)
@@ -121,10 +121,10 @@ def test_several_models_caption_without_attention(tiny_checkpoint, pipeline, pho
         assert get(f"{url}/api/model").json()["layers"] == []
 
 
-def test_what_the_model_saw_of_a_turned_photograph(tiny_checkpoint, tmp_path):
+def test_the_region_that_the_model_sees_of_a_rotated_photograph(tiny_checkpoint, tmp_path):
     loaded = checkpoint.load(tiny_checkpoint)
     exif = Image.Exif()
-    exif[images.ORIENTATION] = 6  # on its side
+    exif[images.ORIENTATION] = 6  # rotated by 90 degrees
     data = encoded(photo(1, (60, 40)), "JPEG", exif=exif)
     with serving(CaptionPipeline.load(dataclasses.replace(loaded, transform=Transform(32, "crop")))) as url:
         found = post(url, data, preview=True).json()
@@ -136,7 +136,7 @@ def test_what_the_model_saw_of_a_turned_photograph(tiny_checkpoint, tmp_path):
     assert Image.open(tmp_path / "x.jpg").size == (40, 60)
 
 
-def test_files_that_are_no_images_get_the_command_lines_words(url, photos, tmp_path):
+def test_files_that_are_not_images_get_the_messages_of_the_command_line(url, photos, tmp_path):
     bad = {
         "notes.txt": b"no image at all, but long enough to be looked at",
         "torn.png": photos[1].read_bytes()[:60],
@@ -152,25 +152,22 @@ def test_files_that_are_no_images_get_the_command_lines_words(url, photos, tmp_p
         assert response.json() == {"error": wanted.replace(str(path), name)}
 
 
-def test_no_other_program_is_started_for_an_image(url, tmp_path):
-    """Pillow would have Ghostscript run an EPS file."""
+def test_no_other_program_is_started_to_decode_an_image(url, tmp_path):
+    """Pillow would start Ghostscript for an EPS file."""
     (tmp_path / "x.eps").write_bytes(encoded(photo(1), "EPS"))
     response = post(url, tmp_path / "x.eps")
     assert response.status_code == 415
-    assert response.json()["error"] == "x.eps: a file of the kind EPS; convert it to JPEG or PNG"
+    assert re.match("x.eps: .* EPS .*; convert it to JPEG or PNG", response.json()["error"])
 
 
 def test_too_many_pixels_are_not_decoded(url, monkeypatch):
     monkeypatch.setattr(images, "decode", lambda *_: pytest.fail("decoded"))
     response = post(url, encoded(Image.new("L", (1000, 500))))
     assert response.status_code == 413
-    assert (
-        response.json()["error"]
-        == "a.png: 0.5 million pixels; at most 0.4 million are taken, make it smaller first"
-    )
+    assert re.match("a.png: 0.5 million pixels; .* 0.4 million .*resize", response.json()["error"])
 
 
-def test_too_many_bytes_are_refused_before_they_come(url):
+def test_too_many_bytes_are_refused_before_the_upload(url):
     connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
     connection.putrequest("POST", "/api/caption")
     connection.putheader("Content-Type", "multipart/form-data; boundary=x")
@@ -178,7 +175,7 @@ def test_too_many_bytes_are_refused_before_they_come(url):
     connection.endheaders()
     response = connection.getresponse()
     assert response.status == 413
-    assert json.load(response) == {"error": "more than 2 MB; make the photograph smaller first"}
+    assert re.match("more than 2 MB; resize", json.load(response)["error"])
 
 
 def test_too_many_bytes_of_unknown_length_are_not_read_to_the_end(url):
@@ -197,7 +194,7 @@ def test_too_many_bytes_of_unknown_length_are_not_read_to_the_end(url):
     assert len(sent) < 4000
 
 
-def test_an_upload_that_stops_is_given_up(pipeline):
+def test_an_upload_that_stops_times_out(pipeline):
     with serving(pipeline, limits=Limits(upload_seconds=0.2)) as url:
         connection = http.client.HTTPConnection(urlsplit(url).netloc, timeout=30)
         connection.putrequest("POST", "/api/caption")
@@ -206,10 +203,10 @@ def test_an_upload_that_stops_is_given_up(pipeline):
         connection.endheaders(b"--x")
         response = connection.getresponse()
         assert response.status == 408
-        assert json.load(response) == {"error": "not all there after 0.2 seconds; send it again"}
+        assert re.search("after 0.2 seconds; send it again", json.load(response)["error"])
 
 
-def test_settings_that_make_no_sense(url, photos):
+def test_invalid_settings(url, photos):
     """Errors name the flag, the value and the limit."""
     for fields, parts in (
         ({"num_captions": 8}, ("--num-captions 8", "--beam-size 7")),
@@ -235,21 +232,24 @@ def test_settings_that_make_no_sense(url, photos):
 @pytest.mark.parametrize(
     ("request_", "status", "error"),
     [
-        ({"content": b"x"}, 415, "no form; send a form (multipart/form-data) with the photograph as its field image"),
-        ({"json": {}}, 415, "no form; "),
-        ({"files": {"beam_size": (None, "3")}}, 400, "0 files in the form, none or more than the one needed; "),
-        ({"files": {"photo": ("a.png", b"x")}}, 400, "1 files in the form, "),
-        ({"files": [("image", ("a", b"x")), ("image", ("b", b"x"))]}, 400, "2 files in the form, "),
+        ({"content": b"x"}, 415, "not a form"),
+        ({"json": {}}, 415, "not a form"),
+        ({"files": {"beam_size": (None, "3")}}, 400, "0 files in the form"),
+        ({"files": {"photo": ("a.png", b"x")}}, 400, "1 files in the form"),
+        ({"files": [("image", ("a", b"x")), ("image", ("b", b"x"))]}, 400, "2 files in the form"),
         ({"content": b"xx", "headers": {"Content-Type": "multipart/form-data; boundary=y"}}, 400,
-         "a form that cannot be read ("),
-        ({"content": b"", "headers": {"Content-Type": "multipart/form-data"}}, 400, "a form that cannot be read ("),
+         "cannot be parsed"),
+        ({"content": b"", "headers": {"Content-Type": "multipart/form-data"}}, 400, "cannot be parsed"),
     ],
 )  # fmt: skip
-def test_requests_that_are_no_form_with_a_photograph(url, request_, status, error):
+def test_requests_without_a_form_with_one_photograph(url, request_, status, error):
     with httpx.Client(trust_env=False) as client:
         response = client.post(f"{url}/api/caption", **request_)
     assert response.status_code == status
-    assert response.json()["error"].startswith(error)
+    found = response.json()["error"]
+    assert error in found and found.endswith(
+        "send a form (multipart/form-data) with the image file in the field image"
+    )
 
 
 def test_other_addresses_and_methods(url):
@@ -258,10 +258,10 @@ def test_other_addresses_and_methods(url):
     assert get(f"{url}/../pyproject.toml").status_code == 404
 
 
-def test_a_full_queue_refuses_at_once_and_what_nobody_waits_for_is_not_done(tiny_checkpoint, photos):
+def test_a_full_queue_refuses_and_abandoned_requests_are_dropped(tiny_checkpoint, photos):
     slow = SlowPipeline.load(tiny_checkpoint)
     app = create_app(slow, limits=Limits(waiting=2))
-    desk, signals = app.state.desk, slow.signals
+    queue, signals = app.state.queue, slow.signals
     with running(app) as url, ThreadPoolExecutor(3) as threads:
         answers = [threads.submit(post, url, photos[0])]
         assert signals.begun.acquire(timeout=60)
@@ -269,18 +269,18 @@ def test_a_full_queue_refuses_at_once_and_what_nobody_waits_for_is_not_done(tiny
         form = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n%s\r\n--x--\r\n'
         kind = {"Content-Type": "multipart/form-data; boundary=x"}
         leaves.request("POST", "/api/caption", form % photos[1].read_bytes(), kind)
-        until(lambda: desk.taken == 2)
+        until(lambda: queue.occupied == 2)
         leaves.close()
-        until(lambda: desk.taken == 1)
+        until(lambda: queue.occupied == 1)
         answers += [threads.submit(post, url, path) for path in photos[2:4]]
-        until(lambda: desk.taken == 3)
+        until(lambda: queue.occupied == 3)
         refused = post(url, photos[4])
         assert (refused.status_code, refused.headers["Retry-After"]) == (503, "5")
-        assert refused.json() == {"error": "busy: 3 photographs are before yours; try again in 5 seconds"}
+        assert re.match("busy: 3 .*; try again in 5 seconds", refused.json()["error"])
         signals.may.release(3)
         assert [answer.result().status_code for answer in answers] == [200] * 3
         assert signals.count == 3
-        assert desk.taken == 0
+        assert queue.occupied == 0
 
 
 @pytest.mark.parametrize(
@@ -303,7 +303,7 @@ def test_a_full_queue_refuses_at_once_and_what_nobody_waits_for_is_not_done(tiny
         ({"Sec-Fetch-Site": "same-origin"}, 200),
     ],
 )
-def test_only_this_servers_page_and_programs_may_ask(url, photos, headers, status):
+def test_only_pages_of_this_server_and_programs_are_answered(url, photos, headers, status):
     response = post(url, photos[0], headers=headers)
     assert response.status_code == status
     assert "access-control-allow-origin" not in response.headers
@@ -316,10 +316,10 @@ def test_only_this_servers_page_and_programs_may_ask(url, photos, headers, statu
 @pytest.mark.parametrize(
     ("host", "open_to"), [("0.0.0.0", True), ("192.168.1.5", True), ("localhost", False)]
 )
-def test_a_server_for_others_answers_to_addresses_but_not_to_names(host, open_to):
+def test_a_server_on_the_network_accepts_addresses_but_not_other_names(host, open_to):
     guard = Guard(None, host)
-    assert guard.is_ours("192.168.1.5:7860") is open_to
-    assert guard.is_ours("localhost:7860") and not guard.is_ours("rebound.example:7860")
+    assert guard.is_own_host("192.168.1.5:7860") is open_to
+    assert guard.is_own_host("localhost:7860") and not guard.is_own_host("rebound.example:7860")
 
 
 def test_nothing_is_written_to_disk(url, monkeypatch):
@@ -333,7 +333,7 @@ def test_nothing_is_written_to_disk(url, monkeypatch):
     assert post(url, data).status_code == 200
 
 
-def test_every_answer_keeps_browsers_to_this_server(url):
+def test_security_headers_of_every_response(url):
     for path in [*FILES, "/api/model", "/openapi.json", "/nothing"]:
         headers = get(url + path).headers
         policy = headers["content-security-policy"]
@@ -342,7 +342,7 @@ def test_every_answer_keeps_browsers_to_this_server(url):
         assert "server" not in headers and "set-cookie" not in headers
 
 
-def test_the_page_asks_for_nothing_but_its_own_files(url):
+def test_the_page_requests_only_its_own_files(url):
     wanted = set()
 
     class Page(HTMLParser):
@@ -361,7 +361,7 @@ def test_the_page_asks_for_nothing_but_its_own_files(url):
         assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)", get(url + path).text)
 
 
-def test_the_model_and_the_schema_say_what_holds(url, pipeline, photos):
+def test_the_model_card_and_the_schema_agree_with_the_api(url, pipeline, photos):
     card = ModelCard.model_validate(get(f"{url}/api/model").json(), strict=True)
     assert card.vocabulary == 16 and card.layers == ["layer1.0", "layer1.1"] and not card.objects
     assert card.defaults.model_dump() == vars(DEFAULTS) | {"force_words": [], "objects": True}
@@ -378,7 +378,7 @@ def test_the_model_and_the_schema_say_what_holds(url, pipeline, photos):
     known = {field.name for field in dataclasses.fields(SearchConfig)}
     assert set(form["properties"]) == known | {"image", "force_words", "objects", "preview"}
     assert form["properties"]["num_captions"]["default"] == 3
-    for name in known:  # what the schema gives as a default is taken
+    for name in known:  # the API accepts the defaults of the schema
         assert post(url, photos[0], **{name: form["properties"][name]["default"]}).status_code == 200
 
 
@@ -394,4 +394,4 @@ def test_the_model_and_the_schema_say_what_holds(url, pipeline, photos):
     ],
 )
 def test_names_in_messages(name, wanted):
-    assert shown(name) == wanted
+    assert display_name(name) == wanted
