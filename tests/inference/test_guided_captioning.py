@@ -10,6 +10,7 @@ from sca_caption.config import SamplingConfig, SearchConfig
 from sca_caption.explain.explanation import explain
 from sca_caption.guidance import GUIDES
 from sca_caption.guidance.guide import Guide, TrainedGuide
+from sca_caption.guidance.novel_objects import Limits
 from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.vocab import BOS, EOS
 from tests.helpers.guided_captioners import WORDS, guided_checkpoint, pixels
@@ -69,20 +70,24 @@ def test_log_prob_is_the_captioners_own(pipeline):
     assert added
 
 
-def test_explaining_a_caption_gives_the_numbers_of_the_search(given, pipeline):
-    checked = 0
-    for number in range(8):
-        source = photo(number)
-        ((best, *_), _) = pipeline.trace_batch(pixels(8)[number : number + 1])[0]
-        if not best.finished:
-            continue
-        found = explain(pipeline, source, best.text).caption
-        assert found.tokens == best.tokens
-        for name in ("log_prob", "score", "mean_log_prob", "confidence"):
-            assert getattr(found, name) == pytest.approx(getattr(best, name), abs=1e-3), name
-        assert found.ratings["consensus"] == pytest.approx(best.ratings["consensus"], abs=1e-4)
-        checked += 1
-    assert checked >= 4
+def test_explaining_a_caption_gives_the_numbers_of_the_search(pipeline):
+    """Of every caption that a search ends, also of those with masked and inserted words."""
+    search = SearchConfig(num_captions=3, length_penalty=0.9, rerank_weight=3.0)
+    several = pipeline.with_search(search)
+    checked, added = 0, 0
+    for number, captions in enumerate(several.caption_batch(pixels(8))):
+        for caption in captions:
+            if not caption.finished:
+                continue
+            found = explain(several, photo(number), caption.text).caption
+            assert (found.text, found.tokens, found.finished) == (caption.text, caption.tokens, True)
+            for name in ("log_prob", "score", "mean_log_prob", "confidence"):
+                assert getattr(found, name) == pytest.approx(getattr(caption, name), abs=1e-3), name
+            assert found.ratings == pytest.approx(caption.ratings, abs=1e-4)
+            checked, added = checked + 1, added + any(token >= len(WORDS) for token in caption.tokens)
+    assert checked >= 12 and added >= 3
+    explained = Captioner(several).explain(photo(0), "A man runs!").caption
+    assert explained.text == "a man runs" and explained.confidence is not None
 
 
 def test_sampling_inserts_nothing_and_obeys_the_mask(given, pipeline):
@@ -94,6 +99,11 @@ def test_sampling_inserts_nothing_and_obeys_the_mask(given, pipeline):
     banned[:, len(WORDS) :] = True
     for row, captions in zip(banned, sampled.caption_batch(batch), strict=True):
         assert not any(row[list(caption.tokens)].any() for caption in captions)
+    free = CaptionPipeline.load(given, search=sampled.search, sampling=SamplingConfig(), objects=False)
+    drawn = free.caption_batch(batch)
+    assert any(
+        row[list(caption.tokens)].any() for row, each in zip(banned, drawn, strict=True) for caption in each
+    )
 
 
 def test_without_object_guidance(given, pipeline):
@@ -102,6 +112,44 @@ def test_without_object_guidance(given, pipeline):
     loaded = CaptionPipeline.load(given, objects=False)
     assert [c[0].text for c in off.caption_batch(batch)] == [c[0].text for c in loaded.caption_batch(batch)]
     assert {guide.name for guide in off.guides} == {"consensus", "confidence"}
+    assert given.guides["consensus"].reads_features  # of the object classifier, all the same
+    assert off.caption_batch(batch) != pipeline.caption_batch(batch)
+    assert all(token < len(WORDS) for captions in off.caption_batch(batch) for token in captions[0].tokens)
+
+
+@torch.inference_mode()
+def test_an_inserted_noun_costs_no_more_than_its_margin(given, pipeline):
+    """Of the captions with the noun, the one that the search ranks first; without ratings in the comparison."""
+    off, lexicon = pipeline.with_search(SearchConfig()), pipeline.guides[0]
+    off.guides = [guide for guide in off.guides if not guide.inserts]
+    _, predictions = pipeline.model.start(pixels(8), pipeline.guides)
+
+    def normalised(caption):
+        return caption.log_prob / (len(caption.tokens) + caption.finished) ** SearchConfig().length_penalty
+
+    changed = 0
+    for row, (before, after) in enumerate(
+        zip(off.caption_batch(pixels(8)), pipeline.caption_batch(pixels(8)), strict=True)
+    ):
+        probabilities = predictions["objects"][row]
+        noun = lexicon.most_probable(probabilities)
+        if before[0].tokens == after[0].tokens:
+            continue
+        assert set(lexicon.groups[noun]) & set(after[0].tokens)
+        margin = 0.8 + 2.2 * float(probabilities.max())
+        assert normalised(before[0]) - normalised(after[0]) <= margin + 1e-4
+        changed += 1
+    assert changed >= 4
+    for sign in (1, -1):
+        lexicon.limits, kept = Limits(margin=sign * 1e9), lexicon.limits
+        captions = pipeline.caption_batch(pixels(8))
+        lexicon.limits = kept
+        inserted = [
+            bool(set(lexicon.groups[lexicon.most_probable(row)]) & set(best.tokens))
+            for row, (best, *_) in zip(predictions["objects"], captions, strict=True)
+            if row.max() >= Limits.threshold
+        ]
+        assert inserted == [sign > 0] * len(inserted)
 
 
 def test_a_guide_is_one_class_and_one_line(given, monkeypatch, tmp_path):
