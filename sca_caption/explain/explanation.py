@@ -30,7 +30,7 @@ from sca_caption.vocab import tokenize
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from sca_caption.explain.channel_patches import Examples
+    from sca_caption.explain.channel_patches import ChannelExamples
 
 
 MAX_PIXELS = 1000  # of the longer side of the photograph that is drawn
@@ -55,7 +55,7 @@ class Explanation:
     words: tuple[str, ...]
     trace: Trace
     maps: tuple[np.ndarray, ...]
-    examples: "Examples | None" = None
+    examples: "ChannelExamples | None" = None
 
     def figure(self) -> "Figure":
         """A figure of one page, 7.2 inches wide."""
@@ -91,7 +91,7 @@ def explain(
     source: Source,
     caption: str | None = None,
     *,
-    examples: "Examples | None" = None,
+    examples: "ChannelExamples | None" = None,
 ) -> Explanation:
     """Caption a photograph, or take the given caption, and return the attention at every word.
 
@@ -111,7 +111,7 @@ def explained(
     source: Source,
     caption: Caption,
     found: Trace,
-    examples: "Examples | None" = None,
+    examples: "ChannelExamples | None" = None,
 ) -> Explanation:
     """The explanation of a caption whose trace is known."""
     pixels = stack([images.load(source, pipeline.transform)])

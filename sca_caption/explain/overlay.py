@@ -6,7 +6,7 @@ Shapes: H x W positions of an attended layer, h x w pixels of the photograph.
 import numpy as np
 from PIL import Image
 
-from sca_caption.images import Transform, seen_box
+from sca_caption.images import Transform, crop_box
 
 LEAST_TOP = (
     4.0  # multiples of an even share; the scale ends no lower, so that nearly even attention looks even
@@ -35,7 +35,7 @@ def multiples(weights: np.ndarray, size: tuple[int, int], transform: Transform) 
 
 def _seen(size: tuple[int, int], transform: Transform) -> tuple[int, int, int, int]:
     """What the model sees of a photograph, in whole pixels."""
-    left, top, right, bottom = seen_box(size, transform)
+    left, top, right, bottom = crop_box(size, transform)
     return int(left), int(top), int(left) + round(right - left), int(top) + round(bottom - top)
 
 

@@ -33,7 +33,7 @@ def test_patches_of_a_data_file(run, photos, tmp_path):
     assert run(photos[0], "--explain", tmp_path / "why.svg", "--explain-data", tmp_path / "made.h5") == plain
     for name, where in (("why", "in 4 training images"), ("own", "in this photograph")):
         lines = ElementTree.parse(tmp_path / f"{name}.svg").findall(".//{*}text")
-        assert f"around the place {where} where" in " ".join(line.text for line in lines)
+        assert f"maximum of a channel {where}" in " ".join(line.text for line in lines)
 
 
 @pytest.mark.parametrize("kind", ["json", "jsonl"])

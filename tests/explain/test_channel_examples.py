@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from sca_caption.datasets.hdf5_reader import CaptionDataset
-from sca_caption.explain.channel_patches import KEPT, find_examples, patch, peaks
+from sca_caption.explain.channel_patches import TOP_IMAGES, crop_patch, find_examples, find_peaks
 from sca_caption.images import Transform
 from sca_caption.inference.batching import stack
 from sca_caption.inference.captioning import CaptionPipeline
@@ -22,23 +22,23 @@ def data(tmp_path) -> CaptionDataset:
 def test_the_images_that_excite_most(tiny_checkpoint, data):
     pipeline, rows = CaptionPipeline.load(tiny_checkpoint, batch_size=3), data.indices("train")
     found = find_examples(pipeline, data)
-    assert found.looked_at == len(rows) == 7
+    assert found.image_count == len(rows) == 7
     maps = [unattended_maps(pipeline.sca_cnn, stack([data.image(row)])) for row in rows]
     for layer, examples in enumerate(found.layers):
         for channel in range(0, examples.rows.shape[1], 7):
             values = [float(of_image[layer][0, channel].max()) for of_image in maps]
             kept = [values[list(rows).index(row)] for row in examples.rows[:, channel]]
-            np.testing.assert_allclose(kept, sorted(values, reverse=True)[:KEPT], rtol=1e-4)
+            np.testing.assert_allclose(kept, sorted(values, reverse=True)[:TOP_IMAGES], rtol=1e-4)
             first = list(rows).index(examples.rows[0, channel])
-            at = int(peaks(maps[first][layer][0, channel])[0])
-            wanted = patch(Image.fromarray(data.image(rows[first])), at, examples.grid, SMALL)
+            at = int(find_peaks(maps[first][layer][0, channel])[0])
+            wanted = crop_patch(Image.fromarray(data.image(rows[first])), at, examples.grid, SMALL)
             np.testing.assert_array_equal(found.patches(layer, channel)[0], wanted)
 
 
-def test_no_more_than_asked_for_are_looked_at_evenly_spread(tiny_checkpoint, data):
+def test_at_most_max_images_are_searched(tiny_checkpoint, data):
     pipeline = CaptionPipeline.load(tiny_checkpoint, batch_size=2)
-    found = find_examples(pipeline, data, most=2)
-    assert found.looked_at == 2 and len(found.patches(0, 0)) == 2
+    found = find_examples(pipeline, data, max_images=2)
+    assert found.image_count == 2 and len(found.patches(0, 0)) == 2
     assert set(found.layers[0].rows[:2].ravel()) == {0, 6} and (found.layers[0].rows[2] == -1).all()
 
 

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sca_caption.explain.channel_patches import SHARE, changes, most_changed, patch, peaks, strongest
+from sca_caption.explain.channel_patches import (
+    PATCH_SHARE,
+    crop_patch,
+    find_peaks,
+    relative_changes,
+    rising_channels,
+    strongest_channels,
+)
 from sca_caption.images import Transform
 
 
@@ -13,7 +20,7 @@ def made_weights(words: int, channels: int, seed: int = 0) -> np.ndarray:
 
 
 def by_rank(values: np.ndarray, count: int, other_than=()) -> set[int]:
-    """The set that `strongest` promises, by brute force: all pairs by rank in their word, then by value."""
+    """The set that `strongest_channels` promises, by brute force: all pairs by rank in their word, then by value."""
     pairs = []
     for t, row in enumerate(values):
         for channel, value in enumerate(row):
@@ -31,7 +38,7 @@ def by_rank(values: np.ndarray, count: int, other_than=()) -> set[int]:
 )
 def test_the_strongest_channels(words, channels, count):
     weights = made_weights(words, channels)
-    found = strongest(weights, count)
+    found = strongest_channels(weights, count)
     assert len(found) == len(set(found)) == min(count, channels)
     assert set(found) == by_rank(weights, count)
     if words == 1:
@@ -43,16 +50,16 @@ def test_the_strongest_channels(words, channels, count):
 
 def test_the_channels_that_change_most():
     weights = made_weights(5, 40)
-    change = changes(weights)
+    change = relative_changes(weights)
     np.testing.assert_allclose(change.mean(0), 0, atol=1e-6)
-    shown = strongest(weights, 6)
-    found = most_changed(weights, 6, shown)
+    shown = strongest_channels(weights, 6)
+    found = rising_channels(weights, 6, shown)
     assert set(found) == by_rank(weights / weights.mean(0), 6, shown) and not set(found) & set(shown)
 
 
 def test_peaks_are_the_greatest_values():
     maps = np.random.default_rng(0).normal(size=(3, 7, 4, 5)).astype(np.float32)
-    at, greatest, around = peaks(maps)
+    at, greatest, around = find_peaks(maps)
     np.testing.assert_array_equal(at, maps.reshape(3, 7, 20).argmax(-1))
     np.testing.assert_array_equal(greatest, maps.max((2, 3)))
     row, column = divmod(int(at[1, 2]), 5)
@@ -65,7 +72,7 @@ def test_of_equal_peaks_the_one_amid_the_greatest_wins():
     values[0, 0] = 6.0
     values[3:6, 3:6] = 5.0
     values[4, 4] = 6.0
-    assert int(peaks(values)[0]) == 4 * 6 + 4
+    assert int(find_peaks(values)[0]) == 4 * 6 + 4
 
 
 @pytest.mark.parametrize("mode", ["resize", "crop"])
@@ -77,8 +84,8 @@ def test_a_patch_is_the_neighbourhood_of_its_position(mode, size):
     left, top = ((width - min(size)) / 2, (height - min(size)) / 2) if mode == "crop" else (0, 0)
     wide, high = (min(size),) * 2 if mode == "crop" else size
     for at in (0, 5 * 9 + 3, 80):
-        found = patch(image, at, (9, 9), transform)
-        side = min(SHARE * (wide * high) ** 0.5, wide, high)
+        found = crop_patch(image, at, (9, 9), transform)
+        side = min(PATCH_SHARE * (wide * high) ** 0.5, wide, high)
         assert found.size == (round(side),) * 2
         x, y = np.asarray(found)[:, :, :2].reshape(-1, 2).mean(0) + 0.5
         wanted = [left + (at % 9 + 0.5) / 9 * wide, top + (at // 9 + 0.5) / 9 * high]
@@ -88,4 +95,5 @@ def test_a_patch_is_the_neighbourhood_of_its_position(mode, size):
 
 
 def test_a_patch_of_the_smallest_image():
-    assert patch(Image.new("RGB", (1, 1), "red"), 3, (2, 2), Transform(32)).getpixel((0, 0)) == (255, 0, 0)
+    found = crop_patch(Image.new("RGB", (1, 1), "red"), 3, (2, 2), Transform(32))
+    assert found.getpixel((0, 0)) == (255, 0, 0)

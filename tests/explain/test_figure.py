@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from PIL import Image
 
-from sca_caption.explain.channel_patches import changes, most_changed, strongest
+from sca_caption.explain.channel_patches import relative_changes, rising_channels, strongest_channels
 from sca_caption.explain.figure import image_dpi, panel_columns
 from sca_caption.runtime.figures import DPI, fit_text, text_width, wrap_text
 from tests.helpers.explanations import WORDS, made_explanation
@@ -47,8 +47,8 @@ def test_every_word_has_a_panel_with_its_numbers(words):
 def test_the_channels_are_the_strongest_and_the_most_changed():
     made = made_explanation()
     weights = made.trace.layers[0].channel
-    strong = strongest(weights, 6)
-    changed = most_changed(weights, 6, strong)
+    strong = strongest_channels(weights, 6)
+    changed = rising_channels(weights, 6, strong)
     found = texts(made.figure())
     start = found.index(str(strong[0]))
     numbers = [text for text in found[start:] if text.isdigit()]
@@ -56,7 +56,7 @@ def test_the_channels_are_the_strongest_and_the_most_changed():
     for t, channel in itertools.product(range(len(WORDS)), strong):
         assert f"{weights[t, channel] * 40:.2f}" in found
     for t, channel in itertools.product(range(len(WORDS)), changed):
-        percent = f"{100 * changes(weights)[t, channel]:+.0f}".replace("-", "−")
+        percent = f"{100 * relative_changes(weights)[t, channel]:+.0f}".replace("-", "−")
         assert percent in found or percent[1:] == "0"
 
 
@@ -65,11 +65,11 @@ def test_the_channels_are_the_strongest_and_the_most_changed():
 @pytest.mark.parametrize("layers", [(("top", 40, 4, 4),), TWO])
 def test_a_kind_of_attention_that_the_model_lacks_is_left_out(kinds, layers):
     found = texts(made_explanation(kinds=kinds, layers=layers).figure())
-    assert found.count("Where it looked") == len(layers) * ("S" in kinds)
-    assert found.count("What it selected") == len(layers) * ("C" in kinds)
+    assert found.count("Spatial attention") == len(layers) * ("S" in kinds)
+    assert found.count("Channel attention") == len(layers) * ("C" in kinds)
     letters = [text for text in found if re.fullmatch("[b-f]", text)]
     assert letters == list("bcdef"[: len(layers) * len(kinds) - 1])
-    assert any("even shares; grey" in text for text in found) == ("S" in kinds)
+    assert any("Spatial weight" in text for text in found) == ("S" in kinds)
     assert any("Top patch" in text for text in found) == ("C" in kinds)
 
 
@@ -119,7 +119,7 @@ def test_even_attention_has_no_colour():
 def test_svg_has_its_text_as_text(tmp_path):
     made_explanation().save(tmp_path / "why.svg")
     written = [each.text for each in ElementTree.parse(tmp_path / "why.svg").findall(".//{*}text")]
-    for text in ("Where it looked", "What it selected", "a dog runs on the grass", "grass"):
+    for text in ("Spatial attention", "Channel attention", "a dog runs on the grass", "grass"):
         assert text in written
 
 
