@@ -1,5 +1,6 @@
 """Every kind of image file, good and bad, and the two ways to bring one to size."""
 
+import contextlib
 import io
 import pickle
 import random
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sca_caption import images
 from sca_caption.images import (
     UPRIGHT,
     ImageError,
@@ -177,7 +179,7 @@ def test_missing_files_folders_and_bombs(tmp_path, monkeypatch):
     with pytest.raises(ImageError, match="a folder without images; give an image or a folder of images"):
         open_image(tmp_path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
-    open_image(encoded(Image.new("1", (1400, 1400)), "PNG"))  # Pillow warns here, we do not
+    open_image(encoded(Image.new("1", (1400, 1400)), "PNG"))  # Pillow warns here; the warning is hidden
     with pytest.raises(ImageError, match="more than 2 million pixels; make it smaller first"):
         open_image(encoded(Image.new("1", (1500, 1500)), "PNG"))
 
@@ -293,6 +295,20 @@ def test_reading_in_threads_leaves_the_users_warnings_alone():
         assert user_warning_is_shown()
 
 
+def test_leaving_catch_warnings_while_images_are_read_leaves_no_filter():
+    """`catch_warnings` copies the list of filters, and restores the first list when it ends."""
+    before = list(warnings.filters)
+    with contextlib.ExitStack() as image, warnings.catch_warnings():
+        image.enter_context(opened(PNG))
+    assert warnings.filters == before
+    image = contextlib.ExitStack()
+    image.enter_context(opened(PNG))
+    with warnings.catch_warnings():
+        image.close()
+        assert warnings.filters == before
+    assert warnings.filters == before
+
+
 def test_errors_of_the_callers_block_are_not_the_images():
     data = encoded(quadrants(), "PNG")
     with pytest.raises(NameError), opened(data) as image:
@@ -300,3 +316,32 @@ def test_errors_of_the_callers_block_are_not_the_images():
         undefined_name  # noqa: B018, F821
     with pytest.raises(ImageError, match="damaged"):
         load(data[:-40], Transform(32))
+
+
+@pytest.mark.parametrize("error", [NameError, TypeError])
+def test_errors_of_resizing_are_not_the_images(monkeypatch, error):
+    """Only calls into Pillow's decoders may turn errors into ImageError."""
+
+    def broken(image, transform):
+        raise error("a mistake in this package")
+
+    monkeypatch.setattr(images, "_resized", broken)
+    with pytest.raises(error, match="a mistake in this package"):
+        load(PNG, Transform(32))
+
+
+def test_every_error_of_a_decoder_is_an_image_error():
+    """Damage random bytes of one file per format. With this seed, Pillow raises errors of at least three types."""
+    rng, causes = random.Random(0), set()
+    originals = [
+        encoded(noise(24, 24), kind) for kind in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "DDS")
+    ]
+    for trial in range(2100):
+        data = bytearray(originals[trial % len(originals)])
+        for _ in range(rng.choice([1, 2, 4, 8])):
+            data[rng.randrange(min(len(data), 120))] = rng.randrange(256)
+        try:
+            load(bytes(data), Transform(8))
+        except ImageError as error:
+            causes.add(type(error.__cause__))
+    assert len(causes) >= 3, causes

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sca_caption.images import ImageError, decoding, find_images, open_image, opened
+from sca_caption.images import ImageError, find_images, open_image, opened
 from sca_caption.runtime.errors import UserError
 
 HELD_OUT = 0.2  # fraction of each class used for validation if there are no folders for splits
@@ -40,9 +40,8 @@ class ImageFiles:
         """Estimated memory of all images, decoded, from the headers of at most `samples` files."""
         sizes = []
         for index in np.linspace(0, len(self.paths) - 1, min(samples, len(self.paths))).astype(int):
-            path = self.root / self.file_name(index)
             try:
-                with opened(path) as image, decoding(path):
+                with opened(self.root / self.file_name(index)) as image:
                     sizes.append(image.width * image.height * 3)
             except ImageError:  # `pixels` raises it again
                 continue

@@ -53,8 +53,8 @@ class CaptionedImages(Dataset):
                 self.data.transform,
                 random.Random(f"{self.config.seed} {epoch} {index}"),
                 flip=not names_side,
-                smallest=self.config.crop_scale,
-                lighting=self.config.color_jitter,
+                crop_scale=self.config.crop_scale,
+                color_jitter=self.config.color_jitter,
             )
         return torch.from_numpy(pixels).permute(2, 0, 1), captions
 

@@ -52,7 +52,9 @@ def view(
     """Augment pixels uint8 (H, W, 3) as `config.views` says: uint8 (S, S, 3)."""
     if config.views == "resized":
         smallest = config.crop_scale
-        return images.augment(pixels, transform, rng, True, smallest=smallest, aspect=3 / 4, lighting=0.0)
+        return images.augment(
+            pixels, transform, rng, True, crop_scale=smallest, ratio=3 / 4, color_jitter=0.0
+        )
     if pixels.shape[:2] != (transform.size, transform.size):
         pixels = images.fit(Image.fromarray(pixels), transform)
     if config.views == "pad":
