@@ -9,6 +9,7 @@ import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from sca_caption.runtime.errors import UserError
 
@@ -21,14 +22,14 @@ CLITICS = frozenset(("'s", "'re", "'ll", "'ve", "'m", "'d", "n't"))  # joined to
 
 
 @functools.cache
-def _splitter():
+def _splitter() -> Any:
     """spaCy's rule-based English tokenizer, which needs no model, changed to keep compounds such as "t-shirt" whole.
 
     BLEU and CIDEr use Penn Treebank tokens, in which compounds are whole, so "t shirt" would be two wrong words.
     """
     absent = "torch" not in sys.modules
     if absent:
-        sys.modules["torch"] = None  # spaCy would import it for its neural models: 2 s and 200 MB
+        sys.modules["torch"] = None  # type: ignore[assignment]  # spaCy would import it for its neural models: 2 s and 200 MB
     try:
         import spacy
     except ImportError as error:
@@ -42,9 +43,11 @@ def _splitter():
 
     pipeline = spacy.blank("en")
     dashes = "|".join(mark for mark in HYPHENS.split("|") if mark != "-")
-    infixes = [rule.replace(HYPHENS, dashes) for rule in pipeline.Defaults.infixes]
-    pipeline.tokenizer.infix_finditer = spacy.util.compile_infix_regex(infixes).finditer
-    return pipeline.tokenizer
+    rules: Any = pipeline.Defaults.infixes  # strings in English
+    tokenizer: Any = pipeline.tokenizer
+    infixes = [rule.replace(HYPHENS, dashes) for rule in rules]
+    tokenizer.infix_finditer = spacy.util.compile_infix_regex(infixes).finditer
+    return tokenizer
 
 
 def tokenize(text: str) -> list[str]:

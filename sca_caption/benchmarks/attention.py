@@ -16,6 +16,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -106,9 +107,11 @@ def report_blocks(arguments: argparse.Namespace) -> None:
     shape = (arguments.batch_size, 3, arguments.image_size, arguments.image_size)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
     labels = torch.randint(0, arguments.classes, (len(images),), device=device)
-    forward = time_ratios([lambda m=m: forward_pass(m, images) for m in models], arguments.rounds, device)
+    forward = time_ratios(
+        [partial(forward_pass, model, images) for model in models], arguments.rounds, device
+    )
     training = time_ratios(
-        [lambda m=m: training_step(m, images, labels) for m in models], arguments.rounds, device
+        [partial(training_step, model, images, labels) for model in models], arguments.rounds, device
     )
     print(
         f"{arguments.backbone}, {shape[2]} px, batch {shape[0]}, {device.type}, {torch.get_num_threads()} threads\n"
@@ -176,8 +179,8 @@ def report_channel(arguments: argparse.Namespace) -> None:
     times: dict[str, list[float]] = {f"{name}{way}": [] for name in formulas for way in ("", " forward")}
     for _ in range(arguments.rounds + 1):
         for name, formula in formulas.items():
-            times[name].append(seconds_of(lambda f=formula: scores_and_gradients(f, inputs), device))
-            times[f"{name} forward"].append(seconds_of(lambda f=formula: scores_only(f, inputs), device))
+            times[name].append(seconds_of(partial(scores_and_gradients, formula, inputs), device))
+            times[f"{name} forward"].append(seconds_of(partial(scores_only, formula, inputs), device))
     median = {name: statistics.median(seconds[1:]) for name, seconds in times.items()}  # the first warms up
     memory = {name: peak_memory(name, size, device) for name in formulas}
     print(f"B {size[0]}, C {size[1]}, k {size[2]}, {device.type}, {torch.get_num_threads()} threads\n")

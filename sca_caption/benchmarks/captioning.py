@@ -41,6 +41,7 @@ from sca_caption.decoding.rules import Rules, bad_endings, conjunctions, repeate
 from sca_caption.decoding.stepper import Hypothesis
 from sca_caption.inference.batching import in_batches, stack
 from sca_caption.inference.captioning import CaptionPipeline
+from sca_caption.inference.torch_captioner import TorchCaptioner
 from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.runtime.errors import UserError
 from sca_caption.vocab import BOS, EOS
@@ -138,8 +139,11 @@ def report_folder(arguments: argparse.Namespace) -> None:
 def floor(pipeline: CaptionPipeline, paths: list[Path]) -> None:
     """Decode the files and run the first part of the CNN, in batches. Raises UserError for an unreadable file."""
 
+    model = pipeline.model
+    assert isinstance(model, TorchCaptioner)
+
     def encode(contents: list) -> list:
-        pipeline.model.encode(stack(contents), ())
+        model.encode(stack(contents), ())
         return contents
 
     read = partial(images.load, transform=pipeline.transform)
@@ -193,7 +197,8 @@ def singly(pipeline: CaptionPipeline, path: Path) -> str:
             log_prob.masked_fill_(repeated_conjuncts(words, joining, log_prob.shape[1])[0], -torch.inf)
         total = torch.tensor([score for score, _ in beams])[:, None] + log_prob
         scores, choices = total.flatten().topk(2 * search.beam_size)
-        following, rows = [], []
+        following: list[tuple[float, list[int]]] = []
+        rows: list[int] = []
         for rank, (score, choice) in enumerate(zip(scores.tolist(), choices.tolist(), strict=True)):
             row, word = divmod(choice, total.shape[1])
             if word == EOS and rank < search.beam_size:
@@ -215,6 +220,7 @@ def step(model: SCACNN, maps: tuple[Tensor, ...], last: Tensor, hidden: Tensor, 
     """Logits (N, W) and the new state of the N beams of one image."""
     maps = tuple(x.expand(len(last), *x.shape[1:]) for x in maps)
     for i, layer in enumerate(model.attention.values()):
+        assert isinstance(layer, ConditionedAttention)
         attended = attend(layer, maps[0], hidden)
         if i + 1 < len(model.attention):
             maps = model.backbone.segment(i, attended, maps[1:])
@@ -229,16 +235,16 @@ def attend(layer: ConditionedAttention, maps: Tensor, hidden: Tensor) -> Tensor:
     rows, channels, height, width = maps.shape
     for letter in layer.mode.split("-"):
         if letter == "C":
-            part = layer.channel
-            scores = (
-                torch.tanh(maps.mean((2, 3))[:, :, None] * part.visual + part.hidden(hidden)[:, None])
-                @ part.score
-            )
+            channel = layer.channel
+            assert channel is not None
+            keys = maps.mean((2, 3))[:, :, None] * channel.visual
+            scores = torch.tanh(keys + channel.hidden(hidden)[:, None]) @ channel.score
             maps = maps * (scores.softmax(1) * channels)[:, :, None, None]
         else:
-            part = layer.spatial
-            keys = part.visual(maps.flatten(2).transpose(1, 2))
-            scores = torch.tanh(keys + part.hidden(hidden)[:, None]) @ part.score
+            spatial = layer.spatial
+            assert spatial is not None
+            keys = spatial.visual(maps.flatten(2).transpose(1, 2))
+            scores = torch.tanh(keys + spatial.hidden(hidden)[:, None]) @ spatial.score
             maps = maps * (scores.softmax(1) * height * width).view(rows, 1, height, width)
     return maps
 
@@ -292,7 +298,8 @@ def print_imports(name: str, profile: str, count: int) -> None:
 
     profile: the output of `python -X importtime`. count: packages to print.
     """
-    taken, modules = Counter(), Counter()
+    taken: Counter[str] = Counter()
+    modules: Counter[str] = Counter()
     for microseconds, module in IMPORTED.findall(profile):
         parts = module.split(".")
         package = ".".join(parts[:2] if parts[0] == "torch" else parts[:1])

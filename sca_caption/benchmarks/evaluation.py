@@ -20,7 +20,9 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -54,6 +56,7 @@ examples:
   python -m sca_caption.benchmarks.evaluation --images 5000 --dataset flickr8k --root ~/Downloads
 """
 Captions = tuple[dict[int, str], dict[int, list[str]]]  # image -> its candidate, image -> its references
+Result = TypeVar("Result")
 TheirScores = dict[str, tuple[float, Sequence[float]]]  # metric -> its scores of the corpus and of each image
 
 
@@ -80,8 +83,8 @@ def main(argv: list[str] | None = None) -> int:
     pycocoevalcap_folder()
     try:
         folder = str(find_java().parent)
-    except Unavailable as reason:
-        raise UserError(f"METEOR cannot be timed: {reason}") from reason
+    except Unavailable as error:
+        raise UserError(f"METEOR cannot be timed: {error}") from error
     os.environ["PATH"] = folder + os.pathsep + os.environ.get("PATH", "")  # pycocoevalcap starts `java`
     captions = (
         captions_of_dataset(arguments) if arguments.dataset else synthetic_captions(max(arguments.images))
@@ -91,7 +94,10 @@ def main(argv: list[str] | None = None) -> int:
     )
     print("| images | pycocoevalcap | evaluate | ratio |\n| ---: | ---: | ---: | ---: |")
     for images in arguments.images:
-        some = tuple(dict(itertools.islice(part.items(), images)) for part in captions)
+        some = (
+            dict(itertools.islice(captions[0].items(), images)),
+            dict(itertools.islice(captions[1].items(), images)),
+        )
         rounds = []
         for _ in range(arguments.rounds):
             seconds, theirs = run_pycocoevalcap(some)
@@ -107,8 +113,8 @@ def main(argv: list[str] | None = None) -> int:
     print("\n| | pycocoevalcap | alone | greatest difference |\n| --- | ---: | ---: | ---: |")
     greatest, parts = differences(theirs, ours), time_parts(some)
     for part, new in parts.items():
-        old = [seconds[part] for seconds, _ in rounds if part in seconds]
-        cells = f"{statistics.median(old):.2f} s" if old else "-", f"{new:.2f} s"
+        olds = [seconds[part] for seconds, _ in rounds if part in seconds]
+        cells = f"{statistics.median(olds):.2f} s" if olds else "-", f"{new:.2f} s"
         print(f"| {part} | {' | '.join(cells)} | {f'{greatest[part]:.0e}' if part in greatest else '-'} |")
     return 0
 
@@ -116,7 +122,9 @@ def main(argv: list[str] | None = None) -> int:
 def synthetic_captions(images: int) -> Captions:
     """A candidate and five references per image, deterministic in the number of images."""
     rng = random.Random(0)
-    words = load().vocabulary.words[len(SPECIALS) :]  # most frequent first
+    vocabulary = load().vocabulary
+    assert vocabulary, "a captioner's"
+    words = vocabulary.words[len(SPECIALS) :]  # most frequent first
     weights = list(itertools.accumulate(1 / rank for rank in range(3, len(words) + 3)))  # Zipf's law
 
     def caption(common: list[str]) -> str:
@@ -153,26 +161,36 @@ def run_pycocoevalcap(captions: Captions) -> tuple[dict[str, float], TheirScores
     from pycocoevalcap.rouge.rouge import Rouge
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-    seconds, scores = {}, {}
+    seconds: dict[str, float] = {}
+    scores: dict[str, Any] = {}
     results = {image: [{"caption": caption}] for image, caption in captions[0].items()}
     truth = {image: [{"caption": text} for text in texts] for image, texts in captions[1].items()}
+
+    def score(scorer: Callable[[], Any]) -> tuple[Any, Any]:
+        return scorer().compute_score(truth, results)
+
     with quiet():
         tokenizer = PTBTokenizer()
         seconds["tokenizer"], (truth, results) = timed(
             lambda: (tokenizer.tokenize(truth), tokenizer.tokenize(results))
         )
-        scorers = {"BLEU": lambda: Bleu(4), "METEOR": TheirMeteor, "ROUGE-L": Rouge, "CIDEr": Cider}
+        scorers: dict[str, Callable[[], Any]] = {
+            "BLEU": lambda: Bleu(4),
+            "METEOR": TheirMeteor,
+            "ROUGE-L": Rouge,
+            "CIDEr": Cider,
+        }
         for name, scorer in scorers.items():
-            seconds[name], scores[name] = timed(lambda s=scorer: s().compute_score(truth, results))
+            seconds[name], scores[name] = timed(partial(score, scorer))
     corpus, images = scores.pop("BLEU")
     return seconds, scores | {f"BLEU-{n + 1}": (corpus[n], images[n]) for n in range(4)}
 
 
 def time_parts(captions: Captions) -> dict[str, float]:
     """Seconds of each part of `evaluate`, run one after the other."""
-    seconds = {}
+    seconds: dict[str, float] = {}
 
-    def part(name: str, work: Callable):
+    def part(name: str, work: Callable[[], Result]) -> Result:
         seconds[name], result = timed(work)
         return result
 
@@ -202,7 +220,7 @@ def differences(theirs: TheirScores, ours: Scores) -> dict[str, float]:
     return greatest | {"BLEU": max(bleus)}
 
 
-def timed(work: Callable[[], object]) -> tuple[float, object]:
+def timed(work: Callable[[], Result]) -> tuple[float, Result]:
     began = time.perf_counter()
     result = work()
     return time.perf_counter() - began, result

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from sca_caption import checkpoint, images
 from sca_caption.cli.parser import Parser, program
@@ -20,7 +21,7 @@ from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.evaluation.cider import Cider
 from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
 from sca_caption.export.model_json import DTYPES, graph_path
-from sca_caption.export.onnx_captioner import load_pipeline
+from sca_caption.export.onnx_captioner import OnnxCaptioner, load_pipeline
 from sca_caption.export.onnx_folder import export
 from sca_caption.inference.batching import stack
 from sca_caption.inference.captioning import Caption, CaptionPipeline
@@ -64,7 +65,9 @@ def main(argv: list[str] | None = None) -> int:
         ways: dict[str, CaptionPipeline] = {"PyTorch": CaptionPipeline.load(given, device="cpu")}
         for dtype in DTYPES:
             ways[f"ONNX, {dtype}"] = load_pipeline(folder, dtype=dtype, threads=threads)
-        graphs = list(ways["ONNX, float32"].model.sessions)
+        exported = ways["ONNX, float32"].model
+        assert isinstance(exported, OnnxCaptioner)
+        graphs = list(exported.sessions)
         sizes = [
             [graph_path(folder, name, dtype).stat().st_size / 1e6 for name in graphs] for dtype in DTYPES
         ]
@@ -83,8 +86,9 @@ def timed(ways: dict[str, CaptionPipeline], paths: Sequence[Path], rounds: int) 
     """Print the table of times."""
     transform = ways["PyTorch"].transform
     pixels = stack([images.load(path, transform) for path in paths[:BATCH]])
+    assert isinstance(pixels, Tensor)
     batches = {"one image": pixels.split(1), f"batch of {len(pixels)}": [pixels]}
-    seconds = {name: {batch: [] for batch in batches} for name in ways}
+    seconds: dict[str, dict[str, list[float]]] = {name: {batch: [] for batch in batches} for name in ways}
     for round in range(rounds + 1):
         for batch, parts in batches.items():
             for name, pipeline in ways.items():

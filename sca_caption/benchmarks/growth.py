@@ -11,6 +11,7 @@ Dashed lines in the figure show proportional growth.
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,7 +94,7 @@ def measure(axis: str, value: int) -> tuple[float, int]:
 def prepare(sizes: dict[str, int], toy: bool) -> tuple[CaptionPipeline, np.ndarray, int]:
     """A pipeline, random images uint8 (n, S, S, 3) to repeat, and the number of images to caption."""
     torch.manual_seed(0)
-    small = {"attention_width": 8, "embedding_size": 8, "lstm_size": 8} if toy else {}
+    small: dict[str, Any] = {"attention_width": 8, "embedding_size": 8, "lstm_size": 8} if toy else {}
     config = ModelConfig(layers=attended_layers("mobilenet_v2", ["1" if toy else "2"]), **small)
     vocabulary = Vocabulary([f"w{number}" for number in range(sizes["vocabulary"] - len(SPECIALS))])
     model = SCACNN(config, len(vocabulary))

@@ -14,6 +14,7 @@ Both compare the model with one kind of guide off and on.
 
 import random
 import re
+import statistics
 from pathlib import Path
 
 from sca_caption import images
@@ -24,6 +25,7 @@ from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
 from sca_caption.guidance.hallucination import SUBJECTS, PresenceClassifier
 from sca_caption.inference.batching import reader
 from sca_caption.inference.captioning import CaptionPipeline
+from sca_caption.inference.torch_captioner import TorchCaptioner
 from sca_caption.runtime.errors import UserError
 
 EPILOG = """\
@@ -150,10 +152,10 @@ def report_objects(folder: Path, checkpoint: Path | None, count: int, show: bool
     for way in (pipeline.with_search(pipeline.search, objects=False), pipeline):
         found = [result.captions[0].text for result in way.stream(paths)]
         captions.append(dict(zip(paths, found, strict=True)))
-    rows = []
+    rows: list[tuple[str, float, float]] = []
     for name, several in photographs.items():
-        named = [[names(name, of_way[path]) for path in several] for of_way in captions]
-        rows.append((name, *(100 * sum(each) / len(each) for each in named)))
+        off, on = (statistics.mean(100 * names(name, way[path]) for path in several) for way in captions)
+        rows.append((name, off, on))
         if show:
             for path in several:
                 print(f"{name}/{path.name}\t{captions[0][path]}\t{captions[1][path]}")
@@ -161,7 +163,8 @@ def report_objects(folder: Path, checkpoint: Path | None, count: int, show: bool
     for name, off, on in rows:
         print(f"| {name} | {off:.0f} | {on:.0f} |")
     for what, part in (("chosen on", rows[::2]), ("reported", rows[1::2])):
-        off, on = (sum(row[column] for row in part) / max(1, len(part)) for column in (1, 2))
+        classes = max(1, len(part))
+        off, on = sum(row[1] for row in part) / classes, sum(row[2] for row in part) / classes
         print(f"| **{len(part)} classes, {what}** | {off:.1f} | {on:.1f} |")
 
 
@@ -188,6 +191,7 @@ def names(name: str, caption: str) -> bool:
 def report_hallucination(path: Path, checkpoint: Path | None, splits: list[str]) -> None:
     data, pipeline = CaptionDataset(path), CaptionPipeline.load(checkpoint)
     free = without(pipeline, "presence")
+    assert isinstance(pipeline.model, TorchCaptioner)
     trained = pipeline.model.trained["presence"]
     assert isinstance(trained, PresenceClassifier)
     rows = [row for split in splits for row in data.indices(split).tolist()]

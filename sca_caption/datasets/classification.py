@@ -118,6 +118,7 @@ def open_cifar(name: str, root: Path, seed: int) -> LabelledImages:
     """CIFAR-10 or CIFAR-100 from the official Python files, or from image files in train/CLASS and test/CLASS."""
     count = int(name.removeprefix("cifar"))
     official = f"cifar-{count}-batches-py" if count == 10 else "cifar-100-python"
+    source: ImageSource
     note = "official splits; the test images are also used for validation, as is usual"
     if root.name == official:
         root = root.parent
@@ -161,8 +162,8 @@ def open_caltech101(name: str, root: Path, seed: int) -> LabelledImages:
     folder = next((place for place in places if place.name == categories and place.is_dir()), None)
     if folder is None:
         raise UserError(f"{name} not found: {root} has no {categories}; {EXPECTED[name]}")
-    *found, files = read_class_folders(folder, seed, exclude=("BACKGROUND_Google",))
-    return LabelledImages(name, *found, files, f"80/20 per class by hash, seed {seed}")
+    classes, labels, splits, files = read_class_folders(folder, seed, exclude=("BACKGROUND_Google",))
+    return LabelledImages(name, classes, labels, splits, files, f"80/20 per class by hash, seed {seed}")
 
 
 def open_imagenet(name: str, root: Path, seed: int) -> LabelledImages:
@@ -194,8 +195,8 @@ def open_folder(name: str, root: Path, seed: int) -> LabelledImages:
     """Folders train/CLASS, val/CLASS and optionally test/CLASS, or folders CLASS, which are split by hash."""
     folder_names = set(list_folders(root))
     if "train" not in folder_names:
-        *found, files = read_class_folders(root, seed)
-        return LabelledImages(name, *found, files, f"80/20 per class by hash, seed {seed}")
+        classes, labels, splits, files = read_class_folders(root, seed)
+        return LabelledImages(name, classes, labels, splits, files, f"80/20 per class by hash, seed {seed}")
     if not folder_names & {"val", "test"}:
         raise UserError(f"{root} has train but no val; add val/CLASS, or put the class folders into {root}")
     folders = {split: split for split in SPLITS if split in folder_names}

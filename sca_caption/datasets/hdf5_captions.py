@@ -31,9 +31,8 @@ class CaptionWriter:
         self.records = records
         self.done = 0  # number of tokenized records
         self.texts: list[str] = []
-        self.numbers = collections.defaultdict(
-            itertools.count().__next__
-        )  # word -> number, in order of first appearance
+        # word -> number, in order of first appearance
+        self.numbers: dict[str, int] = collections.defaultdict(itertools.count().__next__)
         self.words = array.array("I")  # numbers of the words of all captions, concatenated
         self.lengths = array.array("i")  # number of words per caption
         self.rows = array.array("i")  # row of the record per caption

@@ -11,8 +11,9 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from typing import Any
 
 import h5py
 import numpy as np
@@ -73,7 +74,9 @@ def can_store_as_is(image: Image.Image, length: int, size: int) -> bool:
     )
 
 
-def map_in_order(function: Callable, items: Iterable, workers: int | None = None) -> Iterator:
+def map_in_order(
+    function: Callable, items: Iterable, workers: int | None = None
+) -> Generator[Any, None, None]:
     """map(function, items) in worker processes, each at most MAX_AHEAD items ahead of the caller.
 
     workers: 1 calls `function` in this process; None means one per core. Raises UserError if a worker is killed.
@@ -136,8 +139,10 @@ def _follow_parent() -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     gc.freeze()  # garbage collection would copy memory shared with the parent
 
-    def end_with_parent():
-        multiprocessing.parent_process().join()
+    def end_with_parent() -> None:
+        parent = multiprocessing.parent_process()
+        assert parent, "this runs in a worker"
+        parent.join()
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()

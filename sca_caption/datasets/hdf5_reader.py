@@ -30,6 +30,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -64,7 +65,9 @@ class CaptionDataset:
             self.tokenizer = str(attributes["tokenizer"])
             self.min_count = int(attributes["min_count"])
             self.splits = file["images/split"][:]  # (n,) uint8
-            self.features_of = None  # for encoding "features": a dict that describes the backbone
+            self.features_of: dict[
+                str, Any
+            ] = {}  # for encoding "features": a dict that describes the backbone
             if self.encoding == "features":
                 self.features_of = json.loads(file["features"].attrs["features_of"])
         except (KeyError, ValueError, TypeError, OSError) as error:

@@ -38,7 +38,7 @@ from sca_caption.vocab import TOKENIZER, Vocabulary, has_words
 try:
     import fcntl
 except ImportError:  # not a POSIX system: the partial file of a killed run is not removed
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 
 @dataclasses.dataclass
@@ -140,11 +140,13 @@ def write(
             file, check = stack.enter_context(_atomic_hdf5(path))
             file.attrs.update(format=FORMAT, format_version=VERSION, complete=False)
             table = file.create_group("images")
+            images: JpegWriter | PixelWriter | FeatureWriter
             if encoding == "jpeg":
                 images = JpegWriter(file)
             elif encoding == "raw":
                 images = PixelWriter(file, transform.size)
             else:
+                assert encode is not None
                 images = FeatureWriter(file, encode, features_of)
         kept: list[Record] = []
         captions = CaptionWriter(kept)
@@ -280,10 +282,10 @@ class _Output(io.FileIO):
 
     def truncate(self, size: int | None = None) -> int:
         try:
-            return super().truncate(size) if self.error is None else size
+            return super().truncate(size) if self.error is None else size or 0
         except OSError as error:
             self.error = error
-            return size
+            return size or 0
 
     def check(self) -> None:
         """Raise the first write error, if there was one."""

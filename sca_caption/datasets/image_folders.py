@@ -89,7 +89,10 @@ def read_split_folders(
 
     folders: split -> FOLDER. Raises UserError if two splits have different classes.
     """
-    paths, labels, splits, classes = [], [], {}, None
+    paths: list[str] = []
+    labels: list[int] = []
+    splits: dict[str, np.ndarray] = {}
+    classes: list[str] = []
     for split, folder in folders.items():
         found = find_classes(root / folder)
         classes = classes or list(found)
@@ -119,7 +122,9 @@ def read_class_folders(
     SHA-256 of seed and path, so the split is the same on every machine. Raises UserError for a class with one image.
     """
     found = find_classes(root, exclude)
-    paths, labels, held_out = [], [], []
+    paths: list[str] = []
+    labels: list[int] = []
+    is_val: list[bool] = []
     for label, (name, files) in enumerate(found.items()):
         if len(files) < 2:
             raise UserError(f"class {name!r} has one image in {root / name}; add at least one for validation")
@@ -130,8 +135,8 @@ def read_class_folders(
         lowest = set(sorted(files, key=digests.__getitem__)[:count])
         paths += files
         labels += [label] * len(files)
-        held_out += [path in lowest for path in files]
-    held_out = np.array(held_out)
+        is_val += [path in lowest for path in files]
+    held_out = np.array(is_val)
     splits = {"train": np.flatnonzero(~held_out), "val": np.flatnonzero(held_out)}
     return list(found), np.array(labels, np.int64), splits, ImageFiles.of(root, paths)
 

@@ -89,8 +89,8 @@ def labelled_scene(seed: int, index: int) -> Scene:
     rng = random.Random(f"shapes/labelled/{seed}/{index}")
     colour, kind = CLASSES[index % len(CLASSES)].split()
     where = rng.choice(list(POSITIONS))
-    centre = tuple(c + rng.uniform(-0.04, 0.04) for c in POSITIONS[where])
-    shape = Shape(kind, colour, rng.choice(list(SIZES)), centre)
+    x, y = (c + rng.uniform(-0.04, 0.04) for c in POSITIONS[where])
+    shape = Shape(kind, colour, rng.choice(list(SIZES)), (x, y))
     return Scene((shape,), rng.choice(list(BACKGROUNDS)), where, rng.randrange(2**31))
 
 

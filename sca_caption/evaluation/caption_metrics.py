@@ -8,6 +8,7 @@ without Java; METEOR and SPICE are pycocoevalcap's Java programs. METEOR runs in
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from sca_caption.evaluation.rouge import rouge_l
 
 METRICS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr", "SPICE")
 CONFIDENCE = 95  # per cent
+Key = TypeVar("Key", bound=Hashable)  # identifies an image
 
 
 @dataclass
@@ -43,8 +45,8 @@ class MetricStatistics:
 
 
 def evaluate(
-    candidates: Mapping[Hashable, str],
-    references: Mapping[Hashable, Sequence[str]],
+    candidates: Mapping[Key, str],
+    references: Mapping[Key, Sequence[str]],
     *,
     with_spice: bool = False,
     with_nltk: bool = False,
@@ -98,7 +100,8 @@ def bootstrap(
 ) -> dict[str, tuple[float, float]]:
     """The central 95 % interval of each metric's corpus score over `resamples` draws of images with replacement."""
     images = len(next(iter(metrics.values())).image_scores)
-    draws, rng = {name: [] for name in metrics}, np.random.default_rng(seed)
+    draws: dict[str, list[np.ndarray]] = {name: [] for name in metrics}
+    rng = np.random.default_rng(seed)
     for start in range(0, resamples, 100):  # in blocks, because a draw has one number per image
         size = min(100, resamples - start)
         counts = rng.multinomial(images, np.full(images, 1 / images), size=size).astype(float)  # (size, N)
@@ -109,7 +112,7 @@ def bootstrap(
 
 
 def tokenize_captions(
-    candidates: Mapping[Hashable, str], references: Mapping[Hashable, Sequence[str]]
+    candidates: Mapping[Key, str], references: Mapping[Key, Sequence[str]]
 ) -> tuple[list[str], list[list[str]]]:
     """Tokenize candidates and the references of their images. Each caption becomes words joined by spaces."""
     texts = [" ".join(ptb_tokenize(caption)) for caption in candidates.values()]
@@ -139,9 +142,11 @@ def bleu_metrics(candidates: list[Counter], references: list[list[Counter]]) -> 
     """BLEU-1 to BLEU-4 of n-gram counts."""
     statistics = bleu_statistics(candidates, references)
     images = bleu(statistics)
-    return [
-        MetricStatistics(statistics, lambda sums, n=n: bleu(sums)[..., n], images[:, n]) for n in range(4)
-    ]
+
+    def corpus_bleu(n: int) -> Callable[[np.ndarray], np.ndarray]:
+        return lambda sums: bleu(sums)[..., n]
+
+    return [MetricStatistics(statistics, corpus_bleu(n), images[:, n]) for n in range(4)]
 
 
 def meteor_metric(statistics: np.ndarray) -> MetricStatistics:
@@ -149,8 +154,8 @@ def meteor_metric(statistics: np.ndarray) -> MetricStatistics:
     return MetricStatistics(statistics, lambda sums: 100 * meteor(sums), 100 * meteor(statistics))
 
 
-def mean_metric(image_scores: Sequence[float]) -> MetricStatistics:
+def mean_metric(image_scores: Sequence[float] | np.ndarray) -> MetricStatistics:
     """A metric whose corpus score is the mean of the image scores."""
-    image_scores = np.asarray(image_scores, dtype=float)
-    statistics = np.stack([image_scores, np.ones_like(image_scores)], 1)
-    return MetricStatistics(statistics, lambda sums: sums[..., 0] / sums[..., 1], image_scores)
+    scores = np.asarray(image_scores, dtype=float)
+    statistics = np.stack([scores, np.ones_like(scores)], 1)
+    return MetricStatistics(statistics, lambda sums: sums[..., 0] / sums[..., 1], scores)

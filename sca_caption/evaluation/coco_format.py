@@ -77,6 +77,8 @@ def match(
 
     Raises UserError for a prediction of an unknown image and for two predictions of the same image.
     """
+    predicted: list[Any]
+    known: list[Any]
     if all("file_name" in p for p in predictions) and all(image.file_name for image in images):
         predicted, known = [str(p["file_name"]) for p in predictions], [str(i.file_name) for i in images]
         if not set(predicted) <= set(known):

@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
@@ -40,7 +39,7 @@ def filter_table(table: Path, sentences: Iterable[str], filtered: Path) -> None:
             rest = block[length:]
 
 
-def read_ahead(file: IO[bytes]) -> Iterator[bytes]:
+def read_ahead(file: gzip.GzipFile) -> Iterator[bytes]:
     """Yield the blocks of a file. The next block is decompressed in another thread meanwhile."""
     with ThreadPoolExecutor(1) as reader:
         following = reader.submit(file.read, BLOCK)

@@ -36,7 +36,7 @@ class Unavailable(Exception):
 def pycocoevalcap_folder() -> Path:
     """The folder of the installed package. Raises UserError if it is not installed."""
     found = importlib.util.find_spec("pycocoevalcap")
-    if found is None:
+    if found is None or not found.submodule_search_locations:
         raise UserError(f"scoring captions needs pycocoevalcap, which is not installed; run: {INSTALL}")
     return Path(next(iter(found.submodule_search_locations)))
 
@@ -71,18 +71,22 @@ class JavaProgram:
     def __init__(self, jar: Path, *arguments: str, memory: str, options: Sequence[str] = ()):
         # Independent of the user's locale: encoding of text and format of numbers.
         always = (f"-Xmx{memory}", "-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8", "-Duser.language=en")
-        command = [find_java(), *always, *options, "-jar", jar, *arguments]
+        command: list[str | Path] = [find_java(), *always, *options, "-jar", jar, *arguments]
         pipe = subprocess.PIPE
         try:
             self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe)
         except OSError as error:
             raise Unavailable(f"Java could not be started ({error})") from error
-        self.name, self.thread, self.streams = jar.name, None, (b"", b"")  # streams: stdout and stderr
+        self.name = jar.name
+        self.thread: threading.Thread | None = None
+        self.streams = (b"", b"")  # stdout and stderr
 
     def feed(self, text: str = "") -> None:
         """Send the whole standard input. Call once. Returns before the program has read it."""
 
-        def communicate():  # writes and reads alternately, so full pipes do not block; ignores broken pipes
+        def communicate() -> (
+            None
+        ):  # writes and reads alternately, so full pipes do not block; ignores broken pipes
             self.streams = self.process.communicate(text.encode(errors="replace"))
 
         self.thread = threading.Thread(target=communicate, daemon=True)
@@ -90,6 +94,7 @@ class JavaProgram:
 
     def output(self) -> str:
         """Wait until the program ends and return its standard output. Raises Unavailable if it failed."""
+        assert self.thread, "feed comes before output"
         self.thread.join()
         output, errors = self.streams
         if self.process.returncode or b"Exception in thread" in errors:
@@ -105,6 +110,7 @@ class JavaProgram:
         self.process.kill()
         if self.thread is None:
             self.feed()  # closes the pipes
+        assert self.thread
         self.thread.join()
 
 
@@ -126,7 +132,10 @@ class Meteor:
 
     def __init__(self, candidates: Sequence[str], references: Sequence[Sequence[str]]):
         """One candidate per image and the image's references, each as words joined by spaces."""
-        self.lines, self.programs, self.contexts, self.unavailable = [], [], ExitStack(), None
+        self.lines: list[str] = []
+        self.programs: list[JavaProgram] = []
+        self.contexts = ExitStack()
+        self.unavailable: Unavailable | None = None
         for candidate, sentences in zip(candidates, references, strict=True):
             parts = [sentence.replace("|||", "").replace("  ", " ") for sentence in (*sentences, candidate)]
             self.lines.append(f"SCORE ||| {' ||| '.join(parts)}\n")

@@ -49,7 +49,8 @@ def ptb_tokenize(text: str) -> list[str]:
     A few tokens contain a no-break space (`1\\xa01/2`). The metrics split at any space and count them as two words.
     """
     text = text.replace("\n", " ") + "\n"
-    tokens, position = [], 0
+    tokens: list[str] = []
+    position = 0
     while position < len(text):
         if plain := PLAIN_WORDS.match(text, position):
             words, position = plain[0].lower().split(), plain.end()

@@ -11,7 +11,7 @@ def rouge_l(candidate: str, references: Sequence[str]) -> float:
     divided by the length of the reference and of the candidate.
     """
     words, beta = candidate.split(" "), 1.2
-    positions = Counter()  # word -> bit mask of its positions in the candidate
+    positions: Counter[str] = Counter()  # word -> bit mask of its positions in the candidate
     for position, word in enumerate(words):
         positions[word] |= 1 << position
     recall = precision = 0.0

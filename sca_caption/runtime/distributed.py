@@ -40,7 +40,7 @@ class Processes:
 
         If a batch has fewer items than processes, some processes get its first item, which the loss must ignore.
         """
-        return self.shard(batch) or batch[:1]
+        return list(self.shard(batch)) or batch[:1]
 
     def gather(self, results: Sequence) -> list:
         """Gather each process's results for its `shard` of some items. Returns all, in the order of the items."""
@@ -158,8 +158,10 @@ def process_group() -> Iterator[Processes]:
         return
     import torch
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
 
-    store, rank, size = next(dist.rendezvous("env://"))  # torchrun's store outlives the processes
+    store, rank, size = next(rendezvous("env://"))  # torchrun's store outlives the processes
     mistake = f"sca_caption {os.environ['TORCHELASTIC_RUN_ID']}: a user's mistake"
     if store.check([mistake]):
         raise SystemExit(2)
@@ -168,7 +170,7 @@ def process_group() -> Iterator[Processes]:
         if gpus:
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % gpus)
         # A prefix per attempt, because the store still has the addresses of processes that died.
-        attempt = dist.PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+        attempt = PrefixStore(f"attempt {os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
         backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
         dist.init_process_group(backend, store=attempt, rank=rank, world_size=size)
     try:

@@ -3,7 +3,7 @@
 import warnings
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -46,10 +46,10 @@ class Page:
         axes.set_axis_off()
         return axes
 
-    def text(self, left: float, top: float, text: str, size: float, **style) -> None:
+    def text(self, left: float, top: float, text: str, size: float, **style: Any) -> None:
         """Draw a line of text with its baseline at `top`. size: in points."""
-        style = {"va": "baseline", "parse_math": False} | style
-        self.figure.text(left / self.width, 1 - top / self.height, text, fontsize=size, **style)
+        options: dict[str, Any] = {"va": "baseline", "parse_math": False, "fontsize": size} | style
+        self.figure.text(left / self.width, 1 - top / self.height, text, **options)
 
 
 def text_width(text: str, size: float, weight: str = "normal") -> float:
@@ -117,7 +117,7 @@ def save_figure(figure: "Figure", path: Path, flag: str, *, dpi: int = 150, outl
     for text in figure.findobj(Text):
         text.set_parse_math(False)  # so that dollar signs in names do not start formulas
     kind = path.suffix.lower()
-    settings = RC_PARAMS | {"svg.fonttype": "path" if outlines else "none"}
+    settings: Any = RC_PARAMS | {"svg.fonttype": "path" if outlines else "none"}
     with warnings.catch_warnings(), rc_context(settings), atomic_write(path, flag) as temporary:
         warnings.filterwarnings(
             "ignore", message="Glyph .* missing from font"

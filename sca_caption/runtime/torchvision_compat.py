@@ -28,6 +28,7 @@ def _build_in_wheel() -> str:
     from pathlib import Path
 
     spec = importlib.util.find_spec("torchvision")  # finds the package without importing it
+    assert spec and spec.origin, "torchvision is a dependency"
     text = Path(spec.origin).with_name("version.py").read_text(encoding="utf-8")
     found = re.search(r"__version__ = '[^'+]*\+?([^']*)'", text)
     return found.group(1) if found else ""

@@ -84,6 +84,7 @@ def read_flickr(layout: Layout, root: Path) -> Source:
     if captions and all(lists.values()):
         read_captions(captions, annotations)
         for split, found in lists.items():
+            assert found
             for name in read_lines(found, tree.problems):
                 annotations.assign(name.strip(), split)
         used = f"{captions[0]} with the split lists {layout.split_list.format('{train,dev,test}')}"

@@ -115,10 +115,11 @@ def find_image(tree: FileTree, base: str, name: str, annotations: Annotations) -
         disk = tree.root / path  # absolute, outside the root, or deeper than MAX_DEPTH
         if os.path.isfile(disk):  # unlike Path.is_file, returns False if the name is too long
             return path, DiskFile(str(disk))
-    found = tree.find_all(name)
-    if len(found) > 1:
-        annotations.report(name, f"several files have this name; used {found[0][0]}, not {found[1][0]}")
-    return found[0] if found else None
+    namesakes = tree.find_all(name)
+    if len(namesakes) > 1:
+        used, other = namesakes[0][0], namesakes[1][0]
+        annotations.report(name, f"several files have this name; used {used}, not {other}")
+    return namesakes[0] if namesakes else None
 
 
 def read_csv_rows(text: str, path: str, annotations: Annotations) -> Iterator[Row]:
