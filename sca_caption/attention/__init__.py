@@ -1,7 +1,7 @@
-"""Attention blocks for convolutional networks: `build("cbam", channels=256)` maps (B, C, H, W) to the same shape.
+"""Attention blocks for convolutional networks: `build("cbam", channels=256)` maps (B, 256, H, W) to the same shape.
 
-Any H and W. `BLOCKS` holds every block by name; tests/test_blocks.py runs all its checks on each. SCA-CNN's attention
-on a hidden state, which is not of this kind, is in `attention.sca`.
+H and W are arbitrary. `BLOCKS` is the registry; tests/attention/test_blocks.py tests every registered block. SCA-CNN's
+attention, which also reads a hidden state, is `attention.sca.ConditionedAttention`.
 """
 
 import inspect
@@ -39,13 +39,13 @@ BLOCKS: dict[str, type[nn.Module]] = {
 
 
 def options_of(name: str) -> dict[str, object]:
-    """The options of a block and their defaults. Raises UserError, with the valid names, for an unknown block."""
+    """Return the options of a block with their defaults. Raises UserError for an unknown block."""
     parameters = inspect.signature(BLOCKS[choice(name, BLOCKS, "attention")]).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
 def build(name: str, channels: int, **options) -> nn.Module:
-    """A block by its name in `BLOCKS`: (B, channels, H, W) -> the same shape, any H and W.
+    """Build the block `name` of `BLOCKS`: (B, channels, H, W) -> the same shape, for any H and W.
 
     Raises UserError for an unknown block, option or value; the message lists the valid ones.
     """
@@ -59,9 +59,9 @@ def build(name: str, channels: int, **options) -> nn.Module:
 
 
 def parse(spec: str) -> tuple[str, dict[str, object]]:
-    """A block as command lines name it: "cbam", "bam:combine=add,reduction=8", "cbam:pools=avg+lse" -> name, options.
+    """Parse the specification of a block: "cbam", "bam:combine=add,reduction=8", "cbam:pools=avg+lse" -> name, options.
 
-    Raises UserError for an unknown block or option, and a value of another type than the option's default.
+    Raises UserError for an unknown block or option, and for a value of another type than the option's default.
     """
     name, _, text = spec.partition(":")
     known, options = options_of(name), {}
@@ -75,7 +75,7 @@ def parse(spec: str) -> tuple[str, dict[str, object]]:
 
 
 def build_spec(spec: str, channels: int) -> nn.Module:
-    """`build` from what `parse` reads."""
+    """Build the block of a specification, see `parse`."""
     name, options = parse(spec)
     return build(name, channels, **options)
 
@@ -90,4 +90,4 @@ def _convert(value: str, default: object, what: str) -> object:
     try:
         return int(value) if default is None or isinstance(default, int) else float(value)
     except ValueError:
-        raise UserError(f"{what}={value}: give a number") from None
+        raise UserError(f"{what}={value}: must be a number") from None

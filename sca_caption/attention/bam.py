@@ -1,31 +1,31 @@
-"""Bottleneck attention module (Park et al. 2018, arXiv 1807.06514, section 3; code: Jongchan/attention-module)."""
+"""Bottleneck attention module, BAM (Park et al. 2018, arXiv 1807.06514, section 3; code: Jongchan/attention-module)."""
 
 import torch
 from torch import Tensor, nn
 
-from sca_caption.attention.common import BatchNorm, at_least_one, init_he, reduced
+from sca_caption.attention.common import BatchNorm, init_he, reduced_width, require_positive
 from sca_caption.runtime.errors import choice
 
 COMBINE = ("mul", "add")
 
 
 class BAM(nn.Module):
-    """x * (1 + sigmoid(M_c op M_s)): (B, C, H, W) -> (B, C, H, W). Its place is between a network's stages.
+    """x * (1 + sigmoid(M_c op M_s)): (B, C, H, W) -> (B, C, H, W). The paper inserts it between the stages of a network.
 
-    M_c (B, C, 1, 1) comes from the channels' means, M_s (B, 1, H, W) from a bottleneck with two dilated 3x3.
-    The paper (eq. 2) adds the two; the authors' released code and weights multiply them. `combine="mul"`, the default,
-    is the code's and what the published weights need; `combine="add"` is the paper's.
+    M_c (B, C, 1, 1) is computed from the channel means, M_s (B, 1, H, W) by a bottleneck with two dilated 3x3
+    convolutions. The paper (eq. 2) adds M_c and M_s (`combine="add"`). The authors' code multiplies them, and their
+    published weights were trained so (`combine="mul"`, the default).
 
-    In training with a batch of one, the channel branch has one value a channel and is normalised by its running
-    statistics (see `BatchNorm`). Starts as the authors' code: convolutions as in He et al. over the fan-out,
-    biases zero. Raises UserError for another `combine` and for a reduction or dilation below one.
+    If a training batch has one image, the channel branch has one value per channel and is normalised by the running
+    statistics (see `BatchNorm`). Initialisation as in the authors' code: convolutions by He et al. with fan-out, biases
+    zero. Raises UserError for an unknown `combine` and for a reduction or dilation below one.
     """
 
     def __init__(self, channels: int, *, reduction: int = 16, dilation: int = 4, combine: str = "mul"):
         super().__init__()
         self.combine = choice(combine, COMBINE, "combine of bam")
-        at_least_one(dilation=dilation)
-        width = reduced(channels, reduction)
+        require_positive(dilation=dilation)
+        width = reduced_width(channels, reduction)
         self.channel = nn.Sequential(
             nn.Linear(channels, width), BatchNorm(width), nn.ReLU(), nn.Linear(width, channels)
         )

@@ -1,12 +1,14 @@
-"""Convolutional block attention (Woo et al. 2018, arXiv 1807.06521, section 3; code: Jongchan/attention-module)."""
+"""Convolutional block attention module, CBAM (Woo et al. 2018, arXiv 1807.06521, section 3;
+code: Jongchan/attention-module).
+"""
 
 import torch
 from torch import Tensor, nn
 
-from sca_caption.attention.common import BatchNorm, init_he, reduced
+from sca_caption.attention.common import BatchNorm, init_he, reduced_width
 from sca_caption.runtime.errors import UserError, choice
 
-# Each pools a map (B, C, H, W) to (B, C). "lp" is the 2-norm, "lse" the logarithm of the sum of exponentials.
+# Global pooling functions (B, C, H, W) -> (B, C). "lp" is the 2-norm, "lse" is log-sum-exp.
 POOLS = {
     "avg": lambda x: x.mean((2, 3)),
     "max": lambda x: x.amax((2, 3)),
@@ -16,14 +18,15 @@ POOLS = {
 
 
 class CBAM(nn.Module):
-    """Channel, then spatial attention, each a sigmoid gate: (B, C, H, W) -> (B, C, H, W).
+    """Channel attention followed by spatial attention, both sigmoid gates: (B, C, H, W) -> (B, C, H, W).
 
-    Channel (eq. 2): one MLP on every pooled vector of `pools`, summed. Spatial (eq. 3): a 7x7 convolution without bias
-    over [max, mean] of the channels, then batch norm (the code's; the paper names none). `spatial=False` leaves the
-    second out. The hidden width is max(1, C // reduction).
+    Channel attention (eq. 2): a shared MLP with hidden width max(1, C // reduction) is applied to the pooled vectors of
+    all `pools`, and its outputs are summed. Spatial attention (eq. 3): a 7x7 convolution without bias over the maximum
+    and mean of the channels, then batch norm, which is in the authors' code but not in the paper. `spatial=False`
+    removes the spatial attention.
 
-    Starts as the authors' code: the spatial batch norm's weight is zero, so that the spatial gate opens from a constant
-    one half; biases are zero. Raises UserError for an unknown pool, none at all, or a reduction below one.
+    Initialisation as in the authors' code: the weight of the spatial batch norm is zero, so the spatial gate is 1/2
+    everywhere; biases are zero. Raises UserError for an unknown pool, empty `pools`, or a reduction below one.
     """
 
     def __init__(
@@ -38,7 +41,7 @@ class CBAM(nn.Module):
         if not pools:
             raise UserError(f"cbam: pools is empty; give one or more of: {', '.join(sorted(POOLS))}")
         self.pools = tuple(choice(pool, POOLS, "pool of cbam") for pool in pools)
-        width = reduced(channels, reduction)
+        width = reduced_width(channels, reduction)
         self.mlp = nn.Sequential(nn.Linear(channels, width), nn.ReLU(), nn.Linear(width, channels))
         for linear in (self.mlp[0], self.mlp[2]):
             nn.init.zeros_(linear.bias)
@@ -50,7 +53,7 @@ class CBAM(nn.Module):
 
 
 class SpatialGate(nn.Module):
-    """x * sigmoid(BN(conv7x7([max_c x, mean_c x]))): (B, C, H, W) -> (B, C, H, W)."""
+    """Spatial attention (eq. 3): x * sigmoid(BN(conv7x7([max_c x, mean_c x]))), (B, C, H, W) -> (B, C, H, W)."""
 
     def __init__(self):
         super().__init__()

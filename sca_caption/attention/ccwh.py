@@ -1,17 +1,20 @@
-"""CCWH: attention across channel-width, height-channel and channels (code: Willamjie/CCWH)."""
+"""CCWH: attention over channel and width, height and channel, and channels (Wang and Liao, "CCWH: Convolutional Attention
+Module"; code: Willamjie/CCWH, from which it is implemented).
+"""
 
 import torch
 from torch import Tensor, nn
 
 
 class CCWH(nn.Module):
-    """out = (g1 + g2) / 2 + g3, without an identity term; 41 parameters at any number of channels.
+    """out = (g1 + g2) / 2 + g3, without an identity term. The block has 41 parameters for any number of channels.
 
-    g1 = sigmoid(conv3x3([max_H, mean_H] x)) x: a weight for every (channel, column) from the map seen along its height;
-    g2 = sigmoid(conv3x3([max_W, mean_W] x)) x: a weight for every (row, channel) from the map seen along its width;
-    g3 = sigmoid(conv3(mean_HW x)) x: a weight for every channel from its neighbours in channel order, as in ECA.
+    g1 = sigmoid(conv3x3([max_H, mean_H] x)) x: a weight per channel and column, from pooling over the height;
+    g2 = sigmoid(conv3x3([max_W, mean_W] x)) x: a weight per row and channel, from pooling over the width;
+    g3 = sigmoid(conv3(mean_HW x)) x: a weight per channel, from its neighbours in channel order as in ECA
+    (Wang et al. 2020, arXiv 1910.03151).
 
-    Shapes: (B, C, H, W) -> the same. At the start every gate is near a half, so out is near x.
+    Shapes: (B, C, H, W) -> (B, C, H, W). Initially every gate is near 1/2, so the output is near x.
     """
 
     def __init__(self, channels: int):

@@ -1,4 +1,4 @@
-"""What several blocks share: the width of a bottleneck, and batch norm that also takes a single value a channel."""
+"""Shared parts of attention blocks: bottleneck widths, batch norm for single values per channel, and initialisation."""
 
 import torch
 from torch import Tensor, nn
@@ -6,28 +6,29 @@ from torch import Tensor, nn
 from sca_caption.runtime.errors import UserError
 
 
-def reduced(channels: int, reduction: int, least: int = 1) -> int:
-    """The width max(least, channels // reduction) of a bottleneck. Raises UserError for a number below one."""
-    at_least_one(reduction=reduction, least=least)
+def reduced_width(channels: int, reduction: int, least: int = 1) -> int:
+    """Width of a bottleneck: max(least, channels // reduction). Raises UserError for a number below one."""
+    require_positive(reduction=reduction, least=least)
     return max(least, channels // reduction)
 
 
-def at_least_one(**options: int) -> None:
-    """Raise UserError that names the first option below one."""
+def require_positive(**options: int) -> None:
+    """Raise UserError that names the first option with a value below one."""
     for option, value in options.items():
         if value < 1:
-            raise UserError(f"{option}={value}: give a whole number of at least 1")
+            raise UserError(f"{option}={value}: must be a whole number of at least 1")
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch norm of (B, C) or (B, C, H, W) that can train on one value a channel, where PyTorch's raises ValueError.
+    """Batch norm of (B, C) or (B, C, H, W) that can train on a single value per channel.
 
-    One value has no variance. It is normalised by the running statistics, which it leaves as they are: the last,
-    smaller batch of an epoch must not end a run only because a block pools its map to 1 x 1.
+    PyTorch's batch norm raises ValueError for it, because a single value has no variance. Here it is normalised by the
+    running statistics, which it does not update. Blocks that pool a map to 1 x 1 can therefore train on a batch of one
+    image, e.g. the last batch of an epoch.
     """
 
     def _check_input_dim(self, x: Tensor) -> None:
-        pass  # torch.batch_norm takes (B, C) as well
+        pass  # torch.batch_norm accepts (B, C) as well
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and x.numel() == x.shape[1]:
@@ -39,7 +40,7 @@ class BatchNorm(nn.BatchNorm2d):
 
 @torch.no_grad()
 def init_he(module: nn.Module, mode: str = "fan_in") -> None:
-    """He's normal initialisation (arXiv 1502.01852) of every convolution and linear layer; biases start at zero."""
+    """Initialise all convolutions and linear layers by He et al. (2015, arXiv 1502.01852), normal; biases are zero."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(layer.weight, mode=mode, nonlinearity="relu")

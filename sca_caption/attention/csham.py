@@ -1,8 +1,8 @@
-"""Channel-spatial hybrid attention (Pan et al., "A channel-spatial hybrid attention mechanism using channel weight
-transfer strategy"; code, in TensorFlow: HuHaigen, a repository of the paper's name, attention/MY.py).
+"""Channel-spatial hybrid attention module, CSHAM (Pan et al., "A channel-spatial hybrid attention mechanism using
+channel weight transfer strategy"; code in TensorFlow: attention/MY.py in HuHaigen's repository of the same name).
 
-What the authors left to TensorFlow is part of the computation: SAME padding, which at stride 2 is uneven on even maps;
-batch norm with epsilon 1e-3 and momentum 0.99; nearest upsampling by pixel centres; how the weights start.
+Defaults of TensorFlow are reproduced: SAME padding, which is asymmetric at stride 2 on even maps; batch norm with epsilon
+1e-3 and momentum 0.99; nearest-neighbour upsampling by pixel centres; the initialisation of the weights.
 """
 
 import torch
@@ -13,11 +13,14 @@ from sca_caption.attention.common import BatchNorm
 from sca_caption.runtime.errors import choice
 
 CONNECTIONS = ("plain", "alternate")
-KERAS_NORM = {"eps": 1e-3, "momentum": 0.01}  # Keras' momentum is the share kept, torch's the share taken
+KERAS_NORM = {
+    "eps": 1e-3,
+    "momentum": 0.01,
+}  # momentum 0.99 in Keras: it weights the old value, PyTorch's the new one
 
 
 class ChannelWeights(nn.Module):
-    """w = sigmoid(f([f_a(average), f_m(maximum)])), each f a convolution of width 3 over channels: 15 parameters."""
+    """w = sigmoid(f([f_a(mean), f_m(maximum)])), each f a convolution of width 3 over the channels: 15 parameters."""
 
     def __init__(self, relu: bool = False):
         super().__init__()
@@ -38,7 +41,7 @@ class ChannelWeights(nn.Module):
 
 
 class SpatialWeights(nn.Module):
-    """Spatial neighbour enhancement: to each position's score, one of its neighbourhood is added.
+    """Spatial weights with neighbour enhancement: the score of a position plus the score of its neighbourhood.
 
     s = sigmoid(BN(conv7x7([mean, max over channels])) + up(BN(conv3x3/2(AvgPool2(x))))): 9 C + 102 parameters.
     """
@@ -61,27 +64,27 @@ class SpatialWeights(nn.Module):
         return (position + neighbourhood).sigmoid()
 
     def neighbourhood(self, x: Tensor) -> Tensor:
-        """One score for each 4x4 positions, about: (B, C, H, W) -> (B, 1, ceil(H // 2 / 2), ceil(W // 2 / 2))."""
+        """One score per 4x4 positions, approximately: (B, C, H, W) -> (B, 1, ceil(H // 2 / 2), ceil(W // 2 / 2))."""
         H, W = x.shape[2:]
-        # Drops an odd map's last row and column, as the authors' pooling; a side of one pixel they cannot pool, we leave.
+        # Drops the last row and column of an odd map, as the authors' pooling does. A side of one pixel is not pooled.
         pooled = F.avg_pool2d(x, (min(2, H), min(2, W)))
         height, width = pooled.shape[2:]
-        # SAME at stride 2: on even maps one row in all, and that below; on odd maps one on each side.
+        # SAME padding at stride 2: one row at the bottom of even maps, one row on both sides of odd maps.
         return self.down_norm(self.down(F.pad(pooled, (width % 2, 1, height % 2, 1))))
 
 
 class CSHAM(nn.Module):
     """y = w x, out = s(y) y: channel weights w (`ChannelWeights`), then spatial weights s (`SpatialWeights`).
 
-    relu: the authors' other variant, with a ReLU after every Conv1d and after the 7x7 convolution's batch norm (without
-    the dropout they have there).
+    relu: the authors' second variant, with a ReLU after each Conv1d and after the batch norm of the 7x7 convolution.
+    Its dropout is omitted.
 
-    connection="alternate" is an INTERPRETATION: the paper's abstract mentions transferring the channel weights, and no
-    released code does it. As read here, the channel weights are computed once and used again by a second spatial module:
+    connection="alternate" is our INTERPRETATION of the abstract, which mentions a transfer of the channel weights that
+    is not in the released code: the channel weights are computed once and applied again before a second spatial module,
 
         w = channel(x);  y = w x;  z = s1(y) y;  z' = w z;  out = s2(z') z'
 
-    Shapes: (B, C, H, W) -> the same. At the start the gates vary about a half. Raises UserError for another
+    Shapes: (B, C, H, W) -> (B, C, H, W). Initially the gates vary around 1/2. Raises UserError for an unknown
     connection.
     """
 

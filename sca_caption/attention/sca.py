@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sca_caption.attention.common import at_least_one
+from sca_caption.attention.common import require_positive
 from sca_caption.runtime.errors import choice
 
 MODES = ("S", "C", "S-C", "C-S")
@@ -329,7 +329,7 @@ class SCA(nn.Module):
 
     def __init__(self, channels: int, *, mode: str = "C-S", width: int = 64):
         super().__init__()
-        at_least_one(width=width)
+        require_positive(width=width)
         self.attention = ConditionedAttention(channels, channels, width, mode)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,22 +1,22 @@
-"""Squeeze-and-excitation (Hu et al. 2018, arXiv 1709.01507, section 3; authors' code: hujie-frank/SENet)."""
+"""Squeeze-and-excitation, SE (Hu et al. 2018, arXiv 1709.01507, section 3; code: hujie-frank/SENet)."""
 
 import torch
 from torch import Tensor, nn
 
-from sca_caption.attention.common import init_he, reduced
+from sca_caption.attention.common import init_he, reduced_width
 
 
 class SE(nn.Module):
-    """x * sigmoid(W_2 relu(W_1 z)), z the mean of each channel (eqs. 2-4): (B, C, H, W) -> (B, C, H, W).
+    """x * sigmoid(W_2 relu(W_1 z)), where z are the channel means (eqs. 2-4): (B, C, H, W) -> (B, C, H, W).
 
-    The authors' released networks have biases on both layers; the paper's equation and many ports have none
-    (`bias=False`). The hidden width is max(1, C // reduction). Weights start as in He et al., as the paper's
-    section 5 says. Raises UserError for a reduction below one.
+    The hidden width is max(1, C // reduction). The authors' released networks have biases in both layers; the paper's
+    equation and many ports have none (`bias=False`). Initialisation by He et al., as in section 5 of the paper. Raises
+    UserError for a reduction below one.
     """
 
     def __init__(self, channels: int, *, reduction: int = 16, bias: bool = True):
         super().__init__()
-        width = reduced(channels, reduction)
+        width = reduced_width(channels, reduction)
         self.reduce = nn.Linear(channels, width, bias=bias)  # W_1
         self.expand = nn.Linear(width, channels, bias=bias)  # W_2
         init_he(self)

@@ -1,4 +1,4 @@
-"""Self-attention over the positions of a map: multi-head scaled dot products (Vaswani et al. 2017, arXiv 1706.03762)."""
+"""Multi-head self-attention over the positions of a map (Vaswani et al. 2017, arXiv 1706.03762, section 3.2)."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,22 +9,24 @@ HEAD_CHANNELS = 64
 
 
 class SelfAttention(nn.Module):
-    """out = x + W_o [softmax(q_i . k_j / sqrt(d)) v_j for each head], i and j over positions, d = C / heads.
+    """out = x + W_o concat_heads(softmax(q_i . k_j / sqrt(d)) v_j) over positions i and j, d = C / heads.
 
-    Positions have no encoding: permuting them permutes the output. heads=None is one head for every 64 channels, or the
-    nearest smaller number that divides them.
+    There is no positional encoding, so the block is equivariant to permutations of the positions. By default there is
+    one head per 64 channels; if that number does not divide the channels, the next smaller divisor is used.
 
-    Shapes: (B, C, H, W) -> the same. W_o starts at zero: at the start the block is the identity.
-    Raises UserError for a number of heads that does not divide the channels.
+    Shapes: (B, C, H, W) -> (B, C, H, W). W_o is initially zero, so the block starts as the identity.
+    Raises UserError if the number of heads does not divide the number of channels.
     """
 
     def __init__(self, channels: int, *, heads: int | None = None):
         super().__init__()
         if heads is None:
-            most = max(1, channels // HEAD_CHANNELS)
-            heads = max(count for count in range(1, most + 1) if channels % count == 0)
+            limit = max(1, channels // HEAD_CHANNELS)
+            heads = max(count for count in range(1, limit + 1) if channels % count == 0)
         if heads < 1 or channels % heads:
-            raise UserError(f"self_attention: heads={heads} with {channels} channels; give a divisor of them")
+            raise UserError(
+                f"self_attention: heads={heads} with {channels} channels; must be a divisor of {channels}"
+            )
         self.heads = heads
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)

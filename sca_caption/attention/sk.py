@@ -1,21 +1,21 @@
-"""Selective kernel convolution (Li et al. 2019, arXiv 1903.06586, section 3.1; authors' code: implus/SKNet)."""
+"""Selective kernel convolution, SK (Li et al. 2019, arXiv 1903.06586, section 3.1; code: implus/SKNet)."""
 
 import torch
 from torch import Tensor, nn
 
-from sca_caption.attention.common import BatchNorm, at_least_one, init_he, reduced
+from sca_caption.attention.common import BatchNorm, init_he, reduced_width, require_positive
 from sca_caption.runtime.errors import UserError
 
 
 class SK(nn.Module):
-    """Two kernels, 3x3 and 3x3 dilated by 2 (a 5x5 field), weighted channel by channel by a softmax over the two.
+    """Two branches with kernels 3x3 and 3x3 dilated by 2 (a 5x5 field), weighted per channel by a softmax over both.
 
-    (B, C, H, W) -> (B, out_channels, H / stride, W / stride), rounded up; by default (B, C, H, W). It takes the place
-    of a bottleneck's 3x3. Both kernels are grouped convolutions without bias, then batch norm and ReLU. Their sum is
-    pooled and reduced to max(least, out_channels // reduction) (eq. 4), from which a linear layer without bias scores
-    each channel of each branch (eq. 5). Weights start as in He et al.
+    The block replaces the 3x3 convolution of a bottleneck. Each branch is a grouped convolution without bias, batch norm
+    and ReLU. The sum of the branches is pooled and reduced to max(least, out_channels // reduction) channels (eq. 4). A
+    linear layer without bias then gives a score per channel and branch (eq. 5). Initialisation by He et al.
 
-    Raises UserError where `groups` does not divide both channel counts, and for a number below one.
+    Shapes: (B, C, H, W) -> (B, out_channels, ceil(H / stride), ceil(W / stride)); out_channels is C by default.
+    Raises UserError if `groups` does not divide both numbers of channels, and for a number below one.
     """
 
     def __init__(
@@ -30,12 +30,12 @@ class SK(nn.Module):
     ):
         super().__init__()
         out_channels = channels if out_channels is None else out_channels
-        at_least_one(out_channels=out_channels, stride=stride, groups=groups)
+        require_positive(out_channels=out_channels, stride=stride, groups=groups)
         if channels % groups or out_channels % groups:
             raise UserError(
-                f"sk: groups={groups} does not divide {channels} channels into {out_channels}; give a divisor"
+                f"sk: groups={groups} does not divide {channels} input and {out_channels} output channels; use a divisor"
             )
-        width = reduced(out_channels, reduction, least)
+        width = reduced_width(out_channels, reduction, least)
 
         def branch(dilation: int) -> nn.Sequential:
             return nn.Sequential(

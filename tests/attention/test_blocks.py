@@ -1,4 +1,4 @@
-"""What every attention block owes its users. Registering a block runs all of this on it; see `lively_blocks.VARIANTS`."""
+"""The contract of attention blocks, tested on every registered block and on the variants of `lively_blocks.VARIANTS`."""
 
 import copy
 import pickle
@@ -17,10 +17,10 @@ every_case = pytest.mark.parametrize("case", CASES, ids=case_name)
 every_block = pytest.mark.parametrize("case", DEFAULTS, ids=case_name)
 every_name = pytest.mark.parametrize("name", BLOCKS)
 
-# out / x with all parameters at zero: gates of a half, uniform weights, no residual branch.
+# out / x with all parameters zero: gates of 1/2, uniform weights, no residual branch.
 AT_ZERO = {
     "se": 1 / 2,
-    "sk": 0,  # its batch norms pass nothing on
+    "sk": 0,  # the outputs of its batch norms are zero
     "bam": 1 + 1 / 2,
     "cbam": 1 / 2 * 1 / 2,
     "cbam spatial=False": 1 / 2,
@@ -39,7 +39,7 @@ IDENTITY_AT_START = ("self_attention", "nonlocal", "danet_position", "danet_chan
 
 
 class Pass(NamedTuple):
-    """Forward and backward once, the loss a random linear function of the output."""
+    """Results of a forward and backward pass, where the loss is a random linear function of the output."""
 
     output: Tensor
     input_gradient: Tensor
@@ -60,7 +60,7 @@ def run(block: nn.Module, x: Tensor) -> Pass:
 
 
 @every_case
-def test_any_size_keeps_its_shape(case):
+def test_the_shape_is_kept_for_any_size(case):
     for size in ((8, 8), (5, 9), (6, 3), (1, 1), (1, 4), (2, 1)):
         block, x = lively(case), picture(2, CHANNELS, *size)
         for mode in (block.eval(), block.train()):
@@ -72,7 +72,7 @@ def test_any_size_keeps_its_shape(case):
 @every_case
 def test_any_number_of_channels(case):
     name, options = case
-    if name == "sk" or "heads" in options:  # these must divide the channels
+    if name == "sk" or "heads" in options:  # these options must divide the channels
         options = options | ({"groups": 1} if name == "sk" else {"heads": 1})
     for channels in (1, 3, 20, 130):
         x = picture(2, channels, 4, 3)
@@ -80,7 +80,7 @@ def test_any_number_of_channels(case):
 
 
 @every_case
-def test_an_image_does_not_depend_on_its_batch_in_evaluation(case):
+def test_images_are_independent_in_evaluation_mode(case):
     block, x = lively(case), picture(3, CHANNELS, 6, 5)
     together = block(x)
     for i in range(len(x)):
@@ -88,20 +88,20 @@ def test_an_image_does_not_depend_on_its_batch_in_evaluation(case):
 
 
 @every_case
-def test_the_input_is_left_as_it_was(case):
+def test_the_input_is_not_modified(case):
     x = picture(2, CHANNELS, 4, 4)
     kept = x.clone()
     lively(case).train()(x)
     assert torch.equal(x, kept)
 
 
-# ---- learning --------------------------------------------------------------------------------------------------------
+# ---- training --------------------------------------------------------------------------------------------------------
 
 
 @every_case
 def test_every_parameter_and_the_input_get_a_gradient(case):
     missing = set(dict(lively(case).named_parameters())) | {"the input"}
-    for seed in range(4):  # a narrow layer may be behind closed ReLUs for one choice of weights, not for each
+    for seed in range(4):  # with some weights, all ReLUs after a narrow layer are inactive
         _, of_input, of_parameters = run(lively(case, seed=seed), picture(4, CHANNELS, 6, 5))
         for name, gradient in [("the input", of_input), *of_parameters.items()]:
             assert gradient is None or gradient.isfinite().all(), f"gradient of {name}"
@@ -111,7 +111,7 @@ def test_every_parameter_and_the_input_get_a_gradient(case):
 
 
 @every_case
-def test_gradients_are_the_derivatives(case):
+def test_gradcheck(case):
     name, options = case
     if name == "sk":
         options = {"groups": 2, "least": 2}
@@ -122,15 +122,15 @@ def test_gradients_are_the_derivatives(case):
 
 
 @every_case
-def test_training_uses_and_follows_the_batch(case):
-    """With batch norm, training mode differs from evaluation and moves every running statistic; without, neither."""
+def test_training_mode_uses_and_updates_batch_statistics(case):
+    """With batch norm, training mode changes the output and all running statistics; without, it changes nothing."""
     block, x = lively(case), picture(4, CHANNELS, 6, 5)
     before = {name: buffer.clone() for name, buffer in block.named_buffers()}
     evaluated = block(x)
     assert all(torch.equal(buffer, before[name]) for name, buffer in block.named_buffers())
     trained = block.train()(x)
     for name, buffer in block.named_buffers():
-        assert not torch.equal(buffer, before[name]), f"{name} did not move"
+        assert not torch.equal(buffer, before[name]), f"{name} did not change"
     assert torch.equal(evaluated, trained) == (not before)
 
 
@@ -142,8 +142,8 @@ def test_it_trains_on_one_image_of_one_pixel(case):
 
 
 @every_block
-def test_training_moves_every_parameter_from_the_start(case):
-    """Where a start is at zero, what stands before it has no gradient at first; two steps on, it must have."""
+def test_training_changes_every_parameter(case):
+    """Parameters before a layer that is initially zero have no gradient in the first step, but in later steps."""
     torch.manual_seed(0)
     name, options = case
     block = build(name, CHANNELS, **options).train()
@@ -153,14 +153,14 @@ def test_training_moves_every_parameter_from_the_start(case):
         run(block, picture(4, CHANNELS, 6, 5, seed=step))
         optimizer.step()
     for name, parameter in block.named_parameters():
-        assert not torch.equal(parameter, start[name]), f"{name} did not move"
+        assert not torch.equal(parameter, start[name]), f"{name} did not change"
 
 
-# ---- starts ----------------------------------------------------------------------------------------------------------
+# ---- initialisation --------------------------------------------------------------------------------------------------
 
 
 @every_case
-def test_with_all_parameters_at_zero_it_is_the_closed_form(case):
+def test_closed_form_with_all_parameters_zero(case):
     block, x = lively(case), picture(2, CHANNELS, 6, 5)
     with torch.no_grad():
         for parameter in block.parameters():
@@ -171,7 +171,7 @@ def test_with_all_parameters_at_zero_it_is_the_closed_form(case):
 
 
 @every_case
-def test_blocks_that_start_as_the_identity_do(case):
+def test_identity_at_initialisation(case):
     name, options = case
     torch.manual_seed(0)
     block, x = build(name, CHANNELS, **options), picture(2, CHANNELS, 6, 5)
@@ -188,11 +188,11 @@ def test_sca_starts_near_the_identity(mode):
     assert ratio.mean().item() == pytest.approx(1, abs=0.02)
 
 
-# ---- as networks use them --------------------------------------------------------------------------------------------
+# ---- precision, compilation, storage ---------------------------------------------------------------------------------
 
 
 @every_case
-def test_mixed_precision_stays_close(case):
+def test_mixed_precision_is_close(case):
     for dtype in (torch.float32, torch.bfloat16):
         block, x = lively(case), picture(2, CHANNELS, 6, 5).to(dtype)
         exact = block(x.float())
@@ -221,7 +221,7 @@ def test_it_compiles_as_one_graph(case):
 
 
 @every_case
-def test_channels_last_gives_the_same(case):
+def test_channels_last_gives_the_same_result(case):
     block, x = lively(case), picture(2, CHANNELS, 6, 5)
     contiguous = run(block, x)
     block, x = block.to(memory_format=torch.channels_last), x.to(memory_format=torch.channels_last)
@@ -247,11 +247,11 @@ def test_state_dict_copy_and_pickle_keep_the_block(case):
         assert torch.equal(same(x), block(x))
 
 
-# ---- mistakes --------------------------------------------------------------------------------------------------------
+# ---- errors ----------------------------------------------------------------------------------------------------------
 
 
 @every_name
-def test_an_unknown_option_is_named_with_the_valid_ones(name):
+def test_an_unknown_option_lists_the_valid_ones(name):
     valid = ", ".join(sorted(options_of(name))) or "none"
     with pytest.raises(UserError, match=f"unknown option 'redaction' of {name}; one of: {valid}$"):
         build(name, CHANNELS, redaction=4)
@@ -260,7 +260,7 @@ def test_an_unknown_option_is_named_with_the_valid_ones(name):
 
 
 @every_name
-def test_an_unknown_value_is_named_with_the_valid_ones_and_a_number_below_one_too(name):
+def test_invalid_values_are_named(name):
     for option, default in options_of(name).items():
         if type(default) is str:
             with pytest.raises(UserError, match=r"unknown .*'sideways'; one of: "):
@@ -276,7 +276,7 @@ def test_an_unknown_block_lists_the_valid_ones():
 
 
 @every_case
-def test_a_command_line_can_ask_for_it(case):
+def test_every_block_has_a_specification(case):
     name, options = case
     texts = []
     for option, value in options.items():
@@ -290,6 +290,6 @@ def test_a_command_line_can_ask_for_it(case):
 
 @every_name
 def test_options_are_keywords(name):
-    """`build` and `parse` know an option by its name alone."""
+    """Options cannot be given by position."""
     with pytest.raises(TypeError):
         BLOCKS[name](CHANNELS, 4)

@@ -1,10 +1,10 @@
-"""Recorded outputs of every attention block, so that none changes what it computes unnoticed.
+"""Recorded outputs of every attention block, which detect any change of its numerics.
 
 Each implementation was first run on vectors made with its authors' own code (input, parameters, output; evaluation
-mode) and agreed within 1e-5; where batch norm matters, training mode was held against plain formulas. Only then were
-these numbers recorded. Input and parameters are closed sequences, so no file is needed.
+mode) and agreed within 1e-5; blocks with batch norm were also compared with plain formulas in training mode. Only then
+were these numbers recorded. Input and parameters are closed-form sequences, so no file is needed.
 
-A new row: verify the block in that way, put empty lists, and record what the failing test shows.
+To add a row, verify the block in the same way, use empty lists, and record the values that the failing test shows.
 """
 
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""Every attention block as an ONNX graph that takes any batch and any size of two pixels or more."""
+"""Every attention block as an ONNX graph with dynamic batch and size, from two pixels."""
 
 import warnings
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 pytest.importorskip("onnxscript", reason="ONNX export needs onnx and onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime", reason="running a graph needs onnxruntime")
 
-FURTHER = (  # forms that make another graph, not only other numbers
+MORE_VARIANTS = (  # options that change the graph and not only its numbers
     "cbam pools=('avg', 'max', 'lp', 'lse') reduction=4",
     "nonlocal mode=concatenation",
 )
@@ -21,12 +21,12 @@ ANY_BATCH_AND_SIZE = {axis: torch.export.Dim.DYNAMIC for axis in (0, 2, 3)}
 
 
 @pytest.mark.parametrize(
-    "case", DEFAULTS + [case for case in CASES if case_name(case) in FURTHER], ids=case_name
+    "case", DEFAULTS + [case for case in CASES if case_name(case) in MORE_VARIANTS], ids=case_name
 )
 def test_an_onnx_graph_computes_the_same(case):
     block = lively(case)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter, on its own dependencies
+        warnings.simplefilter("ignore")  # of the exporter about its own dependencies
         graph = torch.onnx.export(
             block, (picture(2, CHANNELS, 6, 8),), dynamic_shapes=(ANY_BATCH_AND_SIZE,), verbose=False
         )
@@ -40,5 +40,5 @@ def test_an_onnx_graph_computes_the_same(case):
         assert_close(torch.from_numpy(output), block(x).detach(), rtol=1e-4, atol=1e-4)
 
 
-def test_the_further_forms_are_tested():
-    assert set(FURTHER) <= {case_name(case) for case in CASES}
+def test_the_variants_exist():
+    assert set(MORE_VARIANTS) <= {case_name(case) for case in CASES}

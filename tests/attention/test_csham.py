@@ -1,4 +1,4 @@
-"""CSHAM against its authors' computation written out in loops, with TensorFlow's rules for padding and resizing."""
+"""CSHAM against its authors' computation in loops, with TensorFlow's rules for padding and resizing."""
 
 import math
 
@@ -37,7 +37,7 @@ def convolve_channels(x: np.ndarray, kernel: np.ndarray, bias: float) -> np.ndar
 
 
 def pool(x: np.ndarray) -> np.ndarray:
-    """Means of 2 x 2 (C, H, W); what is left over at an odd end is dropped, a side of one pixel is kept."""
+    """2 x 2 average pooling of (C, H, W); drops the last row and column of odd maps, keeps a side of one pixel."""
     down, right = min(2, x.shape[1]), min(2, x.shape[2])
     out = np.zeros((x.shape[0], x.shape[1] // down, x.shape[2] // right))
     for i in range(out.shape[1]):
@@ -47,7 +47,7 @@ def pool(x: np.ndarray) -> np.ndarray:
 
 
 def enlarge(x: np.ndarray, H: int, W: int) -> np.ndarray:
-    """Nearest by pixel centres: pixel i of n covers i + 1/2 on the scale of n."""
+    """Nearest-neighbour resizing by pixel centres: pixel i has its centre at i + 1/2."""
     rows = [int((i + 0.5) * x.shape[0] / H) for i in range(H)]
     columns = [int((j + 0.5) * x.shape[1] / W) for j in range(W)]
     return x[rows][:, columns]
@@ -57,8 +57,8 @@ def sigmoid(x):
     return 1 / (1 + np.exp(-x))
 
 
-class Written:
-    """The block on a batch (B, C, H, W) of numpy, from its parameters; keeps the running statistics it would have."""
+class Reference:
+    """The block in numpy for a batch (B, C, H, W), with the parameters of `block`. Updates the running statistics."""
 
     def __init__(self, block, relu: bool, training: bool):
         self.p = {name: value.detach().double().numpy().copy() for name, value in block.state_dict().items()}
@@ -107,7 +107,7 @@ class Written:
         weights = self.channel_weights(x)
         first = weights * x
         first = self.spatial_weights(first, "spatial") * first
-        second = weights * first  # the first weights again, not those that `first` would give
+        second = weights * first  # the first weights again, not new weights of `first`
         return self.spatial_weights(second, "spatial2") * second
 
 
@@ -115,18 +115,18 @@ class Written:
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("connection", ["plain", "alternate"])
 @pytest.mark.parametrize("relu", [False, True], ids=["linear", "relu"])
-def test_it_is_the_authors_computation(relu, connection, size, training):
+def test_it_agrees_with_the_authors_computation(relu, connection, size, training):
     block = lively(("csham", {"relu": relu, "connection": connection}), channels=5).double().train(training)
     x = picture(3, 5, *size).double()
-    written = Written(block, relu, training)
-    wanted = getattr(written, connection)(x.numpy())
+    reference = Reference(block, relu, training)
+    wanted = getattr(reference, connection)(x.numpy())
     np.testing.assert_allclose(block(x).detach().numpy(), wanted, rtol=1e-6, atol=1e-9)
     for name, value in block.state_dict().items():
         if "running" in name:
-            np.testing.assert_allclose(value.numpy(), written.p[name], rtol=1e-6, err_msg=name)
+            np.testing.assert_allclose(value.numpy(), reference.p[name], rtol=1e-6, err_msg=name)
 
 
-def test_the_written_resize_is_by_pixel_centres():
+def test_the_reference_resizes_by_pixel_centres():
     assert enlarge(np.arange(3)[:, None], 7, 1)[:, 0].tolist() == [0, 0, 1, 1, 1, 2, 2]
 
 
@@ -150,12 +150,12 @@ def test_the_alternate_connection_computes_the_channel_weights_once():
     output = block(x)
     assert len(calls) == 1
     (first, s1), (second, s2) = maps
-    # Each spatial module reads the map times the channel weights, the same both times.
+    # Both spatial modules read a map times the same channel weights.
     torch.testing.assert_close(first / x, calls[0].expand_as(x), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(second / (s1 * first), calls[0].expand_as(x), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(output, s2 * second)
 
 
-def test_the_variant_with_relu_never_scores_a_channel_below_a_half():
+def test_channel_weights_are_at_least_one_half_with_relu():
     weights = lively(("csham", {"relu": True})).channel(picture(8, 32, 6, 5))
     assert weights.min() >= 0.5

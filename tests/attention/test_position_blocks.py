@@ -1,4 +1,4 @@
-"""Blocks that compare positions, rows or channels with each other, against their papers' equations written out."""
+"""Non-local, DANet, self-attention, CCWH and SCA blocks against the equations of their papers."""
 
 import math
 
@@ -26,20 +26,20 @@ def features() -> Tensor:
 
 
 def project(conv: nn.Conv2d, image: Tensor) -> Tensor:
-    """A 1x1 convolution of an image (C, H, W), position by position: (N, C')."""
+    """A 1x1 convolution of an image (C, H, W): (N, C')."""
     return image.flatten(1).T @ conv.weight[:, :, 0, 0].T + conv.bias
 
 
 def normalise(x: Tensor, norm: nn.BatchNorm2d, training: bool) -> Tensor:
-    """Batch norm written out: per channel over batch and positions in training, by running statistics otherwise."""
+    """Batch norm by its formula: statistics of the batch in training, running statistics in evaluation."""
     mean = x.mean((0, 2, 3)) if training else norm.running_mean
     variance = x.var((0, 2, 3), correction=0) if training else norm.running_var
     mean, variance, weight, bias = (v[:, None, None] for v in (mean, variance, norm.weight, norm.bias))
     return (x - mean) / (variance + norm.eps).sqrt() * weight + bias
 
 
-def moved(norm: nn.BatchNorm2d, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The running statistics after x (B, C, H, W) was seen in training."""
+def updated_statistics(norm: nn.BatchNorm2d, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The running statistics after a training step on x (B, C, H, W)."""
     m = norm.momentum
     return (
         (1 - m) * norm.running_mean + m * x.mean((0, 2, 3)),
@@ -51,7 +51,7 @@ def moved(norm: nn.BatchNorm2d, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def nonlocal_response(block: nn.Module, image: Tensor, mode: str, scale: bool, sub_sample: bool) -> Tensor:
-    """y_i of equation 1 for an image (C, H, W), position by position: (inner, H, W)."""
+    """y_i of equation 1 for an image (C, H, W), in a loop over positions: (inner, H, W)."""
     small = image
     if sub_sample:
         small = torch.stack(
@@ -87,13 +87,13 @@ def nonlocal_response(block: nn.Module, image: Tensor, mode: str, scale: bool, s
 @pytest.mark.parametrize("sub_sample", [False, True], ids=["all", "sub_sample"])
 @pytest.mark.parametrize("scale", [False, True], ids=["unscaled", "scaled"])
 @pytest.mark.parametrize("mode", ["embedded_gaussian", "gaussian", "dot_product", "concatenation"])
-def test_nonlocal_is_the_papers(mode, scale, sub_sample, training):
+def test_nonlocal_agrees_with_the_paper(mode, scale, sub_sample, training):
     options = {"mode": mode, "scale": scale, "sub_sample": sub_sample}
     block, x = double("nonlocal", **options).train(training), features()
     y = torch.stack([nonlocal_response(block, image, *options.values()) for image in x])
     projected = torch.stack([project(block.out, image).T.view(C, H, W) for image in y])
     wanted = normalise(projected, block.norm, training) + x
-    after = moved(block.norm, projected)
+    after = updated_statistics(block.norm, projected)
     assert_close(block(x), wanted)
     if training:
         assert_close((block.norm.running_mean, block.norm.running_var), after)
@@ -129,25 +129,25 @@ def channel_attention(block: nn.Module, image: Tensor) -> Tensor:
     out = []
     for row in flat:
         energy = torch.stack([row @ other for other in flat])
-        inverted = energy.max() - energy  # the least like has the most weight
+        inverted = energy.max() - energy  # the least similar channel has the largest weight
         weights = torch.exp(inverted - inverted.max())
         out.append(sum(w * other for w, other in zip(weights / weights.sum(), flat, strict=True)))
     return block.gamma * torch.stack(out).view_as(image) + image
 
 
-def test_position_attention_is_the_papers():
+def test_position_attention_agrees_with_the_paper():
     block, x = double("danet_position", reduction=3), features()
     assert_close(block(x), torch.stack([position_attention(block, image) for image in x]))
 
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 30.0])
-def test_channel_attention_is_the_authors(scale):
+def test_channel_attention_agrees_with_the_authors_code(scale):
     block, x = double("danet_channel"), scale * features()
     assert_close(block(x), torch.stack([channel_attention(block, image) for image in x]))
 
 
-def test_channel_attention_turns_to_the_least_alike():
-    """Of channels a, a, b with b orthogonal to a, and all of them long: each a takes b, and b the mean of both a."""
+def test_channel_attention_weights_the_least_similar_channels():
+    """For channels a, a, b with b orthogonal to a and large norms, each a attends to b, and b to the mean of both a."""
     block = build("danet_channel", 3).double()
     block.gamma.data.fill_(1)
     a, b = torch.tensor([[40.0, 0, 0, 0]]).double(), torch.tensor([[0, 40.0, 0, 0]]).double()
@@ -156,7 +156,7 @@ def test_channel_attention_turns_to_the_least_alike():
 
 
 @TRAINING
-def test_the_head_is_the_authors(training):
+def test_the_head_agrees_with_the_authors_code(training):
     block, x = double("danet").train(training), features()
 
     def branch(modules: nn.Sequential, attend) -> Tensor:
@@ -176,7 +176,7 @@ def test_dual_attention_parameter_counts():
 
     assert count("danet_position", 64) == 5201
     assert count("danet_channel", 64) == 1
-    # Two branches of two 3x3 with batch norm, the two attentions on 16 channels, and the 1x1 back.
+    # Two branches of two 3x3 convolutions with batch norm, both attentions on 16 channels, and the last 1x1 convolution.
     position = 2 * (16 * 2 + 2) + 16 * 16 + 16 + 1
     assert count("danet", 64) == 2 * (9 * 64 * 16 + 32 + 9 * 16 * 16 + 32) + position + 1 + 16 * 64 + 64
 
@@ -185,7 +185,7 @@ def test_dual_attention_parameter_counts():
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3, 12])
-def test_self_attention_is_pytorchs_on_a_sequence_of_positions(heads):
+def test_self_attention_agrees_with_pytorch_on_a_sequence_of_positions(heads):
     block, x = double("self_attention", heads=heads), features()
     theirs = nn.MultiheadAttention(C, heads, batch_first=True).double()
     theirs.load_state_dict(
@@ -213,24 +213,24 @@ def test_permuting_the_positions_permutes_the_output(name):
 
 
 @pytest.mark.parametrize(("channels", "heads"), [(1, 1), (64, 1), (130, 2), (200, 2), (320, 5), (512, 8)])
-def test_heads_are_of_about_64_channels(channels, heads):
+def test_heads_have_about_64_channels(channels, heads):
     assert build("self_attention", channels).heads == heads
 
 
 @pytest.mark.parametrize("heads", [5, 0, -3, 24])
 def test_heads_must_divide_the_channels(heads):
-    with pytest.raises(UserError, match=f"heads={heads} with 12 channels; give a divisor"):
+    with pytest.raises(UserError, match=f"heads={heads} with 12 channels; .*divisor"):
         build("self_attention", C, heads=heads)
 
 
 # ---- CCWH ------------------------------------------------------------------------------------------------------------
 
 
-def test_ccwh_is_the_authors_three_branches():
+def test_ccwh_agrees_with_the_three_branches_of_its_authors():
     block, x = double("ccwh"), features()
 
     def seen_along(swapped: Tensor, conv: nn.Conv2d) -> Tensor:
-        """Scale a map whose first axis was swapped with one of the others, by the maximum and mean over that axis."""
+        """Scale a map whose first axis was swapped with another one, by the maximum and mean over the first axis."""
         pooled = torch.cat([swapped.max(1, keepdim=True)[0], swapped.mean(1, keepdim=True)], 1)
         return swapped * torch.sigmoid(F.conv2d(pooled, conv.weight, conv.bias, padding=1))
 
@@ -253,7 +253,7 @@ def test_ccwh_has_41_parameters(channels):
 
 
 def test_sca_is_conditioned_on_the_pooled_map():
-    """Equations 5-8 of the paper, h the average of V; test_sca.py holds the attention itself against loops."""
+    """Equations 5-8 of the paper, where h is the mean of V. test_sca.py tests the attention itself against loops."""
     block, x = double("sca", width=7), features()
     channel, spatial = block.attention.channel, block.attention.spatial
     m, out = H * W, []
@@ -270,8 +270,8 @@ def test_sca_is_conditioned_on_the_pooled_map():
     assert_close(block(x), torch.stack(out), rtol=1e-5, atol=1e-6)
 
 
-def test_compiled_channel_scores_are_the_plain_ones():
-    """How many nodes interpolate the scores depends on the values, which a graph cannot know."""
+def test_compiled_channel_scores_use_the_plain_formula():
+    """The number of interpolation nodes depends on the values, which a compiled graph does not know."""
     rng = torch.Generator().manual_seed(0)
     means, visual, score = (torch.randn(n, generator=rng) for n in ((2, 256), (6,), (6,)))
     hidden = torch.randn(2, 6, generator=rng)
