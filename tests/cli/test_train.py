@@ -100,7 +100,7 @@ def test_it_trains_resumes_and_says_where_the_model_is(here, capsys):
 
     write(dataset(8, captions=("a zebra", "stripes")), here / "data" / "dogs.h5", encoding="raw")
     text = mistake(capsys, "--resume")
-    assert text.startswith("data/dogs.h5 has another vocabulary (7 words) than runs/dogs/last.pt (")
+    assert all(part in text for part in ("data/dogs.h5", "7 words", "runs/dogs/last.pt"))
 
     shutil.copy("runs/dogs/best.pt", "runs/dogs/last.pt")
     text = mistake(capsys, "--resume")
@@ -127,34 +127,34 @@ def test_an_interrupted_run_goes_on_to_the_same_model(here, capsys, monkeypatch)
 def test_a_missing_data_file_names_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["--dataset", "flickr30k"]) == 2
-    assert capsys.readouterr() == (
-        "",
-        "error: no data file data/flickr30k.h5; make it with: python preprocess.py --dataset flickr30k\n",
-    )
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1
+    assert "data/flickr30k.h5" in err and "python preprocess.py --dataset flickr30k" in err
     assert not list(tmp_path.iterdir())
 
 
 def test_mistakes_are_one_line_and_leave_nothing(here, capsys):
-    for flags, text in (
-        (["--backbone", "resnet19"], "unknown backbone 'resnet19'; one of: alexnet, "),
-        (["--layers", "features.99"], "mobilenet_v2 has no layer 'features.99'; its layers: "),
-        (["--layers", "4"], "--layers 4 for mobilenet_v2: choose 1 to 3, or name the layers"),
-        (["--backbone-weights", "none.pth"], "no weights file none.pth; give an existing "),
-        (["--backbone-weights", "data/dogs.h5"], "cannot read weights from data/dogs.h5 ("),
-        (["--init", "none.pt"], "cannot load checkpoint none.pt: no such file; "),
-        (["--init", "data/dogs.h5"], "data/dogs.h5 is not a checkpoint of sca_caption"),
-        (["--epochs", "0"], "--epochs 0: must be at least 1"),
-        (["--attention", "cbam"], "argument --attention: invalid choice: 'cbam'"),
-        (["--device", "abacus"], "no device 'abacus' ("),
-        (
-            ["--finetune-from", "features.99"],
-            "--finetune-from 'features.99': mobilenet_v2 has no such layer; e.g. ",
-        ),
-        (["--resume"], "cannot load checkpoint runs/dogs/last.pt: no such file; "),
-        (["--output", "data/dogs.h5"], "cannot write to data/dogs.h5 (File exists); choose another --output"),
+    """Each names the flag or the file, what was found, and the valid values if there are few."""
+    for flags, parts in (
+        (["--backbone", "resnet19"], ("'resnet19'", "alexnet")),
+        (["--layers", "features.99"], ("mobilenet_v2", "'features.99'", "features.18")),
+        (["--layers", "4"], ("--layers 4", "mobilenet_v2", "1 to 3")),
+        (["--backbone-weights", "none.pth"], ("none.pth",)),
+        (["--backbone-weights", "data/dogs.h5"], ("weights", "data/dogs.h5")),
+        (["--init", "none.pt"], ("none.pt", "no such file")),
+        (["--init", "data/dogs.h5"], ("data/dogs.h5", "not a checkpoint")),
+        (["--epochs", "0"], ("--epochs 0", "at least 1")),
+        (["--attention", "cbam"], ("--attention", "'cbam'")),
+        (["--recipe", "papre"], ("--recipe papre", "default", "paper", "self-critical", "shapes")),
+        (["--recipe", "cifar"], ("--recipe cifar", "'classify'", "'caption'")),
+        (["--device", "abacus"], ("'abacus'",)),
+        (["--finetune-from", "features.99"], ("--finetune-from", "'features.99'", "mobilenet_v2")),
+        (["--resume"], ("runs/dogs/last.pt", "no such file")),
+        (["--output", "data/dogs.h5"], ("data/dogs.h5", "File exists", "--output")),
     ):
         weights = [] if "--backbone-weights" in flags or "--init" in flags else ["--backbone-weights", "none"]
-        assert mistake(capsys, *weights, *flags).startswith(text), flags
+        found = mistake(capsys, *weights, *flags)
+        assert not [part for part in parts if part not in found], found
     assert [p.name for p in here.iterdir() if p.name != "runs"] == ["data"]
     assert not list(here.rglob("*.pt"))
 
@@ -165,8 +165,7 @@ def test_without_the_network_it_names_the_flag(here, capsys, monkeypatch):
 
     monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", fail)
     text = mistake(capsys)
-    assert text.startswith("ImageNet weights of mobilenet_v2 could not be downloaded (no network); ")
-    assert "--backbone-weights FILE" in text
+    assert all(part in text for part in ("mobilenet_v2", "(no network)", "--backbone-weights FILE"))
 
 
 def test_help_fits_on_two_pages(monkeypatch):
@@ -271,7 +270,8 @@ def test_shapes_start_from_the_model_that_ships_where_it_fits(here, capsys, firs
     assert (out.split(";")[0], err) == ("starting from shipped", "error: seen\n")
     assert first_model[0].config.lstm_size == 128  # the preset's
     assert main([*common, *SMALL]) == 2  # another network downloads its own weights
-    assert capsys.readouterr().err.startswith("error: these weights do not fit resnet18: ")
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and "weights" in err and "resnet18" in err
 
 
 # ---- self-critical training -------------------------------------------------------------------------------------------

@@ -67,56 +67,51 @@ def test_it_trains_resumes_and_says_where_the_model_is(here, capsys):
 
     again = ["--backbone", "lenet", "--attention", "cbam:reduction=4", "--at", "conv2"]
     text = mistake(capsys, *SMALL, *QUICK, *again)
-    assert text == f"{folder} already holds a run; continue it with --resume, or choose another --output"
+    assert all(part in text for part in (folder, "--resume", "--output"))
     status, out, _ = run(capsys, *again, "--resume")
     assert status == 0 and out.splitlines()[-1] == lines[-1]
     text = mistake(capsys, *again, "--output", folder, "--resume", "--epochs", "9")
-    assert text == "--resume keeps the run's own settings; it has epochs=2, found 9"
+    assert all(part in text for part in ("--resume", "epochs=2", "9"))
 
     shutil.rmtree("data/folder/sky")
     text = mistake(capsys, *again, "--resume")
-    assert text.startswith(
-        f"folder has other classes (3) than {folder}/last.pt (4); resume with the data it "
-    )
+    assert all(part in text for part in ("(3)", f"{folder}/last.pt (4)", "data/folder"))
 
 
 def test_mistakes_are_one_line_and_leave_nothing(here, capsys):
-    names = ", ".join(sorted(BLOCKS))
-    for flags, text in (
-        (["--attention", "cbma"], f"unknown attention 'cbma'; one of: {names}"),
-        (["--backbone", "resnet19"], f"unknown backbone 'resnet19'; one of: {', '.join(sorted(NETWORKS))}"),
-        (["--attention", "se", "--at", "layer9"], "unknown stage of lenet 'layer9'; one of: conv1, conv2"),
-        (
-            ["--attention", "bam:ratio=2"],
-            "'bam:ratio=2': unknown option 'ratio' of bam; write bam:OPTION=VALUE ",
-        ),
-        (["--attention", "se:bias=maybe"], "unknown value of se:bias 'maybe'; one of: false, true"),
-        (["--attention", "se:reduction=few"], "se:reduction=few: give a number"),
-        (["--at", "conv1"], "stages conv1 "),
-        (["--stem", "resnet"], "argument --stem: invalid choice: 'resnet'"),
-        (["--dataset", "cifar11"], "unknown dataset for classification 'cifar11'; one of: "),
-        (["--root", "nowhere"], "folder not found: nowhere is no such folder; "),
-        (["--backbone-weights", "none.pth"], "no weights file none.pth; give an existing "),
-        (["--epochs", "0"], "--epochs 0: must be at least 1"),
-        (["--mixup", "-1"], "--mixup -1.0: must be 0 or more"),
-        (["--batch-size", "64"], "--batch-size 64: more than the 32 training images; give a smaller one"),
-        (["--device", "abacus"], "no device 'abacus' ("),
-        (
-            ["--objective", "cider"],
-            "unrecognized arguments: --objective cider; see train.py --task classify --help",
-        ),
-        (["--resume"], "cannot load checkpoint runs/folder-lenet/last.pt: no such file; "),
-        (["--task", "paint"], "unknown task 'paint'; one of: caption, classify"),
-        (["--output", "data/folder/sky/0.png"], "cannot write to data/folder/sky/0.png (File exists); "),
+    """Each names the flag or the file, what was found, and the valid values if there are few."""
+    for flags, parts in (
+        (["--attention", "cbma"], ("'cbma'", *BLOCKS)),
+        (["--backbone", "resnet19"], ("'resnet19'", *NETWORKS)),
+        (["--attention", "se", "--at", "layer9"], ("lenet", "'layer9'", "conv1", "conv2")),
+        (["--attention", "bam:ratio=2"], ("bam:ratio=2", "'ratio'", "bam:OPTION=VALUE")),
+        (["--attention", "se:bias=maybe"], ("se:bias", "'maybe'", "false, true")),
+        (["--attention", "se:reduction=few"], ("se:reduction=few", "number")),
+        (["--at", "conv1"], ("conv1",)),
+        (["--stem", "resnet"], ("--stem", "'resnet'")),
+        (["--dataset", "cifar11"], ("'cifar11'", "cifar10", "cifar100")),
+        (["--root", "nowhere"], ("folder", "nowhere")),
+        (["--backbone-weights", "none.pth"], ("none.pth",)),
+        (["--epochs", "0"], ("--epochs 0", "at least 1")),
+        (["--mixup", "-1"], ("--mixup -1.0", "0 or more")),
+        (["--batch-size", "64"], ("--batch-size 64", "32")),
+        (["--device", "abacus"], ("'abacus'",)),
+        (["--objective", "cider"], ("--objective cider", "train.py --task classify --help")),
+        (["--resume"], ("runs/folder-lenet/last.pt", "no such file")),
+        (["--task", "paint"], ("'paint'", "caption, classify")),
+        (["--recipe", "cifra"], ("--recipe cifra", "caltech", "cifar", "imagenet", "shapes-classify")),
+        (["--recipe", "paper"], ("--recipe paper", "'caption'", "'classify'")),
+        (["--output", "data/folder/sky/0.png"], ("data/folder/sky/0.png", "File exists")),
     ):
-        assert mistake(capsys, *SMALL, *QUICK, *flags).startswith(text), flags
+        found = mistake(capsys, *SMALL, *QUICK, *flags)
+        assert not [part for part in parts if part not in found], found
     assert [p.name for p in here.iterdir()] == ["data"]
 
 
 def test_data_that_cannot_be_learnt_from_is_one_line(here, capsys):
     (here / "data" / "folder" / "void").mkdir()
     text = mistake(capsys, *SMALL, *QUICK)
-    assert text.startswith("class 'void' is empty: no images in data/folder/void; ")
+    assert "'void'" in text and "data/folder/void" in text
     shutil.rmtree(here / "data" / "folder")
     (here / "data" / "folder").mkdir()
     assert "data/folder" in mistake(capsys, *SMALL, *QUICK)
@@ -126,7 +121,7 @@ def test_data_that_cannot_be_learnt_from_is_one_line(here, capsys):
 def test_weights_of_another_network_are_one_line(here, capsys):
     torch.save(build_network("resnet18").state_dict(), "resnet18.pth")
     text = mistake(capsys, *SMALL, *QUICK, "--backbone-weights", "resnet18.pth")
-    assert text.startswith("these weights do not fit lenet: ")
+    assert "weights" in text and "lenet" in text
 
 
 def test_a_captioners_run_is_not_resumed(here, capsys):
@@ -134,7 +129,7 @@ def test_a_captioners_run_is_not_resumed(here, capsys):
     made = Checkpoint(tiny_captioner(), Vocabulary(words), Transform(32))
     checkpoint.save(here / "runs" / "folder-lenet" / "last.pt", made)
     text = mistake(capsys, "--backbone", "lenet", "--resume")
-    assert text.startswith("runs/folder-lenet/last.pt is a captioner, not a classifier; ")
+    assert "runs/folder-lenet/last.pt" in text and "captioner" in text
 
 
 def test_weights_come_from_a_file_or_a_download(here, capsys, monkeypatch):
@@ -154,7 +149,7 @@ def test_weights_come_from_a_file_or_a_download(here, capsys, monkeypatch):
 
     monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", fail)
     text = mistake(capsys, *flags)  # folder's recipe starts from a download
-    assert text.startswith("ImageNet weights of resnet18 could not be downloaded (no network); ")
+    assert all(part in text for part in ("resnet18", "(no network)", "--backbone-weights"))
     assert "--backbone-weights FILE" in text
 
 
