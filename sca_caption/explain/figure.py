@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from sca_caption.explain.channel_figure import ChannelPanel
-from sca_caption.explain.overlay import multiples, painted, scale_strip, scale_ticks, scale_top
+from sca_caption.explain.overlay import multiples, paint, scale_strip, scale_ticks, scale_top
 from sca_caption.models.attention_trace import LayerTrace
 from sca_caption.runtime.figures import DPI, Page, fit_text, text_width, wrap_text
 
@@ -169,7 +169,7 @@ def spatial_section(explanation: "Explanation", layer: LayerTrace, top: float, l
             x = MARGIN + t % columns * (width + PANEL_GAP)
             row_top = y + HEADING_LINE + t // columns * step
             weights = multiples(layer.spatial[t], small.size, explanation.transform)
-            picture = painted(small, weights, top, explanation.transform)
+            picture = paint(small, weights, top, explanation.transform)
             page.image(x, row_top + ABOVE, width, height, picture)
             text, size = fit_text(words[t], width, WORD_SIZE, SMALL_SIZE, "bold")
             page.text(x, row_top + ABOVE - 0.05, text, size, weight="bold", color=DARK_GREY)

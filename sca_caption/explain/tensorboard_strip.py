@@ -1,6 +1,6 @@
-"""One image of what a captioner attended at every word of a caption, small enough to be logged at every validation.
+"""Attention of a caption as one small image, which is logged to TensorBoard at every validation.
 
-Shapes: T words, C channels and H x W positions of an attended layer, S the side of the image that the model sees.
+Shapes: T words, C channels and H x W positions of an attended layer, S the side of the model's input in pixels.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
-from sca_caption.explain.overlay import multiples, painted, scale_top
+from sca_caption.explain.overlay import multiples, paint, scale_top
 from sca_caption.images import Transform
 
 if TYPE_CHECKING:
@@ -18,14 +18,16 @@ if TYPE_CHECKING:
     from sca_caption.models.attention_trace import Trace
 
 
-CHANNELS = 12  # of each layer that are shown: those with the largest weight at any word
-CELL = 1.4  # inches a word
+CHANNELS = 12  # channels shown per layer: those with the largest weight at any word
+CELL = 1.4  # inches per word
 DPI = 72
-EVEN = 0.05  # channels' weights that differ less from even ones look alike, or their noise would look like choice
+UNIFORM_MARGIN = (
+    0.05  # minimum half-range of the channels' colour scale around uniform, so that noise stays invisible
+)
 
 
 def strip(image: np.ndarray, words: Sequence[str], trace: "Trace", title: str = "") -> np.ndarray:
-    """What `draw` makes of the same, as pixels: uint8 (height, width, 3)."""
+    """Render `draw` to pixels: uint8 (height, width, 3)."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(draw(image, words, trace, title))
@@ -34,19 +36,19 @@ def strip(image: np.ndarray, words: Sequence[str], trace: "Trace", title: str = 
 
 
 def draw(image: np.ndarray, words: Sequence[str], trace: "Trace", title: str = "") -> "Figure":
-    """A column a word; rows of the layers' spatial weights, then of their channels'.
+    """Draw one column per word, with one row per layer of spatial weights, then one of channel weights.
 
-    image: uint8 (S, S, 3), as the model saw it. words: the T words that `trace` is of, at least one. Weights are told
-    as multiples of even attention, 1 / (H W) and 1 / C, on one scale for all pictures; below each stands its largest.
+    image: uint8 (S, S, 3), the model's input. words: the T >= 1 words of `trace`. Weights are multiples of uniform
+    attention, 1 / (H W) or 1 / C, on one colour scale. The largest multiple is printed below each panel.
     """
     from matplotlib.figure import Figure
 
     T = len(words)
     spatial = [layer for layer in trace.layers if layer.spatial is not None]
     channel = [layer for layer in trace.layers if layer.channel is not None]
-    photograph, seen = Image.fromarray(image), Transform(len(image))
+    photograph, transform = Image.fromarray(image), Transform(len(image))
     top = scale_top(*(layer.spatial for layer in spatial))
-    rows = len(spatial) + len(channel) + (not spatial)  # the words need images above them in any case
+    rows = len(spatial) + len(channel) + (not spatial)  # without spatial attention, a row of images
     figure = Figure((CELL * max(T, 4) + 1, CELL * rows + 0.7), dpi=DPI, layout="constrained")
     grid = figure.add_gridspec(rows, T)
     figure.suptitle(title, fontsize=9, x=0.01, ha="left")
@@ -54,8 +56,8 @@ def draw(image: np.ndarray, words: Sequence[str], trace: "Trace", title: str = "
         weights = spatial[row].spatial if spatial else None
         for t, word in enumerate(words):
             axes = figure.add_subplot(grid[row, t])
-            shares = None if weights is None else multiples(weights[t], photograph.size, seen)
-            axes.imshow(photograph if shares is None else painted(photograph, shares, top, seen))
+            values = None if weights is None else multiples(weights[t], photograph.size, transform)
+            axes.imshow(photograph if values is None else paint(photograph, values, top, transform))
             axes.set(xticks=[], yticks=[])
             if weights is not None:
                 axes.set_xlabel(f"{weights[t].max() * weights[t].size:.1f}×", fontsize=8, labelpad=2)
@@ -68,7 +70,7 @@ def draw(image: np.ndarray, words: Sequence[str], trace: "Trace", title: str = "
         strongest = np.argsort(-layer.channel.max(0), kind="stable")[:CHANNELS]
         axes = figure.add_subplot(grid[row, :])
         times = layer.channel[:, strongest].T * C
-        scale = {"vmin": min(times.min(), 1 - EVEN), "vmax": max(times.max(), 1 + EVEN)}
+        scale = {"vmin": min(times.min(), 1 - UNIFORM_MARGIN), "vmax": max(times.max(), 1 + UNIFORM_MARGIN)}
         shown = axes.imshow(times, cmap="magma", aspect="auto", **scale)
         axes.set(xticks=[], yticks=range(len(strongest)))
         axes.set_yticklabels(strongest.tolist(), fontsize=6)

@@ -1,10 +1,10 @@
-"""The GIF: a frame a word, the word marked, the weights where they are."""
+"""The GIF: one frame per word, the current word marked, the spatial weights at their positions."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from sca_caption.explain.animation import MARK, WIDTHS, fitting, frames, palette, word_places
+from sca_caption.explain.animation import MARK, WIDTHS, frames, palette, resize_photograph, word_layout
 from tests.helpers.explanations import WORDS, made_explanation
 
 
@@ -27,7 +27,7 @@ def test_a_frame_a_word_and_the_last_one_longer(words, tmp_path):
 def test_the_current_word_is_marked():
     made = made_explanation()
     found = frames(made)
-    places = word_places(made.words, found[0].width)
+    places = word_layout(made.words, found[0].width)
     marks = []
     for frame in found:
         marked = (np.asarray(frame) == MARK).all(2)
@@ -40,7 +40,7 @@ def test_the_current_word_is_marked():
 
 def test_words_wrap_inside_the_frame():
     words = ("extraordinarily",) * 8
-    places = word_places(words, 400)
+    places = word_layout(words, 400)
     assert [row for row, _ in places] == sorted(row for row, _ in places) and places[-1][0] >= 2
     assert all(left < 400 - 100 for _, left in places)
 
@@ -49,7 +49,7 @@ def test_colour_is_where_the_weight_is():
     made = made_explanation(layers=(("top", 4, 2, 2),), size=(300, 300))
     made.trace.layers[0].spatial[:] = 0.02
     made.trace.layers[0].spatial[:, 1, 0] = 0.94
-    side = fitting(made.photograph).size[0]
+    side = resize_photograph(made.photograph).size[0]
     frame = np.asarray(frames(made)[0]).astype(int)[:side, :side]
     colour = np.ptp(frame, axis=2)
     quarter = side // 4
@@ -59,7 +59,7 @@ def test_colour_is_where_the_weight_is():
 def test_a_model_without_spatial_attention_has_its_words_alone():
     found = frames(made_explanation(kinds="C"))
     assert len(found) == len(WORDS)
-    side = fitting(made_explanation().photograph).height
+    side = resize_photograph(made_explanation().photograph).height
     np.testing.assert_array_equal(np.asarray(found[0])[:side], np.asarray(found[1])[:side])
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from sca_caption.config import ClassifierConfig
-from sca_caption.explain.grad_cam import heat, save_explanation
+from sca_caption.explain.grad_cam import grad_cam, save_explanation
 from sca_caption.models.classifier import Classifier
 from sca_caption.models.networks import gradcam_layer
 from sca_caption.runtime.errors import UserError
@@ -32,7 +32,7 @@ def scaled(values: torch.Tensor) -> torch.Tensor:
 
 
 def test_heat_is_where_the_class_is():
-    blue, green, red = heat(colour_classifier(), patches(), [0, 1, 2])
+    blue, green, red = grad_cam(colour_classifier(), patches(), [0, 1, 2])
     assert red.shape == (SIZE, SIZE) and red.dtype == np.float32
     half = SIZE // 2
     for values, there in ((red, np.s_[:half, :half]), (blue, np.s_[half:, half:])):
@@ -67,7 +67,7 @@ def test_heat_is_the_papers(backbone, attention):
     hook = gradcam_layer(model.network, backbone).register_forward_hook(keep)
     logits = model(torch.from_numpy(pixels).permute(2, 0, 1)[None])
     hook.remove()
-    found_for = dict(zip((2, 0, 1), heat(model, pixels, [2, 0, 1]), strict=True))
+    found_for = dict(zip((2, 0, 1), grad_cam(model, pixels, [2, 0, 1]), strict=True))
     assert any(found.max() > 0.9 for found in found_for.values())
     for k, found in found_for.items():
         (gradient,) = torch.autograd.grad(logits[0, k], maps[0], retain_graph=True)
@@ -98,7 +98,7 @@ def test_the_picture(tmp_path):
 def test_a_class_without_evidence_says_so(tmp_path):
     path = tmp_path / "why.svg"
     save_explanation(path, colour_classifier(), patches(), np.array([0.0, 2.0, 1.0], np.float32), "x")
-    assert path.read_text(encoding="utf-8").count("no place speaks for it") == 1
+    assert path.read_text(encoding="utf-8").count("no evidence") == 1
 
 
 def test_without_the_package_one_line_says_how_to_get_it(monkeypatch):
@@ -106,4 +106,4 @@ def test_without_the_package_one_line_says_how_to_get_it(monkeypatch):
     with pytest.raises(
         UserError, match=r"--explain needs the grad-cam package .*pip install 'sca-caption\[explain\]'"
     ):
-        heat(colour_classifier(), patches(), [0])
+        grad_cam(colour_classifier(), patches(), [0])

@@ -1,14 +1,14 @@
-"""Weights over a photograph: they are where they belong, in even shares, and their colours say no more than they do."""
+"""Overlay of spatial weights: positions, scale in multiples of uniform attention, colours."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from sca_caption.explain.overlay import (
-    LEAST_TOP,
-    blended,
+    MIN_SCALE_MAX,
+    blend,
     multiples,
-    painted,
+    paint,
     scale_strip,
     scale_ticks,
     scale_top,
@@ -62,16 +62,16 @@ def test_even_weights_are_one_everywhere_and_have_no_colour():
     even = multiples(np.full((3, 3), 1 / 9), (40, 30), RESIZE)
     np.testing.assert_allclose(even, 1, rtol=1e-5)
     photograph = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8))
-    pixels = painted(photograph, even, LEAST_TOP, RESIZE).astype(int)
+    pixels = paint(photograph, even, MIN_SCALE_MAX, RESIZE).astype(int)
     assert np.ptp(pixels, axis=2).max() <= 1  # grey
-    attended = painted(photograph, 3 * even, LEAST_TOP, RESIZE).astype(int)
+    attended = paint(photograph, 3 * even, MIN_SCALE_MAX, RESIZE).astype(int)
     assert np.ptp(attended, axis=2).min() > 40  # coloured on dark and light pixels alike
 
 
 def test_the_scale_is_common_and_does_not_exaggerate():
     even, sharp = np.full((2, 3, 3), 1 / 9), np.zeros((1, 2, 2))
     sharp[0, 1, 1] = 1.0
-    assert scale_top(even, None) == LEAST_TOP and scale_top(None) == LEAST_TOP
+    assert scale_top(even, None) == MIN_SCALE_MAX and scale_top(None) == MIN_SCALE_MAX
     assert scale_top(even, np.stack([peaked(1, 1)])) == pytest.approx(81 / 3)
     assert scale_top(even, sharp) == 4
     np.testing.assert_allclose(strength(np.array([0, 0.5, 1, 2, 4, 8]), 4.0), [0, 0, 0, 0.5, 1, 1])
@@ -82,13 +82,13 @@ def test_the_scale_is_common_and_does_not_exaggerate():
 
 def test_the_strip_shows_the_colours_that_the_photograph_gets():
     strip, top = scale_strip(8.0, 4), 8.0
-    grey = painted(Image.new("RGB", (1, 1), (128, 128, 128)), np.array([[2.0]]), top, RESIZE)
+    grey = paint(Image.new("RGB", (1, 1), (128, 128, 128)), np.array([[2.0]]), top, RESIZE)
     np.testing.assert_array_equal(strip[0, 1], grey[0, 0])  # 8 ** (1 / 3)
 
 
 def test_what_the_model_does_not_see_is_faded():
     photograph = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 60, 3), np.uint8))
-    pixels = painted(photograph, np.ones((20, 60)), LEAST_TOP, CROP).astype(int)
+    pixels = paint(photograph, np.ones((20, 60)), MIN_SCALE_MAX, CROP).astype(int)
     assert pixels[:, :20].min() > 200 and pixels[:, 40:].min() > 200
     assert pixels[:, 20:40].min() < 100
 
@@ -96,13 +96,13 @@ def test_what_the_model_does_not_see_is_faded():
 def test_dark_and_light_photographs_use_the_same_greys():
     levels = np.random.default_rng(0).integers(0, 40, (30, 40, 3), np.uint8)
     dark, light = (
-        painted(Image.fromarray(each), np.ones((30, 40)), LEAST_TOP, RESIZE)
+        paint(Image.fromarray(each), np.ones((30, 40)), MIN_SCALE_MAX, RESIZE)
         for each in (levels, levels + 200)
     )
     assert np.abs(dark.astype(int) - light).max() < 12
-    flat = painted(Image.new("RGB", (5, 5), "black"), np.ones((5, 5)), LEAST_TOP, RESIZE)
+    flat = paint(Image.new("RGB", (5, 5), "black"), np.ones((5, 5)), MIN_SCALE_MAX, RESIZE)
     assert flat.max() < 80  # stays dark
-    assert blended(np.ones((1, 1)), np.zeros((1, 1))).max() == 1
+    assert blend(np.ones((1, 1)), np.zeros((1, 1))).max() == 1
 
 
 def test_weights_of_nothing_are_nothing():

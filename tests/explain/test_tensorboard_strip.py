@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sca_caption.explain.overlay import multiples, painted
+from sca_caption.explain.overlay import multiples, paint
 from sca_caption.explain.tensorboard_strip import CHANNELS, draw, strip
 from sca_caption.images import Transform
 from sca_caption.models.attention_trace import LayerTrace, Trace
@@ -47,7 +47,7 @@ def test_rows_are_layers_and_columns_words():
     assert [axes.get_xlabel() for axes in low] == ["49.0×"] * T  # times even attention
     for t, axes in enumerate(low):
         shares = multiples(peaked()[t], (S, S), Transform(S))
-        expected = painted(Image.fromarray(made_image()), shares, SIDE**2, Transform(S))
+        expected = paint(Image.fromarray(made_image()), shares, SIDE**2, Transform(S))
         np.testing.assert_array_equal(axes.images[0].get_array(), expected)
         # It is lit where the weight is, and grey elsewhere.
         coloured, cell = np.ptp(expected.astype(int), axis=2) > 2, S // SIDE
