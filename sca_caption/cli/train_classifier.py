@@ -128,7 +128,7 @@ def new_model(model_config: ClassifierConfig, seed: int, weights: str):
         return Classifier(model_config)
     file = None if weights == "download" else weights
     model = Classifier(model_config, pretrained_weights(model_config.backbone, file))
-    left = len(model.fresh)
+    left = len(model.unloaded)
     print(
         f"starting from {weights}; {left} of {len(model.network.state_dict())} tensors are new: the blocks and the head"
     )

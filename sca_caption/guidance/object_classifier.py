@@ -41,15 +41,15 @@ class ObjectClassifier(FeatureEncoder):
 
     def __init__(self, first: int = 0, network: str = MOBILENET, nouns: Sequence[Noun] | None = None):
         super().__init__()
-        self.first, self.network, self.features_size = first, network, mobilenet_v2.TOP
+        self.first, self.network, self.features_size = first, network, mobilenet_v2.HEAD_CHANNELS
         self.nouns = tuple(nouns or read_nouns())
         if network == MOBILENET:
             blocks, self.size, self.sharpness = mobilenet_v2.MobileNetV2().features, SIZE, 1.0
             self.pixels: nn.Module = nn.Identity()
             self.features = nn.Sequential(OrderedDict((str(i), blocks[i]) for i in range(first, len(blocks))))
         else:
-            self.size, self.sharpness = efficientnet_lite.SIZES[network][2], efficientnet_lite.SHARPNESS
-            self.pixels = efficientnet_lite.Pixels()
+            self.size, self.sharpness = efficientnet_lite.VARIANTS[network][2], efficientnet_lite.LOGIT_SCALE
+            self.pixels = efficientnet_lite.InputScaling()
             self.features = efficientnet_lite.EfficientNetLite(network)
         self.classifier = nn.Linear(self.features_size, CLASSES)
         membership = torch.zeros(CLASSES, len(self.nouns))
@@ -119,13 +119,13 @@ def pretrained_classifier(
     Raises UserError for a captioner with another CNN than MobileNetV2, for weights without a classifier, and, with
     MobileNetV2 at ImageNet's size, for a CNN whose lower blocks differ from these weights.
     """
-    blocks = mobilenet_v2.blocks_of(backbone.layers) if backbone.name == "mobilenet_v2" else []
+    blocks = mobilenet_v2.block_numbers(backbone.layers) if backbone.name == "mobilenet_v2" else []
     if not blocks or backbone.blocks():
         raise UserError(
             f"only captioners with a plain mobilenet_v2, attended after whole blocks, can name ImageNet's objects; found "
             f"{backbone.name}, attended at {' '.join(backbone.layers)}"
         )
-    lite = efficientnet_lite.recognised(weights)
+    lite = efficientnet_lite.identify(weights)
     layer = "_fc" if lite else "classifier.1"
     head = {name: weights.get(f"{layer}.{name}") for name in ("weight", "bias")}
     if any(value is None or len(value) != CLASSES for value in head.values()):
@@ -134,7 +134,7 @@ def pretrained_classifier(
     if lite:
         classifier = ObjectClassifier(network=lite)
         try:
-            features = efficientnet_lite.folded(weights)
+            features = efficientnet_lite.fold_batch_norms(weights)
             classifier.load_state_dict({f"features.{name}": value for name, value in features.items()} | head)
         except (KeyError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:200]

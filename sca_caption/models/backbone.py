@@ -83,7 +83,7 @@ class Backbone(nn.Module):
         super().__init__()
         self.name, self.layers = name, tuple(layers)
         # The segments are kept in a plain list, so that parameters are registered only once, under `network`.
-        blocks = mobilenet_v2.blocks_of(layers) if name == "mobilenet_v2" else []
+        blocks = mobilenet_v2.block_numbers(layers) if name == "mobilenet_v2" else []
         if blocks and weights is None and not (attention or at):  # does not import torchvision
             self.network, self._block_paths = mobilenet_v2.MobileNetV2(blocks[-1] + 1).eval(), ()
             self._segments = self.network.cut(blocks)

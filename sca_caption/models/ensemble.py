@@ -1,4 +1,4 @@
-"""Several captioners that speak as one: every word has the mean of the probabilities that they give it."""
+"""Ensemble of captioners: the probability of a word is the mean of the captioners' probabilities."""
 
 import math
 from collections.abc import Sequence
@@ -11,8 +11,8 @@ from sca_caption.decoding.stepper import State
 
 
 @dataclass
-class States:
-    """A state of each model, all of the same rows."""
+class EnsembleState:
+    """One decoding state per captioner; all have the same rows."""
 
     states: tuple[State, ...]
 
@@ -23,33 +23,39 @@ class States:
     def device(self) -> torch.device:
         return self.states[0].device
 
-    def select(self, rows: Tensor) -> "States":
-        return States(tuple(state.select(rows) for state in self.states))
+    def select(self, rows: Tensor) -> "EnsembleState":
+        return EnsembleState(tuple(state.select(rows) for state in self.states))
 
 
 class Ensemble(nn.Module):
-    """Captioners of one vocabulary that decode together, with the interface of a single captioner."""
+    """Captioners with the same vocabulary that decode jointly, with the interface of a single captioner."""
 
     def __init__(self, models: Sequence[nn.Module]):
         super().__init__()
         self.models = nn.ModuleList(models)
 
     def encode(self, images: Tensor | tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], ...]:
+        """Encode images with all models."""
         return tuple(model.encode(images) for model in self.models)
 
-    def start(self, encoded: tuple[tuple[Tensor, ...], ...]) -> States:
-        return States(tuple(model.start(maps) for model, maps in zip(self.models, encoded, strict=True)))
+    def start(self, encoded: tuple[tuple[Tensor, ...], ...]) -> EnsembleState:
+        return EnsembleState(
+            tuple(model.start(maps) for model, maps in zip(self.models, encoded, strict=True))
+        )
 
-    def step(self, tokens: Tensor, state: States) -> tuple[Tensor, States]:
-        """tokens (rows,) -> the logarithm of the mean probability (rows, V), which is its own log-softmax."""
+    def step(self, tokens: Tensor, state: EnsembleState) -> tuple[Tensor, EnsembleState]:
+        """Words (rows,) -> log of the mean probability (rows, V). Normalised: log-softmax leaves it unchanged."""
         logits, states = zip(
-            *(model.step(tokens, each) for model, each in zip(self.models, state.states, strict=True)),
+            *(
+                model.step(tokens, model_state)
+                for model, model_state in zip(self.models, state.states, strict=True)
+            ),
             strict=True,
         )
-        return mean_log_probability(logits), States(states)
+        return log_mean_probability(logits), EnsembleState(states)
 
 
-def mean_log_probability(logits: Sequence[Tensor]) -> Tensor:
-    """The logarithm of the mean of the models' probabilities, of the logits (rows, V) of each."""
+def log_mean_probability(logits: Sequence[Tensor]) -> Tensor:
+    """Log of the mean of the models' probabilities, from one logits tensor (rows, V) per model."""
     log_probs = torch.stack([each.float().log_softmax(1) for each in logits])
     return log_probs.logsumexp(0) - math.log(len(logits))

@@ -1,4 +1,4 @@
-"""LeNet-5 (LeCun et al. 1998), for images of 32 pixels."""
+"""LeNet-5 (LeCun et al. 1998, "Gradient-based learning applied to document recognition") for 32 x 32 images."""
 
 from collections import OrderedDict
 
@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 
 class LeNet(nn.Module):
-    """(B, 3, H, W) -> (B, classes) logits: LeNet-5 (LeCun et al. 1998, figure 2), its layers' sizes as they were.
+    """LeNet-5 with the layer sizes of the paper (figure 2): (B, 3, H, W) -> logits (B, classes).
 
-    Three colours in, ReLU for tanh, max-pooling for scaled averages, every map of conv2 reads all of conv1's, and a
-    linear layer for the radial basis functions. At 32 x 32 pixels conv2 ends as 5 x 5 positions; other sizes, from
-    16 x 16 up, are averaged to that.
+    Differences from the paper: three input channels, ReLU instead of tanh, max-pooling instead of scaled average
+    pooling, every map of conv2 reads all maps of conv1, and a linear layer instead of radial basis functions. With
+    32 x 32 pixels, the last map has 5 x 5 positions; other sizes of at least 16 x 16 are average-pooled to 5 x 5.
     """
 
     def __init__(self, classes: int = 10):

@@ -1,7 +1,7 @@
-"""MobileNetV2 as captioners hold it, each batch norm folded into its convolution, in pieces that end at whole blocks.
+"""MobileNetV2 with folded batch norms, which can be cut into segments after any block (Sandler et al. 2018).
 
-The same network and parameter names as torchvision's, traced and folded. But importing torchvision and tracing take
-longer than to caption a photograph, and the model that ships is of this kind.
+Network and parameter names are those of torchvision's MobileNetV2 after `backbone` has traced and folded it. Importing
+torchvision and tracing would take longer than captioning a photograph, and the shipped model uses this network.
 """
 
 import re
@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-# Sandler et al. 2018 (arXiv 1801.04381), table 2: expansion t, channels c, blocks n, stride s of the first of them.
+# Sandler et al. 2018 (arXiv 1801.04381), table 2: expansion t, channels c, blocks n, stride s of the first block.
 STAGES = (
     (1, 16, 1, 1),
     (6, 24, 2, 2),
@@ -20,17 +20,20 @@ STAGES = (
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
-TOP = 1280
+HEAD_CHANNELS = 1280  # of the last block
 
 
 class InvertedResidual(nn.Module):
-    """(B, in, H, W) -> (B, out, H / stride, W / stride): 1x1 to the expanded width, depthwise 3x3, 1x1 without ReLU."""
+    """1x1 expansion, depthwise 3x3, linear 1x1: (B, in, H, W) -> (B, out, H / stride, W / stride)."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, expansion: int):
         super().__init__()
-        wide = inputs * expansion
-        layers = [_convolution(inputs, wide, 1)] if expansion > 1 else []
-        layers += [_convolution(wide, wide, 3, stride, groups=wide), nn.Conv2d(wide, outputs, 1)]
+        expanded = inputs * expansion
+        layers = [_convolution(inputs, expanded, 1)] if expansion > 1 else []
+        layers += [
+            _convolution(expanded, expanded, 3, stride, groups=expanded),
+            nn.Conv2d(expanded, outputs, 1),
+        ]
         self.conv = nn.Sequential(*layers)
         self.shortcut = stride == 1 and inputs == outputs
 
@@ -38,49 +41,49 @@ class InvertedResidual(nn.Module):
         return x + self.conv(x) if self.shortcut else self.conv(x)
 
 
-class Piece(nn.Sequential):
-    """Some blocks in a row; as the pieces of any network do, it returns a tuple."""
+class Segment(nn.Sequential):
+    """Consecutive blocks. Returns a tuple, as the segments of traced networks do."""
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         return (super().forward(x),)
 
 
 class MobileNetV2(nn.Module):
-    """The first `count` of the 19 blocks, with random weights of torchvision's distribution."""
+    """The first `count` of the 19 blocks, initialised as in torchvision. channels[i]: output channels of block i."""
 
     def __init__(self, count: int = 19):
         super().__init__()
         width = 32
         blocks: list[nn.Module] = [_convolution(3, width, 3, 2)]
-        self.channels = [width]  # of each block's output
+        self.channels = [width]
         for expansion, channels, repeats, stride in STAGES:
             for i in range(repeats):
                 blocks.append(InvertedResidual(width, channels, stride if i == 0 else 1, expansion))
                 width = channels
                 self.channels.append(width)
-        blocks.append(_convolution(width, TOP, 1))
-        self.channels.append(TOP)
+        blocks.append(_convolution(width, HEAD_CHANNELS, 1))
+        self.channels.append(HEAD_CHANNELS)
         self.features = nn.Sequential(*blocks[:count])
         for module in self.features.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
                 nn.init.zeros_(module.bias)
 
-    def cut(self, blocks: Sequence[int]) -> list[Piece]:
-        """The pieces that end at `blocks` (lowest first), sharing this network's parameters."""
+    def cut(self, blocks: Sequence[int]) -> list[Segment]:
+        """Cut the network after the given blocks (lowest first). The segments share its parameters."""
         starts = [0, *(block + 1 for block in blocks)]
-        return [Piece(*self.features[a:b]) for a, b in pairwise(starts)]
+        return [Segment(*self.features[a:b]) for a, b in pairwise(starts)]
 
-    def split(self, piece: Piece) -> tuple[Piece, Piece] | None:
-        """The blocks of `piece` before the first that learns, and the others; None where the first does."""
-        learns = [any(p.requires_grad for p in block.parameters()) for block in piece].index(True)
-        return (Piece(*piece[:learns]), Piece(*piece[learns:])) if learns else None
+    def split(self, segment: Segment) -> tuple[Segment, Segment] | None:
+        """Split a segment before its first trainable block; None if this is the segment's first block."""
+        first = [any(p.requires_grad for p in block.parameters()) for block in segment].index(True)
+        return (Segment(*segment[:first]), Segment(*segment[first:])) if first else None
 
 
-def blocks_of(layers: Sequence[str]) -> list[int]:
-    """Numbers of the blocks that `layers` name, lowest first: ("features.17", "features.18") -> [17, 18].
+def block_numbers(layers: Sequence[str]) -> list[int]:
+    """Block numbers of layers that are whole blocks, lowest first: ("features.17", "features.18") -> [17, 18].
 
-    Empty where they name anything else, which is for tracing to find or to refuse.
+    Returns an empty list for any other layers; the network must then be traced.
     """
     matches = [re.fullmatch(r"features\.(\d|1[0-8])", layer) for layer in layers]
     blocks = [int(match[1]) for match in matches if match]

@@ -1,21 +1,23 @@
-"""The two networks that torchvision does not have: MobileNeXt and LeNet-5."""
+"""MobileNeXt (Zhou et al. 2020, "Rethinking Bottleneck Structure for Efficient Mobile Network Design", ECCV;
+code: yitu-opensource/MobileNeXt). torchvision does not have it.
+"""
 
 import math
 
 from torch import Tensor, nn
 
-# MobileNeXt's table: reduction t, channels c, units n, stride s of the first one.
+# Table 2 of the paper: reduction t, channels c, units n, stride s of the first unit.
 SANDGLASS_STAGES = ((2, 96, 1, 2), (6, 144, 1, 1), (6, 192, 3, 2), (6, 288, 3, 2),
                     (6, 384, 4, 1), (6, 576, 4, 2), (6, 960, 3, 1), (6, 1280, 1, 1))  # fmt: skip
 
 
 class Sandglass(nn.Module):
-    """(B, in, H, W) -> (B, out, H / stride, W / stride): narrow in the middle, depthwise 3x3 at the wide ends.
+    """Sandglass block (section 3.2): (B, in, H, W) -> (B, out, H / stride, W / stride).
 
-    Zhou et al., "Rethinking Bottleneck Structure for Efficient Mobile Network Design", ECCV 2020, section 3.2; code
-    yitu-opensource/MobileNeXt. Depthwise 3x3, BN, ReLU6; 1x1 to the narrow width, BN; 1x1 to `out`, BN, ReLU6;
-    depthwise 3x3 with the stride, BN. The shortcut joins the wide ends where they agree. `spatial=False`, as the
-    authors build units that change the width: without the first depthwise, and without the last unless it strides.
+    Depthwise 3x3, BN, ReLU6; 1x1 to the bottleneck width, BN; 1x1 to `out` channels, BN, ReLU6; depthwise 3x3 with the
+    stride, BN. The shortcut connects input and output if their shapes agree. `spatial=False` is the authors' variant for
+    units that change the number of channels: without the first depthwise convolution, and without the last one unless
+    the stride is above 1.
     """
 
     def __init__(
@@ -47,9 +49,9 @@ class Sandglass(nn.Module):
 
 
 class MobileNeXt(nn.Module):
-    """(B, 3, H, W) -> (B, classes) logits. Zhou et al. 2020, table 2; 3,535,416 parameters with 1000 classes.
+    """MobileNeXt (table 2): (B, 3, H, W) -> logits (B, classes). 3,535,416 parameters with 1000 classes.
 
-    `small_images`: the stem and the first unit keep their stride at 1, so that 32 x 32 pixels end as 4 x 4 positions.
+    small_images: the stem and the first unit have stride 1, so that 32 x 32 pixels give 4 x 4 positions.
     """
 
     def __init__(self, classes: int = 1000, small_images: bool = False, dropout: float = 0.2):
@@ -59,12 +61,12 @@ class MobileNeXt(nn.Module):
         layers: list[nn.Module] = [nn.Sequential(stem, nn.BatchNorm2d(width), nn.ReLU6(inplace=True))]
         for t, channels, units, stride in SANDGLASS_STAGES:
             for i in range(units):
-                # The stages of one unit and the first: whole units without shortcut. Elsewhere the first unit of a
-                # stage only changes the width, and the others keep it and have a shortcut.
-                alone = units == 1 and stride == 1
-                spatial = t == 2 or alone or width == channels
+                # In the first stage and in stages of one unit: complete units without a shortcut. In the others: the
+                # first unit only changes the width, and the following ones keep it and have a shortcut.
+                single = units == 1 and stride == 1
+                spatial = t == 2 or single or width == channels
                 step = first if len(layers) == 1 else stride if i == 0 else 1
-                layers.append(Sandglass(width, channels, step, t, spatial, shortcut=not alone))
+                layers.append(Sandglass(width, channels, step, t, spatial, shortcut=not single))
                 width = channels
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(width, classes))
@@ -80,10 +82,11 @@ class MobileNeXt(nn.Module):
 
 
 def depthwise(channels: int, stride: int = 1) -> nn.Conv2d:
+    """Depthwise 3x3 convolution without bias."""
     return nn.Conv2d(channels, channels, 3, stride, padding=1, groups=channels, bias=False)
 
 
 def round_to_16(width: int) -> int:
-    """The nearest multiple of 16 that is not more than 10% less (the authors' rule for the narrow width)."""
+    """Round to the nearest multiple of 16 that is at most 10 % below `width` (the authors' rule)."""
     rounded = max(16, (width + 8) // 16 * 16)
     return rounded + 16 if rounded < 0.9 * width else rounded

@@ -1,4 +1,4 @@
-"""Classifiers: the loss of guessing, mixup by its formula, ImageNet weights underneath, and what a checkpoint keeps."""
+"""Classifiers: the initial loss, mixup by its formula, ImageNet weights, and checkpoints."""
 
 import dataclasses
 import math
@@ -31,7 +31,7 @@ def examples(count: int = 6, size: int = 32) -> tuple[torch.Tensor, torch.Tensor
     return images, torch.arange(count) % 4
 
 
-def test_logits_are_the_networks_of_normalised_pixels():
+def test_logits_are_the_networks_logits_for_normalised_pixels():
     model, (images, _) = classifier(attention="se").eval(), examples()
     pixels = torch.stack(
         [
@@ -48,7 +48,7 @@ def test_logits_are_the_networks_of_normalised_pixels():
 
 
 @pytest.mark.parametrize("attention", ["", "cbam", "sca", "danet"])
-def test_the_first_loss_is_about_that_of_guessing(attention):
+def test_the_initial_loss_is_about_log_k(attention):
     model, (images, labels) = classifier(attention=attention).train(), examples(64)
     assert model.loss(images, labels).item() == pytest.approx(math.log(4), abs=0.25)
 
@@ -62,7 +62,7 @@ def test_the_loss_is_cross_entropy():
     torch.testing.assert_close(model.loss(images, labels, label_smoothing=0.1), smoothed)
 
 
-def test_mixup_is_its_formula():
+def test_mixup_agrees_with_its_formula():
     model, (images, labels) = classifier(), examples()
     torch.manual_seed(5)
     found = model.loss(images, labels, mixup=0.4)
@@ -80,7 +80,7 @@ def test_mixup_is_its_formula():
     assert 0 < share < 1 and other != list(range(6))
 
 
-def test_thirty_steps_learn_eight_images_by_heart():
+def test_thirty_steps_overfit_eight_images():
     images, labels = examples(8)
     for attention in ("", "csham", "self_attention"):
         model = classifier(attention=attention).train()
@@ -92,28 +92,28 @@ def test_thirty_steps_learn_eight_images_by_heart():
         assert (model.eval()(images).argmax(1) == labels).all(), attention
 
 
-def test_imagenet_weights_lie_underneath_and_the_rest_is_named():
+def test_imagenet_weights_are_loaded_and_missing_keys_named():
     weights = build_network("lenet", 1000).state_dict()
     torch.manual_seed(0)
     model = Classifier(dataclasses.replace(LENET, attention="cbam"), weights)
     own = model.network.state_dict()
     head = [name for name in own if own[name].shape != weights.get(name, own[name]).shape]
-    assert head and set(model.fresh) >= set(head)
-    assert {n for n in model.fresh if n not in head and "num_batches" not in n} == {
+    assert head and set(model.unloaded) >= set(head)
+    assert {n for n in model.unloaded if n not in head and "num_batches" not in n} == {
         n for n in own if n not in weights and "num_batches" not in n
     }
     for name in set(weights) - set(head):
         assert torch.equal(own[name], weights[name]), name
 
 
-def test_one_class_is_no_classifier():
-    message(lambda: classifier(classes=("cat",)), "two classes", "found 1")
+def test_one_class_is_refused():
+    message(lambda: classifier(classes=("cat",)), "at least two classes", "found 1")
 
 
 # ---- checkpoints -----------------------------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_is_enough_by_itself(tmp_path):
+def test_a_checkpoint_restores_the_classifier(tmp_path):
     model, (images, _) = classifier(attention="bam:combine=add", at=("conv2",)).eval(), examples()
     saved = Checkpoint(model, None, Transform(32, "crop"), {"val": {"top-1": 50.0}})
     checkpoint.save(tmp_path / "best.pt", saved)
@@ -126,11 +126,11 @@ def test_a_checkpoint_is_enough_by_itself(tmp_path):
 def test_a_checkpoint_of_the_other_task_is_refused(tmp_path):
     path = tmp_path / "best.pt"
     checkpoint.save(path, Checkpoint(classifier(), None, Transform(32, "crop")))
-    assert message(lambda: checkpoint.load(path)) == (
-        f"{path} is a classifier, not a captioner; use it with python -m sca_caption classify, or --task classify"
+    message(
+        lambda: checkpoint.load(path), f"{path} is a classifier", "sca_caption classify", "--task classify"
     )
     words = [f"word{i}" for i in range(16)]
     checkpoint.save(path, Checkpoint(tiny_captioner(), Vocabulary(words), Transform(32)))
-    assert message(lambda: checkpoint.load(path, "classify")) == (
-        f"{path} is a captioner, not a classifier; use it with caption.py, or without --task classify"
+    message(
+        lambda: checkpoint.load(path, "classify"), f"{path} is a captioner", "caption.py", "--task classify"
     )

@@ -1,4 +1,4 @@
-"""Ensembles: against the mean of probabilities by enumeration, and one model twice against itself."""
+"""Ensembles: enumeration of captions by their mean probabilities, and a model with itself against the model alone."""
 
 import itertools
 import math
@@ -30,7 +30,7 @@ class Toy(nn.Module):
         return self.rnn.step(tokens, state)
 
 
-def test_captions_have_the_mean_of_the_probabilities_word_by_word():
+def test_word_probabilities_are_the_mean_of_the_models():
     models, images = [Toy(seed) for seed in (1, 2, 3)], made_images(2)
     ensemble = Ensemble(models)
     found = beam_search(
@@ -41,27 +41,27 @@ def test_captions_have_the_mean_of_the_probabilities_word_by_word():
         best = []
         for count in (1, 2, 3):
             for tokens in itertools.product((4, 5, 6), repeat=count):
-                # Each model's probability of a word is the ratio of those of two beginnings.
-                total, beginning = 0.0, [0.0] * 3
+                # A model's probability of a word is the ratio of the probabilities of two prefixes.
+                total, prefix = 0.0, [0.0] * 3
                 for position in range(count + 1):
                     ended = position == count
                     longer = [log_prob_of(m.rnn, image, tokens[: position + 1], ended) for m in models]
-                    gains = [math.exp(b - a) for a, b in zip(beginning, longer, strict=True)]
-                    total, beginning = total + math.log(sum(gains) / 3), longer
+                    gains = [math.exp(b - a) for a, b in zip(prefix, longer, strict=True)]
+                    total, prefix = total + math.log(sum(gains) / 3), longer
                 best.append((total, list(tokens)))
         best.sort(reverse=True)
         assert [h.tokens for h in hypotheses] == [tokens for _, tokens in best[:5]]
         assert [h.log_prob for h in hypotheses] == pytest.approx([p for p, _ in best[:5]], abs=1e-4)
 
 
-def test_a_model_with_itself_says_what_it_says_alone():
+def test_a_model_twice_gives_the_same_captions_as_once():
     model, images = Toy(1, vocabulary=20, end_bias=1.5), made_images(6)
     twice = Ensemble([model, model])
     for search in (greedy, lambda *x: [h for found in beam_search(*x, beam_size=3) for h in found]):
         same(search(twice, twice.start(twice.encode(images))), search(model, model.start(images)))
 
 
-def test_checkpoints_together(tiny_checkpoint, photos):
+def test_an_ensemble_of_checkpoints(tiny_checkpoint, photos):
     alone, twice = (
         CaptionPipeline.load(tiny_checkpoint),
         CaptionPipeline.load([tiny_checkpoint, str(tiny_checkpoint)]),
@@ -72,7 +72,7 @@ def test_checkpoints_together(tiny_checkpoint, photos):
     assert [c.score for c in found] == pytest.approx([c.score for c in expected], abs=1e-3)
 
 
-def test_checkpoints_that_do_not_go_together(tiny_checkpoint, tmp_path):
+def test_checkpoints_with_different_vocabularies_are_refused(tiny_checkpoint, tmp_path):
     made = checkpoint.load(tiny_checkpoint)
     words = list(made.vocabulary.words[4:])
     other = checkpoint.Checkpoint(made.model, Vocabulary([*words[1:], words[0]]), made.transform)

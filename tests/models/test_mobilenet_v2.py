@@ -9,13 +9,13 @@ import torch
 from sca_caption import checkpoint
 from sca_caption.config import ModelConfig
 from sca_caption.models.backbone import Backbone, attended_layers
-from sca_caption.models.mobilenet_v2 import blocks_of
+from sca_caption.models.mobilenet_v2 import block_numbers
 from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.runtime.torchvision_compat import torchvision
 
 
 def traced(layers, seed: int = 0) -> Backbone:
-    """Through torchvision, with batch norms that do something."""
+    """The traced network of torchvision, with random batch-norm statistics."""
     torch.manual_seed(seed)
     model = torchvision.models.mobilenet_v2()
     for module in model.modules():
@@ -35,9 +35,9 @@ def traced(layers, seed: int = 0) -> Backbone:
     ],
 )
 @torch.inference_mode()
-def test_it_is_torchvisions(layers):
+def test_it_agrees_with_torchvision(layers):
     wanted, found = traced(layers), Backbone("mobilenet_v2", layers)
-    assert type(found.network).__name__ == "MobileNetV2"  # by the short way
+    assert type(found.network).__name__ == "MobileNetV2"  # not traced
     assert found.channels == wanted.channels and found.layers == wanted.layers
     names = [name for name, _ in wanted.named_parameters()]
     assert [name for name, _ in found.named_parameters()] == names  # a checkpoint of one loads into the other
@@ -54,8 +54,8 @@ def test_it_is_torchvisions(layers):
     assert [p.requires_grad for p in found.parameters()] == [p.requires_grad for p in wanted.parameters()]
 
 
-def test_it_starts_as_torchvisions_does():
-    """At random: every convolution's weights with the same deviation, no biases."""
+def test_it_is_initialised_as_in_torchvision():
+    """The weights of each convolution have the same standard deviation; biases are zero."""
     torch.manual_seed(0)
     layers = attended_layers("mobilenet_v2", ["2"])
     found = dict(Backbone("mobilenet_v2", layers).named_parameters())
@@ -79,8 +79,8 @@ def test_it_starts_as_torchvisions_does():
         (("classifier",), []),
     ],
 )
-def test_what_only_tracing_can_cut_is_left_to_it(layers, blocks):
-    assert blocks_of(layers) == blocks
+def test_other_layers_are_left_to_tracing(layers, blocks):
+    assert block_numbers(layers) == blocks
 
 
 @pytest.mark.slow
