@@ -44,7 +44,7 @@ def grad_cam(model: Classifier, pixels: np.ndarray, classes: Sequence[int]) -> n
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
     images = torch.from_numpy(pixels).permute(2, 0, 1)[None]  # (1, 3, S, S)
-    inputs = model.normalise(images.to(model.mean.device))
+    inputs = model.normalize(images.to(model.mean.device))
     layer = gradcam_layer(model.network, model.config.backbone)
     with library.GradCAM(model.network.eval(), [layer]) as cam:
         # DenseNet applies an in-place ReLU next, which must not change the map that the library stores.

@@ -32,7 +32,7 @@ VARIANTS = {
     "efficientnet_lite1": (1.0, 1.1, 240),
     "efficientnet_lite2": (1.1, 1.2, 260),
 }
-EPSILON = 1e-3  # of the batch norms
+EPSILON = 1e-3  # of the batch norms, as in TensorFlow
 PIXEL_MEAN, PIXEL_STD = 127.0, 128.0  # normalisation of pixels from 0 to 255
 # Trained with label smoothing, the networks are underconfident. Their logits are multiplied by this factor before the
 # softmax. It was chosen together with `guidance.novel_objects.Limits`, on the same photographs.

@@ -12,7 +12,7 @@ from torch import Tensor
 from sca_caption import checkpoint
 from sca_caption.decoding import teacher_forcing
 from sca_caption.decoding.teacher_forcing import Forced
-from sca_caption.models.ensemble import mean_log_probability
+from sca_caption.models.ensemble import log_mean_probability
 from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.runtime.errors import UserError
 from sca_caption.training.batches import Batch
@@ -71,7 +71,7 @@ class Teachers:
         for model in self.models:
             state = model.start(model.encode(batch.images)).select(batch.image_index)
             logits.append(teacher_forcing.run(model, state, batch.captions).logits)
-        return mean_log_probability(logits)
+        return log_mean_probability(logits)
 
     def divergence(self, batch: Batch, logits: Tensor) -> Tensor:
         """KL(teachers || student), the mean over words, in nats. logits: the student's, (M, W)."""
