@@ -1,6 +1,6 @@
-"""Published weights of networks with attention: their authors' names to the names of `networks.build_network`.
+"""Published weights of networks with attention blocks, converted to the names of `networks.build_network`.
 
-    layout = layout_of(weights)                                       # weights: what torch.load reads from the file
+    layout = layout_of(weights)                                       # weights: the object that torch.load returns
     model = build_network("resnet50", attention=layout.attention)
     load_published(model, weights, "resnet50")
 
@@ -11,8 +11,8 @@
 | moskomule/senet.pytorch | ResNet | SE without biases |
 | Cadene/pretrained-models.pytorch, `se_resnet*`, `se_resnext50_32x4d` | ResNet-50/101/152, ResNeXt-50 | SE |
 
-Names stay as they are where the authors' are torchvision's. The `module.` of DataParallel and the `{"state_dict": ...}`
-around a training checkpoint are taken off.
+Names that are torchvision's are not changed. The prefix `module.` of DataParallel and the `{"state_dict": ...}` of
+training checkpoints are removed.
 """
 
 import re
@@ -25,17 +25,23 @@ from sca_caption.runtime.errors import UserError
 
 
 class Layout(NamedTuple):
-    """How one repository names a network with its blocks. `place` and the keys of `trunk` are regular expressions."""
+    """Names of a network with attention blocks in one repository, and the names here.
+
+    source: the repository. networks: the networks it has. attention: specification of the block for `build_network`.
+    block: regular expression of a block's path. our_block: its path here. layers: names of a block's layers -> names
+    here. trunk: regular expressions of layers outside the blocks -> names here; the first match counts.
+    pointwise: the block's linear layers are stored as 1x1 convolutions. caffe: see `follow_caffe`.
+    """
 
     source: str
     networks: tuple[str, ...]
-    attention: str  # the specification of the block, for build_network
-    place: str  # where the authors keep a block
-    our_place: str
-    names: dict[str, str]  # of layers within a block
-    trunk: dict[str, str]  # of layers outside the blocks; the first that fits
-    pointwise: bool = False  # linear layers are kept as 1x1 convolutions
-    caffe: bool = False  # see `follow_caffe`
+    attention: str
+    block: str
+    our_block: str
+    layers: dict[str, str]
+    trunk: dict[str, str]
+    pointwise: bool = False
+    caffe: bool = False
 
 
 RESIDUAL_BLOCK, IN_RESIDUAL_BLOCK = r"(layer\d\.\d+)", r"\1.attention"
@@ -44,9 +50,9 @@ LAYOUTS = (
         source="Jongchan/attention-module",
         networks=("resnet18", "resnet34", "resnet50", "resnet101"),
         attention="cbam",
-        place=rf"{RESIDUAL_BLOCK}\.cbam",
-        our_place=IN_RESIDUAL_BLOCK,
-        names={
+        block=rf"{RESIDUAL_BLOCK}\.cbam",
+        our_block=IN_RESIDUAL_BLOCK,
+        layers={
             "ChannelGate.mlp.1": "mlp.0",
             "ChannelGate.mlp.3": "mlp.2",
             "SpatialGate.spatial.conv": "spatial.conv",
@@ -58,9 +64,9 @@ LAYOUTS = (
         source="Jongchan/attention-module",
         networks=("resnet18", "resnet34", "resnet50", "resnet101"),
         attention="bam",
-        place=r"bam(\d)",
-        our_place=r"layer\1.attention",
-        names={
+        block=r"bam(\d)",
+        our_block=r"layer\1.attention",
+        layers={
             "channel_att.gate_c.gate_c_fc_0": "channel.0",
             "channel_att.gate_c.gate_c_bn_1": "channel.1",
             "channel_att.gate_c.gate_c_fc_final": "channel.3",
@@ -78,11 +84,11 @@ LAYOUTS = (
         source="houqb/CoordAttention",
         networks=("mobilenet_v2",),
         attention="coord",
-        place=r"features\.(\d+)\.conv\.6",
-        our_place=r"features.\1.conv.1.attention",
-        names={"conv1": "reduce", "bn1": "bn", "conv2": "rows", "conv3": "columns"},
+        block=r"features\.(\d+)\.conv\.6",
+        our_block=r"features.\1.conv.1.attention",
+        layers={"conv1": "reduce", "bn1": "bn", "conv2": "rows", "conv3": "columns"},
         trunk={
-            # The first block does not expand: depthwise, then 1x1. The others: 1x1, depthwise, attention, 1x1.
+            # First block: depthwise, 1x1. Others: 1x1, depthwise, attention, 1x1.
             r"features\.1\.conv\.([01])": r"features.1.conv.0.\1",
             r"features\.1\.conv\.3": r"features.1.conv.1",
             r"features\.1\.conv\.4": r"features.1.conv.2",
@@ -98,18 +104,18 @@ LAYOUTS = (
         source="moskomule/senet.pytorch",
         networks=("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
         attention="se:bias=false",
-        place=rf"{RESIDUAL_BLOCK}\.se\.fc",
-        our_place=IN_RESIDUAL_BLOCK,
-        names={"0": "reduce", "2": "expand"},
+        block=rf"{RESIDUAL_BLOCK}\.se\.fc",
+        our_block=IN_RESIDUAL_BLOCK,
+        layers={"0": "reduce", "2": "expand"},
         trunk={},
     ),
     Layout(
         source="Cadene/pretrained-models.pytorch",
         networks=("resnet50", "resnet101", "resnet152", "resnext50_32x4d"),
         attention="se",
-        place=rf"{RESIDUAL_BLOCK}\.se_module",
-        our_place=IN_RESIDUAL_BLOCK,
-        names={"fc1": "reduce", "fc2": "expand"},
+        block=rf"{RESIDUAL_BLOCK}\.se_module",
+        our_block=IN_RESIDUAL_BLOCK,
+        layers={"fc1": "reduce", "fc2": "expand"},
         trunk={r"layer0\.(conv1|bn1)": r"\1", "last_linear": "fc"},
         pointwise=True,
         caffe=True,
@@ -118,36 +124,39 @@ LAYOUTS = (
 
 
 def layout_of(weights: Mapping[str, object]) -> Layout:
-    """The layout whose blocks the names show. Raises UserError where no layout of `LAYOUTS` fits."""
+    """Return the layout of `LAYOUTS` whose blocks occur in the names. Raises UserError if there is none."""
     names = [*tensors_in(weights)]
     for layout in LAYOUTS:
-        if any(re.match(rf"{layout.place}\.", name) for name in names):
+        if any(re.match(rf"{layout.block}\.", name) for name in names):
             return layout
     known = ", ".join(dict.fromkeys(layout.source for layout in LAYOUTS))
     first = names[0] if names else "nothing"
-    raise UserError(f"no attention block of a known layout in these weights ({first}, ...); known: {known}")
+    raise UserError(
+        f"these weights have no attention block of a known layout; found {first}, ...; known layouts: {known}"
+    )
 
 
 def rename(weights: Mapping[str, object], network: str) -> dict[str, Tensor]:
-    """Published weights under the names of `build_network(network, attention=layout_of(weights).attention)`.
+    """Rename published weights to those of `build_network(network, attention=layout_of(weights).attention)`.
 
-    Raises UserError where no layout fits, the network is not of that layout, or a block holds an unknown layer.
+    Raises UserError if no layout fits, if the layout does not have the network, and if a block has an unknown layer.
     """
     layout = layout_of(weights)
     if network not in layout.networks:
         raise UserError(
-            f"weights with {layout.attention} of {layout.source} are for {', '.join(layout.networks)}; not {network}"
+            f"weights with {layout.attention} of {layout.source} do not fit {network}; "
+            f"one of: {', '.join(layout.networks)}"
         )
     renamed = {}
     for name, tensor in tensors_in(weights).items():
         layer, _, parameter = name.rpartition(".")
-        if found := re.match(rf"{layout.place}\.", name):
+        if found := re.match(rf"{layout.block}\.", name):
             within = layer[found.end() :]
-            if within not in layout.names:
+            if within not in layout.layers:
                 raise UserError(
-                    f"{name}: not a layer that {layout.attention} of {layout.source} is known to have"
+                    f"{name}: unknown layer of {layout.attention} of {layout.source}; one of: {', '.join(layout.layers)}"
                 )
-            ours = f"{found.expand(layout.our_place)}.{layout.names[within]}"
+            ours = f"{found.expand(layout.our_block)}.{layout.layers[within]}"
             if layout.pointwise and parameter == "weight":
                 tensor = tensor.flatten(1)
         else:
@@ -157,8 +166,9 @@ def rename(weights: Mapping[str, object], network: str) -> dict[str, Tensor]:
 
 
 def outside_blocks(layer: str, trunk: Mapping[str, str]) -> str:
-    for place, ours in trunk.items():
-        if found := re.fullmatch(place, layer):
+    """Rename a layer outside the blocks; names without a match in `trunk` are torchvision's already."""
+    for pattern, ours in trunk.items():
+        if found := re.fullmatch(pattern, layer):
             return found.expand(ours)
     return layer
 
@@ -166,12 +176,12 @@ def outside_blocks(layer: str, trunk: Mapping[str, str]) -> str:
 def load_published(model: nn.Module, weights: Mapping[str, object], network: str) -> None:
     """Load published weights into `model`, built by `build_network(network, attention=layout_of(weights).attention)`.
 
-    Everything must fit, the head too; for another number of classes, give what `rename` returns to
-    `networks.load_pretrained`. Cadene's networks were converted from Caffe and stride and pool elsewhere than
-    torchvision's: `model` is changed to compute what they do (`follow_caffe`), which no state dict holds, so a network
-    built again must be loaded through this function again.
+    All tensors must fit, including the head. For another number of classes, pass the result of `rename` to
+    `networks.load_pretrained`. Cadene's networks were converted from Caffe, so their strides and pooling differ from
+    torchvision's. `model` is changed accordingly (`follow_caffe`). A state dict does not store this change, so each newly
+    built network must be loaded with this function.
 
-    Raises UserError as `rename`, and where a name is missing, unknown, or of another shape.
+    Raises UserError like `rename`, and if a name is missing or unknown or a tensor has another shape.
     """
     layout, renamed, ours = layout_of(weights), rename(weights, network), model.state_dict()
     hint = f"build the network {network} with attention {layout.attention}"
@@ -181,7 +191,7 @@ def load_published(model: nn.Module, weights: Mapping[str, object], network: str
         if tensor.shape != ours[name].shape:
             shapes = f"{tuple(tensor.shape)} in weights of {layout.source}, {tuple(ours[name].shape)} in the network"
             raise UserError(f"{name} is {shapes}; {hint} and as many classes")
-    # Files older than PyTorch 0.4.1 do not count batch norm's batches; nor is the count used.
+    # Files older than PyTorch 0.4.1 lack num_batches_tracked, which is not used.
     for name in ours:
         if name not in renamed and not name.endswith("num_batches_tracked"):
             raise UserError(f"these weights of {layout.source} have no {name}; {hint}")
@@ -191,20 +201,20 @@ def load_published(model: nn.Module, weights: Mapping[str, object], network: str
 
 
 def tensors_in(weights: Mapping[str, object]) -> dict[str, Tensor]:
-    """The state dict in what a published file holds. Raises UserError where it holds something else."""
+    """Return the state dict of a published file. Raises UserError for any other content."""
     state = weights.get("state_dict", weights) if isinstance(weights, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise UserError(
-            "published weights: expected names and tensors, or a checkpoint with them in 'state_dict'"
+            "published weights are not a state dict; give names and tensors, or a checkpoint with them in 'state_dict'"
         )
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 
 def follow_caffe(model: nn.Module, stride_first: bool) -> None:
-    """Give a torchvision ResNet the geometry of the networks converted from Caffe.
+    """Change strides and pooling of a torchvision ResNet to those of networks converted from Caffe.
 
-    The first pool has no padding and keeps an incomplete last window. Where `stride_first` (not in ResNeXt), a
-    bottleneck strides in its first 1x1 and not in its 3x3.
+    The first pooling has no padding and keeps the incomplete last window. With `stride_first` (not in ResNeXt), the
+    stride of a bottleneck is in its first 1x1 convolution instead of its 3x3 convolution.
     """
     model.maxpool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
     if stride_first:

@@ -301,12 +301,12 @@ def small(*names: str) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("weights", "network", "message"),
     [
-        (small("conv1.weight"), "resnet18", "no attention block of a known layout in these weights (conv1.weight"),
-        ({}, "resnet18", "(nothing, ...); known: Jongchan/attention-module, houqb/CoordAttention, moskomule"),
-        ({"conv1.weight": 3}, "resnet18", "expected names and tensors, or a checkpoint"),
-        ([1, 2], "resnet18", "expected names and tensors, or a checkpoint"),
-        (small("layer1.0.se.fc.0.weight"), "vgg16", "are for resnet18, resnet34, resnet50, resnet101, resnet152; not"),
-        (small("bam1.channel_att.gate_c.gate_c_fc_7.weight"), "resnet18", "fc_7.weight: not a layer that bam of"),
+        (small("conv1.weight"), "resnet18", "found conv1.weight, ...; known layouts: "),
+        ({}, "resnet18", "found nothing, ...; known layouts: Jongchan/attention-module, "),
+        ({"conv1.weight": 3}, "resnet18", "'state_dict'"),
+        ([1, 2], "resnet18", "'state_dict'"),
+        (small("layer1.0.se.fc.0.weight"), "vgg16", "vgg16; one of: resnet18, resnet34, resnet50, resnet101, resnet152"),
+        (small("bam1.channel_att.gate_c.gate_c_fc_7.weight"), "resnet18", "fc_7.weight: unknown layer of bam of"),
     ],
 )  # fmt: skip
 def test_what_fits_no_layout_is_refused(weights, network, message):
