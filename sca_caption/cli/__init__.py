@@ -1,1 +1,1 @@
-"""The four programs: flags and calls."""
+"""Command lines of the four programs and of `python -m sca_caption COMMAND`: flags, checks and calls."""

@@ -12,7 +12,11 @@ example:
 
 
 def parser() -> Parser:
-    p = Parser(prog="python -m sca_caption curves", description=__doc__, epilog=EPILOG)
+    p = Parser(
+        prog="python -m sca_caption curves",
+        description="Plot the validation scores of training runs.",
+        epilog=EPILOG,
+    )
     p.add_argument("runs", nargs="+", type=Path, metavar="DIR", help="run folder (--output of train.py)")
     p.add_argument("--output", type=Path, required=True, metavar="FILE", help="figure: .svg, .png or .pdf")
     return p

@@ -63,10 +63,10 @@ def parser() -> Parser:
     model.add_argument("--checkpoint", type=Path, nargs="+", default=argparse.SUPPRESS, metavar="FILE",
                        help="a checkpoint of train.py; several are an ensemble (default: the model that "
                        "ships)")  # fmt: skip
-    model.add_argument("--device", default=argparse.SUPPRESS, help="cpu, cuda, cuda:1, ... (default: cuda "
-                       "where there is one)")  # fmt: skip
+    model.add_argument("--device", default=argparse.SUPPRESS, help="cpu, cuda, cuda:1, ... (default: cuda if "
+                       "available)")  # fmt: skip
     model.add_argument("--batch-size", type=int, default=argparse.SUPPRESS, metavar="N",
-                       help=f"images at once (default: {BATCH_SIZE})")  # fmt: skip
+                       help=f"images per batch (default: {BATCH_SIZE})")  # fmt: skip
     model.add_argument("--no-objects", dest="objects", action="store_false", default=argparse.SUPPRESS,
                        help="turn object guidance off: ImageNet nouns are not inserted, unlikely people, dogs and "
                        "colours not suppressed")  # fmt: skip

@@ -33,6 +33,7 @@ a test split of its own (caltech101, imagenet) is tested on its validation image
 def parser() -> Parser:
     p = Parser(
         prog="evaluate.py --task classify",
+        usage="evaluate.py --task classify --checkpoint FILE [options]",
         description=__doc__,
         epilog=EPILOG,
     )
@@ -47,16 +48,14 @@ def parser() -> Parser:
         "--confusion", type=Path, metavar="FILE", help="draw the confusion matrix: .png, .svg or .pdf"
     )
     p.add_argument("--markdown", action="store_true", help="print a row for a README instead")
-    p.add_argument(
-        "--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)"
-    )
+    p.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda if available)")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
     p.add_argument(
         "--batch-size",
         type=int,
         default=BATCH_SIZE,
         metavar="N",
-        help="images at once (default: %(default)s)",
+        help="images per batch (default: %(default)s)",
     )
     return p
 

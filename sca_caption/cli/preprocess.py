@@ -37,7 +37,12 @@ data/README.md tells where to download each data set and which files are needed.
 
 
 def parser() -> argparse.ArgumentParser:
-    p = Parser(prog="preprocess.py", description=__doc__, epilog=EPILOG)
+    p = Parser(
+        prog="preprocess.py",
+        usage="preprocess.py --dataset NAME [options]",
+        description=__doc__,
+        epilog=EPILOG,
+    )
     add = p.add_argument
     add("--dataset", required=True, metavar="NAME", help=", ".join(SOURCES))
     add("--root", type=Path, metavar="DIR", help="location of the data set: a folder, a zip or, for "

@@ -30,7 +30,7 @@ def parser() -> Parser:
     p = Parser(
         prog="train.py",
         also=other,
-        usage="train.py --dataset NAME [flags]",
+        usage="train.py --dataset NAME [options]",
         description=__doc__,
         epilog=EPILOG,
     )
@@ -55,9 +55,7 @@ def parser() -> Parser:
     p.add_argument("--init", metavar="FILE", help="start from a checkpoint and its architecture, unless flags "
                    "change it; 'shipped': the model that ships")  # fmt: skip
     p.add_argument("--resume", action="store_true", help="resume the run in --output, with its own settings")
-    p.add_argument(
-        "--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)"
-    )
+    p.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda if available)")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
     add_flags(p, config.ModelConfig, config.TrainConfig)
     return p

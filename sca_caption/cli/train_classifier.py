@@ -36,7 +36,7 @@ PRETRAINED = ("caltech",)  # recipes that start from ImageNet weights
 def parser() -> Parser:
     p = Parser(
         prog="train.py --task classify",
-        usage="train.py --task classify --dataset NAME [flags]",
+        usage="train.py --task classify --dataset NAME [options]",
         description=__doc__,
         epilog=EPILOG,
     )
@@ -59,9 +59,7 @@ def parser() -> Parser:
         "(default: download with the recipe caltech, else none)",
     )
     p.add_argument("--resume", action="store_true", help="resume the run in --output, with its own settings")
-    p.add_argument(
-        "--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda where there is one)"
-    )
+    p.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda if available)")
     p.add_argument("--quiet", action="store_true", help="no progress bar")
     add_flags(p, ClassifierConfig, ClassifierTrainConfig)
     return p
