@@ -1,4 +1,4 @@
-"""Published weights: dictionaries made here under the authors' names land where they should and compute the same."""
+"""Published weights: random state dicts with the authors' names are converted and compute the same."""
 
 from collections.abc import Iterator
 
@@ -33,7 +33,7 @@ def conv_norm(theirs: tuple[str, str], ours: tuple[str, str], *shape: int) -> Li
 
 
 def resnet(units: tuple[int, ...], block, stage=None, deep=False, stem="", head="fc") -> Listing:
-    """`block(theirs, ours, channels)` lists the block of a residual unit or, as `stage`, of a stage."""
+    """`block(theirs, ours, channels)` yields the tensors of a block in a residual unit, `stage` of one after a stage."""
     yield from conv_norm((f"{stem}conv1", f"{stem}bn1"), ("conv1", "bn1"), 64, 3, 7, 7)
     before = 64
     for number, count in enumerate(units, 1):
@@ -148,7 +148,7 @@ def loaded(name: str) -> tuple[torch.nn.Module, dict[str, torch.Tensor]]:
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_every_tensor_lands_where_it_should_and_none_is_lost(name):
+def test_every_tensor_is_converted(name):
     network, attention, _ = PUBLISHED[name]
     theirs, expected = weights_of(name)
     assert len(theirs) == len(expected)
@@ -165,7 +165,7 @@ def test_every_tensor_lands_where_it_should_and_none_is_lost(name):
 
 
 def pick(state: dict[str, torch.Tensor], prefix: str):
-    """Functions of the layers below a name, from the authors' own state dict: layer, norm."""
+    """Functions that apply a layer and a norm below a prefix of the authors' state dict."""
 
     def apply(function, x, name, **options):
         return function(x, state[f"{prefix}{name}.weight"], state.get(f"{prefix}{name}.bias"), **options)
@@ -178,7 +178,7 @@ def pick(state: dict[str, torch.Tensor], prefix: str):
 
 
 @torch.no_grad()
-def test_cbam_computes_what_theirs_does():
+def test_cbam_computes_the_authors_function():
     model, state = loaded("cbam")
     apply, normalise = pick(state, "layer2.1.cbam.")
     x = torch.randn(2, 128, 5, 4)
@@ -194,7 +194,7 @@ def test_cbam_computes_what_theirs_does():
 
 
 @torch.no_grad()
-def test_bam_computes_what_theirs_does():
+def test_bam_computes_the_authors_function():
     model, state = loaded("bam")
     apply, normalise = pick(state, "bam2.")
     x = torch.randn(2, 128, 5, 4)
@@ -210,7 +210,7 @@ def test_bam_computes_what_theirs_does():
 
 
 @torch.no_grad()
-def test_an_inverted_residual_with_coordinate_attention_computes_what_theirs_does():
+def test_coordinate_attention_in_an_inverted_residual_computes_the_authors_function():
     model, state = loaded("coord")
     apply, normalise = pick(state, "features.3.conv.")
     x = torch.randn(2, 24, 6, 5)
@@ -227,7 +227,7 @@ def test_an_inverted_residual_with_coordinate_attention_computes_what_theirs_doe
 
 
 @torch.no_grad()
-def test_se_without_biases_computes_what_theirs_does():
+def test_se_without_biases_computes_the_authors_function():
     model, state = loaded("se, linear")
     apply, _ = pick(state, "layer3.0.se.")
     x = torch.randn(2, 256, 3, 4)
@@ -236,7 +236,7 @@ def test_se_without_biases_computes_what_theirs_does():
 
 
 @torch.no_grad()
-def test_networks_from_caffe_stride_and_pool_where_theirs_do():
+def test_strides_and_pooling_of_networks_from_caffe():
     model, state = loaded("se, from Caffe")
     apply, normalise = pick(state, "layer2.0.")
     x = torch.randn(1, 256, 6, 5)
@@ -252,12 +252,8 @@ def test_networks_from_caffe_stride_and_pool_where_theirs_do():
 
 
 def test_resnext_from_caffe_keeps_its_stride_in_the_3x3():
-    width = {
-        64: 128,
-        128: 256,
-        256: 512,
-        512: 1024,
-    }  # of a bottleneck: ResNet's -> ResNeXt-50's, 32 groups of 4
+    # Widths of a bottleneck: ResNet-50 -> ResNeXt-50, with 32 groups of 4.
+    width = {64: 128, 128: 256, 256: 512, 512: 1024}
     theirs, _ = weights_of("se, from Caffe")
     for name, tensor in theirs.items():
         if ".se_module." in name or ".downsample." in name or not name.startswith("layer"):
@@ -276,7 +272,7 @@ def test_resnext_from_caffe_keeps_its_stride_in_the_3x3():
     assert model.maxpool.padding == 0 and model.maxpool.ceil_mode
 
 
-def test_checkpoints_of_parallel_training_and_old_files_load():
+def test_checkpoints_of_data_parallel_training_and_old_files_load():
     theirs, expected = weights_of("cbam")
     old = {k: t for k, t in theirs.items() if not k.endswith("num_batches_tracked")}
     checkpoint = {"epoch": 90, "state_dict": {f"module.{k}": t for k, t in old.items()}, "optimizer": {}}
@@ -309,7 +305,7 @@ def small(*names: str) -> dict[str, torch.Tensor]:
         (small("bam1.channel_att.gate_c.gate_c_fc_7.weight"), "resnet18", "fc_7.weight: unknown layer of bam of"),
     ],
 )  # fmt: skip
-def test_what_fits_no_layout_is_refused(weights, network, message):
+def test_weights_without_a_known_layout_are_refused(weights, network, message):
     with pytest.raises(UserError) as error:
         rename(weights, network)
     assert message in str(error.value) and "\n" not in str(error.value)
