@@ -154,7 +154,7 @@ def run(argv: list[str] | None, processes: Processes) -> int:
         print(f"\nTo caption your own: {command(p.prog)} photo.jpg (or a folder; {command(p.prog)} --help)")
     if failed == len(paths):
         return 2
-    return 1 if failed and processes.size == 1 else 0  # torchrun takes any other status for a crash
+    return 1 if failed and processes.world_size == 1 else 0  # torchrun takes any other status for a crash
 
 
 def settings_of(arguments: argparse.Namespace) -> tuple[SearchConfig, SamplingConfig]:
@@ -237,7 +237,7 @@ class Outputs:
                     self.arguments.output,
                     image_ids(self.paths),
                     resume=self.arguments.resume,
-                    doubtful_first=self.arguments.sort == "confidence",
+                    least_confident_first=self.arguments.sort == "confidence",
                     numbers=("score", "confidence") if pipeline.gives_confidence else ("score",),
                     settings=settings,
                     words=pipeline.vocabulary,
@@ -268,9 +268,9 @@ class Outputs:
         traced = bool(self.arguments.explain or self.arguments.save_attention)
         if not self.arguments.output:
             return partial(pipeline.stream, traced=traced)
-        from sca_caption.inference.results_file import kind_of
+        from sca_caption.inference.results_file import format_of
 
-        return partial(kind_of(self.arguments.output).stream, pipeline, traced=traced)
+        return partial(format_of(self.arguments.output).stream, pipeline, traced=traced)
 
     def write(self, index: int, result: "Result") -> None:
         """Write what became of the image at `index`. An output passes over errors that are none of its business."""

@@ -1,4 +1,4 @@
-"""ClassificationPipeline: a classifier checkpoint applied to many images."""
+"""Classification of many images with a classifier checkpoint."""
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -19,7 +19,7 @@ from sca_caption.runtime.errors import UserError
 
 
 class ClassificationPipeline:
-    """A classifier with its transform, ready on one device. Takes what CaptionPipeline takes, and raises the same."""
+    """A classifier and its transform on one device. Arguments and errors are those of CaptionPipeline."""
 
     def __init__(
         self, checkpoint: Checkpoint | str | Path, *, device: str = "auto", batch_size: int = BATCH_SIZE
@@ -34,7 +34,7 @@ class ClassificationPipeline:
 
     @torch.inference_mode()
     def logits(self, batch: Tensor) -> np.ndarray:
-        """Images uint8 (B, 3, S, S) -> float32 (B, K)."""
+        """Images uint8 (B, 3, S, S) -> logits float32 (B, K)."""
         return self.model(batch.to(self.device)).float().cpu().numpy()
 
     def stream(

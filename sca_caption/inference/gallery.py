@@ -1,12 +1,13 @@
-"""A page of HTML with all photographs and their captions, to search and look at: one file, which asks no network.
+"""The gallery: one HTML file with all photographs and captions, which can be searched and needs no network.
 
-The page's parts are in pages/. Its data stand in it as JSON, an entry a line: what other results files have, and
+The template is in gallery_page/. The page holds its data as JSON with one entry per line. An entry has the fields of
+other results files and
 
-    link        the photograph's address, relative to the page
-    thumbnail   it, small, as a data: address
-    attention   where the model looked, word by word, where it has spatial attention:
-                {"words": [T texts], "shape": [T, H, W], "peak": what 255 stands for, in multiples of even attention,
-                 "alpha": T H W bytes in base64, "cropped": whether the model saw the central square only}
+    link        the photograph's URL, relative to the page
+    thumbnail   a small WebP image as a data: URL
+    attention   spatial attention at each word, if the model has it:
+                {"words": [T texts], "shape": [T, H, W], "peak": the weight that 255 stands for, as a multiple of uniform
+                 attention, "alpha": T * H * W bytes in base64, "cropped": whether the model saw the central square only}
 """
 
 import base64
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from sca_caption.inference.journal import require_same
-from sca_caption.inference.results_formats import Kind
+from sca_caption.inference.results_formats import ResultsFormat
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
 
 PAGES = Path(__file__).with_name("gallery_page")
-SIDE, QUALITY = 256, 60  # of thumbnails: pixels, and WebP's quality
+SIDE, QUALITY = 256, 60  # of thumbnails: longer side in pixels, WebP quality
 ENTRIES, ABOUT = (
     '<script type="application/json" id="entries">\n',
     '<script type="application/json" id="about">',
@@ -45,7 +46,7 @@ END = "</script>\n"
 
 @dataclass
 class Photograph:
-    """An image file and, once it was read, a small WebP of it."""
+    """An image file, with its thumbnail as WebP once it has been read."""
 
     path: Path
     thumbnail: bytes = b""
@@ -59,7 +60,7 @@ class Photograph:
 
 
 def read(photograph: Photograph, transform: "Transform") -> "np.ndarray":
-    """The photograph at model size, uint8 (S, S, 3); makes its thumbnail on the way."""
+    """Read the photograph at model size, uint8 (S, S, 3), and set its thumbnail."""
     from sca_caption.images import load_with_thumbnail
 
     pixels, small = load_with_thumbnail(photograph.path, transform, SIDE)
@@ -69,8 +70,8 @@ def read(photograph: Photograph, transform: "Transform") -> "np.ndarray":
     return pixels
 
 
-class Gallery(Kind):
-    """The page. With `doubtful_first` it opens sorted so; its file keeps the order of the photographs."""
+class Gallery(ResultsFormat):
+    """The page. `least_confident_first` sets how it is sorted when opened; entries keep the photographs' order."""
 
     sort_key = None
 
@@ -78,7 +79,7 @@ class Gallery(Kind):
     def stream(
         pipeline: "CaptionPipeline", paths: Iterable[Path], traced: bool = False
     ) -> Iterable["Result"]:
-        traced = traced or len(pipeline.networks) == 1  # several attend each for itself
+        traced = traced or len(pipeline.networks) == 1  # an ensemble has one trace per network
         photographs = map(Photograph, paths)
         return pipeline.stream(photographs, partial(read, transform=pipeline.transform), traced=traced)
 
@@ -92,7 +93,9 @@ class Gallery(Kind):
         return entry
 
     def write(self, file: TextIO, entries: Iterable[dict], failed: Sequence[str]) -> None:
-        style, script = ((PAGES / f"gallery.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+        style, script = (
+            (PAGES / f"gallery.{suffix}").read_text(encoding="utf-8") for suffix in ("css", "js")
+        )
         page = (PAGES / "gallery.html").read_text(encoding="utf-8")
         page = page.replace("{{style}}", style).replace("{{style hash}}", hash_of(style))
         page = page.replace("{{script hash}}", hash_of(script))
@@ -100,7 +103,11 @@ class Gallery(Kind):
         file.write(before + ENTRIES)
         for entry in entries:
             file.write(in_script(entry) + "\n")
-        about = {"settings": self.settings, "failed": list(failed), "doubtful_first": self.doubtful_first}
+        about = {
+            "settings": self.settings,
+            "failed": list(failed),
+            "least_confident_first": self.least_confident_first,
+        }
         file.write(END + ABOUT + in_script(about) + END + after.replace("{{script}}", script))
 
     def read(self) -> Iterator[dict]:
@@ -119,7 +126,7 @@ class Gallery(Kind):
 
 
 def attention_of(trace: "Trace", tokens: Sequence[int], words: "Vocabulary") -> dict | None:
-    """Where the last layer with spatial attention looked at every word, in few bytes; None where there is none."""
+    """Spatial attention of the last layer that has it, as 8-bit levels in base64; None if no layer has it."""
     import numpy as np
 
     spatial = next((layer.spatial for layer in reversed(trace.layers) if layer.spatial is not None), None)
@@ -137,7 +144,7 @@ def attention_of(trace: "Trace", tokens: Sequence[int], words: "Vocabulary") -> 
 
 
 def link(path: Path, folder: Path) -> str:
-    """The address of a file in a page of `folder`, whatever bytes its name has."""
+    """The URL of a file in a page in `folder`. Names may have any bytes."""
     try:
         path = os.path.relpath(path, folder)
     except ValueError:  # on another drive
@@ -146,10 +153,10 @@ def link(path: Path, folder: Path) -> str:
 
 
 def in_script(value: dict) -> str:
-    """JSON that can stand in a script element: nothing in it, a file's name say, can end that or begin another."""
+    """JSON for a script element: "<" is escaped, so that no string (a file name, say) can close the element."""
     return json.dumps(value, ensure_ascii=False).replace("<", "\\u003c")
 
 
 def hash_of(text: str) -> str:
-    """By which a Content-Security-Policy knows a script or a style that stands in the page."""
+    """The hash by which a Content-Security-Policy allows an inline script or style."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"

@@ -1,7 +1,7 @@
-"""What a long run has done so far, line by line in a file beside the one that it will become.
+"""The journal of a captioning run: entries written so far, in a file beside the results file.
 
-A journal is JSON lines: {"settings": {...}} first, then an entry for each image. It grows by whole lines that reach the
-system at once, so a process that is killed loses only what it had not finished, and a last line that is torn is dropped.
+A journal has JSON lines: {"settings": {...}} first, then one entry per image. Each line is passed to the operating
+system as soon as it is complete, so a killed process loses only unfinished images. An incomplete last line is ignored.
 """
 
 import contextlib
@@ -13,22 +13,26 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sca_caption.config import SearchConfig, current_names
+from sca_caption.config import SearchConfig, current_names
 from sca_caption.runtime.atomic_files import atomic_write
 from sca_caption.runtime.errors import UserError
 
 EARLIER = {"mention": "force_words", "with_attention": "save_attention"}  # current names of earlier settings
-SYNCED = 16  # entries after which the disk must have them: what a power cut may cost
+SYNC_INTERVAL = 16  # entries between two fsync calls: the most that a power cut can lose
 
 
 def journal_of(output: Path) -> Path:
-    """The journal of a run that writes `output`."""
+    """The path of the journal for the results file `output`."""
     return output.with_name(output.name + ".partial")
 
 
 class Journal:
-    """A journal that is open for more entries, which are dicts with "file_name" and "image_id".
+    """An open journal. Entries are dicts with "file_name" and "image_id".
 
-    names: how many entries each file name has. ids: of all entries. added: how many came since it was opened.
+    Attributes:
+        names: number of entries per file name.
+        ids: image ids of all entries.
+        added: number of entries added since the journal was opened.
     """
 
     def __init__(self, path: Path, file: BinaryIO, names: Counter[str], ids: set[int]):
@@ -36,7 +40,7 @@ class Journal:
 
     @classmethod
     def begin(cls, path: Path, settings: dict, entries: Iterable[dict] = ()) -> "Journal":
-        """A new journal, which holds some entries already. Raises UserError where it cannot be written."""
+        """Create a journal with the given entries. Raises UserError if it cannot be written."""
         with atomic_write(path) as temporary, open(temporary, "wb") as file:
             file.write(_line({"settings": settings}))
             file.writelines(map(_line, entries))
@@ -44,16 +48,16 @@ class Journal:
 
     @classmethod
     def reopen(cls, path: Path, settings: dict) -> "Journal":
-        """Go on with a journal that a run with the same settings left.
+        """Open the journal of an interrupted run to add entries.
 
-        Raises UserError for other settings, for what is no journal, and while another run writes it.
+        Raises UserError if its settings differ, if it is not a journal, or while another run writes to it.
         """
         names, ids, end = Counter(), set(), 0
         try:
             file = open(path, "r+b")  # noqa: SIM115 (stays open)
             try:
                 _lock(file, path)
-                for value, end in _whole_lines(file):  # noqa: B007 (where the last whole line ends)
+                for value, end in _whole_lines(file):  # noqa: B007 (`end` is used below)
                     if "settings" in value:
                         require_same(path, value["settings"], settings)
                     else:
@@ -67,24 +71,22 @@ class Journal:
                 file.close()
                 raise
         except (KeyError, TypeError) as error:
-            raise UserError(f"{path} is not what an interrupted run leaves; delete it") from error
+            raise UserError(f"{path} is not the journal of an interrupted run; delete it") from error
         except OSError as error:
-            raise UserError(
-                f"cannot go on with {path} ({error.strerror}); delete it to start anew"
-            ) from error
+            raise UserError(f"cannot continue {path} ({error.strerror}); delete it to start again") from error
         return cls(path, file, names, ids)
 
     def append(self, entry: dict) -> None:
-        """Write an entry, at once. Raises UserError where the disk is full."""
+        """Write an entry to the file at once. Raises UserError if the disk is full."""
         try:
             self.file.write(_line(entry))
             self.file.flush()
             self.added += 1
-            if self.added % SYNCED == 0:
+            if self.added % SYNC_INTERVAL == 0:
                 os.fsync(self.file.fileno())
         except OSError as error:
             raise UserError(
-                f"cannot write {self.path} ({error.strerror}); free space, then go on with --resume"
+                f"cannot write {self.path} ({error.strerror}); free space, then continue with --resume"
             ) from error
         self.names[entry["file_name"]] += 1
         self.ids.add(entry["image_id"])
@@ -93,27 +95,27 @@ class Journal:
         return self.names.total()
 
     def entries(self, key: Callable[[dict], Any] | None = None) -> Iterator[dict]:
-        """All entries as they came, or sorted by `key`; only where each begins is held in memory.
+        """Yield all entries, in order or sorted by `key`. Only the sort keys and offsets are held in memory.
 
-        Raises UserError where some are gone: another program has written to the file.
+        Raises UserError if another program has changed the file.
         """
-        begins, start = [], 0
+        offsets, start = [], 0
         with open(self.path, "rb") as file:
             for value, end in _whole_lines(file):
                 if "settings" not in value:
-                    begins.append((key(value) if key else 0, start))
+                    offsets.append((key(value) if key else 0, start))
                 start = end
-            if len(begins) != len(self):
+            if len(offsets) != len(self):
                 raise UserError(
-                    f"{self.path} has {len(begins)} of {len(self)} captions: another program changed it; "
+                    f"{self.path} has {len(offsets)} of {len(self)} captions: another program changed it; "
                     f"delete it and run again"
                 )
-            for _, begin in sorted(begins):
-                file.seek(begin)
+            for _, offset in sorted(offsets):
+                file.seek(offset)
                 yield json.loads(file.readline())
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # of a full disk, which has been told
+        with contextlib.suppress(OSError):  # the disk is full; `append` has reported it
             self.file.close()
 
     def remove(self) -> None:
@@ -122,7 +124,7 @@ class Journal:
 
 
 def _lock(file: BinaryIO, path: Path) -> None:
-    """Keep other runs from writing the journal until it is closed or the process ends, in whatever way."""
+    """Lock the journal against other runs until it is closed or the process ends."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -136,7 +138,8 @@ def _lock(file: BinaryIO, path: Path) -> None:
 
 
 def require_same(path: Path, old: dict, new: dict) -> None:
-    """Raise UserError where what is in `path` was made with other settings."""
+    """Raise UserError if the settings of the entries in `path` differ from those of this run."""
+    old = current_names(old, SearchConfig)
     old = {EARLIER.get(name, name): value for name, value in current_names(old, SearchConfig).items()}
     for name in {**old, **new}:
         if old.get(name) != new.get(name):
@@ -147,7 +150,7 @@ def require_same(path: Path, old: dict, new: dict) -> None:
                 else f"with {flag} {_shown(old.get(name))}, now it is {_shown(new.get(name))}"
             )
             raise UserError(
-                f"--resume: {path} was made {how}; give what it was made with, or delete it to start anew"
+                f"--resume: {path} was written {how}; repeat the earlier options, or delete it to start again"
             )
 
 
@@ -158,11 +161,11 @@ def _shown(value: Any) -> str:
 
 
 def _line(value: dict) -> bytes:
-    return json.dumps(value).encode("ascii") + b"\n"  # ASCII: a name's bytes that are no UTF-8 survive
+    return json.dumps(value).encode("ascii") + b"\n"  # ASCII keeps bytes of names that are not UTF-8
 
 
 def _whole_lines(file: BinaryIO) -> Iterator[tuple[dict, int]]:
-    """Each line's value with where the line ends, up to one that is torn."""
+    """Yield the value of each line with the offset of its end, up to the first incomplete line."""
     end = 0
     for text in iter(file.readline, b""):
         end += len(text)

@@ -1,6 +1,6 @@
-"""Captions of many images in a file: COCO's results format as .json, .jsonl or .csv, or a page to look at, .html.
+"""Results files of many images: COCO's results format as .json, .jsonl or .csv, or a gallery as .html.
 
-What is done is kept in a journal (see `journal`) until the file is complete, so that a run can go on where another was
+Until the file is complete, entries are kept in a journal (see `journal`). A run can therefore resume after it was
 killed, and memory does not grow with the number of images.
 """
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from sca_caption.inference.gallery import Gallery
 from sca_caption.inference.journal import Journal, journal_of
-from sca_caption.inference.results_formats import JsonArray, JsonLines, Kind, Table
+from sca_caption.inference.results_formats import JsonArray, JsonLines, ResultsFormat, Table
 from sca_caption.runtime.atomic_files import atomic_write
 from sca_caption.runtime.distributed import was_restarted
 from sca_caption.runtime.errors import UserError
@@ -25,17 +25,23 @@ if TYPE_CHECKING:
 
 
 COCO_NAME = re.compile(r"(?:COCO_(?:train|val|test)\d{4}_)?(\d+)")
-KINDS: dict[str, type[Kind]] = {".json": JsonArray, ".jsonl": JsonLines, ".csv": Table, ".html": Gallery}
+FORMATS: dict[str, type[ResultsFormat]] = {
+    ".json": JsonArray,
+    ".jsonl": JsonLines,
+    ".csv": Table,
+    ".html": Gallery,
+}
 
 
-def kind_of(path: Path) -> type[Kind]:
-    return KINDS[path.suffix.lower()]
+def format_of(path: Path) -> type[ResultsFormat]:
+    """The format that belongs to the file's extension. Raises KeyError for others."""
+    return FORMATS[path.suffix.lower()]
 
 
 def check_results_file(path: Path, resume: bool = False) -> None:
-    """Raise UserError for what cannot be the name of a results file, and where an interrupted run's would be lost."""
-    if path.suffix.lower() not in KINDS:
-        raise UserError(f"--output {path}: unknown kind {path.suffix!r}; one of: {', '.join(KINDS)}")
+    """Raise UserError if `path` cannot be written, or if writing would lose an interrupted run's journal."""
+    if path.suffix.lower() not in FORMATS:
+        raise UserError(f"--output {path}: unknown format {path.suffix!r}; one of: {', '.join(FORMATS)}")
     if not path.parent.is_dir():
         raise UserError(f"--output {path}: no folder {path.parent}; make it first")
     if not os.access(path.parent, os.W_OK):
@@ -44,23 +50,25 @@ def check_results_file(path: Path, resume: bool = False) -> None:
         raise UserError(f"--output {path} is a folder; name a file")
     if journal_of(path).exists() and not resume and not was_restarted():
         raise UserError(
-            f"--output {path}: an earlier run was interrupted; --resume goes on with it, or delete {journal_of(path)}"
+            f"--output {path}: an earlier run was interrupted; continue it with --resume, or delete {journal_of(path)}"
         )
 
 
 class Results:
-    """The results file of a run. Leave its making, and its end, to `results_file`.
+    """The results file of a run. `results_file` creates and finishes it.
 
-    kept: how many images an earlier run had done.
+    Attributes:
+        kept: number of images that an earlier run had captioned.
+        failed: error messages of the images without captions.
     """
 
-    def __init__(self, kind: Kind, journal: Journal, ids: Sequence[int]):
-        self.kind, self.journal, self.ids, self.failed = kind, journal, ids, []
+    def __init__(self, format: ResultsFormat, journal: Journal, ids: Sequence[int]):
+        self.format, self.journal, self.ids, self.failed = format, journal, ids, []
         self.kept = len(journal)
-        self.free = max((*ids, *journal.ids), default=0) + 1  # the first number that no image can have
+        self.free = max((*ids, *journal.ids), default=0) + 1  # the next unused image id
 
     def missing(self, paths: Sequence[Path]) -> list[int]:
-        """Which of the paths, by their positions, have no entry yet."""
+        """Positions of the paths that have no entry yet."""
         done, found = Counter(self.journal.names), []
         for index, path in enumerate(paths):
             if done[str(path)]:
@@ -70,73 +78,74 @@ class Results:
         return found
 
     def write(self, index: int, result: "Result") -> None:
-        """Add the captions of the image at `index` of all paths, or note why it has none."""
+        """Add the captions of the image at position `index` of all paths, or its error."""
         if result.error:
             self.failed.append(str(result.error))
             return
         image_id = self.ids[index]
-        if image_id in self.journal.ids:  # an image of an earlier run has it
+        if image_id in self.journal.ids:  # used by an image of an earlier run
             image_id, self.free = self.free, self.free + 1
-        self.journal.append(self.kind.entry(image_id, result))
+        self.journal.append(self.format.entry(image_id, result))
 
     def entries(self) -> Iterator[dict]:
-        """What there is so far."""
+        """Yield the entries written so far."""
         return self.journal.entries()
 
     def finish(self) -> None:
-        """Write the file and drop the journal; no file where there are no captions."""
+        """Write the file, if there are any captions, and delete the journal."""
         if len(self.journal):
             with (
-                atomic_write(self.kind.path) as temporary,
-                # A file name's bytes that are no UTF-8 come out as \\udcXX, which JSON reads back.
+                atomic_write(self.format.path) as temporary,
+                # Bytes of a file name that are not UTF-8 are written as \\udcXX, which JSON reads back.
                 open(temporary, "w", encoding="utf-8", errors="backslashreplace", newline="\n") as file,
             ):
-                self.kind.write(file, self.journal.entries(self.kind.sort_key), self.failed)
+                self.format.write(file, self.journal.entries(self.format.sort_key), self.failed)
         self.journal.remove()
 
 
 @contextmanager
-def results_file(path: Path, ids: Sequence[int], *, resume: bool = False, **of_kind) -> Iterator[Results]:
-    """A results file that is written when the block ends well. of_kind: what `Kind` takes.
+def results_file(path: Path, ids: Sequence[int], *, resume: bool = False, **options) -> Iterator[Results]:
+    """Context manager for a results file, which is written when the block ends without an error.
 
-    When the block raises, its journal stays for `resume`, which keeps what that, or a complete file, has. Raises
-    UserError where the file cannot be written, and where what is there was made with other settings.
+    If the block raises, the journal stays. With `resume`, the entries of a journal or of a complete file are kept.
+    `options` are arguments of `ResultsFormat`. Raises UserError if the file cannot be written, or if the existing
+    entries were written with other settings.
     """
-    kind = kind_of(path)(path, **of_kind)
-    going_on = (resume or was_restarted()) and journal_of(path).exists()
-    if going_on:
-        journal = Journal.reopen(journal_of(path), kind.settings)
+    format = format_of(path)(path, **options)
+    continues = (resume or was_restarted()) and journal_of(path).exists()
+    if continues:
+        journal = Journal.reopen(journal_of(path), format.settings)
     else:
-        kept = finished(kind) if resume and path.exists() else ()
-        journal = Journal.begin(journal_of(path), kind.settings, kept)
-    results = Results(kind, journal, ids)
+        kept = finished(format) if resume and path.exists() else ()
+        journal = Journal.begin(journal_of(path), format.settings, kept)
+    results = Results(format, journal, ids)
     try:
         yield results
         results.finish()
     finally:
-        if going_on or journal.added:
+        if continues or journal.added:
             journal.close()
         else:
-            journal.remove()  # it says no more than there was before
+            journal.remove()  # it holds nothing that the results file does not
 
 
-def finished(kind: Kind) -> Iterator[dict]:
-    """The entries of a complete file. Raises UserError where it is none, or of another model."""
+def finished(format: ResultsFormat) -> Iterator[dict]:
+    """Yield the entries of a complete file. Raises UserError if the file is damaged or of another model."""
     try:
-        for number, entry in enumerate(kind.read()):
+        for number, entry in enumerate(format.read()):
             if not isinstance(entry["image_id"], int) or not isinstance(entry["file_name"], str):
                 raise TypeError
             if number == 0:
-                kind.require_alike(entry)
+                format.require_compatible(entry)
             yield entry
     except (ValueError, KeyError, TypeError, OSError, csv.Error) as error:
         raise UserError(
-            f"--resume: {kind.path} is not what caption.py writes; move it away or name another --output"
+            f"--resume: {format.path} was not written by caption.py; move it away or name another --output"
         ) from error
 
 
 def image_ids(paths: Sequence[Path]) -> list[int]:
-    """The numbers that the names are (000139.jpg, COCO_val2014_000000000042.jpg) if all differ; or 1, 2..."""
+    """Image ids from file names (000139.jpg, COCO_val2014_000000000042.jpg) if all have distinct ones; else 1, 2..."""
     numbers = [int(match[1]) for path in paths if (match := COCO_NAME.fullmatch(path.stem))]
     if len(set(numbers)) == len(paths):
         return numbers

@@ -1,4 +1,4 @@
-"""How captions are written to results files: COCO's results format as .json, .jsonl and .csv, and read back."""
+"""Formats of results files: COCO's results format as .json, .jsonl and .csv."""
 
 import csv
 import json
@@ -14,21 +14,22 @@ if TYPE_CHECKING:
     from sca_caption.vocab import Vocabulary
 
 
-ESCAPED_BYTE = re.compile(
-    r"\\u(dc[89a-f][0-9a-f])"
-)  # as "backslashreplace" writes a name's byte that is no UTF-8
+# In a CSV, a byte of a file name that is not UTF-8, as the error handler "backslashreplace" writes it.
+ESCAPED_BYTE = re.compile(r"\\u(dc[89a-f][0-9a-f])")
 
 
-class Kind:
-    """How entries are made of results, written to a file of one kind and read back from it.
+class ResultsFormat:
+    """Base class of the formats: converts results to entries, writes entries to a file and reads them back.
 
-    An entry is {"image_id", "file_name", "caption", numbers...} and, with several captions, "captions", their list; and
-    where the settings say "save_attention", "attention": see `attention_trace.numbers`.
+    An entry is the dict {"image_id", "file_name", "caption", numbers...}. With several captions per image it also has
+    "captions", their list; if the settings have "save_attention", it has "attention" (see `attention_trace.trace_to_json`).
 
     Args:
-        path: of the file. numbers: fields of a Caption that it has, "score" and perhaps "confidence". settings: what
-        the captions were made with, JSON-able. words: the vocabulary of their tokens. doubtful_first: write the
-        captions that are trusted least first.
+        path: the results file.
+        numbers: fields of a Caption to write: "score" and, if the model has it, "confidence".
+        settings: the settings of the captions, as JSON values. `--resume` requires the same settings.
+        words: the vocabulary of the captions' tokens.
+        least_confident_first: sort the entries by ascending confidence.
     """
 
     def __init__(
@@ -37,10 +38,10 @@ class Kind:
         numbers: Sequence[str],
         settings: dict,
         words: "Vocabulary",
-        doubtful_first: bool = False,
+        least_confident_first: bool = False,
     ):
         self.path, self.numbers, self.settings, self.words = path, numbers, settings, words
-        self.doubtful_first = doubtful_first
+        self.least_confident_first = least_confident_first
 
     @staticmethod
     def stream(
@@ -48,15 +49,16 @@ class Kind:
         paths: Iterable[Path],
         traced: bool = False,
     ) -> Iterable["Result"]:
-        """Results with all that entries of this kind need; `traced`, with their traces in any case."""
+        """Caption the images. Results have what `entry` needs; if `traced`, they also have their attention traces."""
         return pipeline.stream(paths, traced=traced)
 
     @property
     def sort_key(self) -> Callable[[dict], float] | None:
-        """What entries are sorted by; None: they stay as they came."""
-        return trust if self.doubtful_first else None
+        """The sort key of the entries, or None to keep their order."""
+        return confidence_of if self.least_confident_first else None
 
     def entry(self, image_id: int, result: "Result") -> dict:
+        """The entry of one captioned image."""
         captions = [
             {"caption": caption.text} | {name: round(getattr(caption, name), 4) for name in self.numbers}
             for caption in result.captions
@@ -66,22 +68,24 @@ class Kind:
             logs = ({"log_prob": round(caption.log_prob, 4)} for caption in result.captions)
             entry["captions"] = [each | log for each, log in zip(captions, logs, strict=True)]
         if self.settings.get("save_attention"):
-            from sca_caption.models.attention_trace import numbers  # here, as PyTorch takes its time
+            from sca_caption.models.attention_trace import (
+                trace_to_json,
+            )  # imports PyTorch, which takes seconds
 
             words = self.words.to_words(result.captions[0].tokens)
-            entry["attention"] = numbers(result.trace, words)
+            entry["attention"] = trace_to_json(result.trace, words)
         return entry
 
     def write(self, file: TextIO, entries: Iterable[dict], failed: Sequence[str]) -> None:
-        """Write all entries. failed: why other images have none."""
+        """Write all entries. `failed`: an error message for each image without captions."""
         raise NotImplementedError
 
     def read(self) -> Iterator[dict]:
-        """The entries of the file. Raises ValueError, KeyError or TypeError where it is none of this kind."""
+        """Yield the entries of the file. Raises ValueError, KeyError or TypeError if the file has another format."""
         raise NotImplementedError
 
-    def require_alike(self, entry: dict) -> None:
-        """Raise UserError where an entry that was read cannot be of the same model and settings."""
+    def require_compatible(self, entry: dict) -> None:
+        """Raise UserError if an entry of the file was written by another model or with other settings."""
         numbers = [name for name in ("score", "confidence") if name in entry]
         if numbers != list(self.numbers):
             require_same(self.path, {"checkpoint": numbers}, {"checkpoint": self.numbers})
@@ -90,8 +94,8 @@ class Kind:
             require_same(self.path, {"num_captions": count}, {"num_captions": expected})
 
 
-class JsonArray(Kind):
-    """COCO's results format: a list, an entry a line."""
+class JsonArray(ResultsFormat):
+    """COCO's results format: a list with one entry per line."""
 
     def write(self, file: TextIO, entries: Iterable[dict], failed: Sequence[str]) -> None:
         start = "[\n"
@@ -104,7 +108,9 @@ class JsonArray(Kind):
         yield from json.loads(self.path.read_bytes())
 
 
-class JsonLines(Kind):
+class JsonLines(ResultsFormat):
+    """JSON lines: one entry per line, without the list."""
+
     def write(self, file: TextIO, entries: Iterable[dict], failed: Sequence[str]) -> None:
         for entry in entries:
             file.write(json.dumps(entry, ensure_ascii=False) + "\n")
@@ -114,8 +120,8 @@ class JsonLines(Kind):
             yield from (json.loads(line) for line in file if line.strip())
 
 
-class Table(Kind):
-    """CSV: a row a caption."""
+class Table(ResultsFormat):
+    """CSV with one row per caption."""
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -155,5 +161,6 @@ def without_first(entry: dict) -> dict:
     return {key: value for key, value in entry.items() if key != "first"}
 
 
-def trust(entry: dict) -> float:
+def confidence_of(entry: dict) -> float:
+    """The confidence of an entry's first caption; its score if the model has no confidence."""
     return entry.get("confidence", entry["score"])

@@ -1,4 +1,4 @@
-"""Captions in text files beside the photographs, photo.txt beside photo.jpg, as trainers of image models read them."""
+"""Captions in text files beside the photographs (photo.txt beside photo.jpg), as image-model trainers read them."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -16,11 +16,14 @@ ENDING = ".txt"
 
 
 class Sidecars:
-    """The text files of a run. A person's own text stays: what is there already is replaced only with `overwrite`.
+    """The text files of a run. Existing files with other text are replaced only if `overwrite`.
 
-    Raises UserError where two images would share a file and where a folder cannot be written to. written: new or
-    replaced files, or ones that held the same. kept: files with other text. before: files that `missing` and
-    `complete` found.
+    Raises UserError if two images would share a file or if a folder cannot be written to.
+
+    Attributes:
+        written: number of files written, including those that already held the same text.
+        kept: number of files with other text.
+        before: number of files that `missing` and `complete` found.
     """
 
     def __init__(self, paths: Iterable[Path], overwrite: bool = False):
@@ -33,25 +36,25 @@ class Sidecars:
             if owner != path:
                 raise UserError(
                     f"--txt: {owner} and {path} would both have {sidecar_of(path).name}; rename one or "
-                    f"leave it out"
+                    f"do not caption it"
                 )
         for folder in dict.fromkeys(path.parent for path in self.owners):
             if folder.is_dir() and not os.access(folder, os.W_OK):
                 raise UserError(f"--txt: no permission to write in {folder}; change it or use --output")
 
     def missing(self, paths: Sequence[Path]) -> list[int]:
-        """Which of the paths, by their positions, have no text file yet."""
+        """Positions of the paths that have no text file yet."""
         found = [index for index, path in enumerate(paths) if not sidecar_of(path).exists()]
         self.before = len(paths) - len(found)
         return found
 
     def write(self, index: int, result: "Result") -> None:
-        """Write the captions of an image, best first, a line each."""
+        """Write the captions of an image, best first, one per line."""
         if not result.error:
             self.put(Path(result.item), [caption.text for caption in result.captions])
 
     def complete(self, entries: Iterable[dict]) -> None:
-        """Write the files that are missing of images that an earlier run captioned, from entries of `results`."""
+        """Write missing files of images that an earlier run captioned. `entries` come from the results file."""
         for entry in entries:
             path = Path(entry["file_name"])
             if sidecar_of(path) not in self.owners:
@@ -62,6 +65,7 @@ class Sidecars:
                 self.put(path, [each["caption"] for each in entry.get("captions", [entry])])
 
     def put(self, path: Path, captions: Sequence[str]) -> None:
+        """Write the captions of the image at `path`, unless its text file has other text that must stay."""
         sidecar, text = sidecar_of(path), "".join(f"{caption}\n" for caption in captions).encode()
         try:
             there = sidecar.read_bytes()
@@ -76,7 +80,7 @@ class Sidecars:
         self.written += 1
 
     def summary(self, count: int) -> list[str]:
-        """What was done, to tell the user."""
+        """Lines for the user: the number of files written and kept."""
         done, before = self.written + self.before, f", {self.before} of them before" if self.before else ""
         lines = [f"{done} of {count} images have their captions beside them, as {ENDING}{before}"]
         if self.kept:

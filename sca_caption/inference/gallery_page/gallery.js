@@ -4,29 +4,29 @@
 const byId = (id) => document.getElementById(id);
 const about = JSON.parse(byId("about").textContent);
 const entries = byId("entries").textContent.split("\n").filter(Boolean).map((line) => JSON.parse(line));
-byId("entries").remove(); // its text is held twice otherwise
+byId("entries").remove(); // frees the memory of its text
 const still = matchMedia("(prefers-reduced-motion: reduce)");
-const WORD = 650, FADE = 220; // milliseconds that a word is shown, and of these to pass over from the one before
-const GROUP = 48; // cards of a group, about
-const GRID = 64; // side of the canvas on which attention is drawn, which the page then enlarges
+const WORD = 650, FADE = 220; // milliseconds per word, of which the transition from the previous word takes FADE
+const GROUP = 48; // approximate number of cards per group
+const GRID = 64; // longer side of the canvas for attention, which CSS enlarges
 
 entries.forEach((entry, index) => {
   entry.index = index;
   entry.words = ` ${entry.caption.toLowerCase()}`;
   entry.name = entry.file_name.toLowerCase();
-  entry.trust = entry.confidence ?? entry.score;
+  entry.rank = entry.confidence ?? entry.score;
 });
 
 // ---- attention ----
 
-// The weights (T, H, W) of an entry's words as multiples of even attention.
+// Attention weights (T, H, W) at an entry's words, as multiples of uniform attention.
 function weightsOf({ shape: [words, rows, columns], peak, alpha }) {
   const levels = Uint8Array.from(atob(alpha), (c) => c.charCodeAt(0));
   return Array.from({ length: words }, (_, word) =>
     Float32Array.from(levels.subarray(word * rows * columns, (word + 1) * rows * columns), (x) => (x / 255) * peak));
 }
 
-// How much of each of `count` cells a line of `length` points sees, a Gaussian each; outside the cells nothing.
+// Gaussian interpolation from `count` cells to `length` points: one row of weights per point, zero outside the cells.
 function shares(length, count, from, to) {
   return Array.from({ length }, (_, i) => {
     const at = (((i + 0.5) / length - from) / (to - from)) * count;
@@ -36,7 +36,7 @@ function shares(length, count, from, to) {
   });
 }
 
-// Draws the attention of an entry over its picture: what is not looked at gets dark, what is most gets a warm light.
+// Draws attention over a photograph: areas with little attention are darkened, areas with much get a warm tint.
 class Overlay {
   constructor(canvas, entry, width, height) {
     const { shape: [, rows, columns], cropped } = entry.attention;
@@ -44,7 +44,7 @@ class Overlay {
     canvas.width = Math.round((GRID * wide) / Math.max(wide, tall));
     canvas.height = Math.round((GRID * tall) / Math.max(wide, tall));
     this.context = canvas.getContext("2d");
-    // A model may see the central square only.
+    // Some models see the central square only.
     const margin = (side) => (cropped ? (1 - 1 / side) / 2 : 0);
     const across = shares(canvas.width, columns, margin(wide), 1 - margin(wide));
     const down = shares(canvas.height, rows, margin(tall), 1 - margin(tall));
@@ -55,14 +55,14 @@ class Overlay {
       lines.forEach((line, y) => across.forEach((share, x) => {
         map[y * canvas.width + x] = share.reduce((sum, s, i) => sum + s * line[i], 0);
       }));
-      const most = Math.max(2, ...map); // attention that is nearly even stays so
+      const most = Math.max(2, ...map); // do not amplify nearly uniform attention
       return map.map((x) => x / most);
     });
     const even = new Float32Array(canvas.width * canvas.height);
     this.mean = even.map((_, i) => this.maps.reduce((sum, map) => sum + map[i], 0) / this.maps.length);
   }
 
-  // share: how far on from map `before` to map `after`, 0 to 1; without `before` it comes from nothing.
+  // share: progress of the transition from map `before` to map `after`, 0 to 1. Without `before` it fades in.
   draw(after, before = null, share = 1) {
     const { width, height } = this.context.canvas, image = this.context.createImageData(width, height);
     for (let i = 0; i < after.length; i++) {
@@ -81,7 +81,7 @@ class Overlay {
   }
 }
 
-// Goes through the words of a caption: attention over the picture, the word marked.
+// Steps through the words of a caption, marks the current one and draws its attention.
 class Player {
   constructor(overlay, marks) {
     Object.assign(this, { overlay, marks, word: -1, before: null, began: 0, playing: false, ended: false });
@@ -91,7 +91,7 @@ class Player {
     this.before = this.word < 0 ? null : this.overlay.maps[this.word];
     this.word = word;
     this.began = performance.now();
-    this.marks.forEach((mark, index) => mark.classList.toggle("said", index === word));
+    this.marks.forEach((mark, index) => mark.classList.toggle("current", index === word));
     this.frame();
   }
 
@@ -110,7 +110,7 @@ class Player {
     this.show((this.word + by + this.marks.length) % this.marks.length);
   }
 
-  // Where motion is not wanted, all words at once stand for the play.
+  // With reduced motion, show the mean over all words instead of playing.
   play() {
     if (still.matches) {
       this.overlay.draw(this.overlay.mean);
@@ -130,7 +130,7 @@ class Player {
     this.pause();
     this.ended = true;
     cancelAnimationFrame(this.next);
-    this.marks.forEach((mark) => mark.classList.remove("said"));
+    this.marks.forEach((mark) => mark.classList.remove("current"));
     this.overlay.clear();
   }
 }
@@ -143,7 +143,7 @@ function element(kind, properties = {}, ...children) {
   return made;
 }
 
-function trustOf(entry) {
+function confidenceOf(entry) {
   if (entry.confidence === undefined) return [element("span", { textContent: entry.score.toFixed(2), title: "score" })];
   const fill = element("i");
   fill.style.width = `${100 * entry.confidence}%`;
@@ -151,23 +151,23 @@ function trustOf(entry) {
   return [meter, element("span", { textContent: `${Math.round(100 * entry.confidence)}%` })];
 }
 
-const TRUST = "how likely this caption is better than the model's median one";
+const CONFIDENCE_TEXT = "how likely this caption is better than the model's median one";
 const baseName = (entry) => entry.file_name.split(/[/\\]/).pop();
 
 function cardOf(entry) {
   const image = element("img", { alt: entry.caption, decoding: "async" });
   const button = element("button", { type: "button" }, element("span", { className: "picture" }, image));
   const caption = element("p", { className: "caption", textContent: entry.caption, ariaHidden: "true" });
-  const trust = element("span", { className: "trust", title: TRUST }, ...trustOf(entry));
+  const confidence = element("span", { className: "confidence", title: CONFIDENCE_TEXT }, ...confidenceOf(entry));
   const name = element("span", { className: "name", textContent: baseName(entry), title: entry.file_name });
-  const card = element("div", { className: "card", role: "listitem" }, button, caption, element("div", { className: "foot" }, name, trust));
-  card.classList.toggle("doubted", entry.confidence < 0.4);
+  const card = element("div", { className: "card", role: "listitem" }, button, caption, element("div", { className: "foot" }, name, confidence));
+  card.classList.toggle("low-confidence", entry.confidence < 0.4);
   Object.assign(card, { entry, image, button, caption });
   entry.card = card;
   return card;
 }
 
-// Cards lie in groups of whole rows, for the browser to pass over those out of sight; only near ones hold pictures.
+// Cards are grouped in whole rows so that the browser can skip distant groups. Only cards near the viewport have images.
 const near = new IntersectionObserver((changes) => {
   for (const { target, isIntersecting } of changes) {
     for (const { image, entry } of target.children) {
@@ -250,8 +250,8 @@ list.addEventListener("keydown", (event) => {
 const names = new Intl.Collator(undefined, { numeric: true });
 const ORDERS = {
   given: (a, b) => a.index - b.index,
-  doubtful: (a, b) => a.trust - b.trust || a.index - b.index,
-  trusted: (a, b) => b.trust - a.trust || a.index - b.index,
+  ascending: (a, b) => a.rank - b.rank || a.index - b.index,
+  descending: (a, b) => b.rank - a.rank || a.index - b.index,
   name: (a, b) => names.compare(a.file_name, b.file_name) || a.index - b.index,
 };
 const counted = (count) => `${count.toLocaleString("en")} photograph${count === 1 ? "" : "s"}`;
@@ -265,7 +265,7 @@ function sort() {
 function filter() {
   stop();
   const words = byId("search").value.toLowerCase().split(/\s+/).filter(Boolean);
-  // A word of a caption by its beginning, or men would be found in women; of a name any part.
+  // Search words match the beginning of a caption's words ("men" must not match "women") and any part of a file name.
   const has = (entry) => (word) => entry.words.includes(` ${word}`) || entry.name.includes(word);
   shown = entries.sorted.filter((entry) => words.every(has(entry)));
   arrange();
@@ -292,9 +292,9 @@ function open(entry) {
   opened = entry;
   canvas.hidden = true;
   byId("large-caption").textContent = entry.caption;
-  large.querySelector(".trust").replaceChildren(...trustOf(entry));
-  large.querySelector(".trust").append(entry.confidence === undefined ? " (score)" : " " + TRUST);
-  large.classList.toggle("doubted", entry.confidence < 0.4);
+  large.querySelector(".confidence").replaceChildren(...confidenceOf(entry));
+  large.querySelector(".confidence").append(entry.confidence === undefined ? " (score)" : " " + CONFIDENCE_TEXT);
+  large.classList.toggle("low-confidence", entry.confidence < 0.4);
   const place = shown.indexOf(entry);
   byId("place").textContent = `${(place + 1).toLocaleString("en")} of ${shown.length.toLocaleString("en")}`;
   byId("previous").disabled = place <= 0;
@@ -320,7 +320,7 @@ function open(entry) {
     player.word = word;
     setPlaying(!still.matches);
   };
-  // The photograph itself where it still is and the browser can show it.
+  // Show the thumbnail if the photograph has been moved or the browser cannot decode it.
   picture.onerror = () => {
     picture.onerror = null;
     picture.src = entry.thumbnail;
@@ -372,7 +372,7 @@ if (about.failed.length) {
   byId("failed").querySelector("h2").textContent = `${counted(about.failed.length)} that could not be read`;
   byId("failed").querySelector("ul").append(...about.failed.map((reason) => element("li", { textContent: reason })));
 }
-if (about.doubtful_first) byId("order").value = "doubtful";
+if (about.least_confident_first) byId("order").value = "ascending";
 entries.forEach(cardOf);
 sort();
 new ResizeObserver(() => columns !== columnsNow() && arrange()).observe(list);
