@@ -1,6 +1,6 @@
 // A photograph with its caption. Each word shows the attention with which it was chosen.
 
-import { Heat, mostOf, whereabouts } from "./attention.js";
+import { Heat, maxMultiple, positionName } from "./attention.js";
 
 const LEVELS = [[0.6, "Probably good"], [0.4, "Uncertain"], [0, "Probably poor"]]; // of confidence, from
 const percent = (fraction) => (fraction < 0.005 ? "under 1\u00a0%" : `${Math.round(100 * fraction)}\u00a0%`);
@@ -106,7 +106,7 @@ export class Card {
     ["left", "top", "width", "height"].forEach((side, k) => {
       this.find("canvas").style[side] = `${100 * this.result.region[k]}%`;
     });
-    this.most = mostOf(layers);
+    this.most = maxMultiple(layers);
   }
 
   /** Show the attention and probability of a word, or of none (null). */
@@ -123,7 +123,7 @@ export class Card {
       this.heat.show(map, ...(layer?.grid ?? [1, 1]), this.most);
     }
     const word = this.result.words[index];
-    const where = map ? `, looked most at the ${whereabouts(map, ...layer.grid)}` : "";
+    const where = map ? `, looked most at the ${positionName(map, ...layer.grid)}` : "";
     this.find(".word").textContent = word ? `${word.text}: probability ${percent(word.probability)}${where}` : "";
   }
 

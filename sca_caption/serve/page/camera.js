@@ -1,17 +1,17 @@
-// The camera: a picture of what it sees in a dialog, or, where the browser gives none, the phone's own camera program.
+// Takes a photograph in a dialog that shows the camera, or with the camera application if pages have no access to the camera.
 
 const find = (id) => document.getElementById(id);
 const REASONS = {
-  NotAllowedError: "the browser was told not to give this page the camera; allow it, or choose a file",
+  NotAllowedError: "the browser denied access to the camera; allow it, or choose a file",
   NotFoundError: "no camera found; connect one, or choose a file",
-  NotReadableError: "the camera is in use by another program; end that, or choose a file",
+  NotReadableError: "the camera is used by another program; close the program, or choose a file",
 };
 
-/** Let the user take a photograph: resolves to a File, or null. Throws an Error whose message can be shown. */
+/** Let the user take a photograph. Resolves to a File, or null if cancelled. Throws an Error with a message for the user. */
 export async function photograph() {
-  if (!navigator.mediaDevices?.getUserMedia) { // only pages of this machine and of https get one
+  if (!navigator.mediaDevices?.getUserMedia) { // available to pages of the same machine and of https only
     find("capture").click();
-    return null; // the input's own event brings it
+    return null; // the file arrives by the input's change event
   }
   let stream;
   try {
@@ -21,7 +21,7 @@ export async function photograph() {
   }
   const dialog = find("camera-dialog"), video = find("video");
   try {
-    find("shoot").disabled = true; // until there is a picture
+    find("shoot").disabled = true; // until the video has loaded
     video.onloadeddata = () => { find("shoot").disabled = false; };
     video.srcObject = stream;
     dialog.showModal();
@@ -30,7 +30,7 @@ export async function photograph() {
       find("no-camera").onclick = () => resolve(false);
       dialog.oncancel = () => resolve(false); // Escape
     });
-    return taken ? await still(video) : null;
+    return taken ? await captureFrame(video) : null;
   } finally {
     stream.getTracks().forEach((track) => track.stop());
     video.srcObject = null;
@@ -38,7 +38,7 @@ export async function photograph() {
   }
 }
 
-async function still(video) {
+async function captureFrame(video) {
   const canvas = document.createElement("canvas");
   [canvas.width, canvas.height] = [video.videoWidth, video.videoHeight];
   canvas.getContext("2d").drawImage(video, 0, 0);

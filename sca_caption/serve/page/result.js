@@ -1,17 +1,18 @@
-// A captioned photograph: the caption's words as buttons, and what was attended at the chosen one.
+// The result of captioning a photograph: the words of the caption as buttons, and the attention at the selected word.
 
-import { Heat, gradient, mostOf, whereabouts } from "./attention.js";
+import { Heat, gradient, maxMultiple, positionName } from "./attention.js";
 
 const find = (id) => document.getElementById(id);
-const PACE = 1000; // ms a word when they play
-const PATCH = 0.3, PATCH_PIXELS = 36; // share of the photograph's shorter side, and size on the page
-const TRUST = [[0.6, "More likely good than not"], [0.4, "Could be good or not"], [0, "Doubtful"]];
-const HINT = "Choose a word, or step through them with the arrow keys, to see where the model looked when it chose it.";
+const PACE = 1000; // milliseconds per word when playing
+const PATCH = 0.3, PATCH_PIXELS = 36; // side of a patch: fraction of the model's view, and size on the page
+const CONFIDENCE = [[0.6, "High confidence"], [0.4, "Medium confidence"], [0, "Low confidence"]];
+const HINT = "Select a word, or step through the words with the arrow keys, to see what the model attended to when it chose the word.";
 
 let heat; // the canvas over the photograph
-let answer = null; // what the server said
-let words = []; // buttons
-let pinned = -1, current = -1, layer = 0, most = 1, timer = 0;
+let answer = null; // the response of the API
+let words = []; // the buttons
+let pinned = -1, current = -1; // words: selected by a click, and shown
+let layer = 0, most = 1, timer = 0; // attended layer, end of the colour scale, timer of playing
 
 export function element(name, text = "", className = "") {
   const made = document.createElement(name);
@@ -24,7 +25,7 @@ const percent = (share) => (share < 0.005 ? "under 1 %" : `${Math.round(100 * sh
 const number = (value, digits) => value.toFixed(digits).replace("-", "−");
 const multiple = (times) => `${times < 9.95 ? times.toFixed(1) : Math.round(times)}×`;
 
-/** Show an answer of /api/caption; its photograph is on the stage. */
+/** Show an answer of /api/caption, whose photograph is on the page. */
 export function showAnswer(found) {
   const layers = found.attention?.layers ?? [];
   stop();
@@ -35,7 +36,7 @@ export function showAnswer(found) {
   showCaption();
   showAlternatives();
   layer = layers.length - 1;
-  most = mostOf(layers);
+  most = maxMultiple(layers);
   find("most").textContent = multiple(most);
   find("layers").hidden = layers.length < 2;
   find("layers").replaceChildren(...layers.map((each, index) => {
@@ -53,7 +54,7 @@ export function showAnswer(found) {
 function showCaption() {
   let end = 0;
   const parts = [];
-  words = answer.words.map((text, index) => { // "man" and "'s" stand together
+  words = answer.words.map((text, index) => { // there is no space between "man" and "'s"
     const start = Math.max(end, answer.caption.indexOf(text, end));
     parts.push(answer.caption.slice(end, start));
     end = start + text.length;
@@ -64,7 +65,7 @@ function showCaption() {
     button.onclick = (event) => {
       stop();
       pinned = pinned === index ? -1 : index;
-      if (pinned < 0 && event.detail) button.blur(); // by a pointer, not by a key
+      if (pinned < 0 && event.detail) button.blur(); // unless it was a key
       choose(pinned);
     };
     parts.push(button);
@@ -75,11 +76,11 @@ function showCaption() {
   const { confidence, log_prob: logProb } = answer.captions[0];
   find("meter").hidden = confidence === null;
   if (confidence === null) {
-    find("trust-text").textContent = `log-probability ${number(logProb, 1)}`;
+    find("confidence-text").textContent = `log-probability ${number(logProb, 1)}`;
   } else {
     find("meter").value = confidence;
-    const said = TRUST.find(([least]) => confidence >= least)[1];
-    find("trust-text").replaceChildren(element("b", said), `: the chance that it is better than this model's median caption is ${percent(confidence)}`);
+    const level = CONFIDENCE.find(([minimum]) => confidence >= minimum)[1];
+    find("confidence-text").replaceChildren(element("b", level), `: better than this model's median caption with probability ${percent(confidence)}`);
   }
 }
 
@@ -88,13 +89,13 @@ function showAlternatives() {
   find("others").hidden = !others.length;
   find("alternatives").replaceChildren(...others.map((each) => {
     const item = element("li", `${each.text} `);
-    const trust = each.confidence === null ? "" : `${percent(each.confidence)} · `;
-    item.append(element("small", `${trust}score ${number(each.score, 2)} · log-probability ${number(each.log_prob, 1)}`));
+    const confidence = each.confidence === null ? "" : `${percent(each.confidence)} · `;
+    item.append(element("small", `${confidence}score ${number(each.score, 2)} · log-probability ${number(each.log_prob, 1)}`));
     return item;
   }));
 }
 
-/** Show what was attended at a word, -1: the photograph as it is. */
+/** Show the attention at a word; -1 shows the photograph alone. */
 function choose(index) {
   current = index;
   const found = index < 0 ? null : answer.attention?.layers[layer];
@@ -102,21 +103,22 @@ function choose(index) {
   [...find("layers").children].forEach((button, each) => button.setAttribute("aria-pressed", each === layer));
   find("picture").classList.toggle("attending", Boolean(found?.spatial));
   heat.show(found?.spatial?.[index] ?? null, ...(found?.grid ?? [1, 1]), most);
-  find("word").replaceChildren(...described(index, found));
+  find("word").replaceChildren(...describe(index, found));
   find("channels").hidden = !answer.attention?.layers[layer]?.channel;
   find("channels").classList.toggle("idle", !found);
   if (found?.channel) showChannels(found, index);
 }
 
-function described(index, found) {
-  if (index < 0) return [answer.attention ? HINT : "Several models speak as one here; what each attends is not shown."];
-  const told = ` (word ${index + 1} of ${words.length})`;
-  const sure = answer.probabilities ? `${told}: probability ${percent(answer.probabilities[index])}` : told;
-  const parts = [element("b", answer.words[index]), sure];
+/** The text about a word and its attention. */
+function describe(index, found) {
+  if (index < 0) return [answer.attention ? HINT : "This model is an ensemble. The attention of its members is not shown."];
+  const position = ` (word ${index + 1} of ${words.length})`;
+  const probability = answer.probabilities ? `: probability ${percent(answer.probabilities[index])}` : "";
+  const parts = [element("b", answer.words[index]), position + probability];
   if (found?.spatial) {
     const map = found.spatial[index], times = Math.max(...map) * map.length;
-    parts.push(times < 1.5 ? "; looked everywhere about alike"
-      : `; looked most at the ${whereabouts(map, ...found.grid)}, ${multiple(times)} the even share`);
+    parts.push(times < 1.5 ? "; attention nearly uniform"
+      : `; attention highest at the ${positionName(map, ...found.grid)}, ${multiple(times)} uniform`);
   }
   return parts;
 }
@@ -125,7 +127,7 @@ function showChannels(found, index) {
   const shown = found.channel[index];
   const courses = found.channel.flat().flatMap((each) => each.course);
   const [least, most] = [Math.min(1, ...courses), Math.max(1.1, ...courses)];
-  find("bars").style.setProperty("--line", (most - 1) / (most - least)); // where the even share is, from the top
+  find("bars").style.setProperty("--line", (most - 1) / (most - least)); // position of the uniform weight, from the top
   find("channels-of").textContent = `of the ${found.channels.toLocaleString("en")} of ${found.layer}`;
   find("bars").replaceChildren(...shown.map((each) => {
     const item = element("li"), course = element("span", "", "course");
@@ -140,7 +142,7 @@ function showChannels(found, index) {
   }));
 }
 
-/** A part of the photograph around a place of what the model saw. */
+/** A patch of the photograph around a position, given as fractions of the region that the model saw. */
 function patch([x, y]) {
   const photo = find("photo"), made = element("canvas", "", "patch");
   const [left, top, width, height] = answer.attention.region;
@@ -156,7 +158,7 @@ function patch([x, y]) {
 
 function step(by) {
   const next = current < 0 ? (by > 0 ? 0 : words.length - 1) : (current + by + words.length) % words.length;
-  words[next].focus(); // which chooses it
+  words[next].focus();
   choose(next);
 }
 
@@ -188,7 +190,7 @@ function stop() {
 async function copy() {
   try {
     await navigator.clipboard.writeText(answer.caption);
-  } catch { // only pages of this machine and of https may
+  } catch { // the clipboard is available to pages of the same machine and of https only
     const area = element("textarea", answer.caption);
     document.body.append(area);
     area.select();
@@ -199,6 +201,7 @@ async function copy() {
   setTimeout(() => { find("copy").textContent = "Copy caption"; }, 1500);
 }
 
+/** Connect the controls of the result. Call it once. */
 export function prepare() {
   heat = new Heat(find("heat"));
   find("scale").style.backgroundImage = gradient();
@@ -209,7 +212,7 @@ export function prepare() {
     const focused = words.indexOf(document.activeElement);
     if (!timer) choose(pinned < 0 ? focused : pinned);
   };
-  result.addEventListener("focusout", (event) => { // the buttons of layers keep the word
+  result.addEventListener("focusout", (event) => { // a click on the button of a layer keeps the word
     if (!result.contains(event.relatedTarget) && !timer) choose(pinned);
   });
   document.addEventListener("keydown", (event) => {

@@ -1,66 +1,69 @@
-// The page of caption.py --serve: photographs in, by any way a browser knows, requests out, answers kept for the session.
+// The page of caption.py --serve. It takes photographs as files, by drag and drop, from the clipboard or the camera, sends
+// them to the API, and keeps the answers until the page is closed.
 
 import { photograph } from "./camera.js";
 import { element, prepare, showAnswer } from "./result.js";
 
 const find = (id) => document.getElementById(id);
-const KEPT = 30; // photographs in the strip
+const HISTORY = 30; // photographs in the strip
 const THUMBNAIL = 144; // pixels
 const LABELS = {
-  "beam-size": "Beam size", "num-captions": "Captions", "length-penalty": "Length penalty", "min-length": "Fewest words",
-  "max-length": "Most words", "force-words": "Must contain",
+  "beam-size": "Beam size", "num-captions": "Captions", "length-penalty": "Length penalty", "min-length": "Minimum length",
+  "max-length": "Maximum length", "force-words": "Required words",
 };
 const controls = find("controls");
 const fields = [...controls.elements].filter((field) => field.name);
 
-let model = null; // what /api/model says
-let entries = []; // {file, url, ours, answer, thumbnail}, latest first
-let shown = null; // one of them
-let request = null; // what is under way
+let model = null; // the model card of /api/model
+let entries = []; // {file, url, answer, thumbnail}, newest first
+let shown = null; // the entry on the page
+let request = null; // AbortController of the current request
 
-function fail(message) {
+/** Show an error message, with the labels of the settings instead of flags; an empty message hides it. */
+function showError(message) {
   find("error").textContent = message.replace(/--([a-z-]+)/g, (flag, name) => LABELS[name] ?? flag);
   find("error").hidden = !message;
 }
 
-async function ask(path, options) {
+/** Fetch JSON. Throws an Error with the message of the server. */
+async function fetchJson(path, options) {
   let response;
   try {
     response = await fetch(path, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Error("the server does not answer; is caption.py still running?");
+    throw new Error("no answer from the server; check that caption.py is still running");
   }
-  const answer = await response.json().catch(() => ({ error: `the server answered ${response.status}` }));
+  const answer = await response.json().catch(() => ({ error: `the server answered with status ${response.status}` }));
   if (!response.ok) throw new Error(answer.error);
   return answer;
 }
 
-/** Photographs from wherever, one after another. */
-async function take(files) {
+/** Caption files one after another. */
+async function captionFiles(files) {
   request?.abort();
   const turn = request = new AbortController();
   for (const [index, file] of [...files].entries()) {
-    if (turn !== request) return; // others came meanwhile
+    if (turn !== request) return; // replaced by a newer request
     await caption({ file }, turn, files.length > 1 ? `${index + 1} of ${files.length}` : "");
   }
 }
 
-/** Caption a photograph, new or again, and show it; or say why not, and show the last one again. */
+/** Caption a photograph, which may be on the page already, and show it. After an error, show the previous one again. */
 async function caption(entry, turn, count = "") {
   const before = shown;
-  fail("");
+  showError("");
   try {
-    const most = model.limits.upload_bytes;
-    if (entry.file.size > most) throw new Error(`${entry.file.name}: more than ${most / 1e6} MB; make the photograph smaller first`);
+    const limit = model.limits.upload_bytes;
+    if (entry.file.size > limit) throw new Error(`${entry.file.name}: more than ${limit / 1e6} MB; resize the photograph first`);
     entry.url ??= URL.createObjectURL(entry.file);
     const readable = await show(entry.url);
-    busy(count ? `Looking at ${count}` : "Looking");
+    setBusy(count ? `Captioning ${count}` : "Captioning");
     const form = new FormData(controls);
     form.set("objects", controls.elements.objects.checked);
-    form.set("preview", !entry.answer && (!readable || entry.file.type === "image/gif")); // the model sees its first frame
+    form.set("preview", !entry.answer && (!readable || entry.file.type === "image/gif")); // of an animation, the model sees the first frame
     form.append("image", entry.file, entry.file.name || "image.png");
-    const answer = await ask("api/caption", { method: "POST", body: form, signal: turn.signal });
+    const answer = await fetchJson("api/caption", { method: "POST", body: form, signal: turn.signal });
     if (answer.preview) {
       URL.revokeObjectURL(entry.url);
       entry.url = answer.preview;
@@ -68,38 +71,39 @@ async function caption(entry, turn, count = "") {
     }
     delete answer.preview;
     entry.answer = answer;
-    keep(entry);
+    addToHistory(entry);
     open(entry);
   } catch (error) {
     if (error.name === "AbortError") return;
     if (entry.url && !entries.includes(entry)) URL.revokeObjectURL(entry.url);
-    fail(error.message);
+    showError(error.message);
     if (before) {
       await show(before.url);
       open(before);
     } else {
       find("picture").hidden = true;
       find("frame").classList.add("empty");
-      find("invitation").hidden = false;
+      find("placeholder").hidden = false;
     }
   } finally {
-    if (turn === request) busy("");
+    if (turn === request) setBusy("");
   }
 }
 
-function busy(text) {
+/** Show a progress message; an empty text hides it. */
+function setBusy(text) {
   find("busy").hidden = !text;
   find("busy-text").textContent = text;
   find("result").classList.toggle("stale", Boolean(text));
-  find("result").inert = Boolean(text); // its words are those of the photograph before
+  find("result").inert = Boolean(text); // it still belongs to the previous photograph
 }
 
-/** Put a photograph on the stage. Returns whether the browser can. */
+/** Show a photograph. Returns whether the browser can decode it. */
 async function show(url) {
   const photo = find("photo"), trial = new Image();
   trial.src = url;
   const readable = await trial.decode().then(() => true, () => false);
-  if (photo.src !== url) find("heat").hidden = true; // that of the one before
+  if (photo.src !== url) find("heat").hidden = true; // it belongs to the previous photograph
   find("picture").classList.remove("attending");
   if (readable) {
     photo.src = url;
@@ -107,11 +111,12 @@ async function show(url) {
     find("picture").style.setProperty("--ratio", photo.naturalWidth / photo.naturalHeight);
   }
   find("picture").hidden = !readable;
-  find("invitation").hidden = readable;
+  find("placeholder").hidden = readable;
   find("frame").classList.toggle("empty", !readable);
   return readable;
 }
 
+/** Show the answer of an entry, whose photograph is on the page. */
 function open(entry) {
   shown = entry;
   find("photo").alt = entry.answer.caption;
@@ -121,11 +126,11 @@ function open(entry) {
   drawStrip();
 }
 
-function keep(entry) {
+function addToHistory(entry) {
   if (entries.includes(entry)) return;
   entry.thumbnail = thumbnail(find("photo"));
   entries.unshift(entry);
-  for (const old of entries.splice(KEPT)) URL.revokeObjectURL(old.url);
+  for (const old of entries.splice(HISTORY)) URL.revokeObjectURL(old.url);
 }
 
 function thumbnail(photo) {
@@ -148,8 +153,8 @@ function drawStrip() {
     button.onclick = async () => {
       request?.abort();
       request = null;
-      busy("");
-      fail("");
+      setBusy("");
+      showError("");
       await show(entry.url);
       open(entry);
     };
@@ -159,7 +164,7 @@ function drawStrip() {
   }));
 }
 
-/** Set the controls to the model's defaults, and what they may be. */
+/** Set the controls to the defaults and limits of the model. */
 function setControls() {
   const { defaults, limits } = model;
   for (const field of fields) {
@@ -171,7 +176,8 @@ function setControls() {
   find("objects").hidden = !model.objects;
 }
 
-function changed() {
+/** Caption the current photograph again with the new settings. */
+function settingsChanged() {
   const { beam_size: beams, num_captions: captions } = controls.elements;
   if (beams.validity.valid && Number(captions.value) > Number(beams.value)) captions.value = beams.value;
   if (!controls.reportValidity() || !shown) return;
@@ -182,61 +188,61 @@ function changed() {
 
 function describeModel() {
   const { name, version, vocabulary, image_size: size, limits, defaults } = model;
-  const most = `${limits.upload_bytes / 1e6} MB and ${limits.pixels / 1e6} million pixels`;
-  find("model").textContent = `sca_caption ${version}, ${name}: ${vocabulary.toLocaleString("en")} words, sees ${size} × ${size} pixels. Photographs of up to ${most}.`;
+  const limit = `${limits.upload_bytes / 1e6} MB and ${limits.pixels / 1e6} million pixels`;
+  find("model").textContent = `sca_caption ${version}, ${name}: a vocabulary of ${vocabulary.toLocaleString("en")} words, input of ${size} × ${size} pixels. Photographs of at most ${limit}.`;
   find("example").textContent = `curl -F image=@photo.jpg -F num_captions=3 ${new URL("api/caption", location)}`;
   find("fields").textContent = `Fields: image, ${Object.keys(defaults).join(", ")}, preview.`;
 }
 
-function pick(files, message) {
-  if (files.length) take(files);
-  else fail(message);
+function captionOrFail(files, message) {
+  if (files.length) captionFiles(files);
+  else showError(message);
 }
 
 function listen() {
   find("choose").onclick = () => find("file").click();
   find("camera").onclick = async () => {
-    fail("");
+    showError("");
     try {
       const file = await photograph();
-      if (file) take([file]);
+      if (file) captionFiles([file]);
     } catch (error) {
-      fail(error.message);
+      showError(error.message);
     }
   };
   for (const input of [find("file"), find("capture")]) {
     input.onchange = async () => {
       const files = [...input.files];
-      input.value = ""; // so that the same file can be chosen again
-      if (files.length) take(files);
+      input.value = ""; // otherwise choosing the same file again has no effect
+      if (files.length) captionFiles(files);
     };
   }
-  let inside = 0; // dragenter and dragleave come for every element under the pointer
-  const over = (by) => { inside = by ? Math.max(0, inside + by) : 0; find("drop").hidden = !inside; };
-  document.addEventListener("dragenter", (event) => { event.preventDefault(); over(1); });
-  document.addEventListener("dragleave", () => over(-1));
+  let inside = 0; // dragenter and dragleave are fired for every element under the pointer
+  const dragged = (by) => { inside = by ? Math.max(0, inside + by) : 0; find("drop").hidden = !inside; };
+  document.addEventListener("dragenter", (event) => { event.preventDefault(); dragged(1); });
+  document.addEventListener("dragleave", () => dragged(-1));
   document.addEventListener("dragover", (event) => event.preventDefault());
   document.addEventListener("drop", (event) => {
     event.preventDefault();
-    over(0);
-    pick([...event.dataTransfer.files], "that was no file; save the photograph first, then drop the file");
+    dragged(0);
+    captionOrFail([...event.dataTransfer.files], "the dropped object is not a file; save the photograph and drop the file");
   });
   document.addEventListener("paste", (event) => {
-    if (event.target.closest?.("input")) return; // text for a field
-    pick([...event.clipboardData.files], "no picture to paste; copy one first");
+    if (event.target.closest?.("input")) return; // the text goes into a setting
+    captionOrFail([...event.clipboardData.files], "the clipboard has no image; copy one first");
   });
-  controls.addEventListener("change", changed);
+  controls.addEventListener("change", settingsChanged);
   controls.addEventListener("submit", (event) => event.preventDefault());
-  controls.addEventListener("reset", (event) => { event.preventDefault(); setControls(); changed(); });
+  controls.addEventListener("reset", (event) => { event.preventDefault(); setControls(); settingsChanged(); });
 }
 
 prepare();
 listen();
 try {
-  model = await ask("api/model");
+  model = await fetchJson("api/model");
   setControls();
   describeModel();
   document.body.dataset.ready = "";
 } catch (error) {
-  fail(error.message);
+  showError(error.message);
 }
