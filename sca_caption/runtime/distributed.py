@@ -19,12 +19,12 @@ from sca_caption.runtime.errors import UserError
 class Processes:
     """The rank of this process and the number of processes.
 
-    Methods that communicate must be called by all processes: gather, map_in_order, mean, broadcast, wait, local_first,
+    Methods that communicate must be called by all processes: gather, map_in_order, mean, broadcast, barrier, local_first,
     broadcast_buffers.
     """
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
 
     @property
     def is_main(self) -> bool:
@@ -32,8 +32,8 @@ class Processes:
         return self.rank == 0
 
     def shard(self, items: Sequence) -> Sequence:
-        """This process's items: every `size`-th one, because neighbours often need similar time."""
-        return items[self.rank :: self.size]
+        """This process's items: every `world_size`-th one, because neighbours often need similar time."""
+        return items[self.rank :: self.world_size]
 
     def shard_batch(self, batch: list) -> list:
         """This process's items of a training batch. Never empty, because all processes take part in each step.
@@ -44,15 +44,15 @@ class Processes:
 
     def gather(self, results: Sequence) -> list:
         """Gather each process's results for its `shard` of some items. Returns all, in the order of the items."""
-        if self.size == 1:
+        if self.world_size == 1:
             return list(results)
         from torch.distributed import all_gather_object
 
-        shards: list[Any] = [None] * self.size
+        shards: list[Any] = [None] * self.world_size
         all_gather_object(shards, list(results))
         gathered = [None] * sum(map(len, shards))
         for rank, shard in enumerate(shards):
-            gathered[rank :: self.size] = shard
+            gathered[rank :: self.world_size] = shard
         return gathered
 
     def map_in_order(
@@ -63,28 +63,28 @@ class Processes:
         function: items -> iterable with one result per item. round_size: results that a process computes before the
         processes exchange them; these are lost if it dies.
         """
-        return function(items) if self.size == 1 else self._map_in_rounds(items, function, round_size)
+        return function(items) if self.world_size == 1 else self._map_in_rounds(items, function, round_size)
 
     def _map_in_rounds(
         self, items: Sequence, function: Callable[[Sequence], Iterable], round_size: int
     ) -> Iterator:
         results = iter(function(self.shard(items)))
-        for _ in range(0, len(items), self.size * round_size):
+        for _ in range(0, len(items), self.world_size * round_size):
             yield from self.gather(list(islice(results, round_size)))
 
     def mean(self, *values: float) -> Sequence[float]:
         """The mean over processes of each value, in float64."""
-        if self.size == 1:
+        if self.world_size == 1:
             return values
         import torch
 
         total = torch.tensor(values, dtype=torch.float64)
         torch.distributed.all_reduce(total)
-        return (total / self.size).tolist()
+        return (total / self.world_size).tolist()
 
     def broadcast(self, value: Any) -> Any:
         """The value of rank 0, on all processes."""
-        if self.size == 1:
+        if self.world_size == 1:
             return value
         from torch.distributed import broadcast_object_list
 
@@ -92,23 +92,23 @@ class Processes:
         broadcast_object_list(values, 0)
         return values[0]
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Wait until all processes have called this method."""
         self.mean(0)
 
     @contextlib.contextmanager
     def local_first(self) -> Iterator[None]:
         """Run the block in one process per machine first, so that the others find the files it has downloaded."""
-        local = int(os.environ.get("LOCAL_RANK", 0)) if self.size > 1 else 0
+        local = int(os.environ.get("LOCAL_RANK", 0)) if self.world_size > 1 else 0
         if local:
-            self.wait()
+            self.barrier()
         yield
         if not local:
-            self.wait()
+            self.barrier()
 
     def broadcast_buffers(self, model) -> None:
         """Copy the buffers of rank 0, such as batch norms' statistics, which differ per process, to all processes."""
-        if self.size > 1:
+        if self.world_size > 1:
             from torch.distributed import broadcast
 
             for buffer in model.buffers():
@@ -119,7 +119,7 @@ class Processes:
 
         Covers the parameters that require a gradient at this time. Raises UserError for more processes than GPUs.
         """
-        if self.size == 1:
+        if self.world_size == 1:
             return step
         import torch
 
@@ -130,7 +130,7 @@ class Processes:
 
     def sync_batch_norm(self, model):
         """Convert batch norms to SyncBatchNorm. Returns the model unchanged on a CPU, which PyTorch does not support."""
-        if self.size == 1 or not next(model.parameters()).is_cuda:
+        if self.world_size == 1 or not next(model.parameters()).is_cuda:
             return model
         from torch.nn import SyncBatchNorm
 
@@ -162,8 +162,8 @@ def process_group() -> Iterator[Processes]:
     from torch.distributed.rendezvous import rendezvous
 
     store, rank, size = next(rendezvous("env://"))  # torchrun's store outlives the processes
-    mistake = f"sca_caption {os.environ['TORCHELASTIC_RUN_ID']}: a user's mistake"
-    if store.check([mistake]):
+    error_key = f"sca_caption {os.environ['TORCHELASTIC_RUN_ID']}: a user's mistake"
+    if store.check([error_key]):
         raise SystemExit(2)
     if size > 1:
         gpus = torch.cuda.device_count()
@@ -177,11 +177,11 @@ def process_group() -> Iterator[Processes]:
         with silenced() if rank else contextlib.nullcontext():
             yield Processes(rank, size)
     except UserError:
-        if store.compare_set(mistake, "", str(rank)) == str(rank).encode():
+        if store.compare_set(error_key, "", str(rank)) == str(rank).encode():
             raise
         raise SystemExit(2) from None
     except RuntimeError:  # raised while waiting for a process that has ended
-        if store.check([mistake]):
+        if store.check([error_key]):
             raise SystemExit(2) from None
         raise
     except KeyboardInterrupt:

@@ -125,8 +125,9 @@ class ClassificationTask:
         """See `Task.loss`. The value to report is the cross-entropy per image, in nats."""
         pixels, labels = (x.to(self.device) for x in batch)
         loss = self.model.loss(pixels, labels, self.config.label_smoothing, self.config.mixup)
-        # All batches have batch_size images, so each process has about batch_size / size of them.
-        return loss * (len(labels) * self.processes.size / self.config.batch_size), loss.item(), len(labels)
+        # All batches have batch_size images, so each process has about batch_size / world_size of them.
+        weight = len(labels) * self.processes.world_size / self.config.batch_size
+        return loss * weight, loss.item(), len(labels)
 
     def validate(self) -> tuple[dict[str, float], list[str]] | None:
         rows = self.data.indices("val")

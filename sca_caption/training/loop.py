@@ -113,9 +113,9 @@ def train(
     images than there are processes.
     """
     processes = task.processes
-    if config.batch_size < processes.size:
+    if config.batch_size < processes.world_size:
         raise UserError(
-            f"--batch-size {config.batch_size}: fewer than the {processes.size} processes that share it; give more"
+            f"--batch-size {config.batch_size}: fewer than the {processes.world_size} processes that share it; give more"
         )
     summary = task.summary()
     optimizer = make_optimizer(task.parameter_groups(), config)
@@ -166,7 +166,7 @@ def train(
         if processes.is_main:
             save_last(output, task, config, history, optimizer, ema)
             draw_progress(history, task, config, output)
-        processes.wait()
+        processes.barrier()
 
         rate = optimizer.param_groups[0]["lr"]
         report(log_line(record, task, config, rate))
