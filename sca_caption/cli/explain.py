@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sca_caption.runtime.errors import UserError
-from sca_caption.runtime.figures import ANIMATED, check_figure
+from sca_caption.runtime.figures import ANIMATION_FORMAT, check_figure
 
 if TYPE_CHECKING:
     from sca_caption.inference.captioning import CaptionPipeline, Result
@@ -18,12 +18,12 @@ FLAG, DATA_FLAG = "--explain", "--explain-data"
 
 def check_explanation(path: Path, data: Path | None, images: Sequence[Path]) -> None:
     """Raise UserError for invalid flags before the model is loaded."""
-    check_figure(path, FLAG, also=(ANIMATED,))
+    check_figure(path, FLAG, extra_formats=(ANIMATION_FORMAT,))
     if len(images) != 1:
         raise UserError(f"{FLAG} draws a single image, found {len(images)}; give one")
     if data:
-        if path.suffix.lower() == ANIMATED:
-            raise UserError(f"{DATA_FLAG} draws channels, which {ANIMATED} does not show; remove it")
+        if path.suffix.lower() == ANIMATION_FORMAT:
+            raise UserError(f"{DATA_FLAG} draws channels, which {ANIMATION_FORMAT} does not show; remove it")
         from sca_caption.datasets.hdf5_reader import CaptionDataset
 
         CaptionDataset(data)

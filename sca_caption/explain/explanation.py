@@ -24,7 +24,7 @@ from sca_caption.inference.batching import stack
 from sca_caption.inference.captioning import Caption, CaptionPipeline
 from sca_caption.models.attention_trace import Trace, trace_to_json, unattended_maps
 from sca_caption.runtime.errors import UserError
-from sca_caption.runtime.figures import ANIMATED, DPI, check_figure, save_figure
+from sca_caption.runtime.figures import ANIMATION_FORMAT, DPI, check_figure, save_figure
 from sca_caption.vocab import tokenize
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ class Explanation:
         The same explanation gives the same bytes. Raises UserError for another suffix, and if it cannot be written.
         """
         path = Path(path)
-        check_figure(path, flag, also=(ANIMATED,))
-        if path.suffix.lower() == ANIMATED:
+        check_figure(path, flag, extra_formats=(ANIMATION_FORMAT,))
+        if path.suffix.lower() == ANIMATION_FORMAT:
             from sca_caption.explain.animation import save_animation
 
             save_animation(self, path, flag)

@@ -18,10 +18,8 @@ def choice(value: str, valid: Iterable[str], what: str) -> str:
     return value
 
 
-COLOURS = {
-    "error": "1;31",
-    "warning": "1;33",
-}  # parameters of SGR sequences (ECMA-48, section 8.3.117): bold red, bold yellow
+# Parameters of SGR sequences (ECMA-48, section 8.3.117): bold red, bold yellow.
+COLOURS = {"error": "1;31", "warning": "1;33"}
 
 
 def supports_colour(stream: TextIO) -> bool:
@@ -32,9 +30,9 @@ def supports_colour(stream: TextIO) -> bool:
 def format_message(kind: str, message: object, stream: TextIO) -> str:
     """`kind: message` for kind "error" or "warning", which is coloured if `stream` supports colours."""
     label = f"{kind}:"
-    return (
-        f"\x1b[{COLOURS[kind]}m{label}\x1b[0m {message}" if supports_colour(stream) else f"{label} {message}"
-    )
+    if supports_colour(stream):
+        label = f"\x1b[{COLOURS[kind]}m{label}\x1b[0m"
+    return f"{label} {message}"
 
 
 def warn(message: object) -> None:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 FORMATS = (".pdf", ".png", ".svg")
-ANIMATED = ".gif"  # format of animations
+ANIMATION_FORMAT = ".gif"
 POINTS = 72  # per inch
 DPI = 200  # of a Page
 HINTING = 1.04  # largest ratio of the width of hinted letters to their nominal width
@@ -73,11 +73,14 @@ def _advance(character: str, weight: str) -> float:
     return (wide - narrow) / 100 / POINTS
 
 
-def fit_text(text: str, width: float, size: float, least: float, weight: str = "normal") -> tuple[str, float]:
-    """Fit a text into `width` inches. Returns (text, size in points): first the size is reduced, at most to `least`,
-    then the end of the text is replaced by an ellipsis.
+def fit_text(
+    text: str, width: float, size: float, min_size: float, weight: str = "normal"
+) -> tuple[str, float]:
+    """Fit a text into `width` inches. Returns (text, size in points).
+
+    First the size is reduced, but not below `min_size`. Then the end of the text is replaced by an ellipsis.
     """
-    size = max(least, min(size, size * width / max(text_width(text, size, weight), 1e-9)))
+    size = max(min_size, min(size, size * width / max(text_width(text, size, weight), 1e-9)))
     whole = text
     while text_width(text, size, weight) > width * 1.001 and len(text) > 1:
         whole = whole[:-1]
@@ -97,9 +100,9 @@ def wrap_text(text: str, width: float, size: float, weight: str = "normal") -> l
     return lines
 
 
-def check_figure(path: Path, flag: str, also: tuple[str, ...] = ()) -> None:
-    """Raise UserError if no figure can be written to `path`. also: further accepted suffixes."""
-    formats = sorted((*FORMATS, *also))
+def check_figure(path: Path, flag: str, extra_formats: tuple[str, ...] = ()) -> None:
+    """Raise UserError if no figure can be written to `path`. extra_formats: further accepted suffixes."""
+    formats = sorted((*FORMATS, *extra_formats))
     if path.suffix.lower() not in formats:
         raise UserError(f"{flag} {path}: unknown figure format {path.suffix!r}; one of: {', '.join(formats)}")
     check_writable(path, flag)
@@ -119,12 +122,11 @@ def save_figure(figure: "Figure", path: Path, flag: str, *, dpi: int = 150, outl
     kind = path.suffix.lower()
     settings: Any = RC_PARAMS | {"svg.fonttype": "path" if outlines else "none"}
     with warnings.catch_warnings(), rc_context(settings), atomic_write(path, flag) as temporary:
-        warnings.filterwarnings(
-            "ignore", message="Glyph .* missing from font"
-        )  # matplotlib draws a box instead
+        # Matplotlib draws a box instead of a missing glyph.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(temporary, format=kind[1:], dpi=dpi, metadata=METADATA.get(kind))
 
 
-def shorten_name(name: str, most: int = 24) -> str:
-    """Shorten a name to at most `most` characters, with an ellipsis at its end."""
-    return name if len(name) <= most else name[: most - 1].rstrip() + "…"
+def shorten_name(name: str, max_length: int = 24) -> str:
+    """Shorten a name to at most `max_length` characters, with an ellipsis at its end."""
+    return name if len(name) <= max_length else name[: max_length - 1].rstrip() + "…"
