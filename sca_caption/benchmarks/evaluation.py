@@ -41,7 +41,7 @@ from sca_caption.evaluation.caption_metrics import (
     tokenize_captions,
 )
 from sca_caption.evaluation.cider import cider
-from sca_caption.evaluation.meteor_spice import Meteor, Unavailable, find_java, pycocoevalcap_folder
+from sca_caption.evaluation.meteor_spice import Meteor, MetricUnavailable, find_java, pycocoevalcap_folder
 from sca_caption.evaluation.rouge import rouge_l
 from sca_caption.runtime.devices import usable_cores
 from sca_caption.runtime.errors import UserError
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     pycocoevalcap_folder()
     try:
         folder = str(find_java().parent)
-    except Unavailable as error:
+    except MetricUnavailable as error:
         raise UserError(f"METEOR cannot be timed: {error}") from error
     os.environ["PATH"] = folder + os.pathsep + os.environ.get("PATH", "")  # pycocoevalcap starts `java`
     captions = (

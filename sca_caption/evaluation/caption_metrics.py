@@ -14,7 +14,7 @@ import numpy as np
 
 from sca_caption.evaluation.bleu import bleu, bleu_statistics
 from sca_caption.evaluation.cider import cider
-from sca_caption.evaluation.meteor_spice import Meteor, Unavailable, meteor, pycocoevalcap_folder, spice
+from sca_caption.evaluation.meteor_spice import Meteor, MetricUnavailable, meteor, pycocoevalcap_folder, spice
 from sca_caption.evaluation.ngrams import count_ngrams
 from sca_caption.evaluation.nltk_bleu import nltk_bleu
 from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
@@ -79,7 +79,7 @@ def evaluate(
         for name, compute in java_metrics.items():
             try:
                 computed[name] = compute()
-            except Unavailable as reason:
+            except MetricUnavailable as reason:
                 scores.missing[name] = str(reason)
     computed = {name: computed[name] for name in METRICS if name in computed}
     for name in METRICS:

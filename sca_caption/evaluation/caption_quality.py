@@ -10,9 +10,8 @@ from itertools import pairwise
 
 from sca_caption.decoding.rules import BAD_ENDINGS
 
-PHRASE_LENGTH = (
-    3  # words; in reference captions, 1 of 27 repeats two words in a row and 1 of 200 repeats three
-)
+# Words. In reference captions, 1 of 27 repeats two words in a row and 1 of 200 repeats three.
+PHRASE_LENGTH = 3
 
 
 @dataclass(frozen=True)

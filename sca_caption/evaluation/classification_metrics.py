@@ -36,7 +36,7 @@ def score(logits: np.ndarray, labels: np.ndarray, classes: Sequence[str]) -> Sco
     """
     logits, labels = np.asarray(logits), np.asarray(labels)
     count, K = logits.shape
-    assert labels.shape == (count,) and count and len(classes) == K, (
+    assert count and labels.shape == (count,) and len(classes) == K, (
         logits.shape,
         labels.shape,
         len(classes),
@@ -71,17 +71,17 @@ def wilson_interval(correct: int, count: int, z: float = Z) -> tuple[float, floa
     return 100 * max(0.0, centre - half), 100 * min(1.0, centre + half)
 
 
-def worst_classes(scores: Scores, most: int = 5) -> list[tuple[str, float]]:
-    """The `most` classes with the lowest accuracy, lowest first, without classes of 100 %."""
+def worst_classes(scores: Scores, limit: int = 5) -> list[tuple[str, float]]:
+    """The `limit` classes with the lowest accuracy, lowest first, without classes of 100 %."""
     wrong = [(name, right) for name, right in scores.per_class.items() if right is not None and right < 100]
-    return sorted(wrong, key=lambda each: each[1])[:most]
+    return sorted(wrong, key=lambda each: each[1])[:limit]
 
 
-def most_confused(scores: Scores, most: int = 5) -> list[tuple[str, str, int]]:
-    """The `most` most frequent mistakes: (true class, predicted class, count)."""
+def most_confused(scores: Scores, limit: int = 5) -> list[tuple[str, str, int]]:
+    """The `limit` most frequent mistakes: (true class, predicted class, count)."""
     classes, mistakes = list(scores.per_class), scores.confusion.copy()
     np.fill_diagonal(mistakes, 0)
-    order = np.argsort(-mistakes, axis=None, kind="stable")[:most]
+    order = np.argsort(-mistakes, axis=None, kind="stable")[:limit]
     pairs = (np.unravel_index(each, mistakes.shape) for each in order)
     return [(classes[i], classes[j], int(mistakes[i, j])) for i, j in pairs if mistakes[i, j]]
 

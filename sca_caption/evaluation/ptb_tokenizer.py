@@ -23,14 +23,8 @@ from collections.abc import Callable, Iterable, Iterator
 PUNCTUATION = frozenset(["''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"])
 # Fast path without the rules: letters between spaces are one token, except for words of SPLIT_WORDS.
 PLAIN_WORDS = re.compile(r"(?:[A-Za-z]+[ \n]+)+")
-SPLIT_WORDS = {
-    "cannot": 3,
-    "gonna": 3,
-    "gotta": 3,
-    "wanna": 3,
-    "lemme": 3,
-    "gimme": 3,
-}  # word -> length of its first token
+# Word -> length of its first token.
+SPLIT_WORDS = {"cannot": 3, "gonna": 3, "gotta": 3, "wanna": 3, "lemme": 3, "gimme": 3}
 QUOTES = str.maketrans(
     {'"': "''"}
     | dict.fromkeys("‘‛‹\x91", "`")

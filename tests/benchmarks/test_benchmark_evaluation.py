@@ -4,7 +4,7 @@ import pytest
 
 from sca_caption.benchmarks import evaluation
 from sca_caption.evaluation import caption_metrics
-from sca_caption.evaluation.meteor_spice import Unavailable, find_java
+from sca_caption.evaluation.meteor_spice import MetricUnavailable, find_java
 
 
 def tables(text: str) -> list[list[list[str]]]:
@@ -17,7 +17,7 @@ def tables(text: str) -> list[list[list[str]]]:
 def test_scores_agree_and_tables_are_consistent(capsys):
     try:
         find_java()
-    except Unavailable as reason:
+    except MetricUnavailable as reason:
         pytest.skip(str(reason))
     assert evaluation.main(["--images", "20", "--rounds", "1"]) == 0
     sizes, parts = tables(capsys.readouterr().out)

@@ -9,7 +9,7 @@ import pytest
 from sca_caption.cli import caption, evaluate
 from sca_caption.datasets.sources.records import Source
 from sca_caption.evaluation import meteor_spice as java_metrics
-from sca_caption.evaluation.meteor_spice import Unavailable
+from sca_caption.evaluation.meteor_spice import MetricUnavailable
 from tests.helpers.made_photos import record, write
 from tests.helpers.torchrun import needs_distributed, torchrun
 
@@ -19,7 +19,7 @@ pytestmark = [needs_distributed, pytest.mark.slow]
 @pytest.fixture
 def no_java(monkeypatch):
     def none():
-        raise Unavailable("no Java here")
+        raise MetricUnavailable("no Java here")
 
     monkeypatch.setattr(java_metrics, "find_java", none)
 

@@ -11,7 +11,7 @@ from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.datasets.sources.records import Source
 from sca_caption.evaluation import caption_metrics as metrics
 from sca_caption.evaluation import meteor_spice as java_metrics
-from sca_caption.evaluation.meteor_spice import Unavailable
+from sca_caption.evaluation.meteor_spice import MetricUnavailable
 from sca_caption.inference.captioning import CaptionPipeline
 from tests.helpers.made_photos import record, write
 
@@ -25,7 +25,7 @@ REFERENCES = {
 @pytest.fixture(autouse=True)
 def no_java(monkeypatch):
     def none():
-        raise Unavailable("no Java here")
+        raise MetricUnavailable("no Java here")
 
     monkeypatch.setattr(java_metrics, "find_java", none)
 

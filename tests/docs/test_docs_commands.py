@@ -18,7 +18,7 @@ import pytest
 from sca_caption import checkpoint
 from sca_caption.checkpoint import Checkpoint
 from sca_caption.evaluation import meteor_spice as java_metrics
-from sca_caption.evaluation.meteor_spice import Unavailable
+from sca_caption.evaluation.meteor_spice import MetricUnavailable
 from sca_caption.images import Transform
 from sca_caption.vocab import Vocabulary
 from tests.helpers.colour_classifier import save_classifier, save_picture
@@ -111,4 +111,4 @@ def test_a_command_of_the_documents_runs(name, line, files, tmp_path, monkeypatc
 
 
 def no_java():
-    raise Unavailable("no Java here")
+    raise MetricUnavailable("no Java here")

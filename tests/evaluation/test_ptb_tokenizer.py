@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from sca_caption.evaluation.meteor_spice import Unavailable, find_java, pycocoevalcap_folder
+from sca_caption.evaluation.meteor_spice import MetricUnavailable, find_java, pycocoevalcap_folder
 from sca_caption.evaluation.ptb_tokenizer import PUNCTUATION, ptb_tokenize
 
 # (caption, the words that the Java program gave for it, joined by spaces)
@@ -148,7 +148,7 @@ def random_captions(count, seed=0):
 def test_random_captions_are_tokenized_as_by_the_java_program():
     try:
         java = find_java()
-    except Unavailable as reason:
+    except MetricUnavailable as reason:
         pytest.skip(str(reason))
     captions = [caption for caption, _ in HARD] + list(random_captions(4000))
     jar = pycocoevalcap_folder() / "tokenizer" / "stanford-corenlp-3.4.1.jar"

@@ -92,7 +92,7 @@ def parity(data: Path, pictures: Path, output: Path, processes: Processes) -> No
 
 
 def no_java():
-    raise java_metrics.Unavailable("no Java here")
+    raise java_metrics.MetricUnavailable("no Java here")
 
 
 def blow(kind: str) -> None:
