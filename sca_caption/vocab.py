@@ -15,14 +15,13 @@ from sca_caption.runtime.errors import UserError
 
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 SPECIALS = ("<pad>", "<bos>", "<eos>", "<unk>")
-TOKENIZER = (
-    "spacy-en lower-case, compounds whole, no punctuation"  # name of this tokenizer, stored in data files
-)
+# Name of this tokenizer, stored in data files.
+TOKENIZER = "spacy-en lower-case, compounds whole, no punctuation"
 CLITICS = frozenset(("'s", "'re", "'ll", "'ve", "'m", "'d", "n't"))  # joined to the preceding word
 
 
 @functools.cache
-def _splitter() -> Any:
+def _spacy_tokenizer() -> Any:
     """spaCy's rule-based English tokenizer, which needs no model, changed to keep compounds such as "t-shirt" whole.
 
     BLEU and CIDEr use Penn Treebank tokens, in which compounds are whole, so "t shirt" would be two wrong words.
@@ -62,7 +61,7 @@ def tokenize(text: str) -> list[str]:
 @functools.lru_cache(1 << 16)  # words repeat, so only one call in fifty reaches spaCy
 def _words(part: str) -> tuple[str, ...]:
     """The words of a part of a caption between white space. spaCy tokenizes it independently of its context."""
-    return tuple(token.text for token in _splitter()(part) if has_words(token.text))
+    return tuple(token.text for token in _spacy_tokenizer()(part) if has_words(token.text))
 
 
 def has_words(text: str) -> bool:

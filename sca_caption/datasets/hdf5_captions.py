@@ -18,7 +18,7 @@ from sca_caption.vocab import PAD, SPECIALS, Vocabulary, has_words, tokenize
 
 MAX_WORDS = 100  # words of a caption that are stored as tokens
 BLOCK = 10_000  # captions written per HDF5 call
-RECORDS_PER_CALL = 4  # records that `process_some` tokenizes; more than one, so that it catches up
+RECORDS_PER_CALL = 4  # records that `tokenize_some` tokenizes; more than one, so that it catches up
 
 
 class CaptionWriter:
@@ -39,7 +39,7 @@ class CaptionWriter:
         self.problems: list[tuple[str, str]] = []
         self.loading: threading.Thread | None = None
 
-    def process_some(self) -> None:
+    def tokenize_some(self) -> None:
         """Tokenize up to RECORDS_PER_CALL new records. The first call starts the import of spaCy in a thread."""
         if self.loading is None:  # not in the constructor: worker processes may be forked after it
             self.loading = threading.Thread(target=_load_tokenizer)
@@ -96,9 +96,8 @@ class CaptionWriter:
         group["length"] = np.minimum(lengths, MAX_WORDS)
         group["image"] = rows
         text = group.create_dataset("text", (len(self.texts),), dtype=h5py.string_dtype())
-        for start in range(
-            0, len(self.texts), BLOCK
-        ):  # in blocks, because h5py copies its argument several times
+        # In blocks, because h5py copies its argument several times.
+        for start in range(0, len(self.texts), BLOCK):
             text[start : start + BLOCK] = self.texts[start : start + BLOCK]
         file.attrs["vocabulary"] = json.dumps(vocabulary.words[len(SPECIALS) :])
         known = np.array([word in vocabulary for word in distinct])
@@ -138,6 +137,5 @@ def _load_tokenizer() -> None:
 def _clean(caption: str) -> str:
     """Collapse white space and replace characters that HDF5 strings cannot hold: NUL and lone surrogates."""
     clean = " ".join(caption.replace("\0", " ").encode("utf-8", "replace").decode().split())
-    return (
-        caption if clean == caption else clean
-    )  # the same object if unchanged, to save memory: COCO has 616,767 captions
+    # The same object if it is unchanged, to save memory: COCO has 616,767 captions.
+    return caption if clean == caption else clean

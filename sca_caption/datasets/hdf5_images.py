@@ -25,9 +25,8 @@ from sca_caption.runtime.errors import UserError
 
 BUFFER_BYTES = 4 << 20  # collected before they are written to an HDF5 dataset
 CHUNK_BYTES = 256 << 10  # of an HDF5 chunk of JPEG data: about twenty images
-TASK_SIZE = (
-    8  # images per task of a worker, because the transfer of a task takes a tenth of the time of an image
-)
+# Images per task of a worker, because the transfer of a task takes a tenth of the time of an image.
+TASK_SIZE = 8
 MAX_AHEAD = 4 * TASK_SIZE  # images per worker that may be processed ahead of the writer
 BATCH_SIZE = 32  # images per call of the feature encoder
 Encode = Callable[[np.ndarray], Sequence[np.ndarray]]  # uint8 (B, S, S, 3) -> arrays (B, ...)

@@ -65,11 +65,9 @@ class CaptionDataset:
             self.tokenizer = str(attributes["tokenizer"])
             self.min_count = int(attributes["min_count"])
             self.splits = file["images/split"][:]  # (n,) uint8
-            self.features_of: dict[
-                str, Any
-            ] = {}  # for encoding "features": a dict that describes the backbone
+            self.features_of: dict[str, Any] = {}  # describes the backbone, for the encoding "features"
             if self.encoding == "features":
-                self.features_of = json.loads(file["features"].attrs["features_of"])
+                self.features_of = json.loads(file["features"].attrs["features_of"]) or {}
         except (KeyError, ValueError, TypeError, OSError) as error:
             raise self._unreadable(f"lacks a field of its format ({error})") from error
         finally:
@@ -184,9 +182,8 @@ class CaptionDataset:
                 command = f"python preprocess.py --dataset NAME --output {self.path}"
             raise UserError(f"no data file {self.path}; make it with: {command}")
         try:
-            file = h5py.File(
-                self.path, "r", locking=False
-            )  # files are replaced, never changed; some file systems have no locks
+            # Without a lock: files are replaced and never changed, and some file systems have no locks.
+            file = h5py.File(self.path, "r", locking=False)
         except OSError as error:
             if h5py.is_hdf5(self.path):
                 raise self._unreadable("is damaged or cut short") from error

@@ -132,7 +132,7 @@ def write(
         if on_skip is not None:
             on_skip(record.file_name, reason)
 
-    wanted = _wanted(source.records, skip)
+    wanted = _select_records(source.records, skip)
     _require_train(wanted, len(source.records))
     skipped_before = len(skipped)
     with contextlib.ExitStack() as stack:
@@ -159,7 +159,7 @@ def write(
                     images.add(result)
                     check()
                     kept.append(record)
-                    captions.process_some()
+                    captions.tokenize_some()
                     continue
                 skip(record, *result)
                 if len(skipped) - skipped_before > max_skipped:
@@ -200,7 +200,7 @@ def write(
     )
 
 
-def _wanted(records: Sequence[Record], skip: Callable[[Record, str, str], None]) -> list[Record]:
+def _select_records(records: Sequence[Record], skip: Callable[[Record, str, str], None]) -> list[Record]:
     """The records to store. Skips images without words and further records of the same image."""
     wanted, seen = [], set()
     for record in records:
@@ -245,7 +245,7 @@ def _atomic_hdf5(path: Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
     with atomic_write(path, ending="partial", make_folder=True) as partial:
         try:
             _remove_abandoned(path)
-            with _Output(partial) as output:
+            with _OutputFile(partial) as output:
                 with h5py.File(output, "w", libver=("earliest", "v110")) as file:  # readable since HDF5 1.10
                     yield file, output.check
                 output.check()
@@ -257,7 +257,7 @@ def _atomic_hdf5(path: Path) -> Iterator[tuple[h5py.File, Callable[[], None]]]:
             raise _cannot_write(path, cause) from error
 
 
-class _Output(io.FileIO):
+class _OutputFile(io.FileIO):
     """The file object of an h5py.File. Locked while it is open.
 
     Write errors are hidden from HDF5, because some make it crash when the program exits. The first error is kept for
@@ -297,9 +297,8 @@ def _remove_abandoned(path: Path) -> None:
     """Remove partial files of `path` that a killed process left, which are no longer locked."""
     for partial in path.parent.glob(f".{glob.escape(path.name)}.*.partial") if fcntl is not None else ():
         with contextlib.suppress(OSError), open(partial, "rb") as file:
-            fcntl.flock(
-                file, fcntl.LOCK_EX | fcntl.LOCK_NB
-            )  # raises BlockingIOError while another process writes it
+            # Raises BlockingIOError while another process writes the file.
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             partial.unlink()
 
 

@@ -65,9 +65,8 @@ def find_classes(folder: Path, exclude: tuple[str, ...] = ()) -> dict[str, list[
         if name in exclude:
             continue
         inside = folder / name
-        files = [
-            path for path in find_images([inside]) if path != inside
-        ]  # find_images returns `inside` itself if it has no images
+        # find_images returns `inside` itself if it has no images.
+        files = [path for path in find_images([inside]) if path != inside]
         if not files:
             raise UserError(
                 f"class {name!r} is empty: no images in {inside}; add images or remove the folder"
@@ -141,7 +140,7 @@ def read_class_folders(
     return list(found), np.array(labels, np.int64), splits, ImageFiles.of(root, paths)
 
 
-def first_few(names: list[str], most: int = 3) -> str:
-    """The first `most` names and the number of others, for error messages."""
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+def first_few(names: list[str], limit: int = 3) -> str:
+    """The first `limit` names and the number of others, for error messages."""
+    rest = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")

@@ -13,7 +13,7 @@ from sca_caption.datasets import hdf5_captions
 from sca_caption.datasets.hdf5_captions import MAX_WORDS, RECORDS_PER_CALL, CaptionWriter
 from sca_caption.datasets.hdf5_reader import SPLITS
 from sca_caption.datasets.sources.records import Record
-from sca_caption.vocab import SPECIALS, UNK, _splitter, has_words, tokenize
+from sca_caption.vocab import SPECIALS, UNK, _spacy_tokenizer, has_words, tokenize
 from tests.helpers.made_photos import record
 
 WORDS = [
@@ -51,7 +51,7 @@ def written(made: list[Record], path, steps: int, min_count: int) -> tuple[Capti
     """The CaptionWriter, what they report, and what stands in the file; `steps` records come before the rest."""
     captions = CaptionWriter(made)
     for _ in range(steps):
-        captions.process_some()
+        captions.tokenize_some()
     captions.finish()
     splits = np.array([SPLITS.index(record.split) for record in made], np.uint8)
     with h5py.File(path, "w") as file:
@@ -96,14 +96,14 @@ def test_captions_are_those_of_one_pass_over_lists(tmp_path, monkeypatch, longes
 def test_they_follow_records_that_come_and_catch_up():
     made, kept = records(12, 3), []
     captions = CaptionWriter(kept)
-    captions.process_some()
+    captions.tokenize_some()
     captions.loading.join()
     for number, each in enumerate(made):
         kept.append(each)
-        captions.process_some()
+        captions.tokenize_some()
         assert captions.done == number + 1
     kept += made
-    captions.process_some()
+    captions.tokenize_some()
     assert captions.done == len(made) + RECORDS_PER_CALL
     captions.finish()
     assert captions.done == len(kept) == 2 * len(made)
@@ -115,7 +115,7 @@ def test_words_are_split_alike_wherever_they_stand():
         text = " ".join(
             rng.choices([*WORDS, "u.s.", "o'clock", "(small)", "man's/dog's", "\u00a0", "10am", "--"], k=12)
         )
-        whole = [token.text for token in _splitter()(text.lower()) if has_words(token.text)]
+        whole = [token.text for token in _spacy_tokenizer()(text.lower()) if has_words(token.text)]
         assert tokenize(text) == whole
 
 

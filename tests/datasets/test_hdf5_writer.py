@@ -171,7 +171,7 @@ def test_a_failure_in_the_middle_leaves_the_old_file_and_no_other(tmp_path, made
         assert path.read_bytes() == made.read_bytes()
 
 
-class FullDisk(hdf5_writer._Output):
+class FullDisk(hdf5_writer._OutputFile):
     """Has room for 20 kB."""
 
     def write(self, data) -> int:
@@ -182,7 +182,7 @@ class FullDisk(hdf5_writer._Output):
 
 @pytest.mark.parametrize("encoding", ["jpeg", "raw"])
 def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch, encoding):
-    monkeypatch.setattr(hdf5_writer, "_Output", FullDisk)
+    monkeypatch.setattr(hdf5_writer, "_OutputFile", FullDisk)
     monkeypatch.setattr(hdf5_images, "BUFFER_BYTES", 2000)
     parts = (f"cannot write {tmp_path / 'made.h5'}: disk full", "MB free", "--output")
     message(lambda: write(dataset(40), tmp_path / "made.h5", encoding=encoding), *parts)
@@ -226,7 +226,7 @@ def test_places_that_cannot_be_written(tmp_path):
 def test_what_a_killed_writer_left_is_removed_but_not_what_another_is_writing(tmp_path):
     abandoned, alive = tmp_path / ".made.h5.1.partial", tmp_path / ".made.h5.2.partial"
     abandoned.write_bytes(b"half")
-    with hdf5_writer._Output(alive):
+    with hdf5_writer._OutputFile(alive):
         write(dataset(), tmp_path / "made.h5")
         assert sorted(path.name for path in tmp_path.iterdir()) == [".made.h5.2.partial", "made.h5"]
 

@@ -1,4 +1,4 @@
-"""Readers of caption data sets. `find(dataset, root)` returns records of an image, its captions and its split."""
+"""Readers of caption data sets. `find(dataset, root)` returns one Record per image: its file, captions and split."""
 
 from pathlib import Path
 

@@ -29,9 +29,8 @@ class Annotations:
 
     root: Path
     problems: list[tuple[str, str]]
-    captions: dict[str, dict[str | int, str]] = field(
-        default_factory=dict
-    )  # image -> caption number -> caption
+    # image -> caption number -> caption
+    captions: dict[str, dict[str | int, str]] = field(default_factory=dict)
     splits: dict[str, str] = field(default_factory=dict)
     image_ids: dict[str, int] = field(default_factory=dict)
 
@@ -70,11 +69,11 @@ class Annotations:
         """Assign a split to each image with captions, by `hash_split`."""
         self.splits = hash_split([name for name, texts in self.captions.items() if texts], val=val, test=test)
 
-    def records(self, find: Callable[[str], FoundFile | None], *, looked_for: str) -> list[Record]:
+    def records(self, find: Callable[[str], FoundFile | None], *, remedy: str) -> list[Record]:
         """Return the records of all images with captions and a split, sorted by file name.
 
         find: returns the file of an image name, or None; a record without a file has a `read` that raises.
-        looked_for: the end of the error message. Raises UserError if there are no records or no image was found.
+        remedy: the end of the error message. Raises UserError if there are no records or no image was found.
         """
         records = []
         for name, captions in self.captions.items():
@@ -92,8 +91,8 @@ class Annotations:
                 self.report(name, f"listed in {split} without captions; skipped")
         if not records:
             why = "; ".join(f"{item}: {reason}" for item, reason in self.problems[:3]) or "no captions"
-            raise UserError(f"no image with captions and a split in {self.root}: {why}; {looked_for}")
+            raise UserError(f"no image with captions and a split in {self.root}: {why}; {remedy}")
         if all(isinstance(record.read, MissingImage) for record in records):
             listed = f"{len(records)} captioned images ({records[0].file_name}, ...)"
-            raise UserError(f"none of the {listed} was found in {self.root}; {looked_for}")
+            raise UserError(f"none of the {listed} was found in {self.root}; {remedy}")
         return sorted(records, key=lambda record: record.file_name)

@@ -23,7 +23,7 @@ from sca_caption.runtime.errors import UserError, choice
 HELD_OUT = 5000  # maximum number of images in val and in test, as in Karpathy's splits
 YEARS = ("2017", "2014")
 PARTS = ("train", "val")
-WHERE = "cocodataset.org/#download (see data/README.md)"
+DOWNLOAD = "cocodataset.org/#download (see data/README.md)"
 
 
 def read_coco(root: Path, *, restval: str = "train", year: str | None = None) -> Source:
@@ -42,10 +42,10 @@ def read_coco(root: Path, *, restval: str = "train", year: str | None = None) ->
     if karpathy and year is None:
         folders = read_karpathy(karpathy, annotations, restval=restval)
         used = f"{karpathy[0]} (Karpathy's captions and splits)"
-        looked_for = "train2014, val2014 (or train2017, val2017)"
+        folder_names = "train2014, val2014 (or train2017, val2017)"
         records = annotations.records(
             lambda name: find_karpathy(tree, folders[name], name, annotations.image_ids[name]),
-            looked_for=f"expected {looked_for} in folders and zips{tree.error_hints()}; get them from {WHERE}",
+            remedy=f"expected {folder_names} in folders and zips{tree.error_hints()}; get them from {DOWNLOAD}",
         )
         return Source("coco", f"coco: {used}, restval: {restval}", records, tree.problems)
     files = {
@@ -62,7 +62,7 @@ def read_coco(root: Path, *, restval: str = "train", year: str | None = None) ->
             f"no COCO in {root}: expected dataset_coco.json, annotations/captions_{{train,val}}"
             f"{{{','.join(files)}}}.json and their image folders (train2017, ...) in folders and zips; "
             f"found {'captions without images: ' + ', '.join(captions) if captions else 'no captions'}"
-            f"{tree.error_hints()}; get them from {WHERE}"
+            f"{tree.error_hints()}; get them from {DOWNLOAD}"
         )
     for part, found in files[best].items():
         if part not in whole[best]:
@@ -105,8 +105,8 @@ def read_official(
         used += f", the other {rest}: {restval}" if rest else ""
     if "train" not in files:
         used += "; no train part"
-    looked_for = f"get the images from {WHERE}"
-    records = annotations.records(lambda name: tree.find(f"{folders[name]}/{name}"), looked_for=looked_for)
+    remedy = f"get the images from {DOWNLOAD}"
+    records = annotations.records(lambda name: tree.find(f"{folders[name]}/{name}"), remedy=remedy)
     return Source("coco", f"coco: {used}", records, tree.problems)
 
 
@@ -138,7 +138,7 @@ def read_captions(found: FoundFile, annotations: Annotations) -> list[str]:
                 )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{found[0]} is not COCO's captions JSON ({type(error).__name__}: {error}); get it from {WHERE}"
+            f"{found[0]} is not COCO's captions JSON ({type(error).__name__}: {error}); get it from {DOWNLOAD}"
         ) from error
     annotations.image_ids |= {name: image_id for image_id, name in names.items()}
     return [name for name in names.values() if annotations.captions[name]]

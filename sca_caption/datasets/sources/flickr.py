@@ -105,8 +105,8 @@ def read_flickr(layout: Layout, root: Path) -> Source:
             f"no captions of {layout.name} in {root}: expected {', '.join(layout.captions)},"
             f" {layout.karpathy} in folders and zips{tree.error_hints()}; get it from {layout.download}"
         )
-    looked_for = f"expected {layout.images}{tree.error_hints()}; get it from {layout.download}"
-    records = annotations.records(tree.find, looked_for=looked_for)
+    remedy = f"expected {layout.images}{tree.error_hints()}; get it from {layout.download}"
+    records = annotations.records(tree.find, remedy=remedy)
     return Source(layout.name, f"{layout.name}: {used}", records, tree.problems)
 
 

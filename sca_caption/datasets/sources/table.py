@@ -35,7 +35,7 @@ NAMES = ("captions.csv", "captions.tsv", "captions.jsonl", "metadata.csv", "meta
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 HELD_OUT = 0.05  # fraction of the images in val, and in test
 QUOTED_LINES = 20  # a quoted field with more lines is taken for a quote that was never closed
-HOW = "make its first line image,caption or image,caption,split (see data/README.md)"
+EXPECTED_HEADER = "make its first line image,caption or image,caption,split (see data/README.md)"
 Row = tuple[str, list[str], str]  # image, captions, split ("" if none is given)
 
 
@@ -76,10 +76,8 @@ def read_table(root: Path) -> Source:
             f" the first {held} are val, the next {held} test, the rest train"
         )
     base = path.rpartition("/")[0] if inside == root else ""
-    looked_for = "give image paths relative to the table, to --root or to its folder images/"
-    records = annotations.records(
-        lambda name: find_image(tree, base, name, annotations), looked_for=looked_for
-    )
+    remedy = "give image paths relative to the table, to --root or to its folder images/"
+    records = annotations.records(lambda name: find_image(tree, base, name, annotations), remedy=remedy)
     return Source("csv", f"csv: {used}", records, tree.problems)
 
 
@@ -134,7 +132,9 @@ def read_csv_rows(text: str, path: str, annotations: Annotations) -> Iterator[Ro
         if "image" in header and "caption" in header:
             break
     else:
-        raise UserError(f"{path} has no header with image and caption; it begins with {first[:50]!r}; {HOW}")
+        raise UserError(
+            f"{path} has no header with image and caption; it begins with {first[:50]!r}; {EXPECTED_HEADER}"
+        )
     image, caption = header.index("image"), header.index("caption")
     split = header.index("split") if "split" in header else None
     reader = csv.reader(split_lines(text), delimiter=delimiter, skipinitialspace=True)
