@@ -41,6 +41,7 @@ class BAM(nn.Module):
         )
         init_he(self.spatial, "fan_out")
         for linear in (self.channel[0], self.channel[3]):
+            assert isinstance(linear, nn.Linear)
             nn.init.zeros_(linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:

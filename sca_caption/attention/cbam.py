@@ -44,6 +44,7 @@ class CBAM(nn.Module):
         width = reduced_width(channels, reduction)
         self.mlp = nn.Sequential(nn.Linear(channels, width), nn.ReLU(), nn.Linear(width, channels))
         for linear in (self.mlp[0], self.mlp[2]):
+            assert isinstance(linear, nn.Linear)
             nn.init.zeros_(linear.bias)
         self.spatial = SpatialGate() if spatial else nn.Identity()
 

@@ -1,5 +1,7 @@
 """Shared parts of attention blocks: bottleneck widths, batch norm for single values per channel, and initialisation."""
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -39,7 +41,7 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 @torch.no_grad()
-def init_he(module: nn.Module, mode: str = "fan_in") -> None:
+def init_he(module: nn.Module, mode: Literal["fan_in", "fan_out"] = "fan_in") -> None:
     """Initialise all convolutions and linear layers by He et al. (2015, arXiv 1502.01852), normal; biases are zero."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):

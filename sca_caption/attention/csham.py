@@ -5,6 +5,8 @@ Defaults of TensorFlow are reproduced: SAME padding, which is asymmetric at stri
 1e-3 and momentum 0.99; nearest-neighbour upsampling by pixel centres; the initialisation of the weights.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -13,7 +15,7 @@ from sca_caption.attention.common import BatchNorm
 from sca_caption.runtime.errors import choice
 
 CONNECTIONS = ("plain", "alternate")
-KERAS_NORM = {
+KERAS_NORM: dict[str, Any] = {
     "eps": 1e-3,
     "momentum": 0.01,
 }  # momentum 0.99 in Keras: it weights the old value, PyTorch's the new one
@@ -30,6 +32,7 @@ class ChannelWeights(nn.Module):
         self.act = nn.ReLU() if relu else nn.Identity()
         for conv in (self.average, self.maximum, self.fuse):
             nn.init.xavier_uniform_(conv.weight)
+            assert conv.bias is not None
             nn.init.zeros_(conv.bias)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -67,6 +67,7 @@ class NonLocal(nn.Module):
         if self.mode == "dot_product":
             return theta @ (phi.mT @ g) / g.shape[1]  # this order avoids an (N, M) matrix
         if self.mode == "concatenation":
+            assert self.joint is not None
             w_theta, w_phi = self.joint
             return F.relu(theta @ w_theta + (phi @ w_phi).mT) @ g / g.shape[1]
         theta, phi, g = (

@@ -9,7 +9,7 @@ were found under different masks can be compared.
 """
 
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -47,9 +47,9 @@ class State(Protocol):
 
 
 class Stepper(Protocol):
-    """A captioner, one word at a time."""
+    """A captioner, one word at a time. Each has a class of its own for its `State`."""
 
-    def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
+    def step(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Previous words (rows,) -> logits of the next words (rows, V), and the state after them."""
 
 

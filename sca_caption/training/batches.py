@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -68,8 +68,10 @@ class Batch:
     image_index: Tensor  # (N,) row of `images` that each caption describes
 
     def to(self, device: torch.device) -> "Batch":
-        pixels = isinstance(self.images, Tensor)
-        images = self.images.to(device) if pixels else tuple(x.to(device) for x in self.images)
+        if isinstance(self.images, Tensor):
+            images: Images = self.images.to(device)
+        else:
+            images = tuple(x.to(device) for x in self.images)
         return Batch(images, self.captions.to(device), self.image_index.to(device))
 
 
@@ -77,7 +79,7 @@ def collate(examples: list[tuple[Images, list[list[int]]]]) -> Batch:
     """Make a batch of [(image, captions without EOS), ...]; every caption gets its EOS here."""
     images = [image for image, _ in examples]
     if isinstance(images[0], Tensor):
-        stacked = torch.stack(images)
+        stacked: Images = torch.stack(cast(list[Tensor], images))
     else:
         stacked = tuple(torch.stack(x) for x in zip(*images, strict=True))
     captions = padded([[*words, EOS] for _, several in examples for words in several])

@@ -106,24 +106,25 @@ class CaptionTask:
 
     def loss(self, batch: tuple[list[int], bool, Batch]) -> tuple[Tensor, float, int]:
         """See `Task.loss`. The value to report is the cross-entropy per word in nats, or the mean reward."""
-        rows, counts, batch = batch[0], batch[1], batch[2].to(self.device)
+        rows, counts, shard = batch[0], batch[1], batch[2].to(self.device)
         mean = self.processes.mean
-        words, captions = int((batch.captions != PAD).sum()), len(batch.captions)
+        words, captions = int((shard.captions != PAD).sum()), len(shard.captions)
         if self.self_critical is not None:
             loss, reward = self.self_critical.loss(
-                self.model, batch, rows, lambda sampled_words: mean(counts * sampled_words)[0]
+                self.model, shard, rows, lambda sampled_words: mean(counts * sampled_words)[0]
             )
             return counts * loss, reward, counts * words
         mean_words, mean_captions = mean(counts * words, counts * captions)
         # The cross-entropy is a mean over words and the penalty one over captions; the loss is weighted by words below.
         penalty = self.config.attention_penalty * (captions * mean_words) / (words * mean_captions)
-        extra_loss = None if self.teachers is None else partial(self.distillation_loss, batch)
+        extra_loss = None if self.teachers is None else partial(self.distillation_loss, shard)
         loss = caption_loss(
-            self.model, batch, self.config.label_smoothing, penalty, self.decode_fn, extra_loss
+            self.model, shard, self.config.label_smoothing, penalty, self.decode_fn, extra_loss
         )
         return loss * (counts * words / mean_words), loss.item(), counts * words
 
     def distillation_loss(self, batch: Batch, logits: Tensor) -> Tensor:
+        assert self.teachers is not None
         return self.config.teacher_weight * self.teachers.divergence(batch, logits)
 
     def validate(self) -> tuple[dict[str, float], list[str]] | None:
@@ -185,6 +186,7 @@ def initialise_from(model: SCACNN, other: Checkpoint, words: tuple[str, ...]) ->
 
     words: the vocabulary of `model`. Returns the names of tensors that were not copied.
     """
+    assert other.vocabulary is not None
     own, copied = model.state_dict(), {}
     theirs = {word: i for i, word in enumerate(other.vocabulary.words)}
     pairs = [(i, theirs[word]) for i, word in enumerate(words) if word in theirs]

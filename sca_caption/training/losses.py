@@ -50,7 +50,8 @@ def doubly_stochastic_penalty(alphas: list[list[Tensor]]) -> Tensor:
     captions = len(alphas[0][0])
     penalties = []
     for layer in zip(*alphas, strict=True):
-        total = sum(F.pad(alpha, (0, 0, 0, captions - len(alpha))) for alpha in layer)  # (N, m)
+        first, *others = (F.pad(alpha, (0, 0, 0, captions - len(alpha))) for alpha in layer)
+        total = sum(others, first)  # (N, m)
         penalties.append((1 - total).square().mean())
     return torch.stack(penalties).mean()
 
@@ -86,8 +87,8 @@ def load_teachers(paths: Sequence[str], vocabulary: Vocabulary, device: torch.de
         teacher = checkpoint.load(path)
         if teacher.vocabulary != vocabulary:
             raise UserError(
-                f"--teacher {path} has another vocabulary ({len(teacher.vocabulary)} words) than the data file "
+                f"--teacher {path} has another vocabulary ({len(teacher.vocabulary or ())} words) than the data file "
                 f"({len(vocabulary)} words); give teachers that were trained on the same data file"
             )
-        models.append(teacher.model.to(device))
+        models.append(teacher.captioner.to(device))
     return Teachers(models)
