@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from sca_caption.config import SearchConfig, current_names
-from sca_caption.config import SearchConfig, current_names
 from sca_caption.runtime.atomic_files import atomic_write
 from sca_caption.runtime.errors import UserError
 
-EARLIER = {"mention": "force_words", "with_attention": "save_attention"}  # current names of earlier settings
+EARLIER_NAMES = {
+    "mention": "force_words",
+    "with_attention": "save_attention",
+}  # current names of earlier settings
 SYNC_INTERVAL = 16  # entries between two fsync calls: the most that a power cut can lose
 
 
@@ -139,8 +141,7 @@ def _lock(file: BinaryIO, path: Path) -> None:
 
 def require_same(path: Path, old: dict, new: dict) -> None:
     """Raise UserError if the settings of the entries in `path` differ from those of this run."""
-    old = current_names(old, SearchConfig)
-    old = {EARLIER.get(name, name): value for name, value in current_names(old, SearchConfig).items()}
+    old = {EARLIER_NAMES.get(name, name): value for name, value in current_names(old, SearchConfig).items()}
     for name in {**old, **new}:
         if old.get(name) != new.get(name):
             flag = "--" + name.replace("_", "-")

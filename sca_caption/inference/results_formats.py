@@ -22,7 +22,8 @@ class ResultsFormat:
     """Base class of the formats: converts results to entries, writes entries to a file and reads them back.
 
     An entry is the dict {"image_id", "file_name", "caption", numbers...}. With several captions per image it also has
-    "captions", their list; if the settings have "save_attention", it has "attention" (see `attention_trace.trace_to_json`).
+    "captions", their list; if the settings have "save_attention", it has "attention" (see
+    `attention_trace.trace_to_json`).
 
     Args:
         path: the results file.
@@ -68,9 +69,8 @@ class ResultsFormat:
             logs = ({"log_prob": round(caption.log_prob, 4)} for caption in result.captions)
             entry["captions"] = [each | log for each, log in zip(captions, logs, strict=True)]
         if self.settings.get("save_attention"):
-            from sca_caption.models.attention_trace import (
-                trace_to_json,
-            )  # imports PyTorch, which takes seconds
+            # Imported here because PyTorch takes seconds to import.
+            from sca_caption.models.attention_trace import trace_to_json
 
             words = self.words.to_words(result.captions[0].tokens)
             entry["attention"] = trace_to_json(result.trace, words)
