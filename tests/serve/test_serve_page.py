@@ -135,7 +135,7 @@ def test_a_photograph_is_captioned_and_its_words_are_shown(url, pipeline, tmp_pa
 
 
 def check_heat(drawn: np.ndarray, weights: np.ndarray) -> None:
-    """Weights above uniform attention are coloured, the largest most; weights far below it are transparent."""
+    """Weights above uniform are coloured, most strongly at the maximum, and weights far below are not."""
     times = weights * weights.size
     opacity = drawn[..., 3]
     rows, columns = weights.shape
