@@ -143,6 +143,11 @@ def load(path: str | Path | None = None, task: str = "caption") -> Checkpoint:
 
         model = Classifier(configs.from_dict(ClassifierConfig, text["config"]))
     weights = _with_prefix(tensors, _MODEL)
+    unknown = sorted(set(text["guides"]) - set(GUIDES))
+    if unknown:
+        raise UserError(
+            f"{path} has unknown guides {', '.join(unknown)}; written by a newer version? upgrade sca_caption"
+        )
     try:
         if getattr(model.config, "tie_embeddings", False):
             weights["word.weight"] = weights["embedding.weight"]
@@ -153,7 +158,7 @@ def load(path: str | Path | None = None, task: str = "caption") -> Checkpoint:
             )
             for name, settings in text["guides"].items()
         }
-    except (RuntimeError, KeyError) as error:
+    except (RuntimeError, KeyError, TypeError) as error:
         first = " ".join(str(error).split())[:200]
         raise UserError(
             f"{path}: its weights do not fit its own config ({first}); copy or train it again"

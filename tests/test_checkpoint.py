@@ -374,10 +374,18 @@ def test_settings_of_a_newer_version(saved):
     assert text == "unknown settings rotary; written by a newer version? upgrade sca_caption"
 
 
+def test_guides_of_a_newer_version(saved):
+    rewrite(saved, lambda text: text["guides"].update(humour={}))
+    message(lambda: checkpoint.load(saved), str(saved), "unknown guides humour", "upgrade sca_caption")
+
+
 @pytest.mark.parametrize(
     ("change_text", "change_tensors"),
     [
         (lambda text: text["config"].update(lstm_size=9), None),
+        (lambda text: text["guides"].update(confidence={"slope": 1.0}), None),
+        (lambda text: text["guides"].update(confidence={"slope": 1.0, "intercept": 0.0, "jokes": 2}), None),
+        (lambda text: text["guides"].update(presence={"channels": [3], "names": ["dogs"]}), None),
         (lambda text: text["words"].pop(), None),
         (lambda text: text["config"].update(attention="S"), None),
         (None, lambda tensors: tensors.pop("model.lstm.weight_hh")),

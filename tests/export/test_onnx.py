@@ -517,6 +517,15 @@ def test_a_part_that_is_missing_is_named(exported, change, said, tmp_path):
     assert said in message(lambda: load_pipeline(folder))
 
 
+def test_guides_of_a_newer_version_are_refused(exported, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(exported, folder)
+    about = json.loads((folder / "model.json").read_text())
+    about["guides"].append({"name": "humour", "prediction": None})
+    (folder / "model.json").write_text(json.dumps(about))
+    message(lambda: load_pipeline(folder), "model.json", "unknown guides humour", "upgrade sca_caption")
+
+
 def test_int8_that_was_not_written(given, exported, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(exported, folder)
