@@ -118,38 +118,39 @@ def test_without_object_guidance(given, pipeline):
 
 
 @torch.inference_mode()
-def test_an_inserted_noun_costs_no_more_than_its_margin(given, pipeline):
-    """Of the captions with the noun, the one that the search ranks first; without ratings in the comparison."""
-    off, lexicon = pipeline.with_search(SearchConfig()), pipeline.guides[0]
+@pytest.mark.parametrize("rerank_weight", [0.0, 5.5, 60.0])
+def test_an_inserted_noun_costs_no_more_than_its_margin(rerank_weight, given):
+    """The best caption with the noun replaces the best without it if that costs at most the margin, without ratings."""
+    batch, search = pixels(8), SearchConfig(rerank_weight=rerank_weight)
+    pipeline, off = (CaptionPipeline.load(given, search=search) for _ in range(2))
     off.guides = [guide for guide in off.guides if not guide.inserts]
-    _, predictions = pipeline.model.start(pixels(8), pipeline.guides)
+    lexicon = pipeline.guides[0]
+    _, predictions = pipeline.model.start(batch, pipeline.guides)
+
+    def captions(limits: Limits):
+        lexicon.limits = limits
+        return [best for best, *_ in pipeline.caption_batch(batch)]
 
     def normalised(caption):
-        return caption.log_prob / (len(caption.tokens) + caption.finished) ** SearchConfig().length_penalty
+        return caption.log_prob / (len(caption.tokens) + caption.finished) ** search.length_penalty
 
-    changed = 0
-    for row, (before, after) in enumerate(
-        zip(off.caption_batch(pixels(8)), pipeline.caption_batch(pixels(8)), strict=True)
-    ):
-        probabilities = predictions["objects"][row]
-        noun = lexicon.most_probable(probabilities)
-        if before[0].tokens == after[0].tokens:
-            continue
-        assert set(lexicon.groups[noun]) & set(after[0].tokens)
-        margin = 0.8 + 2.2 * float(probabilities.max())
-        assert normalised(before[0]) - normalised(after[0]) <= margin + 1e-4
-        changed += 1
-    assert changed >= 4
-    for sign in (1, -1):
-        lexicon.limits, kept = Limits(margin=sign * 1e9), lexicon.limits
-        captions = pipeline.caption_batch(pixels(8))
-        lexicon.limits = kept
-        inserted = [
-            bool(set(lexicon.groups[lexicon.most_probable(row)]) & set(best.tokens))
-            for row, (best, *_) in zip(predictions["objects"], captions, strict=True)
-            if row.max() >= Limits.threshold
-        ]
-        assert inserted == [sign > 0] * len(inserted)
+    before, after = [best for best, *_ in off.caption_batch(batch)], captions(Limits(margin=1e9))
+    costs, margins = [], []
+    for row, old, new in zip(predictions["objects"], before, after, strict=True):
+        noun = lexicon.nouns[lexicon.most_probable(row)]
+        if row.max() >= Limits.threshold:
+            assert noun.is_in(new.text)
+        assert (old.tokens == new.tokens) == (row.max() < Limits.threshold or noun.is_in(old.text))
+        costs.append(normalised(old) - normalised(new))
+        margins.append(0.8 + 2.2 * float(row.max()))
+    found = captions(Limits())
+    for best, old, new, cost, margin in zip(found, before, after, costs, margins, strict=True):
+        assert best.tokens == (new if cost <= margin else old).tokens
+    for limit in sorted(costs):
+        limits = Limits(margin=limit + 1e-3, margin_per_probability=0.0)
+        for best, old, new, cost in zip(captions(limits), before, after, costs, strict=True):
+            assert best.tokens == (new if cost <= limits.margin else old).tokens
+    assert sum(old.tokens != new.tokens for old, new in zip(before, after, strict=True)) >= 4
 
 
 def test_a_guide_is_one_class_and_one_line(given, monkeypatch, tmp_path):
