@@ -15,12 +15,14 @@ from sca_caption import checkpoint
 from sca_caption.checkpoint import Checkpoint
 from sca_caption.cli import average
 from sca_caption.config import ModelConfig
+from sca_caption.guidance.hallucination import PresenceClassifier
 from sca_caption.images import Transform
 from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.runtime.errors import UserError
 from sca_caption.training import weight_soup
 from sca_caption.vocab import Vocabulary
+from tests.helpers.guided_captioners import CHANNELS, guided_checkpoint, pixels
 from tests.helpers.made_photos import message
 from tests.helpers.tiny_captioner import TINY, TINY_WORDS, tiny_captioner
 from tests.helpers.toy_backbone import toy  # noqa: F401
@@ -324,8 +326,6 @@ def test_another_version(saved):
 @pytest.mark.parametrize(("version", "dtype"), [(1, "float32"), (2, "int8")])
 def test_earlier_formats_load_with_their_guides(version, dtype, tmp_path):
     """Versions 1 and 2 had each guide under a name of its own, and confidence among the metrics."""
-    from tests.helpers.guided_captioners import guided_checkpoint, pixels
-
     given = guided_checkpoint()
     checkpoint.save(tmp_path / "new.pt", given, dtype)
     with safe_open(tmp_path / "new.pt", "pt") as file:
@@ -362,6 +362,23 @@ def test_earlier_formats_load_with_their_guides(version, dtype, tmp_path):
         CaptionPipeline.load(tmp_path / name).caption_batch(pixels(4)) for name in ("new.pt", "old.pt")
     )
     assert found == expected and found[0][0].confidence is not None
+
+    # A guide put into such a file replaces the earlier one with its scales of int8, and leaves the others alone.
+    small = torch.nn.init.normal_(torch.empty(2, sum(CHANNELS)), generator=torch.Generator().manual_seed(0))
+    presence = PresenceClassifier(CHANNELS, ("people", "dogs"))
+    presence.classifier.weight.copy_(small)
+    checkpoint.add_guide(tmp_path / "old.pt", "presence", presence)
+    names = [name for name in load_file(tmp_path / "old.pt") if "presence" in name]
+    assert len(names) == 3 and not any(name.startswith("scale.") for name in names)
+    again = checkpoint.load(tmp_path / "old.pt")
+    assert set(again.guides) == set(given.guides) and again.metrics == given.metrics
+    tolerance = 0 if dtype == "float32" else 1e-3
+    torch.testing.assert_close(
+        again.guides["presence"].classifier.weight, small, rtol=tolerance, atol=tolerance
+    )
+    for name in ("objects", "consensus"):
+        for key, value in loaded.guides[name].state_dict().items():
+            assert torch.equal(again.guides[name].state_dict()[key], value), (name, key)
 
 
 def test_settings_of_a_newer_version(saved):
