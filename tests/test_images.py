@@ -1,4 +1,4 @@
-"""Every kind of image file, good and bad, and the two ways to bring one to size."""
+"""Reading of image files: modes, orientations, damage, resizing, augmentation, warnings and errors."""
 
 import contextlib
 import io
@@ -29,7 +29,7 @@ RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
 
 def quadrants(side: int = 32) -> Image.Image:
-    """Red and green above, blue and white below."""
+    """An image of four colours: red and green at the top, blue and white at the bottom."""
     image = Image.new("RGB", (side, side), RED)
     half = side // 2
     for colour, corner in ((GREEN, (half, 0)), (BLUE, (0, half)), (WHITE, (half, half))):
@@ -38,7 +38,7 @@ def quadrants(side: int = 32) -> Image.Image:
 
 
 def corners(image: Image.Image) -> list[tuple[int, ...]]:
-    """Colours at the centres of the four quarters: above left and right, below left and right."""
+    """Colours at the centres of the four quadrants: top left, top right, bottom left, bottom right."""
     width, height = image.size
     return [image.getpixel((x * width // 4, y * height // 4)) for y in (1, 3) for x in (1, 3)]
 
@@ -109,7 +109,7 @@ GREY_16 = np.array([[0, 65535], [32768, 257]], np.uint16).repeat(4, 0).repeat(4,
          "16-bit png", "16-bit tiff", "32-bit", "float", "1-bit", "rgba", "la", "palette transparency",
          "rgb transparency", "animated gif", "animated webp", "animated png"],
 )  # fmt: skip
-def test_every_mode_gives_the_colours_one_sees(tmp_path, data, expected):
+def test_every_mode_becomes_rgb_with_the_displayed_colours(tmp_path, data, expected):
     path = tmp_path / "imágé 画.bin"
     path.write_bytes(data)
     with warnings.catch_warnings():
@@ -133,7 +133,7 @@ def test_exif_orientation_is_undone(orientation):
         assert close(corners(image), (RED, GREEN, BLUE, WHITE), 60), (kind, corners(image))
 
 
-def test_damaged_exif_is_no_reason_to_refuse():
+def test_image_with_damaged_exif_is_read():
     data = encoded(quadrants(), "JPEG", exif=b"Exif\0\0garbage in, garbage out")
     assert close(corners(open_image(data)), (RED, GREEN, BLUE, WHITE), 60)
 
@@ -162,7 +162,7 @@ HEIC = b"\0\0\0\x18ftypheic" + bytes(40)
     ids=["empty", "text", "heic", "half a jpeg", "half a png", "png header", "jpeg header",
          "png without data"],
 )  # fmt: skip
-def test_bad_files_say_path_and_reason_in_one_line(tmp_path, content, reason):
+def test_unusable_files_raise_path_and_reason_in_one_line(tmp_path, content, reason):
     path = tmp_path / "photo.jpg"
     path.write_bytes(content)
     with pytest.raises(ImageError, match=reason) as caught:
@@ -173,7 +173,7 @@ def test_bad_files_say_path_and_reason_in_one_line(tmp_path, content, reason):
         open_image(content)
 
 
-def test_missing_files_folders_and_bombs(tmp_path, monkeypatch):
+def test_missing_files_folders_and_too_many_pixels(tmp_path, monkeypatch):
     with pytest.raises(ImageError, match=r"none\.jpg: no such file; check the path"):
         open_image(tmp_path / "none.jpg")
     with pytest.raises(ImageError, match="a folder without images; give an image or a folder of images"):
@@ -184,13 +184,13 @@ def test_missing_files_folders_and_bombs(tmp_path, monkeypatch):
         open_image(encoded(Image.new("1", (1500, 1500)), "PNG"))
 
 
-def test_image_error_is_a_user_error_that_crosses_processes():
+def test_image_error_is_a_user_error_and_pickles():
     error = pickle.loads(pickle.dumps(ImageError("a.jpg", "why; what to do")))
     assert isinstance(error, UserError)
     assert (str(error), error.name, error.reason) == ("a.jpg: why; what to do", "a.jpg", "why; what to do")
 
 
-def test_resize_squashes_the_whole_and_crop_takes_the_centre():
+def test_resize_squashes_the_image_and_crop_takes_the_centre():
     wide = Image.new("RGB", (90, 30), RED)
     wide.paste(GREEN, (30, 0, 60, 30))
     wide.paste(BLUE, (60, 0, 90, 30))
@@ -202,7 +202,7 @@ def test_resize_squashes_the_whole_and_crop_takes_the_centre():
     assert np.array_equal(tall, cropped)
 
 
-def test_an_image_of_model_size_is_taken_pixel_for_pixel():
+def test_image_of_model_size_is_unchanged():
     image = noise(48, 48)
     for mode in ("resize", "crop"):
         assert np.array_equal(fit(image, Transform(48, mode)), np.asarray(image))
@@ -210,12 +210,12 @@ def test_an_image_of_model_size_is_taken_pixel_for_pixel():
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 2), (7, 5)])
 @pytest.mark.parametrize("mode", ["resize", "crop"])
-def test_any_size_comes_to_model_size(size, mode):
+def test_any_size_is_resized_to_model_size(size, mode):
     data = encoded(Image.new("RGB", size, (10, 20, 30)), "PNG")
     assert np.array_equal(load(data, Transform(32, mode)), np.full((32, 32, 3), (10, 20, 30)))
 
 
-def test_a_big_jpeg_decoded_small_looks_like_one_decoded_whole():
+def test_jpeg_decoded_at_reduced_size_is_close_to_full_decoding():
     smooth = noise(16, 12).resize((1600, 1200), Image.Resampling.BICUBIC)
     data = encoded(smooth, "JPEG", quality=95)
     for mode in ("resize", "crop"):
@@ -224,7 +224,7 @@ def test_a_big_jpeg_decoded_small_looks_like_one_decoded_whole():
         assert np.abs(small.astype(int) - whole.astype(int)).mean() < 1
 
 
-def test_transform_is_checked_and_survives_a_dict():
+def test_transform_is_checked_and_restored_from_a_dict():
     transform = Transform(160, "crop")
     assert Transform.from_dict(transform.to_dict()) == transform
     with pytest.raises(UserError, match="unknown resize mode 'zoom'; one of: crop, resize"):
@@ -246,7 +246,7 @@ def test_find_images_searches_folders_and_keeps_files(tmp_path):
     assert found == [odd, *(tmp_path / name for name in inside), tmp_path / "empty", tmp_path / "missing.jpg"]
 
 
-def test_augment_is_repeatable_and_keeps_colours_and_sides():
+def test_augment_is_deterministic_and_keeps_colours_and_sides():
     transform, picture = Transform(32), quadrants(64)
     for seed in range(30):
         view = augment(picture, transform, random.Random(seed))
@@ -257,14 +257,14 @@ def test_augment_is_repeatable_and_keeps_colours_and_sides():
         assert [np.argmax(c) for c in (above_left, above_right, below_left)] == [0, 1, 2]
 
 
-def test_augment_mirrors_half_of_the_time_and_only_if_asked():
+def test_augment_with_flip_mirrors_half_of_the_images():
     transform, picture = Transform(16), quadrants()
     views = [augment(picture, transform, random.Random(seed), flip=True) for seed in range(200)]
     mirrored = sum(np.argmax(corners(Image.fromarray(view))[0]) == 1 for view in views)
     assert 70 < mirrored < 130  # 4 sigma around 100
 
 
-def test_augment_keeps_most_of_the_picture_and_changes_light_mildly():
+def test_augment_limits_cropping_and_changes_of_brightness():
     ramp = np.tile(np.arange(256, dtype=np.uint8)[None, :, None], (256, 1, 3))
     transform = Transform(256)
     widths, means = [], []
@@ -276,26 +276,26 @@ def test_augment_keeps_most_of_the_picture_and_changes_light_mildly():
     assert 128 * 0.75 < min(means) < 128 < max(means) < 128 * 1.25
 
 
-def test_reading_in_threads_leaves_the_users_warnings_alone():
-    """`warnings.catch_warnings` in overlapping threads would leave its filters behind."""
+def test_reading_in_threads_keeps_warning_filters():
+    """`warnings.catch_warnings` in overlapping threads would replace the user's filters for good."""
     odd = encoded(Image.new("P", (64, 64)), "PNG", transparency=b"\0" * 9)  # Pillow warns as it converts it
 
-    def user_warning_is_shown() -> bool:
-        with pytest.warns(RuntimeWarning, match="the user's"):
-            warnings.warn("the user's", RuntimeWarning, stacklevel=1)
+    def other_warning_is_shown() -> bool:
+        with pytest.warns(RuntimeWarning, match="not of Pillow"):
+            warnings.warn("not of Pillow", RuntimeWarning, stacklevel=1)
         return True
 
     with warnings.catch_warnings():
-        warnings.simplefilter("error", DeprecationWarning)  # a filter of the user's
+        warnings.simplefilter("error", DeprecationWarning)  # stands for a filter of the user
         before = list(warnings.filters)
         with ThreadPoolExecutor(4) as threads:
             for _ in threads.map(lambda _: load(odd, Transform(32)), range(200)):
                 pass
         assert warnings.filters == before
-        assert user_warning_is_shown()
+        assert other_warning_is_shown()
 
 
-def test_leaving_catch_warnings_while_images_are_read_leaves_no_filter():
+def test_catch_warnings_while_images_are_read_keeps_warning_filters():
     """`catch_warnings` copies the list of filters, and restores the first list when it ends."""
     before = list(warnings.filters)
     with contextlib.ExitStack() as image, warnings.catch_warnings():
@@ -309,7 +309,7 @@ def test_leaving_catch_warnings_while_images_are_read_leaves_no_filter():
     assert warnings.filters == before
 
 
-def test_errors_of_the_callers_block_are_not_the_images():
+def test_errors_of_the_callers_block_propagate():
     data = encoded(quadrants(), "PNG")
     with pytest.raises(NameError), opened(data) as image:
         image.load()
@@ -319,7 +319,7 @@ def test_errors_of_the_callers_block_are_not_the_images():
 
 
 @pytest.mark.parametrize("error", [NameError, TypeError])
-def test_errors_of_resizing_are_not_the_images(monkeypatch, error):
+def test_errors_outside_decoding_propagate(monkeypatch, error):
     """Only calls into Pillow's decoders may turn errors into ImageError."""
 
     def broken(image, transform):

@@ -1,4 +1,4 @@
-"""Words, ids and the way back."""
+"""Tokenizer of captions, and the vocabulary: words to ids and back."""
 
 import pickle
 import subprocess
@@ -31,7 +31,7 @@ def test_tokenize(text, words):
     assert has_words(text) == bool(words)
 
 
-def test_build_orders_by_count_then_alphabet_and_cuts_rare_words():
+def test_build_sorts_by_count_then_alphabet_and_drops_rare_words():
     captions = [["b", "a", "c"], ["b", "a", "<unk>"], ["d", "a", "b", "c"], ["a", "b", "<unk>"]]
     vocabulary = Vocabulary.build(captions, min_count=2)
     assert vocabulary.words == ("<pad>", "<bos>", "<eos>", "<unk>", "a", "b", "c")
@@ -52,12 +52,12 @@ def test_encode_and_decode_are_inverse_and_unknown_words_become_unk():
 def test_decode_stops_at_eos_and_skips_pad_and_bos():
     vocabulary = Vocabulary(["'s", "dog", "'70s"])
     assert vocabulary.decode([BOS, PAD, 5, 5, EOS, 5, PAD]) == "dog dog"
-    assert vocabulary.decode([4, 5]) == "'s dog"  # nothing before it to be written onto
-    assert vocabulary.decode([5, 6]) == "dog '70s"  # an apostrophe alone makes no clitic
+    assert vocabulary.decode([4, 5]) == "'s dog"  # no preceding word to join
+    assert vocabulary.decode([5, 6]) == "dog '70s"  # not in CLITICS
     assert vocabulary.decode([]) == ""
 
 
-def test_specials_have_their_ids():
+def test_ids_of_special_tokens():
     assert [Vocabulary([]).words[i] for i in (PAD, BOS, EOS, UNK)] == ["<pad>", "<bos>", "<eos>", "<unk>"]
 
 
@@ -88,7 +88,7 @@ except Exception as error:
 """
 
 
-def test_reading_needs_no_spacy_and_tokenizing_says_what_to_install():
+def test_only_tokenizing_needs_spacy_and_names_the_package():
     run = subprocess.run([sys.executable, "-c", WITHOUT_SPACY], capture_output=True, text=True, check=True)
     assert run.stdout.startswith("UserError tokenizing captions needs spaCy")
     assert run.stdout.rstrip().endswith("pip install spacy")

@@ -1,4 +1,4 @@
-"""SCA-CNN's attention against the equations written out in loops, and its fast form against the plain one."""
+"""SCA-CNN's attention against loops over its equations, and interpolated channel scores against the plain formula."""
 
 import math
 
@@ -25,7 +25,7 @@ MODES = ("S", "C", "S-C", "C-S")
 def made(
     mode: str, channels: int = 6, hidden_size: int = 5, width: int = 4, seed: int = 0
 ) -> ConditionedAttention:
-    """An attention whose weights are far from uniform, in float64."""
+    """An attention in float64 with random parameters, so that its weights are far from uniform."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         attention = ConditionedAttention(channels, hidden_size, width, mode).double()
@@ -44,7 +44,7 @@ def example(
     return features, torch.randn(rows, hidden_size, generator=rng, dtype=torch.float64)
 
 
-# ---- the paper's equations, term by term, one row at a time ----------------------------------------------------------
+# ---- the equations of the paper in loops, for one row ----------------------------------------------------------------
 
 
 def softmax(scores: list[float]) -> list[float]:
@@ -53,7 +53,7 @@ def softmax(scores: list[float]) -> list[float]:
 
 
 def paper_beta(V, h, p) -> list[float]:
-    """Equation 7: one weight a channel of V (C, H, W)."""
+    """Equation 7: one weight per channel of V (C, H, W)."""
     W_c, W_hc, b_c, W_i = (p[f"channel.{n}"] for n in ("visual", "hidden.weight", "hidden.bias", "score"))
     scores = []
     for channel in V:
@@ -65,7 +65,7 @@ def paper_beta(V, h, p) -> list[float]:
 
 
 def paper_alpha(V, h, p) -> list[float]:
-    """Equation 5: one weight a position of V, row after row."""
+    """Equation 5: one weight per position of V, row by row."""
     W_s, b_s, W_hs, W_i = (
         p[f"spatial.{n}"] for n in ("visual.weight", "visual.bias", "hidden.weight", "score")
     )
@@ -81,7 +81,7 @@ def paper_alpha(V, h, p) -> list[float]:
 
 
 def paper_scale(V, beta, alpha):
-    """V * beta * C * alpha * m, as the authors' code rescales."""
+    """V * beta * C * alpha * m, rescaled as in the authors' code."""
     X = V.copy()
     channels, height, width = V.shape
     for c in range(channels):
@@ -93,7 +93,7 @@ def paper_scale(V, beta, alpha):
 
 
 def paper(mode: str, V, h, p):
-    """X, beta, alpha of one row by section 3.4."""
+    """X, beta and alpha of one row (section 3.4)."""
     beta = alpha = None
     if mode == "C-S":
         beta = paper_beta(V, h, p)
@@ -110,7 +110,7 @@ def paper(mode: str, V, h, p):
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("channels", "height", "width"), [(6, 3, 2), (40, 2, 2), (1, 1, 1)])
-def test_it_is_the_papers(mode, channels, height, width):
+def test_it_agrees_with_the_paper(mode, channels, height, width):
     attention = made(mode, channels)
     features, hidden = example(channels, height=height, width=width)
     with torch.no_grad():
@@ -126,24 +126,24 @@ def test_it_is_the_papers(mode, channels, height, width):
 
 
 def waves(*shape: int, phase: float) -> torch.Tensor:
-    """Numbers that need no random generator to be made again."""
+    """Reproducible numbers without a random generator."""
     return torch.sin(torch.arange(math.prod(shape), dtype=torch.float64) * 1.7 + phase).view(shape)
 
 
-def test_a_result_kept_from_the_code_that_matched_the_authors():
-    """The authors' lines (sca_resnet_branch2b.py) gave this module's numbers to 7e-7 when these were written down."""
+def test_recorded_results():
+    """The numbers were recorded when they agreed within 7e-7 with the authors' code (sca_resnet_branch2b.py)."""
     attention = ConditionedAttention(3, 2, 2, "C-S").double()
     with torch.no_grad():
         for i, parameter in enumerate(attention.parameters()):
             parameter.copy_(waves(*parameter.shape, phase=i))
         attended, beta, alpha = attention(waves(1, 3, 2, 2, phase=0.5), waves(1, 2, phase=0.3))
-    kept = [0.3290927, 0.3335945, 0.3373128]
-    np.testing.assert_allclose(beta[0], kept, atol=1e-6)
-    kept = [0.1502807, 0.4856267, 0.2547049, 0.1093877]
-    np.testing.assert_allclose(alpha[0], kept, atol=1e-6)
-    kept = [0.2845272, 1.5505299, -0.6917952, -0.2726974, 0.5116173, 0.8011701, -0.975402, -0.072517]
-    kept += [0.6078792, -0.1806611, -1.0058535, 0.1520111]
-    np.testing.assert_allclose(attended.flatten(), kept, atol=1e-6)
+    recorded = [0.3290927, 0.3335945, 0.3373128]
+    np.testing.assert_allclose(beta[0], recorded, atol=1e-6)
+    recorded = [0.1502807, 0.4856267, 0.2547049, 0.1093877]
+    np.testing.assert_allclose(alpha[0], recorded, atol=1e-6)
+    recorded = [0.2845272, 1.5505299, -0.6917952, -0.2726974, 0.5116173, 0.8011701, -0.975402, -0.072517]
+    recorded += [0.6078792, -0.1806611, -1.0058535, 0.1520111]
+    np.testing.assert_allclose(attended.flatten(), recorded, atol=1e-6)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -153,7 +153,7 @@ def test_weights_sum_to_one_over_channels_and_over_positions(mode):
     if "C" in mode:
         assert beta.shape == (3, 6)
         torch.testing.assert_close(beta.sum(1), torch.ones(3, dtype=torch.float64))
-        assert (beta > 0).all() and beta.std(1).max() > 0.01  # weights that say something
+        assert (beta > 0).all() and beta.std(1).max() > 0.01  # the weights are not uniform
     if "S" in mode:
         assert alpha.shape == (3, 20)
         torch.testing.assert_close(alpha.sum(1), torch.ones(3, dtype=torch.float64))
@@ -161,7 +161,7 @@ def test_weights_sum_to_one_over_channels_and_over_positions(mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_uniform_weights_leave_the_map_as_it_is(mode):
+def test_uniform_weights_do_not_change_the_map(mode):
     attention = made(mode)
     with torch.no_grad():
         for part in (attention.channel, attention.spatial):
@@ -172,8 +172,8 @@ def test_uniform_weights_leave_the_map_as_it_is(mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_new_attention_is_near_uniform(mode):
-    """So that the layers above see at the start what they were trained on."""
+def test_initial_weights_are_near_uniform(mode):
+    """Then the layers above initially receive the maps that they were trained on."""
     torch.manual_seed(0)
     features, hidden = torch.randn(4, 32, 7, 7), torch.randn(4, 16)
     beta, alpha = ConditionedAttention(32, 16, 64, mode).weights(features, hidden)
@@ -183,7 +183,7 @@ def test_a_new_attention_is_near_uniform(mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_pooling_without_the_map_is_the_mean_of_the_map(mode):
+def test_pool_modulated_is_the_mean_of_the_modulated_map(mode):
     attention = made(mode)
     features, hidden = example()
     beta, alpha = attention.weights(features, hidden)
@@ -191,7 +191,7 @@ def test_pooling_without_the_map_is_the_mean_of_the_map(mode):
     torch.testing.assert_close(pool_modulated(features, beta, alpha), wanted)
 
 
-def test_pooling_shared_maps_is_pooling_copies():
+def test_pool_shared_agrees_with_pooling_copies_of_the_maps():
     features, _ = example(rows=3)
     image = torch.tensor([2, 0, 0, 2, 2])
     alpha = torch.rand(5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -200,7 +200,7 @@ def test_pooling_shared_maps_is_pooling_copies():
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_keys_made_once_change_nothing(mode):
+def test_precomputed_keys_do_not_change_the_result(mode):
     attention = made(mode)
     features, hidden = example()
     keys = attention.prepare(features)
@@ -210,7 +210,7 @@ def test_keys_made_once_change_nothing(mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_rows_do_not_leak_into_one_another(mode):
+def test_rows_are_independent(mode):
     attention = made(mode)
     features, hidden = example(rows=4)
     wanted = attention(features, hidden)[0]
@@ -221,7 +221,7 @@ def test_rows_do_not_leak_into_one_another(mode):
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_gradients_are_those_of_finite_differences(mode):
+def test_gradients_by_finite_differences(mode):
     attention = made(mode, channels=3, hidden_size=2, width=2)
     features, hidden = example(channels=3, hidden_size=2, rows=2, height=2, width=2)
     inputs = [features.requires_grad_(), hidden.requires_grad_(), *attention.parameters()]
@@ -234,7 +234,7 @@ def test_gradients_are_those_of_finite_differences(mode):
     assert torch.autograd.gradcheck(attended, inputs, fast_mode=True)
 
 
-def test_an_unknown_form_lists_the_forms():
+def test_an_unknown_mode_lists_the_modes():
     with pytest.raises(UserError, match=r"^unknown attention 'SC'; one of: C, C-S, S, S-C$"):
         ConditionedAttention(3, 2, 2, "SC")
 
@@ -261,7 +261,7 @@ def draw(
 
 
 def counted(monkeypatch) -> list[int]:
-    """Numbers of tanh a row and unit that `channel_scores` took from now on."""
+    """Record the numbers of tanh evaluations per row and unit in calls of `channel_scores`."""
     widths, plain = [], plain_channel_scores
 
     def counting(means, *others):
@@ -273,9 +273,9 @@ def counted(monkeypatch) -> list[int]:
 
 
 def series_bound(steepness: float, nodes: int) -> float:
-    """Largest error of interpolating one unit's tanh, by Trefethen's theorem 8.2 on the ellipse rho^(3/4).
+    """Bound of the interpolation error of one unit's tanh by Trefethen's theorem 8.2, on the ellipse rho^(3/4).
 
-    There |tanh| is at most tan(y) at the ellipse's half-height y, or 1.
+    On this ellipse |tanh| is at most max(1, tan(y)), where y is its half-height.
     """
     ratio = math.pi / 2 / steepness
     r = (ratio + math.sqrt(1 + ratio * ratio)) ** 0.75
@@ -294,15 +294,15 @@ def test_the_number_of_nodes_bounds_the_error(steepness, tolerance, monkeypatch)
             found = channel_scores(means, visual, hidden, score, tolerance)
             wanted = plain_channel_scores(means, visual, hidden, score)
         nodes = widths[-1]
-        assert chebyshev_nodes_needed(steepness, tolerance) <= nodes < 500  # the series was used
+        assert chebyshev_nodes_needed(steepness, tolerance) <= nodes < 500  # the interpolation was used
         error = ((found - wanted).abs().max() / score.abs().sum()).item()
         assert error <= series_bound(steepness, nodes) + 1e-12
-        assert error <= tolerance  # and far from that bound in practice
+        assert error <= tolerance  # in practice the error is far below the bound
 
 
 @pytest.mark.parametrize("steepness", [0.5, 2.0, 8.0])
-def test_the_worst_unit_is_within_tolerance_too(steepness):
-    """One steepest unit whose bend lies anywhere in the range, where the pole is nearest."""
+def test_a_single_steep_unit_is_within_the_tolerance(steepness):
+    """The bend of the unit is at different positions of the range; the nearest pole is above the bend."""
     means = torch.linspace(-1, 1, 2001, dtype=torch.float64)[None]
     for bend in torch.linspace(-1.2, 1.2, 25, dtype=torch.float64):
         visual, hidden, score = (
@@ -316,8 +316,8 @@ def test_the_worst_unit_is_within_tolerance_too(steepness):
 
 
 @pytest.mark.parametrize("steepness", [0.01, 1.0, 4.0])
-def test_all_gradients_are_the_plain_ones(steepness, monkeypatch):
-    """Exact but for the interpolation: the derivative of an error e in N terms is at most N^2 e (Markov)."""
+def test_gradients_agree_with_the_plain_formula(steepness, monkeypatch):
+    """Up to the interpolation error: the derivative of an error e with N terms is at most N^2 e (Markov)."""
     widths, tolerance = counted(monkeypatch), 1e-12
     inputs = draw(0, channels=1000, steepness=steepness)
     weights = torch.randn(3, 1000, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
@@ -329,7 +329,7 @@ def test_all_gradients_are_the_plain_ones(steepness, monkeypatch):
         assert ((a - b).abs().max() / b.abs().max()).item() < limit, name
 
 
-def test_gradients_at_the_tolerance_of_training():
+def test_gradients_with_the_tolerance_of_training():
     inputs = draw(3, channels=320, steepness=1.5, dtype=torch.float32)
     exact = tuple(x.detach().double().requires_grad_() for x in inputs)
     weights = torch.randn(3, 320, generator=torch.Generator().manual_seed(9))
@@ -340,8 +340,8 @@ def test_gradients_at_the_tolerance_of_training():
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_the_smallest_and_the_largest_channel_have_their_gradients(seed):
-    """They stand at the ends of the interpolated range, where rounding may carry them over."""
+def test_gradients_of_the_smallest_and_the_largest_mean(seed):
+    """They are at the ends of the interpolated range, and rounding may put them outside."""
     inputs = draw(seed, rows=64, channels=64, steepness=1.0, dtype=torch.float32)
     found = torch.autograd.grad(channel_scores(*inputs).sum(), inputs[0])[0]
     wanted = torch.autograd.grad(plain_channel_scores(*inputs).sum(), inputs[0])[0]
@@ -349,8 +349,8 @@ def test_the_smallest_and_the_largest_channel_have_their_gradients(seed):
 
 
 @pytest.mark.parametrize("steepness", [0.5, 3.0])
-def test_half_precision_of_mixed_training_does_not_reach_the_series(steepness):
-    """Its slopes are differences of near values: in bfloat16 the gradient of the means was up to 70% off."""
+def test_mixed_precision_interpolates_in_float32(steepness):
+    """Slopes are differences of close values. In bfloat16 the gradient of the means had errors of up to 70 %."""
     inputs = draw(3, channels=960, steepness=steepness, dtype=torch.float32)
     weights = torch.randn(3, 960, generator=torch.Generator().manual_seed(9))
     wanted = torch.autograd.grad((plain_channel_scores(*inputs).softmax(1) * weights).sum(), inputs)
@@ -362,7 +362,7 @@ def test_half_precision_of_mixed_training_does_not_reach_the_series(steepness):
         assert ((a - b).norm() / b.norm()).item() < 0.03, name
 
 
-def test_gradcheck_of_the_series():
+def test_gradcheck_of_the_chebyshev_series():
     rng = torch.Generator().manual_seed(0)
     x = torch.rand(2, 5, generator=rng, dtype=torch.float64) * 2 - 1
     coefficients = torch.randn(2, 7, generator=rng, dtype=torch.float64)
@@ -371,7 +371,7 @@ def test_gradcheck_of_the_series():
 
 
 @pytest.mark.parametrize("terms", [1, 2, 3, 12])
-def test_clenshaw_is_the_sum_of_cosines(terms):
+def test_clenshaw_agrees_with_the_sum_of_cosines(terms):
     rng = torch.Generator().manual_seed(terms)
     x = torch.rand(2, 9, generator=rng, dtype=torch.float64) * 2 - 1
     coefficients = torch.randn(2, terms, generator=rng, dtype=torch.float64)
@@ -379,7 +379,7 @@ def test_clenshaw_is_the_sum_of_cosines(terms):
     torch.testing.assert_close(clenshaw(x, coefficients), wanted)
 
 
-def test_units_too_steep_for_the_series_are_summed_plainly(monkeypatch):
+def test_units_that_are_too_steep_use_the_plain_formula(monkeypatch):
     widths = counted(monkeypatch)
     for steepness in (1e3, 1e9):
         means, visual, hidden, score = draw(0, steepness=steepness)
@@ -389,8 +389,8 @@ def test_units_too_steep_for_the_series_are_summed_plainly(monkeypatch):
         assert widths[-1] == means.shape[1]
 
 
-def test_either_side_of_the_switch_is_accurate(monkeypatch):
-    """Steepness just where the series' nodes reach half of the channels."""
+def test_accuracy_around_the_switch_to_the_plain_formula(monkeypatch):
+    """The switch is where the number of nodes reaches half of the channels."""
     widths, channels, used = counted(monkeypatch), 64, set()
     for steepness in torch.linspace(1, 6, 26).tolist():
         means, visual, hidden, score = draw(5, channels=channels, steepness=steepness)
@@ -408,7 +408,7 @@ def test_either_side_of_the_switch_is_accurate(monkeypatch):
 @pytest.mark.parametrize("value", [0.0, 3.0, -1e4])
 @pytest.mark.parametrize("channels", [1, 64])
 def test_equal_means(value, channels):
-    """A range of no width, or of a dead map's zeros: equal scores and the plain gradients."""
+    """A range of zero width, e.g. of maps with zeros only: equal scores, and the gradients of the plain formula."""
     inputs = [x.detach() for x in draw(1, channels=64, dtype=torch.float32)]
     inputs[0] = torch.full((3, channels), value)
     inputs = [x.requires_grad_() for x in inputs]
@@ -421,7 +421,7 @@ def test_equal_means(value, channels):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * (1 + b.abs().max().item()), msg=name)
 
 
-def test_weights_of_zero_and_huge_hidden_states():
+def test_zero_weights_and_large_hidden_states():
     means, visual, hidden, score = draw(2)
     for visual_, hidden_ in ((0 * visual, hidden), (visual, 1e6 * hidden), (0 * visual, 0 * hidden)):
         found = channel_scores(means, visual_, hidden_, score)

@@ -16,7 +16,7 @@ def test_gradients_by_finite_differences():
     assert torch.autograd.gradcheck(ScaledKeys.apply, made(torch.float64))
 
 
-def test_they_are_the_keys_of_the_scaled_map():
+def test_scaled_keys_are_the_keys_of_the_scaled_map():
     features, scale, weight, bias = made(torch.float32)
     wanted = torch.stack([
         torch.stack([(features[b, :, y, x] * scale[b]) @ weight.T + bias for y in range(3) for x in range(2)])
@@ -38,7 +38,7 @@ def test_attention_is_the_same_with_and_without_gradients():
     torch.testing.assert_close(attention.spatial(keys, hidden), alpha)
 
 
-def test_half_precision_gives_gradients_of_the_parameters_own_kind():
+def test_gradients_have_the_dtype_of_the_parameters_under_autocast():
     torch.manual_seed(0)
     attention = ConditionedAttention(6, 7, 5, "C-S")
     features, hidden = torch.rand(3, 6, 4, 3, requires_grad=True), torch.randn(3, 7)

@@ -1,4 +1,4 @@
-"""Data sets with one class an image, on small trees of made pictures: what is found, how it is split, what is refused."""
+"""Data sets for classification on small folders of generated images: classes, splits, pixels and errors."""
 
 import hashlib
 import pickle
@@ -20,7 +20,7 @@ COLOURS = {"apple": "red", "cherry": "maroon", "leaf": "green", "plum": "purple"
 
 
 def tree(root: Path, classes=("apple", "leaf"), count: int = 5, ending: str = ".png") -> Path:
-    """A folder of each class with `count` pictures in its colour, each of another size."""
+    """Write a folder per class with `count` images of its colour and of different sizes."""
     for name in classes:
         (root / name).mkdir(parents=True)
         for index in range(count):
@@ -34,7 +34,7 @@ def names(data: LabelledImages, split: str) -> list[str]:
 
 
 def check_pixels(data: LabelledImages) -> None:
-    """Every image is found below its class and shows its colour."""
+    """Assert that each image is in the folder of its class and has its colour."""
     for index, label in enumerate(data.labels):
         picture, name = data.pixels(index), data.classes[label]
         assert f"/{name}/" in f"/{data.file_name(index)}"
@@ -43,7 +43,7 @@ def check_pixels(data: LabelledImages) -> None:
         assert (red > green) == (name != "leaf")
 
 
-def test_folders_of_classes_are_split_class_by_class(tmp_path):
+def test_class_folders_are_split_per_class(tmp_path):
     data = open_dataset("folder", tree(tmp_path / "fruit", ("leaf", "apple", "plum"), count=10))
     assert data.classes == ("apple", "leaf", "plum") and data.name == "folder"
     assert data.labels.dtype == np.int64 and data.labels.tolist() == [0] * 10 + [1] * 10 + [2] * 10
@@ -55,7 +55,7 @@ def test_folders_of_classes_are_split_class_by_class(tmp_path):
     check_pixels(data)
 
 
-def test_the_split_is_the_lowest_hashes_of_the_names(tmp_path):
+def test_val_has_the_lowest_hashes_of_the_names(tmp_path):
     root = tree(tmp_path / "fruit", count=7)
     splits = {}
     for seed in (0, 1, 0):
@@ -69,7 +69,7 @@ def test_the_split_is_the_lowest_hashes_of_the_names(tmp_path):
     assert splits[0] != splits[1]
 
 
-def test_splits_made_by_folders(tmp_path):
+def test_split_folders(tmp_path):
     for split, count in (("train", 4), ("val", 2), ("test", 3)):
         tree(tmp_path / split, count=count, ending=".jpg")
     data = open_dataset("folder", tmp_path)
@@ -83,7 +83,7 @@ def test_splits_made_by_folders(tmp_path):
     assert "validation" in data.splits_note
 
 
-def test_images_deeper_down_belong_to_the_class_and_other_files_do_not(tmp_path):
+def test_subfolders_of_a_class_are_searched_and_other_files_skipped(tmp_path):
     tree(tmp_path, count=2)
     tree(tmp_path / "apple" / "more", ("cherry",), count=1)
     (tmp_path / "apple" / "notes.txt").write_text("no image")
@@ -94,7 +94,7 @@ def test_images_deeper_down_belong_to_the_class_and_other_files_do_not(tmp_path)
     assert "apple/more/cherry/image_0.png" in names(data, "train") + names(data, "val") and len(data) == 5
 
 
-def test_photographs_are_turned_upright_and_made_rgb(tmp_path):
+def test_pixels_are_upright_rgb(tmp_path):
     tree(tmp_path, count=2)
     Image.new("L", (4, 9), 100).save(tmp_path / "apple" / "image_0.png")
     turned, exif = Image.new("RGB", (12, 5), "red"), Image.Exif()
@@ -104,17 +104,17 @@ def test_photographs_are_turned_upright_and_made_rgb(tmp_path):
     assert data.pixels(0).shape == (9, 4, 3) and data.pixels(1).shape == (12, 5, 3)
 
 
-def test_a_data_set_pickles_without_what_it_keeps(tmp_path):
+def test_data_set_pickles_without_its_cache(tmp_path):
     data = open_dataset("folder", tree(tmp_path, count=3))
     first = data.pixels(0)
-    assert data.pixels(np.int64(0)) is first  # kept, and found by numpy's integers too
+    assert data.pixels(np.int64(0)) is first  # cached, also for integers of numpy
     size = len(pickle.dumps(data))
     copy = pickle.loads(pickle.dumps(data))
     assert len(pickle.dumps(open_dataset("folder", tmp_path))) == size
     assert np.array_equal(copy.pixels(0), first) and copy.classes == data.classes
 
 
-def test_a_big_data_set_is_not_kept_in_memory(tmp_path, monkeypatch):
+def test_large_data_set_is_not_cached(tmp_path, monkeypatch):
     root = tree(tmp_path, count=3)  # 2 x (8 + 9 + 10) x 6 pixels of three bytes
     assert open_dataset("folder", root)._source.decoded_bytes() == 2 * 27 * 6 * 3
     monkeypatch.setattr(classification_data, "CACHE_BYTES", 2 * 27 * 6 * 3)
@@ -134,19 +134,20 @@ def test_shapes():
     assert not np.array_equal(open_dataset("shapes", seed=1).pixels(7), data.pixels(7))
 
 
-@pytest.mark.parametrize("index", range(0, 3000, 97))
-def test_the_class_of_a_shape_is_what_is_drawn(index):
+def test_drawn_shape_agrees_with_its_class():
     data = open_dataset("shapes")
-    colour, kind = data.classes[data.labels[index]].split()
-    picture = data.pixels(index).astype(int)
-    assert picture.shape == (64, 64, 3)
-    distance = {name: np.abs(picture - level).max(2) for name, level in shapes.COLOURS.items()}
-    area = {name: (away < 30).sum() for name, away in distance.items()}
-    assert max(area, key=area.get) == colour and area[colour] > 60
-    rows = (distance[colour] < 30).sum(1)
-    rows = rows[rows > 0]
-    filled = area[colour] / (len(rows) * rows.max())  # of its bounding box
-    assert {"square": filled > 0.95, "circle": 0.7 < filled < 0.95, "triangle": filled < 0.7}[kind]
+    for index in range(0, 3000, 97):
+        colour, kind = data.classes[data.labels[index]].split()
+        picture = data.pixels(index).astype(int)
+        assert picture.shape == (64, 64, 3)
+        distance = {name: np.abs(picture - level).max(2) for name, level in shapes.COLOURS.items()}
+        area = {name: (away < 30).sum() for name, away in distance.items()}
+        assert max(area, key=area.get) == colour and area[colour] > 60, index
+        rows = (distance[colour] < 30).sum(1)
+        rows = rows[rows > 0]
+        filled = area[colour] / (len(rows) * rows.max())  # fraction of the bounding box
+        expected = {"square": filled > 0.95, "circle": 0.7 < filled < 0.95, "triangle": filled < 0.7}
+        assert expected[kind], index
 
 
 def test_caltech101(tmp_path):
@@ -195,7 +196,7 @@ def test_cifar_as_folders(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])
-def test_cifar_of_the_official_files(name, tmp_path, monkeypatch):
+def test_cifar_official_files(name, tmp_path, monkeypatch):
     count, per_file = int(name[5:]), 20 if name == "cifar10" else 200
     root, rng, written = made_cifar(name, tmp_path, monkeypatch, per_file), np.random.default_rng(1), []
     data = open_dataset(name, tmp_path)
@@ -209,11 +210,11 @@ def test_cifar_of_the_official_files(name, tmp_path, monkeypatch):
         assert np.array_equal(data.pixels(index), planes[index].transpose(1, 2, 0))
         assert data.labels[index] == index % per_file % count
     assert data.file_name(1) == "train/00001" and data.file_name(len(data) - per_file) == "test/00000"
-    assert len(open_dataset(name, root)) == len(data)  # the folder itself, named as the root
+    assert len(open_dataset(name, root)) == len(data)  # with the folder itself as the root
 
 
 @pytest.mark.parametrize("altered", ["test_batch", "batches.meta"])
-def test_a_pickle_that_is_not_the_official_one_is_never_opened(altered, tmp_path, monkeypatch):
+def test_modified_pickle_is_not_loaded(altered, tmp_path, monkeypatch):
     root = made_cifar("cifar10", tmp_path, monkeypatch, 10)
     marker = tmp_path / "ran"
 
@@ -228,7 +229,7 @@ def test_a_pickle_that_is_not_the_official_one_is_never_opened(altered, tmp_path
 
 
 def made_cifar(name: str, folder: Path, monkeypatch, per_file: int) -> Path:
-    """Files in CIFAR's format with random pictures, whose MD5 sums torchvision is made to take for the official."""
+    """Write random images in CIFAR's format, and replace torchvision's official MD5 sums by those of the files."""
     from sca_caption.runtime.torchvision_compat import torchvision
 
     kind = {"cifar10": torchvision.datasets.CIFAR10, "cifar100": torchvision.datasets.CIFAR100}[name]
@@ -254,33 +255,35 @@ def made_cifar(name: str, folder: Path, monkeypatch, per_file: int) -> Path:
     return root
 
 
-def test_what_is_refused(tmp_path, monkeypatch):
-    def refused(match: str, name: str = "folder", root: Path | None = tmp_path) -> None:
+def test_unusable_folders_are_user_errors(tmp_path, monkeypatch):
+    def assert_error(match: str, name: str = "folder", root: Path | None = tmp_path) -> None:
         with pytest.raises(UserError, match=match) as caught:
             open_dataset(name, root)
         assert "\n" not in str(caught.value)
 
     monkeypatch.chdir(tmp_path)
-    refused(
+    assert_error(
         "unknown dataset for classification 'cifar'; one of: caltech101, cifar10, cifar100, folder", "cifar"
     )
-    refused(
+    assert_error(
         "cifar10 not found: data/cifar10 is no such folder; unpack cifar-10-python.tar.gz", "cifar10", None
     )
-    refused("caltech101 not found: .*gone is no such folder; unpack 101_Obj", "caltech101", tmp_path / "gone")
-    refused("no classes in .*: it has no folders; make one folder of images per class")
+    assert_error(
+        "caltech101 not found: .*gone is no such folder; unpack 101_Obj", "caltech101", tmp_path / "gone"
+    )
+    assert_error("no classes in .*: it has no folders; make one folder of images per class")
     (tmp_path / "file").touch()
-    refused("file is a file; give it one folder of images", "folder", tmp_path / "file")
+    assert_error("file is a file; give it one folder of images", "folder", tmp_path / "file")
     tree(tmp_path, ("apple",))
-    refused("only one class in .*, 'apple'; a classifier needs at least two")
+    assert_error("only one class in .*, 'apple'; a classifier needs at least two")
     (tmp_path / "plum").mkdir()
     (tmp_path / "plum" / "readme.txt").touch()
-    refused("class 'plum' is empty: no images in .*plum; add images or remove the folder")
+    assert_error("class 'plum' is empty: no images in .*plum; add images or remove the folder")
     Image.new("RGB", (3, 3)).save(tmp_path / "plum" / "only.png")
-    refused("class 'plum' has one image in .*plum; add")
+    assert_error("class 'plum' has one image in .*plum; add")
 
 
-def test_splits_with_different_classes_are_refused(tmp_path):
+def test_splits_with_different_classes_are_an_error(tmp_path):
     tree(tmp_path / "train", ("apple", "cherry"))
     with pytest.raises(UserError, match="has train but no val; add val/CLASS"):
         open_dataset("folder", tmp_path)
@@ -292,7 +295,7 @@ def test_splits_with_different_classes_are_refused(tmp_path):
         open_dataset("shapes").indices("valid")
 
 
-def test_a_damaged_image_is_named(tmp_path):
+def test_damaged_image_is_named(tmp_path):
     tree(tmp_path, count=2)
     (tmp_path / "leaf" / "image_1.png").write_bytes(b"nonsense")
     data = open_dataset("folder", tmp_path)
@@ -300,8 +303,8 @@ def test_a_damaged_image_is_named(tmp_path):
         data.pixels(3)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems want names in UTF-8")
-def test_file_names_that_are_no_utf_8(tmp_path):
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems require UTF-8 names")
+def test_file_names_that_are_not_utf_8(tmp_path):
     tree(tmp_path, count=2)
     odd = tmp_path / "leaf" / "caf\udce9.png"
     (tmp_path / "leaf" / "image_1.png").rename(odd)
@@ -309,6 +312,6 @@ def test_file_names_that_are_no_utf_8(tmp_path):
     assert data.file_name(2) == "leaf/caf\udce9.png" and data.pixels(2).shape == (6, 9, 3)
 
 
-def test_some():
+def test_first_few():
     assert image_folders.first_few(["a", "b"]) == "a, b"
     assert image_folders.first_few(list("abcde")) == "a, b, c and 2 more"

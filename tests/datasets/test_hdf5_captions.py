@@ -1,4 +1,4 @@
-"""CaptionWriter in the data file, against one pass over lists of words."""
+"""CaptionWriter against a reference implementation with lists of words."""
 
 import collections
 import random
@@ -35,7 +35,7 @@ WORDS = [
 
 
 def records(count: int, longest: int) -> list[Record]:
-    """Random captions in random splits; every seventh record has one that is blank."""
+    """Records with random captions in random splits. Every seventh record has a caption without words."""
     rng = random.Random(0)
     made = []
     for number in range(count):
@@ -48,7 +48,7 @@ def records(count: int, longest: int) -> list[Record]:
 
 
 def written(made: list[Record], path, steps: int, min_count: int) -> tuple[CaptionWriter, dict, dict]:
-    """The CaptionWriter, what they report, and what stands in the file; `steps` records come before the rest."""
+    """The CaptionWriter, its report, and the written datasets. `steps`: calls of tokenize_some before finish."""
     captions = CaptionWriter(made)
     for _ in range(steps):
         captions.tokenize_some()
@@ -62,7 +62,7 @@ def written(made: list[Record], path, steps: int, min_count: int) -> tuple[Capti
 
 @pytest.mark.parametrize("longest", [9, MAX_WORDS + 30])
 @pytest.mark.parametrize("steps", [0, 3])
-def test_captions_are_those_of_one_pass_over_lists(tmp_path, monkeypatch, longest, steps):
+def test_written_captions_equal_the_reference(tmp_path, monkeypatch, longest, steps):
     monkeypatch.setattr(hdf5_captions, "BLOCK", 16)
     made = [*records(60, longest), record(60, "val", ("a rare one",), b"")]
     captions, report, stored = written(made, tmp_path / "x.h5", steps, min_count=9)
@@ -93,7 +93,7 @@ def test_captions_are_those_of_one_pass_over_lists(tmp_path, monkeypatch, longes
         assert share == pytest.approx(sum(word in ids for word in words) / len(words))
 
 
-def test_they_follow_records_that_come_and_catch_up():
+def test_tokenizing_follows_new_records_and_catches_up():
     made, kept = records(12, 3), []
     captions = CaptionWriter(kept)
     captions.tokenize_some()
@@ -109,7 +109,7 @@ def test_they_follow_records_that_come_and_catch_up():
     assert captions.done == len(kept) == 2 * len(made)
 
 
-def test_words_are_split_alike_wherever_they_stand():
+def test_tokens_of_a_word_do_not_depend_on_its_context():
     rng = random.Random(1)
     for _ in range(500):
         text = " ".join(
@@ -120,7 +120,7 @@ def test_words_are_split_alike_wherever_they_stand():
 
 
 @pytest.mark.slow
-def test_splitting_captions_imports_no_torch_and_leaves_it_importable():
+def test_tokenizing_does_not_import_torch_and_leaves_it_importable():
     program = "import sys\nfrom sca_caption.vocab import tokenize\nprint(tokenize('A dog'))\n"
     program += "assert 'torch' not in sys.modules\nimport torch\nprint(torch.ones(1).item())"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

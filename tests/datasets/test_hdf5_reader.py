@@ -1,4 +1,4 @@
-"""The data file: what went in comes out, in any process, and a file that is damaged says so."""
+"""The data file read back: all fields, in other processes, and from damaged files."""
 
 import collections
 import io
@@ -19,7 +19,7 @@ from sca_caption.vocab import UNK, Vocabulary, tokenize
 from tests.helpers.made_photos import SMALL, change, dataset, encoded, message, photo, record, write
 
 
-def test_every_field_comes_back(tmp_path):
+def test_every_field_is_read_back(tmp_path):
     captions = [
         ("A dog's red t-shirt.", "two dogs", "a dog"),
         ("a\tcat \n sleeps", "…", "a caf\u00e9 \ud83d cat\0"),
@@ -51,7 +51,7 @@ def test_every_field_comes_back(tmp_path):
     words = [[[vocabulary[i] for i in caption] for caption in data.captions(row)] for row in range(4)]
     assert words[0] == [["a", "dog", "'s", "red", "t-shirt"], ["two", "dogs"], ["a", "dog"]]
     assert words[1] == [["a", "cat", "sleeps"], ["a", "café", "cat"]]
-    assert words[2] == [["a", "<unk>"]]  # zebra stands in val alone
+    assert words[2] == [["a", "<unk>"]]  # zebra occurs in val only
     assert words[3] == [["dog"] * 100]
 
     assert report.images == {"train": 2, "val": 1, "test": 1}
@@ -59,12 +59,12 @@ def test_every_field_comes_back(tmp_path):
     assert report.coverage == {"train": 1.0, "val": 0.5, "test": 1.0}
     assert (report.vocabulary, report.longest, report.truncated) == (len(counts), 130, 1)
     assert report.skipped == []
-    left_out = [("row 7", "not a caption line"), ("naïve 1 画.png", "a caption without words; skipped")]
-    assert report.problems == data.skipped == left_out
+    problems = [("row 7", "not a caption line"), ("naïve 1 画.png", "a caption without words; skipped")]
+    assert report.problems == data.skipped == problems
     assert "notes       2 on the captions: 1 not a caption line; 1 a caption without words" in str(report)
 
 
-def test_the_vocabulary_is_train_only_and_cut_at_min_count(tmp_path):
+def test_vocabulary_has_frequent_words_of_train_only(tmp_path):
     source = dataset(6)
     texts = ["one two three", "one two", "one", "four four four", "five five five", "one two three"]
     for row, text in enumerate(texts):
@@ -77,7 +77,7 @@ def test_the_vocabulary_is_train_only_and_cut_at_min_count(tmp_path):
     assert report.coverage == {"train": 8 / 9, "val": 0.0, "test": 2 / 3}
 
 
-def test_jpeg_is_near_and_a_finished_jpeg_is_kept_byte_for_byte(tmp_path):
+def test_jpeg_of_model_size_is_stored_unchanged_and_others_are_close(tmp_path):
     square = photo(1, (32, 32))
     finished = encoded(square, "JPEG", quality=70)
     exif = Image.Exif()
@@ -88,7 +88,7 @@ def test_jpeg_is_near_and_a_finished_jpeg_is_kept_byte_for_byte(tmp_path):
         "grey": encoded(square.convert("L"), "JPEG"),
         "CMYK": encoded(square.convert("CMYK"), "JPEG"),
         "PNG": encoded(square),
-        "with luggage": encoded(square, "JPEG", comment=b"x" * 9000),
+        "large metadata": encoded(square, "JPEG", comment=b"x" * 9000),
     }
     records = [record(i, data=data) for i, data in enumerate([finished, *unfinished.values()])]
     write(Source("made", "made", records), tmp_path / "made.h5", quality=95)
@@ -106,17 +106,17 @@ def test_jpeg_is_near_and_a_finished_jpeg_is_kept_byte_for_byte(tmp_path):
 
 
 def halves(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A trunk of two outputs: (B, 3, 2, 2) means of quarters and (B, 3) maxima."""
+    """An encoder with two outputs: the means of quadrants (B, 3, 2, 2) and maxima (B, 3)."""
     quarters = pixels.reshape(-1, 2, 16, 2, 16, 3).mean((2, 4)).transpose(0, 3, 1, 2)
     return quarters, pixels.max((1, 2))
 
 
-def test_features_are_what_the_trunk_returned(tmp_path, monkeypatch):
-    monkeypatch.setattr(hdf5_images, "BATCH_SIZE", 4)  # of ten: two whole batches and a rest
-    trunk = {"backbone": "halves"}
-    write(dataset(), tmp_path / "made.h5", encoding="features", encode=halves, features_of=trunk)
+def test_features_equal_the_output_of_the_encoder(tmp_path, monkeypatch):
+    monkeypatch.setattr(hdf5_images, "BATCH_SIZE", 4)  # two full batches and a rest of two
+    description = {"backbone": "halves"}
+    write(dataset(), tmp_path / "made.h5", encoding="features", encode=halves, features_of=description)
     data = CaptionDataset(tmp_path / "made.h5")
-    assert data.features_of == trunk
+    assert data.features_of == description
     for i in range(10):
         quarters, maxima = halves(fit(photo(i), SMALL)[None])
         found = data.features(i)
@@ -130,13 +130,13 @@ def test_features_are_what_the_trunk_returned(tmp_path, monkeypatch):
     def huge(pixels):
         return [pixels.mean((1, 2)) * 1e9]
 
-    said = message(lambda: write(dataset(), tmp_path / "huge.h5", encoding="features", encode=huge))
-    assert "65504" in said and "--layers" in said
+    text = message(lambda: write(dataset(), tmp_path / "huge.h5", encoding="features", encode=huge))
+    assert "65504" in text and "--layers" in text
     assert [path.name for path in tmp_path.iterdir()] == ["made.h5"]
 
 
 class Images(Dataset):
-    """For a DataLoader: pixels and captions of every image."""
+    """A Dataset of pixels, captions, references and file names, for a DataLoader."""
 
     def __init__(self, path):
         self.data = CaptionDataset(path)
@@ -151,10 +151,10 @@ class Images(Dataset):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_workers_read_what_this_process_reads(tmp_path, method):
+def test_workers_read_the_same_as_this_process(tmp_path, method):
     write(dataset(), tmp_path / "made.h5")
     images = Images(tmp_path / "made.h5")
-    here = [images[i] for i in range(10)]  # the file is open when the worker is made
+    here = [images[i] for i in range(10)]  # so the file is open when the worker starts
     loader = DataLoader(images, batch_size=None, num_workers=1, multiprocessing_context=method)
     for a, b in zip(here, loader, strict=True):
         assert np.array_equal(a[0], b[0])
@@ -166,7 +166,7 @@ def read_all(path, queue) -> None:
     queue.put([data.jpeg(i) for _ in range(20) for i in range(10)])
 
 
-def test_two_processes_read_at_once_while_the_file_is_replaced(tmp_path):
+def test_processes_read_while_the_file_is_replaced(tmp_path):
     path = tmp_path / "made.h5"
     write(dataset(), path)
     data = CaptionDataset(path)
@@ -180,7 +180,7 @@ def test_two_processes_read_at_once_while_the_file_is_replaced(tmp_path):
     assert [queue.get(timeout=120) for _ in readers] == [wanted, wanted]
     for reader in readers:
         reader.join()
-    assert [data.jpeg(i) for _ in range(20) for i in range(10)] == wanted  # from the file that was replaced
+    assert [data.jpeg(i) for _ in range(20) for i in range(10)] == wanted  # still from the replaced file
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +200,7 @@ def remake(path, made, **attributes):
 AGAIN = "; make it again with preprocess.py"
 
 
-def test_files_that_cannot_be_used_say_why_in_one_line(tmp_path, made, monkeypatch):
+def test_unusable_files_are_user_errors(tmp_path, made, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "x.h5"
 
@@ -230,7 +230,7 @@ def test_files_that_cannot_be_used_say_why_in_one_line(tmp_path, made, monkeypat
     says("not an HDF5 file", AGAIN)
 
 
-def test_a_damaged_image_inside_is_named(tmp_path, made):
+def test_damaged_image_is_named(tmp_path, made):
     path = tmp_path / "x.h5"
     path.write_bytes(made.read_bytes())
     with h5py.File(path, "r+") as file:
@@ -245,7 +245,7 @@ def test_unknown_split_lists_the_choices(made):
     message(lambda: data.indices("dev"), "split 'dev'", "test, train, val")
 
 
-def test_a_vocabulary_as_big_as_coco_s_fits(tmp_path):
+def test_vocabulary_as_large_as_that_of_coco(tmp_path):
     words = [
         f"w{number:05d}{'x' * 20}" for number in range(10_000)
     ]  # HDF5's usual limit of an attribute: 64 kB
@@ -254,7 +254,7 @@ def test_a_vocabulary_as_big_as_coco_s_fits(tmp_path):
     assert CaptionDataset(tmp_path / "made.h5").vocabulary.words[4:] == tuple(words)
 
 
-def test_images_without_numbers_get_their_row(tmp_path):
+def test_images_without_ids_get_their_row_number(tmp_path):
     write(dataset(image_id=None), tmp_path / "made.h5")
     data = CaptionDataset(tmp_path / "made.h5")
     assert [data.image_id(i) for i in range(10)] == list(range(10))

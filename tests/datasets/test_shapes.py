@@ -1,4 +1,4 @@
-"""The generated data set: the words are checked against the picture itself."""
+"""The generated data set: captions are checked against the pixels and against the scene."""
 
 import io
 import pickle
@@ -15,14 +15,14 @@ COUNT = 200
 
 
 def centroid(picture: np.ndarray, colour: str) -> tuple[float, float, float]:
-    """Return x, y and area of the pixels near a colour, in widths of the picture."""
+    """Return x, y and area of the pixels near a colour, as fractions of the image's width and area."""
     near = np.abs(picture.astype(int) - shapes.COLOURS[colour]).max(2) < 30
     y, x = np.nonzero(near)
     size = len(picture)
     return (x.mean() + 0.5) / size, (y.mean() + 0.5) / size, near.sum() / size**2
 
 
-def test_captions_are_true_of_the_picture():
+def test_drawn_shapes_agree_with_the_scene():
     for scene in (shapes.scene(0, index) for index in range(0, COUNT, 5)):
         picture = np.asarray(shapes.draw(scene))
         found = [centroid(picture, shape.colour) for shape in scene.shapes]
@@ -42,7 +42,7 @@ def test_captions_are_true_of_the_picture():
         assert np.abs(picture[0, 0].astype(int) - level).max() <= 12, scene
 
 
-def test_each_caption_agrees_with_its_scene():
+def test_captions_agree_with_the_scene():
     for scene in (shapes.scene(0, index) for index in range(COUNT)):
         captions = shapes.captions(scene)
         assert len(set(captions)) == 5, scene
@@ -78,7 +78,7 @@ def test_records():
         find("shapes", count=3)
 
 
-def test_the_vocabulary_is_small_and_common():
+def test_vocabulary_is_small_and_its_words_are_frequent():
     captions = [caption for record in find("shapes", count=300).records for caption in record.captions]
     words = [word for caption in captions for word in caption.split()]
     assert len(set(words)) <= 40 and min(words.count(word) for word in set(words)) >= 20

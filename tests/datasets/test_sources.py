@@ -1,4 +1,4 @@
-"""Each data set is written in its exact format, with its quirks, and read back."""
+"""Readers of caption data sets: each data set is written in its published format, with its irregularities, and read."""
 
 import hashlib
 import json
@@ -14,8 +14,8 @@ from tests.helpers.dataset_trees import contents, image, pack, readable, write
 
 TOKEN = (
     "\ufeffa.jpg#0\tA child in a pink dress .\r\n"
-    "a.jpg#1\tA child in a pink dress .\r\n"  # another annotator, the same words: kept
-    "a.jpg#1\tA child in a pink dress .\r\n"  # the row again
+    "a.jpg#1\tA child in a pink dress .\r\n"  # the same words by another annotator: kept
+    "a.jpg#1\tA child in a pink dress .\r\n"  # repeated row: skipped
     "a.jpg#2\t  A girl ,  going in\u2028a café .\r\n"
     "b.jpg#0\tA dog runs .\r\n"
     "b.jpg#1\t \r\n"
@@ -104,7 +104,7 @@ def entry(name: str, split: str, *raws: str, **more) -> dict:
     return {"filename": name, "split": split, "imgid": 7, "sentids": [0], "sentences": sentences, **more}
 
 
-def test_kaggle_captions_with_karpathys_json_take_its_splits_and_raw_sentences(tmp_path):
+def test_karpathys_json_is_preferred_to_kaggle_captions_without_splits(tmp_path):
     no_raw = entry("1.jpg", "val", "Two Dogs .")
     del no_raw["sentences"][0]["raw"]
     listed = [
@@ -147,7 +147,7 @@ def test_flickr30k_token_file(tmp_path):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_flickr30k_kaggle_and_its_broken_row(tmp_path, packed):
+def test_flickr30k_kaggle_with_its_irregular_row(tmp_path, packed):
     table = (
         "image_name| comment_number| comment\n"
         "1000092795.jpg| 0| Two young guys , one | two .\n"
@@ -227,7 +227,7 @@ def test_coco_official(tmp_path, year, layout):
     assert all(splits.get(r.file_name, "train") == r.split for r in source.records)
 
 
-def test_coco_official_quirks_and_missing_part(tmp_path):
+def test_coco_official_irregularities_and_missing_part(tmp_path):
     files = official("2017", "train", 3)
     listing = json.loads(files["annotations/captions_train2017.json"])
     listing["images"].append({"id": 50, "file_name": "000000000050.jpg"})
@@ -259,9 +259,9 @@ def test_coco_years(tmp_path):
         tmp_path,
         official("2014", "train", 2) | official("2014", "val", 2, first=10) | official("2017", "val", 4),
     )
-    assert find("coco", tmp_path).counts() == {"train": 2, "val": 1, "test": 1}  # 2014 is whole
+    assert find("coco", tmp_path).counts() == {"train": 2, "val": 1, "test": 1}  # only 2014 is complete
     write(tmp_path, official("2017", "train", 5, first=20))
-    assert find("coco", tmp_path).counts() == {"train": 5, "val": 2, "test": 2}  # both are: 2017
+    assert find("coco", tmp_path).counts() == {"train": 5, "val": 2, "test": 2}  # both are complete: 2017
     assert find("coco", tmp_path, year="2014").counts() == {"train": 2, "val": 1, "test": 1}
     with pytest.raises(UserError, match="unknown year '2015'; one of: 2014, 2017"):
         find("coco", tmp_path, year="2015")
@@ -299,9 +299,9 @@ def test_coco_karpathy(tmp_path, images_of):
         find("coco", tmp_path, restval="drop")
 
 
-# What is lacking
+# Missing and damaged files
 
-LOOKED_FOR = {
+EXPECTED = {
     "flickr8k": ("Flickr8k.token.txt", "captions.txt", "dataset_flickr8k.json", "adityajn105/flickr8k"),
     "flickr30k": ("results_20130124.token", "results.csv", "dataset_flickr30k.json", "hsankesara"),
     "coco": ("dataset_coco.json", "captions_{train,val}{2017,2014}.json", "cocodataset.org"),
@@ -310,13 +310,13 @@ LOOKED_FOR = {
 
 
 @pytest.mark.parametrize("name", sorted(SOURCES))
-def test_empty_root_says_what_was_looked_for(tmp_path, name):
-    if name == "shapes":  # needs no root
+def test_empty_root_names_the_expected_files(tmp_path, name):
+    if name == "shapes":  # reads no files
         assert find(name, tmp_path / "absent").records
         return
     with pytest.raises(UserError) as caught:
         find(name, tmp_path)
-    assert all(words in str(caught.value) for words in (*LOOKED_FOR[name], str(tmp_path)))
+    assert all(words in str(caught.value) for words in (*EXPECTED[name], str(tmp_path)))
     with pytest.raises(UserError, match="does not exist"):
         find(name, tmp_path / "absent")
 

@@ -1,4 +1,4 @@
-"""One's own photographs: CSV, TSV and JSON Lines, and what can be wrong with them."""
+"""Tables of a user's own photographs in CSV, TSV and JSON Lines, and their errors."""
 
 import csv
 import json
@@ -28,7 +28,7 @@ ROWS = [
 def test_csv(tmp_path, delimiter, encoding):
     write(tmp_path, {name: image(Path(name).name) for name in ("a.jpg", "sub/b.jpg", "images/c.jpg")})
     with open(tmp_path / "captions.csv", "w", newline="", encoding=encoding) as file:
-        csv.writer(file, delimiter=delimiter).writerows(ROWS)  # CRLF, and quotes where they are needed
+        csv.writer(file, delimiter=delimiter).writerows(ROWS)  # with CRLF, and quotes where needed
     source = find("csv", tmp_path)
     assert contents(source) == {
         "a.jpg": (("A dog, running; fast | far", "Un café à Paris"), "train"),
@@ -119,7 +119,7 @@ def test_csv_image_names(tmp_path):
         ('image,caption\na.jpg,"a dog\n' + "b.jpg,a cat\n" * 30000, "line 2: field larger than field limit"),
     ],
 )
-def test_csv_mistakes(tmp_path, text, message):
+def test_csv_errors(tmp_path, text, message):
     write(tmp_path, {"captions.csv": text})
     with pytest.raises(UserError, match=message) as caught:
         find("csv", tmp_path)

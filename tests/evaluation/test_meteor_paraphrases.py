@@ -1,4 +1,4 @@
-"""What is left of METEOR's table: by hand and by brute force, every pair that can match."""
+"""Filter of METEOR's paraphrase table against examples by hand and against brute force."""
 
 import gzip
 import itertools
@@ -40,28 +40,28 @@ def filtered(tmp_path, pairs, sentences, **options):
 
 
 @pytest.mark.parametrize(
-    ("sentence", "left"),
+    ("sentence", "kept"),
     [
         ("a man and a guy", [("man", "guy"), ("a man", "a guy")]),
-        ("A Man 's guy", [("man", "guy"), ("a man", "a guy")]),  # METEOR reads lower case
+        ("A Man 's guy", [("man", "guy"), ("a man", "a guy")]),  # METEOR lower-cases its input
         ("man", []),
         ("the photograph in photographs", [("in the photograph", "in the photographs")]),
-        ("dog dogs", [("dog 's", "dogs")]),  # a word of anything but plain letters and digits passes
+        ("dog dogs", [("dog 's", "dogs")]),  # words with other characters are always kept
         ("cafe", [("café", "cafe")]),
-        ("10-year-old , decade", [("10 year old", "decade old")]),  # METEOR separates at hyphens
-        ("u.s. usa", [("us", "usa")]),  # and may remove full stops
+        ("10-year-old , decade", [("10 year old", "decade old")]),  # METEOR splits at hyphens
+        ("u.s. usa", [("us", "usa")]),  # METEOR may remove full stops
         ("", []),
     ],
 )
-def test_pairs_are_left_whose_words_all_occur(tmp_path, sentence, left):
-    assert filtered(tmp_path, PAIRS, [sentence]) == left
+def test_pairs_are_kept_if_all_their_words_occur(tmp_path, sentence, kept):
+    assert filtered(tmp_path, PAIRS, [sentence]) == kept
 
 
-@pytest.mark.parametrize("block", [32, 200, 1 << 18])  # bytes at once: of less than a pair, of a few, of all
-def test_what_is_left_equals_brute_force(tmp_path, monkeypatch, block):
+@pytest.mark.parametrize("block", [32, 200, 1 << 18])  # bytes: less than a pair, a few pairs, all pairs
+def test_kept_pairs_equal_brute_force(tmp_path, monkeypatch, block):
     monkeypatch.setattr(paraphrases, "BLOCK", block)
     rng = random.Random(0)
-    # Words of at most eight bytes, whose hashes tell all apart.
+    # Words of at most eight bytes, whose hashes are all different.
     words = ["".join(letters) for letters in itertools.product("abc1", repeat=3)] + ["'s", "é", "longword"]
     phrases = [" ".join(rng.choices(words, k=rng.randint(1, 4))) for _ in range(600)]
     pairs = list(zip(phrases[::2], phrases[1::2], strict=True))
@@ -71,10 +71,10 @@ def test_what_is_left_equals_brute_force(tmp_path, monkeypatch, block):
     assert filtered(tmp_path, pairs, [" ".join(present)]) == list(itertools.compress(pairs, fits))
 
 
-def test_spaces_at_the_end_of_a_phrase_do_not_count(tmp_path):
-    left = filtered(tmp_path, PAIRS, ["man guy"], line="0.5\n{} \n {}\n")
-    assert left == [("man ", " guy")]
+def test_spaces_around_a_phrase_are_ignored(tmp_path):
+    kept = filtered(tmp_path, PAIRS, ["man guy"], line="0.5\n{} \n {}\n")
+    assert kept == [("man ", " guy")]
 
 
-def test_a_table_without_pairs(tmp_path):
+def test_empty_table(tmp_path):
     assert filtered(tmp_path, [], ["man"]) == []

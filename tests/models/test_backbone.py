@@ -1,4 +1,4 @@
-"""Cut networks against the whole ones of torchvision, whose batch norms hold statistics that change the result."""
+"""Backbones cut into segments against torchvision's networks with random batch-norm statistics."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from sca_caption.runtime.torchvision_compat import torchvision
 from tests.helpers.made_photos import message
 from tests.helpers.networks import assert_near, attend, factors, pictures, randomised
 
-# Every form of network: plain, shortcuts of both kinds, concatenations, shuffles, branches, learnt scales.
+# Networks with plain layers, both types of shortcuts, concatenations, channel shuffles, branches and layer scales.
 CUT = {
     "vgg": ("features.20", "features.24", "features.27"),  # after their ReLUs
     "vgg before relu": ("features.22", "features.26"),  # a convolution, a batch norm
@@ -26,7 +26,7 @@ CUT = {
 
 
 class Vgg11(nn.Module):
-    """The convolutions of torchvision's vgg11_bn, without the hundred million weights of its head."""
+    """The convolutions of torchvision's vgg11_bn without its head, which has a hundred million weights."""
 
     def __init__(self):
         super().__init__()
@@ -38,7 +38,7 @@ class Vgg11(nn.Module):
 
 @pytest.fixture
 def whole(request, monkeypatch) -> tuple[str, nn.Module]:
-    """(name for Backbone, torchvision's network of that name, randomised)."""
+    """The name for Backbone, and torchvision's network of that name with random statistics."""
     name = request.param.split()[0]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -50,7 +50,7 @@ def whole(request, monkeypatch) -> tuple[str, nn.Module]:
 
 @pytest.mark.parametrize(("whole", "layers"), CUT.items(), ids=list(CUT), indirect=["whole"])
 @torch.inference_mode()
-def test_the_pieces_compute_what_the_network_does_with_attention_at_its_layers(whole, layers):
+def test_segments_agree_with_the_network_with_attention_at_its_layers(whole, layers):
     name, model = whole
     backbone = Backbone(name, layers, model.state_dict())
     wanted = attend(model, layers)
@@ -62,12 +62,12 @@ def test_the_pieces_compute_what_the_network_does_with_attention_at_its_layers(w
         if i + 1 < len(layers):
             maps = backbone.segment(i, maps[0] * factors(maps[0], i), maps[1:])
     assert len(wanted) == len(layers)
-    assert not maps[1:]  # above the last layer nothing is needed
+    assert not maps[1:]  # nothing is carried above the last layer
 
 
 @pytest.mark.parametrize("whole", ["resnet18"], indirect=True)
 @torch.inference_mode()
-def test_a_shortcut_travels_past_the_attended_layer_inside_its_block(whole):
+def test_a_shortcut_is_carried_past_an_attended_layer_inside_its_block(whole):
     name, model = whole
     before = torchvision.models.feature_extraction.create_feature_extractor(model, ["layer4.0"])
     trunk = Backbone(name, ("layer4.1.relu", "layer4.1"), model.state_dict()).trunk(pictures())
@@ -77,8 +77,8 @@ def test_a_shortcut_travels_past_the_attended_layer_inside_its_block(whole):
 
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
 @torch.inference_mode()
-def test_networks_that_scale_pixels_otherwise_are_torchvisions_with_their_weights(name, monkeypatch):
-    """Both as a user gets them, with a made download."""
+def test_networks_with_another_normalisation_agree_with_torchvision(name, monkeypatch):
+    """With the weights of a mocked download."""
     torch.manual_seed(0)
     made = randomised(torchvision.models.get_model(name, weights=None, init_weights=False)).state_dict()
     monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", lambda *_, **__: made)
@@ -90,19 +90,19 @@ def test_networks_that_scale_pixels_otherwise_are_torchvisions_with_their_weight
     assert_near(backbone.trunk(pictures(size))[0], wanted[layer], layer)
 
 
-def test_only_what_the_top_layer_needs_is_kept():
+def test_only_layers_below_the_last_attended_one_are_kept():
     model = randomised(torchvision.models.resnet18())
     backbone = Backbone("resnet18", ("layer1.0", "layer2.0"), model.state_dict())
     parents = {name.rpartition(".")[0] for name, _ in backbone.network.named_parameters()}
     convolutions = [name for name, m in model.named_modules() if isinstance(m, nn.Conv2d)]
     below = [n for n in convolutions if n < "layer2.1"]
-    assert parents == set(below)  # no head, nothing above, every batch norm folded
+    assert parents == set(below)  # no head, nothing above the last attended layer, all batch norms folded
     assert all(not isinstance(m, nn.BatchNorm2d) for m in backbone.modules())
 
 
 @pytest.mark.parametrize("whole", ["densenet121"], indirect=True)
-def test_training_mode_does_not_move_batch_norms(whole):
-    """DenseNet's stand before their convolutions and cannot be folded."""
+def test_training_mode_does_not_update_batch_norms(whole):
+    """The batch norms of DenseNet precede their convolutions and cannot be folded."""
     name, model = whole
     backbone = Backbone(name, ["features.denseblock1"], model.state_dict())
     wanted = backbone.trunk(pictures())[0]
@@ -120,15 +120,15 @@ def test_training_mode_does_not_move_batch_norms(whole):
         ("resnet18", ("layer4.0", "layer4.1"), "layer4.1"),
         ("resnet18", ("layer4.0", "layer4.1"), "layer3"),
         ("resnet18", ("layer4.0", "layer4.1"), "layer4.0.conv2"),
-        ("mobilenet_v2", ("features.17",), "features.1"),  # not features.10 too
+        ("mobilenet_v2", ("features.17",), "features.1"),  # and not features.10
         ("mobilenet_v2", ("features.17",), "features.14.conv.1"),
     ],
 )
-def test_what_lies_below_the_first_trained_layer_stays_frozen(name, layers, first):
+def test_layers_below_the_first_trained_one_stay_frozen(name, layers, first):
     backbone = Backbone(name, layers)
     keys = [
         key for key, _ in torchvision.models.get_model(name).named_parameters()
-    ]  # in order of computation
+    ]  # in the order of computation
     start = next(i for i, key in enumerate(keys) if key.startswith(f"{first}."))
     above = {key.rpartition(".")[0] for key in keys[start:]}
     backbone.set_trainable(True, first)
@@ -141,7 +141,7 @@ def test_what_lies_below_the_first_trained_layer_stays_frozen(name, layers, firs
     assert all(parameter.requires_grad for parameter in backbone.parameters())
 
 
-def test_frozen_layers_get_no_gradient_and_the_others_do():
+def test_only_trained_layers_get_gradients():
     backbone = Backbone("resnet18", ("layer2.0", "layer2.1"))
     backbone.set_trainable(True, "layer2.0")
     maps = backbone.trunk(pictures())
@@ -150,11 +150,11 @@ def test_frozen_layers_get_no_gradient_and_the_others_do():
     assert touched == {"layer2"}
 
 
-# ---- the layers of the paper -----------------------------------------------------------------------------------------
+# ---- default layers --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ATTENDED)
-def test_a_count_takes_the_last_layers(name):
+def test_a_count_selects_the_last_layers(name):
     everything = attended_layers(name, ("3",))
     assert attended_layers(name, ["2"]) == everything[1:]
     assert attended_layers(name, ("1",)) == everything[2:]
@@ -162,7 +162,7 @@ def test_a_count_takes_the_last_layers(name):
     assert attended_layers(name, ("features",)) == ("features",)
 
 
-def test_vgg19s_are_conv5_2_to_conv5_4():
+def test_default_layers_of_vgg19_are_conv5_2_to_conv5_4():
     with torch.device("meta"):
         features = torchvision.models.vgg19().features
     block, convolution, named = 1, 0, {}
@@ -172,34 +172,34 @@ def test_vgg19s_are_conv5_2_to_conv5_4():
         elif isinstance(module, nn.Conv2d):
             convolution += 1
         else:
-            named[f"conv{block}_{convolution}"] = f"features.{i}"  # its ReLU
+            named[f"conv{block}_{convolution}"] = f"features.{i}"  # the ReLU after it
     assert ATTENDED["vgg19"] == (named["conv5_2"], named["conv5_3"], named["conv5_4"])
 
 
 @pytest.mark.parametrize("name", ["resnet50", "resnet101", "resnet152"])
-def test_resnets_are_res5c(name):
-    """a, b, c are the blocks of the fifth stage; branch2a and branch2b end in the first two calls of relu."""
+def test_default_layers_of_resnets_are_in_res5c(name):
+    """a, b and c are the blocks of the fifth stage; branch2a and branch2b end with the first two calls of relu."""
     with torch.device("meta"):
         stage = torchvision.models.get_model(name).layer4
     assert [block for block, _ in stage.named_children()] == ["0", "1", "2"]
     assert ATTENDED[name] == ("layer4.2.relu", "layer4.2.relu_1", "layer4.2")
 
 
-def test_mobilenets_are_its_last_stages():
+def test_default_layers_of_mobilenet_v2_are_its_last_stages():
     with torch.device("meta"):
         features = torchvision.models.mobilenet_v2().features
     assert ATTENDED["mobilenet_v2"] == tuple(f"features.{i}" for i in range(len(features)))[-3:]
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34"])
-def test_small_resnets_are_their_last_block_and_the_one_before(name):
+def test_default_layers_of_small_resnets_are_in_their_last_two_blocks(name):
     with torch.device("meta"):
         blocks = list(dict(torchvision.models.get_model(name).layer4.named_children()))
     before, last = (f"layer4.{block}" for block in blocks[-2:])
     assert ATTENDED[name] == (before, f"{last}.relu", last)
 
 
-# ---- what a user can get wrong ---------------------------------------------------------------------------------------
+# ---- errors ----------------------------------------------------------------------------------------------------------
 
 
 def test_unknown_backbones_list_the_choices():
@@ -229,16 +229,16 @@ def test_unknown_layers_list_the_choices():
 @pytest.mark.parametrize(
     "layers", [("features.12", "features.10"), ("features.9", "features.9"), ("features.12", "features"), ()]
 )
-def test_layers_in_a_wrong_order(layers):
+def test_layers_in_the_wrong_order(layers):
     message(lambda: Backbone("squeezenet1_1", layers), "lowest first", " ".join(layers))
 
 
 @pytest.mark.parametrize("layer", ["flatten", "fc"])
-def test_a_layer_that_is_no_map(layer):
+def test_a_layer_that_is_not_a_feature_map(layer):
     message(lambda: Backbone("resnet18", ["layer1.0", layer]), repr(layer), "resnet18", "feature map")
 
 
-def test_trained_layers_that_are_not_there():
+def test_an_unknown_first_trained_layer():
     backbone = Backbone("squeezenet1_1", ["features.4"])
     above = "features.5"
     message(

@@ -1,4 +1,4 @@
-"""Attention blocks inside the captioner's CNN: what is computed, what learns, what is kept."""
+"""Attention blocks in the captioner's CNN: results, training, and checkpoints."""
 
 import copy
 import dataclasses
@@ -31,7 +31,7 @@ CUT = {
 
 
 def network(name: str, block: str, at: tuple[str, ...] = ()) -> nn.Module:
-    """In evaluation mode, with batch norms and blocks whose starts have been left."""
+    """A network in evaluation mode with random batch-norm statistics and perturbed blocks."""
     torch.manual_seed(0)
     model = randomised(build_network(name, 5, attention=block, at=at))
     with torch.no_grad():
@@ -41,7 +41,7 @@ def network(name: str, block: str, at: tuple[str, ...] = ()) -> nn.Module:
     return model
 
 
-# ---- what is computed ------------------------------------------------------------------------------------------------
+# ---- results ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def network(name: str, block: str, at: tuple[str, ...] = ()) -> nn.Module:
     + [(name, block) for name in CUT if name != "resnet18" for block in ("coord", "sk", "bam", "nonlocal", "danet")],
 )  # fmt: skip
 @torch.inference_mode()
-def test_the_pieces_compute_what_the_network_does_with_attention_at_its_layers(name, block):
+def test_segments_agree_with_the_network_with_attention_at_its_layers(name, block):
     layers, model = CUT[name], network(name, block)
     backbone = Backbone(name, layers, model.state_dict(), block)
     assert list(backbone.blocks()) == list(attention_blocks(model))
@@ -64,7 +64,7 @@ def test_the_pieces_compute_what_the_network_does_with_attention_at_its_layers(n
 
 
 @torch.inference_mode()
-def test_blocks_stay_as_they_were_beside_convolutions_that_took_their_batch_norms():
+def test_batch_norms_are_folded_outside_the_blocks_only():
     model = network("resnet18", "cbam")
     backbone = Backbone("resnet18", ("layer4",), model.state_dict(), "cbam")
     theirs = attention_blocks(model)
@@ -83,7 +83,7 @@ def test_named_stages():
     assert list(backbone.blocks()) == ["layer1.0.attention", "layer1.1.attention"]
 
 
-def test_weights_of_torchvision_load_and_blocks_start_as_their_papers_say():
+def test_torchvision_weights_are_loaded_and_blocks_are_initialised():
     weights = build_network("resnet18").state_dict()
     backbone = Backbone("resnet18", ("layer4",), weights, "danet_position")
     assert backbone.blocks()["layer4.attention"].gamma.item() == 0
@@ -91,11 +91,11 @@ def test_weights_of_torchvision_load_and_blocks_start_as_their_papers_say():
     assert_near(backbone.trunk(pictures())[0], plain.trunk(pictures())[0], "layer4")
 
 
-# ---- what learns -----------------------------------------------------------------------------------------------------
+# ---- training --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("first", ["", "layer2", "layer2.1"])
-def test_frozen_networks_let_their_blocks_learn(first):
+def test_blocks_are_trained_in_frozen_networks(first):
     backbone = Backbone("resnet18", ("layer2.0", "layer2.1"), attention="se")
     inside = tuple(f"network.{path}." for path in backbone.blocks())
     backbone.set_trainable(False, first)
@@ -126,7 +126,7 @@ def tiny(block: str, layers: tuple[str, ...] = TINY.layers) -> SCACNN:
 
 
 @pytest.mark.parametrize("block", ["se", "cbam"])
-def test_a_captioner_learns_and_its_blocks_with_it_while_the_cnn_is_frozen(block):
+def test_a_captioner_overfits_with_its_blocks_while_the_cnn_is_frozen(block):
     model = tiny(block).train()
     model.backbone.set_trainable(False)
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -145,7 +145,7 @@ def test_a_captioner_learns_and_its_blocks_with_it_while_the_cnn_is_frozen(block
     for key in parameters:
         if key.startswith("backbone."):
             assert (key in changed) == key.startswith(tuple(inside)), key
-    assert changed <= parameters  # and no running statistic
+    assert changed <= parameters  # running statistics did not change
     model.eval()
     found = greedy(model, model.start(model.encode(batch.images)), max_length=8)
     assert [f.tokens for f in found] == [[w for w in row.tolist() if w > 3] for row in batch.captions]
@@ -153,7 +153,7 @@ def test_a_captioner_learns_and_its_blocks_with_it_while_the_cnn_is_frozen(block
 
 @pytest.mark.parametrize("block", ["se", "cbam", "bam"])
 @torch.inference_mode()
-def test_an_image_in_a_batch_is_as_alone(block):
+def test_images_of_a_batch_are_independent(block):
     model = tiny(block, ("layer1.0", "layer2.0")).eval()
     images = captions().images
     together = model.encode(images)
@@ -179,7 +179,7 @@ def test_checkpoints_and_copies_keep_the_blocks(block, tmp_path):
         assert list(other.backbone.blocks()) == list(model.backbone.blocks())
 
 
-# ---- what a user can get wrong ---------------------------------------------------------------------------------------
+# ---- errors ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -196,7 +196,7 @@ def test_checkpoints_and_copies_keep_the_blocks(block, tmp_path):
         (("resnet18", ("layer4",), {}, "se"), "these weights do not fit resnet18: 100 of 100 tensors "),
     ],
 )  # fmt: skip
-def test_mistakes_are_one_line(arguments, text):
+def test_errors_are_one_line(arguments, text):
     assert message(lambda: Backbone(*arguments)).startswith(text)
 
 
@@ -210,7 +210,7 @@ def test_the_remedy_for_a_block_above_works():
 
 
 @pytest.mark.parametrize("name", ["lenet", "mobilenext"])
-def test_our_networks_are_backbones_too(name):
+def test_networks_outside_torchvision_are_backbones(name):
     backbone = Backbone(name, CUT[name][:2])
     assert backbone.blocks() == {}
     assert len(backbone.trunk(pictures())) >= 1

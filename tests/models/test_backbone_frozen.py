@@ -1,4 +1,4 @@
-"""The part of the trunk that does not learn runs without gradients, some images at a time; nothing else may change."""
+"""The frozen part of the trunk runs without gradients and in chunks of images; results and gradients do not change."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def gradients(backbone: Backbone, images: torch.Tensor) -> tuple[torch.Tensor, d
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("part", ["all", "lower", "upper", "none"])
-def test_gradients_are_those_of_the_whole_trunk(name, part):
+def test_gradients_agree_with_the_whole_trunk(name, part):
     torch.manual_seed(0)
     backbone = NETWORKS[name]()
     images = torch.rand(CPU_CHUNK + 2, 3, 64, 64)
@@ -40,7 +40,7 @@ def test_gradients_are_those_of_the_whole_trunk(name, part):
     lower = "" if first is None else FIRST[name.split(",")[0].split(" ")[0]][first]
     backbone.set_trainable(part != "none", lower)
     found_map, found = gradients(backbone, images)
-    backbone._trunk_parts = None  # the plain way
+    backbone._trunk_parts = None  # not split
     wanted_map, wanted = gradients(backbone, images)
     torch.testing.assert_close(found_map, wanted_map)
     assert found.keys() == wanted.keys()
@@ -50,7 +50,7 @@ def test_gradients_are_those_of_the_whole_trunk(name, part):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_what_is_frozen_changes_with_what_learns(name):
+def test_the_frozen_part_follows_set_trainable(name):
     backbone = NETWORKS[name]()
     images = torch.rand(2, 3, 64, 64)
     backbone.set_trainable(False)

@@ -1,4 +1,4 @@
-"""Blocks in networks: at the places of their authors and no others, over weights that stay torchvision's."""
+"""Attention blocks in networks: insertion points, names and weights of torchvision, and running the networks."""
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ def test_parameters_added_to_resnet18(block, at, added):
     assert parameters("resnet18", attention=block, at=at) - parameters("resnet18") == added
 
 
-# ---- places ----------------------------------------------------------------------------------------------------------
+# ---- insertion points ------------------------------------------------------------------------------------------------
 
 
 def units(*counts: int) -> list[str]:
@@ -64,18 +64,18 @@ RESNET18 = [f"{unit}.attention" for unit in units(2, 2, 2, 2)]
 LAYERS = [f"layer{i}.attention" for i in (1, 2, 3)]
 VGG = [f"features.conv{i}_attention" for i in range(1, 6)]
 MOBILENET_V2 = [f"features.{i}.conv.1.attention" for i in range(2, 18)]
-# Those that keep the width, and the first of stages 1, 2 and 8.
+# Units that keep the width, and the first units of stages 1, 2 and 8.
 FULL = [1, 2, 4, 5, 7, 8, 10, 11, 12, 14, 15, 16, 18, 19, 20]
 MOBILENEXT = [f"features.{i}.conv.attention" for i in FULL]
 DENSE = [f"features.denseblock{i}_attention" for i in range(1, 5)]
 LENET = [f"features.conv{i}_attention" for i in (1, 2)]
 
-PLACES = {
+INSERTION_POINTS = {
     **{("resnet50", block): RESNET50 for block in IN_UNITS},
     ("resnet50", "csham"): [f"layer{i}.0.attention" for i in (2, 3, 4)],
     ("resnet50", "sk"): [f"{unit}.conv2" for unit in units(3, 4, 6, 3)],
     ("resnet50", "bam"): LAYERS,
-    # Wang et al., section 5.1: five blocks in ResNet-50, two to res3 and three to res4, to every other unit.
+    # Wang et al., section 5.1: five blocks in ResNet-50, two in res3 and three in res4, after every other unit.
     ("resnet50", "nonlocal"): [f"layer{i}.attention{u}" for i, u in ((2, 1), (2, 3), (3, 1), (3, 3), (3, 5))],
     **{("resnet50", block): ["layer4.attention"] for block in LAST},
     ("resnet18", "se"): RESNET18,
@@ -107,15 +107,15 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("network", sorted({network for network, _ in PLACES}))
-def test_blocks_stand_where_their_authors_put_them(network):
-    for (name, block), places in PLACES.items():
+@pytest.mark.parametrize("network", sorted({network for network, _ in INSERTION_POINTS}))
+def test_default_insertion_points(network):
+    for (name, block), paths in INSERTION_POINTS.items():
         if name == network:
-            assert sorted(attention_blocks(on_meta(name, attention=block))) == sorted(places), block
+            assert sorted(attention_blocks(on_meta(name, attention=block))) == sorted(paths), block
 
 
 def test_named_stages():
-    for name, block, at, places in (
+    for name, block, at, paths in (
         ("resnet18", "se", ("layer4",), ["layer4.0.attention", "layer4.1.attention"]),
         ("resnet18", "csham", ("layer1",), ["layer1.0.attention", "layer1.1.attention"]),
         ("resnet18", "sk", ("layer2",), ["layer2.0.conv1", "layer2.1.conv1"]),
@@ -131,13 +131,13 @@ def test_named_stages():
         ("densenet121", "bam", ("denseblock4",), ["features.denseblock4_attention"]),
         ("lenet", "cbam", ("conv1",), ["features.conv1_attention"]),
     ):
-        assert sorted(attention_blocks(on_meta(name, attention=block, at=at))) == places, (name, block)
+        assert sorted(attention_blocks(on_meta(name, attention=block, at=at))) == paths, (name, block)
 
 
 @pytest.mark.parametrize(
     ("name", "attention", "at", "block", "reads", "read_by"),
     [
-        ("resnet50", "se", (), "layer2.1.attention", "layer2.1.bn3", None),  # the sum
+        ("resnet50", "se", (), "layer2.1.attention", "layer2.1.bn3", None),  # followed by the sum
         ("resnet18", "cbam", (), "layer2.1.attention", "layer2.1.bn2", None),
         ("resnet50", "sk", (), "layer2.0.conv2", "layer2.0.relu", "layer2.0.bn2"),
         ("resnet50", "bam", (), "layer1.attention", "layer1.2", "layer2.0"),
@@ -156,26 +156,26 @@ def test_named_stages():
         ("lenet", "cbam", (), "features.conv1_attention", "features.relu1", "features.pool1"),
     ],
 )  # fmt: skip
-def test_what_a_block_reads_and_what_reads_it(name, attention, at, block, reads, read_by):
+def test_the_layers_before_and_after_a_block(name, attention, at, block, reads, read_by):
     model = on_meta(name, attention=attention, at=at).eval()
-    if attention != "sk":  # stand-ins that compute nothing: some blocks cannot run without numbers
+    if attention != "sk":  # some blocks cannot run on the meta device
         for path in attention_blocks(model):
             parent, _, child = path.rpartition(".")
             setattr(model.get_submodule(parent), child, Copy())
-    seen = {}
+    calls = {}
 
     def keep(path):
         def hook(module, inputs, output):
-            seen.setdefault(path, []).append((inputs[0], output))
+            calls.setdefault(path, []).append((inputs[0], output))
 
         model.get_submodule(path).register_forward_hook(hook)
 
     for path in filter(None, (block, reads, read_by)):
         keep(path)
     model(images(64, 64).to("meta"))
-    ((found, out),) = seen[block]
-    assert any(found is output for _, output in seen[reads])
-    assert read_by is None or any(out is given for given, _ in seen[read_by])
+    ((found, out),) = calls[block]
+    assert any(found is output for _, output in calls[reads])
+    assert read_by is None or any(out is given for given, _ in calls[read_by])
 
 
 class Copy(nn.Module):
@@ -186,10 +186,10 @@ class Copy(nn.Module):
 # ---- weights ---------------------------------------------------------------------------------------------------------
 
 
-# The others are the same code with more layers.
+# The other networks use the same code with more layers.
 @pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d", "vgg16_bn", "mobilenet_v2", "densenet121"])
 @pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")
-def test_torchvisions_weights_load_under_every_block(name):
+def test_torchvision_weights_are_loaded_with_every_block(name):
     theirs = theirs_on_meta(name)
     weights, wanted = theirs.state_dict(), shapes(theirs)
     for block in BLOCKS if name in ("resnet18", "vgg16_bn") else ("se", "sk", "bam", "nonlocal", "sca"):
@@ -199,7 +199,7 @@ def test_torchvisions_weights_load_under_every_block(name):
         found = shapes(model)
         assert left and all(key.startswith(inside) for key in left)
         kept = {key: shape for key, shape in found.items() if not key.startswith(inside)}
-        # SK replaces a 3x3 and its batch norm; nothing else is lost, and no name moves.
+        # SK replaces a 3x3 convolution and its batch norm; all other names of torchvision are kept.
         assert kept.items() <= wanted.items()
         lost = {key.rpartition(".")[0] for key in wanted.keys() - kept.keys()}
         replaced = [path for path in attention_blocks(model) if path in dict(theirs.named_modules())]
@@ -210,7 +210,7 @@ def test_torchvisions_weights_load_under_every_block(name):
 @pytest.mark.parametrize("block", ["nonlocal", "danet_position", "danet_channel"])
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
 @torch.inference_mode()
-def test_with_a_block_that_starts_as_nothing_the_network_is_torchvisions(name, block):
+def test_networks_with_identity_blocks_agree_with_torchvision(name, block):
     theirs = randomised(torchvision.models.get_model(name, num_classes=10))
     for at in ((), stages(name)):
         ours = build_network(name, 10, attention=block, at=at)
@@ -219,7 +219,7 @@ def test_with_a_block_that_starts_as_nothing_the_network_is_torchvisions(name, b
 
 
 @torch.inference_mode()
-def test_a_block_changes_what_the_network_computes():
+def test_a_block_changes_the_output():
     theirs = randomised(torchvision.models.resnet18(num_classes=10))
     ours = build_network("resnet18", 10, attention="se")
     load_pretrained(ours, theirs.state_dict(), "resnet18")
@@ -230,7 +230,7 @@ def test_a_block_changes_what_the_network_computes():
     assert not torch.allclose(ours(images()), plain[1])
 
 
-def test_weights_of_blocks_load_too_and_wrong_ones_are_refused():
+def test_weights_of_blocks_are_loaded_and_wrong_ones_refused():
     made = build_network("lenet", 5, attention="se")
     for parameter in made.parameters():
         nn.init.normal_(parameter)
@@ -245,7 +245,7 @@ def test_weights_of_blocks_load_too_and_wrong_ones_are_refused():
 
 
 class Marked(nn.Module):
-    """All that constructors of networks initialise, at 0.25."""
+    """A block with all layers that constructors of networks initialise; its parameters are 0.25."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -260,7 +260,7 @@ class Marked(nn.Module):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "mobilenext", "densenet121", "lenet"])
-def test_networks_leave_the_blocks_their_start(name, monkeypatch):
+def test_networks_do_not_reinitialise_their_blocks(name, monkeypatch):
     monkeypatch.setitem(attention.BLOCKS, "se", Marked)
     found = attention_blocks(build_network(name, 3, attention="se"))
     assert found and all((p == 0.25).all() for block in found.values() for p in block.parameters())
@@ -278,7 +278,7 @@ def test_every_parameter_gets_a_gradient(block):
         assert logits.shape == (2, 5) and logits.isfinite().all(), name
         logits.square().sum().backward()
         assert [key for key, p in model.named_parameters() if p.grad is None] == [], name
-        # A residual branch that starts at zero (gamma) has a gradient in that parameter alone.
+        # If gamma is initially zero, only gamma has a gradient.
         assert all(
             any(p.grad.any() for p in module.parameters()) for module in attention_blocks(model).values()
         ), name
@@ -292,7 +292,7 @@ def test_large_networks_run(name, block):
         assert model(images(40, 33)).shape == (2, 5)
 
 
-def test_danets_two_attentions_count_as_one_block():
+def test_nested_attention_is_one_block():
     (path,) = attention_blocks(build_network("lenet", 5, attention="danet"))
     assert path == "features.conv2_attention"
 

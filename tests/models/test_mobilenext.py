@@ -1,4 +1,4 @@
-"""MobileNeXt's unit and table, and LeNet-5's sizes."""
+"""MobileNeXt against the equation and table of its paper, and the layer sizes of LeNet-5."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from sca_caption.models.mobilenext import MobileNeXt, Sandglass, round_to_16
 
 
 def filled(module: nn.Module) -> nn.Module:
-    """Every parameter and statistic from one sine, in the order of the state dict."""
+    """Set all parameters and statistics to values of a sine, in the order of the state dict."""
     with torch.no_grad():
         for index, value in enumerate(module.state_dict().values()):
             if value.is_floating_point():
@@ -29,7 +29,7 @@ def normalise(x: torch.Tensor, norm: nn.BatchNorm2d) -> torch.Tensor:
 
 @pytest.mark.parametrize("stride", [1, 2])
 @torch.inference_mode()
-def test_the_sandglass_is_the_papers_equation(stride):
+def test_the_sandglass_agrees_with_the_equation(stride):
     unit = filled(Sandglass(12, 12, stride))
     names = [type(module).__name__ for module in unit.conv]
     assert names == ["Conv2d", "BatchNorm2d", "ReLU6", "Conv2d", "BatchNorm2d", "Conv2d", "BatchNorm2d", "ReLU6",
@@ -42,7 +42,7 @@ def test_the_sandglass_is_the_papers_equation(stride):
     torch.testing.assert_close(unit(x), out + x if stride == 1 else out)
 
 
-# Of a unit that gave the outputs of the authors' own (yitu-opensource/MobileNeXt, models/mnext.py, SGBlock).
+# Recorded when the unit agreed with the authors' code (yitu-opensource/MobileNeXt, models/mnext.py, SGBlock).
 RECORDED = {
     1: [0.33759, 17.97528, 11.54529, -0.951, 3.29799, 1.46695, 1.14672, 11.62402, 27.26632],
     2: [-0.66241, 17.54287, 12.17133, 0.02283, 4.21555, 0.59939, 0.25004, 11.38147, 14.36453],
@@ -67,7 +67,7 @@ def test_recorded_outputs(stride):
         ((960, 1280, 1), ["dw", "960-208", "208-1280", "dw"]),
     ],
 )
-def test_the_forms_of_a_unit(arguments, convolutions):
+def test_the_layers_of_a_unit(arguments, convolutions):
     with torch.device("meta"):
         unit = Sandglass(*arguments)
     found = []
@@ -79,21 +79,13 @@ def test_the_forms_of_a_unit(arguments, convolutions):
     assert unit.shortcut == (arguments[0] == arguments[1])
 
 
-def test_narrow_widths_are_multiples_of_16_not_far_below():
-    assert [round_to_16(width) for width in (1, 16, 23, 24, 26, 27, 160, 214)] == [
-        16,
-        16,
-        32,
-        32,
-        32,
-        32,
-        160,
-        208,
-    ]
+def test_widths_are_rounded_to_multiples_of_16():
+    widths = {1: 16, 16: 16, 23: 32, 24: 32, 26: 32, 27: 32, 160: 160, 214: 208}
+    assert {width: round_to_16(width) for width in widths} == widths
 
 
-def test_the_table():
-    """Widths and sizes of the maps that 224 pixels become, from the paper's table 2."""
+def test_the_table_of_the_paper():
+    """Channels and sizes of the maps for images of 224 pixels, from table 2."""
     with torch.device("meta"):
         model = MobileNeXt()
         x, found = torch.zeros(1, 3, 224, 224), []
@@ -108,7 +100,7 @@ def test_the_table():
     assert shortcuts == [4, 5, 7, 8, 10, 11, 12, 14, 15, 16, 18, 19]
 
 
-def test_lenets_layers_are_those_of_the_paper():
+def test_the_layer_sizes_of_lenet():
     x, sizes = torch.zeros(1, 3, 32, 32), []
     model = LeNet()
     for layer in model.features:
@@ -120,5 +112,5 @@ def test_lenets_layers_are_those_of_the_paper():
 
 
 @pytest.mark.parametrize("size", [(16, 16), (45, 33), (120, 160)])
-def test_lenet_takes_other_sizes(size):
+def test_lenet_accepts_other_sizes(size):
     assert LeNet(7)(torch.zeros(2, 3, *size)).shape == (2, 7)

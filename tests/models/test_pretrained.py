@@ -1,4 +1,4 @@
-"""Weights for backbones: what fits, files that cannot be read, downloads that fail, and code that must not run."""
+"""Backbone weights: matching, unreadable files, failed downloads, and code in files, which must not run."""
 
 import pickle
 
@@ -31,7 +31,7 @@ def test_weights_with_another_head_or_none(head):
     assert found and all(torch.equal(value, state[key]) for key, value in found.items())
 
 
-def test_a_download_that_fails_says_what_to_pass(monkeypatch):
+def test_a_failed_download_names_the_flag(monkeypatch):
     for error in (
         OSError("<urlopen error [Errno -2] Name or service\nnot known>"),
         RuntimeError("invalid hash"),
@@ -58,7 +58,7 @@ def test_weights_from_a_file(suffix, tmp_path):
     assert found["a.num_batches_tracked"].item() == 7
 
 
-def test_weights_files_that_cannot_be_read(tmp_path):
+def test_unreadable_weights_files(tmp_path):
     missing = tmp_path / "none.pth"
     message(lambda: pretrained_weights("resnet18", str(missing)), f"no weights file {missing}", ".pth")
     message(lambda: read_state_dict(tmp_path), f"no weights file {tmp_path}")
@@ -80,7 +80,7 @@ def test_weights_files_that_cannot_be_read(tmp_path):
 
 
 class Malicious:
-    """Its pickle writes a file when it is loaded."""
+    """An object whose pickle writes a file when it is loaded."""
 
     def __init__(self, path):
         self.path = path
@@ -100,11 +100,11 @@ def test_code_in_a_weights_file_does_not_run(form, tmp_path):
         read_state_dict(path)
     assert not mark.exists()
     torch.load(path, weights_only=False) if form != "pickle" else pickle.loads(path.read_bytes())
-    assert mark.exists()  # the file was one that does run code
+    assert mark.exists()  # the file does contain code
 
 
-def test_densenets_old_names_are_read(tmp_path, monkeypatch):
-    """torchvision's own download still has them: norm.1 for norm1."""
+def test_old_names_of_densenet_are_read(tmp_path, monkeypatch):
+    """torchvision's download still has them: norm.1 instead of norm1."""
     state = torchvision.models.densenet121(num_classes=3).state_dict()
     old = {
         key.replace("norm1", "norm.1")

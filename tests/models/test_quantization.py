@@ -21,10 +21,10 @@ def test_the_int8_error_is_at_most_half_a_step():
     step = wanted.abs().amax(1) / 127
     error = (found - wanted).abs().amax(1)
     assert found.dtype == torch.float32 and found.shape == wanted.shape
-    assert (error <= step * 0.5001).all() and (error > step * 0.3).all()  # and it is really int8
+    assert (error <= step * 0.5001).all() and (error > step * 0.3).all()  # the error is that of int8
 
 
-def test_int8_keeps_the_largest_of_each_row():
+def test_int8_keeps_the_largest_weight_of_each_row():
     found = dequantize(quantize(MADE, "int8"))["matrix"]
     largest = MADE["matrix"].abs().argmax(1, keepdim=True)
     assert torch.allclose(found.gather(1, largest), MADE["matrix"].gather(1, largest), rtol=1e-6, atol=0)
@@ -56,7 +56,7 @@ def test_rows_of_zeros():
     assert torch.equal(dequantize(quantize(made, "int8"))["matrix"], made["matrix"])
 
 
-def test_all_but_large_matrices_is_float16():
+def test_tensors_other_than_large_matrices_are_float16():
     found = quantize(MADE, "int8")
     types = {name: found[name].dtype for name in MADE}
     int8, half = torch.int8, torch.float16

@@ -54,9 +54,9 @@ def read_coco(root: Path, *, restval: str = "train", year: str | None = None) ->
         if year in (None, y)
     }
     present = tree.image_folders()
-    whole = {y: [part for part in parts if f"{part}{y}" in present] for y, parts in files.items()}
-    best = max(whole, key=lambda y: len(whole[y]))  # the first of YEARS if several are equal
-    if not whole[best]:
+    complete = {y: [part for part in parts if f"{part}{y}" in present] for y, parts in files.items()}
+    best = max(complete, key=lambda y: len(complete[y]))  # the first of YEARS if several are equal
+    if not complete[best]:
         captions = [found[0] for parts in files.values() for found in parts.values()]
         raise UserError(
             f"no COCO in {root}: expected dataset_coco.json, annotations/captions_{{train,val}}"
@@ -65,9 +65,11 @@ def read_coco(root: Path, *, restval: str = "train", year: str | None = None) ->
             f"{tree.error_hints()}; get them from {DOWNLOAD}"
         )
     for part, found in files[best].items():
-        if part not in whole[best]:
+        if part not in complete[best]:
             annotations.report(found[0], f"no image folder {part}{best}; this part was skipped")
-    return read_official(tree, best, {part: files[best][part] for part in whole[best]}, annotations, restval)
+    return read_official(
+        tree, best, {part: files[best][part] for part in complete[best]}, annotations, restval
+    )
 
 
 def read_official(
