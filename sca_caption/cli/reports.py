@@ -18,5 +18,5 @@ def rounded(numbers):
 def write(path: Path, content: dict) -> None:
     with atomic_write(path) as temporary:
         text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
-        # Half a surrogate pair, which is no UTF-8, comes out as \udXXX, which JSON reads back.
+        # Unpaired surrogates are not valid UTF-8; they are written as \udXXX, which JSON reads back.
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

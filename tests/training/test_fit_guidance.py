@@ -11,7 +11,9 @@ from sca_caption import checkpoint
 from sca_caption.cli import fit
 from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.datasets.sources.records import Source
-from sca_caption.guidance.confidence import ConfidenceModel, spearman
+from sca_caption.evaluation.cider import Cider
+from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
+from sca_caption.guidance.confidence import RIDGE, spearman
 from sca_caption.images import ImageError, Transform
 from sca_caption.inference.batching import reader
 from sca_caption.inference.captioning import CaptionPipeline
@@ -136,9 +138,17 @@ def test_confidence_is_fitted_to_the_captions_of_the_pipeline(path, tmp_path):
     pipeline = CaptionPipeline.load(path, device="cpu")
     read = reader(data, pipeline.networks, pipeline.transform)
     best = [result.captions[0] for result in pipeline.stream(rows, read)]
-    given = [found.probability(each.mean_log_prob, each.ratings) for each in best]
-    assert isinstance(found, ConfidenceModel) and f"over {len(rows)} images" in lines[0]
-    assert len(lines) == 5 and 0 < min(given) < max(given) < 1
+    cider = Cider([[ptb_tokenize(text) for text in data.references(row)] for row in rows])
+    scores = np.array(cider.score([ptb_tokenize(each.text) for each in best])[1])
+    assert np.median(scores) != np.mean(scores)
+    # At the maximum of the likelihood, the residuals are orthogonal to what the model reads, up to its ridge.
+    residuals = (scores > np.median(scores)) - np.array(
+        [found.probability(each.mean_log_prob, each.ratings) for each in best]
+    )
+    weights = [found.slope, found.ratings["consensus"], found.intercept]
+    inputs = [[each.mean_log_prob, each.ratings["consensus"], 1.0] for each in best]
+    assert residuals @ np.array(inputs) == pytest.approx(RIDGE * np.array(weights), abs=1e-6)
+    assert found.ratings["consensus"] and len(lines) == 5 and f"over {len(rows)} images" in lines[0]
 
 
 def test_held_out_confidence_is_of_models_that_did_not_see_the_caption():

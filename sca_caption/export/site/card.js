@@ -2,7 +2,7 @@
 
 import { Heat, maxMultiple, positionName } from "./attention.js";
 
-const LEVELS = [[0.6, "Probably good"], [0.4, "Uncertain"], [0, "Probably poor"]]; // of confidence, from
+const LEVELS = [[0.6, "High confidence"], [0.4, "Medium confidence"], [0, "Low confidence"]];
 const percent = (fraction) => (fraction < 0.005 ? "under 1\u00a0%" : `${Math.round(100 * fraction)}\u00a0%`);
 
 export class Card {
@@ -123,7 +123,7 @@ export class Card {
       this.heat.show(map, ...(layer?.grid ?? [1, 1]), this.most);
     }
     const word = this.result.words[index];
-    const where = map ? `, looked most at the ${positionName(map, ...layer.grid)}` : "";
+    const where = map ? `, attention highest at the ${positionName(map, ...layer.grid)}` : "";
     this.find(".word").textContent = word ? `${word.text}: probability ${percent(word.probability)}${where}` : "";
   }
 
