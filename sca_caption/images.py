@@ -61,7 +61,7 @@ class ImageError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """How a photograph becomes a square of `size` x `size` pixels.
+    """Geometric transform of a photograph to `size` x `size` pixels.
 
     mode: "resize" squashes the whole photograph; "crop" keeps its aspect ratio and takes the centre.
     """
@@ -244,7 +244,7 @@ def _image_errors(name: str) -> Iterator[None]:
 
 
 def _name_of(source: Source) -> str:
-    """What messages call an image."""
+    """The name of an image in messages."""
     if isinstance(source, Image.Image):
         return getattr(source, "filename", "") or "the image"
     return "the image" if isinstance(source, bytes) else str(os.fspath(source))

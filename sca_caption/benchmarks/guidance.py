@@ -1,4 +1,4 @@
-"""What guidance does to captions.
+"""Effect of guidance on captions.
 
 objects: how many captions name the object of a photograph by an everyday noun, for folders of photographs named by
 class, as Caltech-101's. It counts the classes that one of the inserted nouns (see `guidance.object_nouns`) names
@@ -136,7 +136,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def without(pipeline: CaptionPipeline, name: str) -> CaptionPipeline:
-    """The same pipeline without one guide. Raises UserError if it has none of that name."""
+    """Copy the pipeline without the guide `name`. Raises UserError if there is no such guide."""
     guides = [guide for guide in pipeline.guides if guide.name != name]
     if len(guides) == len(pipeline.guides):
         raise UserError(f"this model has no guide {name!r}; python -m sca_caption fit or average adds one")

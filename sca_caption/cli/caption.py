@@ -256,7 +256,7 @@ class Outputs:
             self.drawing = Drawing(self.arguments.explain, pipeline, self.arguments.explain_data)
 
     def missing(self) -> list[int]:
-        """Which images are to be captioned, by their positions."""
+        """Positions of the images that are to be captioned."""
         if self.results:
             return self.results.missing(self.paths)
         if self.sidecars and self.arguments.resume:
@@ -264,7 +264,7 @@ class Outputs:
         return list(range(len(self.paths)))
 
     def answer(self, pipeline: "CaptionPipeline") -> Callable[[Sequence[Path]], Iterable["Result"]]:
-        """What gives the results of paths, with all that the outputs need of them."""
+        """The function that yields the results of paths, with traces if an output needs them."""
         traced = bool(self.arguments.explain or self.arguments.save_attention)
         if not self.arguments.output:
             return partial(pipeline.stream, traced=traced)
@@ -284,7 +284,7 @@ class Outputs:
             self.printer.finish()
 
     def summary(self, count: int, failed: int) -> list[str]:
-        """What was done, to tell the user."""
+        """Print a summary for the user."""
         lines: list[str] = []
         if self.results and failed < count:
             kept = f", {self.results.kept} of them before" if self.results.kept else ""

@@ -227,7 +227,7 @@ def image_of(data, row: int) -> ReferenceImage:
 
 
 def results(scored: Sequence[tuple[ReferenceImage, str]], scores: Scores, provenance: dict) -> dict:
-    """What goes to --output."""
+    """The contents of the file --output, as JSON values."""
     images = [
         {
             "image_id": image.image_id,

@@ -154,7 +154,7 @@ def predict(model, data, rows, quiet: bool = False) -> list:
 
 
 def results(scores: Scores, data, rows, logits, provenance: dict) -> dict:
-    """What goes to --output. Accuracies are 0 to 100, probabilities 0 to 1."""
+    """The contents of the file --output, as JSON values. Accuracies are 0 to 100, probabilities 0 to 1."""
     import torch
 
     from sca_caption.cli.reports import rounded

@@ -83,7 +83,7 @@ def serve(arguments: argparse.Namespace) -> int:
 
 
 def name_of(checkpoints: list[Path] | None) -> str:
-    """What the page calls the model, without the folders that it lies in."""
+    """The model's name on the page: file names without folders."""
     return (
         ", ".join(f"{path.parent.name}/{path.name}" for path in checkpoints or ()) or "the model that ships"
     )

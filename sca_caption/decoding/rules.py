@@ -1,5 +1,4 @@
-"""Which words may follow which: lengths, repeated n-grams, repeated conjuncts, and endings that leave a phrase
-incomplete.
+"""Rules for the words of captions: lengths, repeated n-grams, repeated conjuncts and incomplete endings.
 
 `BAD_ENDINGS` is the list of ImageCaptioning.pytorch's `remove_bad_endings` ("a man with a"), extended.
 """
@@ -18,7 +17,7 @@ NEVER = (PAD, BOS, UNK)  # words that no caption contains
 
 @dataclass(frozen=True)
 class Rules:
-    """Which words may stand where. Raises ValueError for lengths that contradict each other.
+    """Rules for words by position. Raises ValueError for contradictory lengths.
 
     Captions have min_length to max_length words, none of `forbidden`, and do not end in one of `bad_endings` (ids).
     """

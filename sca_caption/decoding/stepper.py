@@ -1,4 +1,4 @@
-"""What decoding knows of a captioner, and the captions that it returns.
+"""The interface of captioners to decoding, and the captions that decoding returns.
 
     state = model.start(encoded)                 # one row per image; opaque except for len() and select()
     logits, state = model.step(tokens, state)    # tokens (rows,) -> logits (rows, V)
@@ -35,7 +35,7 @@ class Hypothesis:
 
 
 class State(Protocol):
-    """What a decoder remembers between two words, one row per partial caption."""
+    """The recurrent state of a captioner, one row per partial caption."""
 
     @property
     def device(self) -> torch.device: ...

@@ -13,8 +13,8 @@ import numpy as np
 from sca_caption.models.quantization import MIN_INT8_SIZE, is_matrix
 from sca_caption.runtime.errors import UserError
 
-# Which input of a node is its weight, and along which axis of it the outputs lie.
-PLACES = {"Conv": (1, 0), "MatMul": (1, 1), "Gather": (0, 0)}
+# Per operator: the index of the weight among the inputs, and the axis of the weight that indexes outputs.
+WEIGHT_INPUTS = {"Conv": (1, 0), "MatMul": (1, 1), "Gather": (0, 0)}
 
 
 def quantize(source: Path, target: Path, robust: bool = False) -> None:
@@ -67,7 +67,7 @@ def quantize(source: Path, target: Path, robust: bool = False) -> None:
 
 
 def place_of(node) -> tuple[int | None, int]:
-    """As in PLACES; (None, 0) for a node without a weight."""
+    """The entry of WEIGHT_INPUTS for a node; (None, 0) for nodes without a weight."""
     if node.op_type == "Gemm":
         return 1, 0 if any(x.name == "transB" and x.i for x in node.attribute) else 1
-    return PLACES.get(node.op_type, (None, 0))
+    return WEIGHT_INPUTS.get(node.op_type, (None, 0))

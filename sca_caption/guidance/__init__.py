@@ -1,4 +1,4 @@
-"""What steers captions beside the captioner: one file per guide, one line per guide in GUIDES."""
+"""Guides steer decoding in addition to the captioner: one file and one line in GUIDES per guide."""
 
 from sca_caption.guidance.confidence import ConfidenceGuide
 from sca_caption.guidance.consensus import ConsensusReranker

@@ -1,12 +1,12 @@
-"""What steers captions beside the captioner: the protocol of guides.
+"""The protocol of guides, which steer decoding in addition to the captioner.
 
 A guide has two halves.
 
-- `TrainedGuide`, what a checkpoint stores: tensors and settings. From what the encoders computed of an image it predicts
-  one row per image, in PyTorch or as an output of an exported graph.
-- `Guide`, what a search asks: which words to exclude from an image's captions, which word to insert, how to rate a
-  finished caption, how far to trust it. It is made from the trained half, or from its JSON description in an exported
-  model, and reads the prediction alone; so it steers PyTorch and onnxruntime alike.
+- `TrainedGuide` has the tensors and settings that a checkpoint stores. From the encoders' output it predicts one row per
+  image, in PyTorch or as an output of an exported graph.
+- `Guide` answers the search: which words to exclude from an image's captions, which word to insert, how to score a
+  finished caption, how confident to be in it. It is created from the trained half, or from its JSON description in an
+  exported model. It reads only the prediction, so it works with PyTorch and onnxruntime alike.
 
 A new guide is one file in this package and one line in `guidance.GUIDES`.
 
@@ -43,7 +43,7 @@ class TrainedGuide(nn.Module):
         return False
 
     def settings(self) -> dict[str, Any]:
-        """What `restore` needs beside the tensors, as JSON values."""
+        """Arguments of `restore` in addition to the tensors, as JSON values."""
         return {}
 
     @classmethod
@@ -77,11 +77,11 @@ class FeatureEncoder(TrainedGuide):
         raise NotImplementedError(type(self).__name__)
 
     def image_features(self, inputs: Tensor) -> Tensor:
-        """What `capture_input` collected, (B, ...) -> features (B, C')."""
+        """Inputs collected by `capture_input`, (B, ...) -> features (B, C')."""
         raise NotImplementedError(type(self).__name__)
 
     def pooled(self, inputs: Tensor) -> Tensor:
-        """The same for inputs that have the network's size."""
+        """As above, for inputs that have the network's size."""
         raise NotImplementedError(type(self).__name__)
 
 
@@ -128,7 +128,7 @@ class Guide:
         raise NotImplementedError(cls.__name__)
 
     def to_json(self) -> dict[str, Any]:
-        """What `from_json`, and a search in another language, needs; documented in `export.onnx_folder`."""
+        """The description that `from_json` and the JavaScript search read; its fields are documented in `export.onnx_folder`."""
         raise NotImplementedError(type(self).__name__)
 
     def banned_words(self, predicted: Tensor, forced: ForcedWords, words: int) -> Tensor | None:
@@ -145,7 +145,7 @@ class Guide:
         return None
 
     def rate(self, predicted: Tensor, image: int, tokens: Sequence[int]) -> float:
-        """What a finished caption of an image is worth: added to its score, times `SearchConfig.rerank_weight`."""
+        """The score of a finished caption, which the search adds to its own times `SearchConfig.rerank_weight`."""
         return 0.0
 
     def confidence(self, mean_log_prob: float, ratings: Mapping[str, float]) -> float | None:

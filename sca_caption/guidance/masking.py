@@ -27,7 +27,7 @@ class MaskedWords:
 
 @dataclass(frozen=True)
 class GrammaticalWords(MaskedWords):
-    """The same for captions that must contain an inserted noun, which also excludes ungrammatical neighbours of it."""
+    """MaskedWords for captions with an inserted noun: also excludes ungrammatical neighbours of the noun."""
 
     inserted: Tensor  # bool (B, W): the forms of the noun
     disagreeing: Mapping[int, Tensor]  # after this word, these forms (W,) do not agree: "a" before a plural

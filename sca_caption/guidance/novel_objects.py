@@ -172,7 +172,7 @@ class ObjectLexicon(Guide):
 
 
 def donor_weights(classifier: ObjectClassifier, vocabulary: Vocabulary, new: Sequence[str]) -> Tensor:
-    """Which known words make the vectors of each new one: (new, known), rows of sum 1, or of 0 without any donor.
+    """Weights of known words in the vectors of new words: (new, known). Rows sum to 1, or to 0 without donors.
 
     Nouns are similar if the classifier's weights of their classes are.
     """

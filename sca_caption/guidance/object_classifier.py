@@ -89,7 +89,7 @@ class ObjectClassifier(FeatureEncoder):
         return features
 
     def pooled(self, inputs: Tensor) -> Tensor:
-        """The same for a map that has this network's size."""
+        """As above, for a map that has this network's size."""
         return self.features(self.pixels(inputs)).mean((2, 3))
 
     def class_probabilities(self, features: Tensor) -> Tensor:
@@ -155,7 +155,7 @@ def pretrained_classifier(
 
 
 def common_blocks(ours: dict[str, Tensor], theirs: dict[str, Tensor], most: int) -> int:
-    """How many of the lowest blocks, at most `most`, have equal weights in both state dicts."""
+    """Number of lowest blocks, at most `most`, with equal weights in both state dicts."""
     for block in range(most):
         for name, value in ours.items():
             other = theirs.get(name)

@@ -70,7 +70,7 @@ class Result:
 
 
 class CaptioningModel(Protocol):
-    """What the pipeline runs: `TorchCaptioner`, or `export.onnx_captioner.OnnxCaptioner`."""
+    """Interface of the captioners that the pipeline runs: `TorchCaptioner` and `export.onnx_captioner.OnnxCaptioner`."""
 
     vocabulary: Vocabulary  # all words, those that guides add at the end
     vocabulary_size: int  # how many are the captioner's own
@@ -152,7 +152,7 @@ class CaptionPipeline:
     def with_search(
         self, search: SearchConfig, force_words: Sequence[str] = (), *, objects: bool = True
     ) -> "CaptionPipeline":
-        """The same model with other settings; objects=False turns guides about objects off."""
+        """Copy the pipeline with other settings. objects=False removes the guides about objects."""
         other = copy.copy(self)
         other.sampling = None
         other.guides = [guide for guide in self.guides if objects or not guide.about_objects]
@@ -206,7 +206,7 @@ class CaptionPipeline:
         return self._caption(batch, forced)[0]
 
     def trace_batch(self, batch: Inputs) -> list[tuple[tuple[Caption, ...], Trace]]:
-        """The same with the attention at every word of the best captions. Raises UserError as `sca_cnn` does."""
+        """As `caption_batch`, with attention traces of the best captions. Raises UserError as `sca_cnn` does."""
         network = self.sca_cnn
         captions, state = self._caption(batch)
         traces = trace(network, state, [best.tokens for best, *_ in captions], self.model.vocabulary_size)

@@ -124,7 +124,7 @@ def init_he(conv: nn.Conv2d) -> nn.Conv2d:
 
 @dataclass(frozen=True)
 class Network:
-    """How a network is built, and its stages.
+    """Constructor and stages of a network.
 
     make: (classes, stem) -> the network without blocks. find: its stages with their insertion points, in order.
     """

@@ -213,7 +213,7 @@ class SCACNN(nn.Module):
         return pool_modulated(maps[0], *weights[-1]), tuple(weights)
 
     def _attend_shared_maps(self, state: State) -> tuple[Tensor, tuple[LayerWeights, ...]]:
-        """As `_attend`, for one layer in the form S or S-C, without copying V for every row."""
+        """Compute `_attend` for one layer in mode S or S-C without copying V for every row."""
         (attend,) = self.attention.values()
         alpha = attend.spatial(state.keys.index_select(0, state.image), state.hidden)
         pooled, beta = pool_shared(state.maps[0], alpha, state.image), None

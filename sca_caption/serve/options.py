@@ -15,7 +15,7 @@ TYPE_NAMES = {int: "a whole number", float: "a number", bool: "true or false"}
 
 @dataclass(frozen=True)
 class Options:
-    """How to caption a photograph.
+    """Options of one request.
 
     Attributes:
         search: settings of beam search.

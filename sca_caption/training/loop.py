@@ -35,7 +35,7 @@ RENAMED = {"images_a_second": "images_per_second"}  # keys of the history in run
 
 
 class Task(Protocol):
-    """What the loop trains: a model on its device, its data, its loss and its validation score."""
+    """A training task: a model on its device, its data, its loss and its validation score."""
 
     processes: Processes  # that share the training
     loss_name: str  # of the number that `loss` reports: "loss" or "reward"

@@ -1,4 +1,4 @@
-"""What a reader of a data set returns: a Source, which holds one Record per image."""
+"""The result of reading a data set: a Source, which holds one Record per image."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
