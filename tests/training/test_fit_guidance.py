@@ -140,7 +140,7 @@ def test_confidence_is_fitted_to_the_captions_of_the_pipeline(path, tmp_path):
     best = [result.captions[0] for result in pipeline.stream(rows, read)]
     cider = Cider([[ptb_tokenize(text) for text in data.references(row)] for row in rows])
     scores = np.array(cider.score([ptb_tokenize(each.text) for each in best])[1])
-    assert np.median(scores) != np.mean(scores)
+    assert (scores > np.median(scores)).sum() > (scores > np.mean(scores)).sum()
     # At the maximum of the likelihood, the residuals are orthogonal to what the model reads, up to its ridge.
     residuals = (scores > np.median(scores)) - np.array(
         [found.probability(each.mean_log_prob, each.ratings) for each in best]
