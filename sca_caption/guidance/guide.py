@@ -128,7 +128,7 @@ class Guide:
         raise NotImplementedError(cls.__name__)
 
     def to_json(self) -> dict[str, Any]:
-        """The description that `from_json` and the JavaScript search read; its fields are documented in `export.onnx_folder`."""
+        """The description that `from_json` and the JavaScript search read; see `export.onnx_folder` for its fields."""
         raise NotImplementedError(type(self).__name__)
 
     def banned_words(self, predicted: Tensor, forced: ForcedWords, words: int) -> Tensor | None:

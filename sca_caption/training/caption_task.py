@@ -93,7 +93,7 @@ class CaptionTask:
         self.model.backbone.set_trainable(finetune, self.config.finetune_from)
 
     def batches(self, epoch: int) -> Iterator[tuple[list[int], bool, Batch]]:
-        """Yield rows of the data file, whether this process's rows count (see `Processes.shard_batch`), and their batch."""
+        """Yield rows of the data file, whether they count (see `Processes.shard_batch`), and their batch."""
         order = np.random.default_rng([self.config.seed, epoch]).permutation(self.rows).tolist()
         whole = batches.split_batches(order, self.config.batch_size)
         keys = [(epoch, i) for i in order]
