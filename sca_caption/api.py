@@ -27,6 +27,7 @@ Traceback (most recent call last):
 sca_caption.images.ImageError: no such photograph.jpg: no such file; check the path
 """
 
+import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -37,7 +38,7 @@ from PIL import Image
 from torch import Tensor
 
 from sca_caption import images
-from sca_caption.config import BATCH_SIZE, SearchConfig
+from sca_caption.config import BATCH_SIZE
 from sca_caption.images import ImageError
 from sca_caption.inference.captioning import Caption, CaptionPipeline, Result
 from sca_caption.runtime.errors import UserError
@@ -114,7 +115,7 @@ class Captioner:
         """
         pipeline = self.pipeline
         if force_words or search:
-            pipeline = pipeline.with_search(SearchConfig(**search), force_words)
+            pipeline = pipeline.with_search(dataclasses.replace(pipeline.search, **search), force_words)
         return pipeline.stream(pictures, self._read)
 
     def explain(self, picture: Picture, caption: str | None = None) -> "Explanation":

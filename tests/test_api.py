@@ -12,6 +12,7 @@ from PIL import Image
 
 import sca_caption
 from sca_caption import Captioner, ImageError, UserError, api
+from sca_caption.config import SearchConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -81,6 +82,12 @@ def test_settings_of_a_call_are_for_that_call(captioner, photograph):
     assert [each.score for each in several] == sorted((each.score for each in several), reverse=True)
     assert "ball" in captioner.caption(photograph, force_words=["ball"]).split()
     assert captioner.captions(photograph) == before
+
+
+def test_settings_of_a_call_change_no_others(captioner, photograph):
+    other = Captioner(captioner.pipeline.with_search(SearchConfig(beam_size=6, num_captions=3, max_length=4)))
+    changed = other.captions(photograph, min_length=3)
+    assert len(changed) == 3 and all(3 <= len(each.tokens) <= 4 for each in changed)
 
 
 def test_a_stream_reports_what_cannot_be_read_and_goes_on(captioner, photos, tmp_path):
