@@ -90,6 +90,21 @@ def send(page, kind: str, name: str, data: bytes) -> None:
     page.evaluate(code, [kind, name, base64.b64encode(data).decode()])
 
 
+def test_a_photograph_chosen_before_the_model_card_arrives_is_captioned(url, pipeline, tmp_path):
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded(photo(3)))
+    held: list = []
+    with browser_page() as page:
+        page.route("**/api/model", lambda route: held.append(route))
+        page.goto(url)
+        page.set_input_files("#file", path)
+        page.wait_for_timeout(200)
+        assert page.get_attribute("body", "data-ready") is None and page.is_hidden("#error")
+        held[0].continue_()
+        wait_for(page, caption_of(pipeline, path))
+        assert not page.messages
+
+
 def test_a_photograph_is_captioned_and_its_words_are_shown(url, pipeline, tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(encoded(photo(3)))

@@ -14,7 +14,8 @@ const LABELS = {
 const controls = find("controls");
 const fields = [...controls.elements].filter((field) => field.name);
 
-let model = null; // the model card of /api/model
+const loading = fetchJson("api/model");
+let model = null; // the model card, once it is loaded
 let entries = []; // {file, url, answer, thumbnail}, newest first
 let shown = null; // the entry on the page
 let request = null; // AbortController of the current request
@@ -54,6 +55,7 @@ async function caption(entry, turn, count = "") {
   const before = shown;
   showError("");
   try {
+    await loading; // a photograph can be chosen before the model card is here
     const limit = model.limits.upload_bytes;
     if (entry.file.size > limit) throw new Error(`${entry.file.name}: more than ${limit / 1e6} MB; resize the photograph first`);
     entry.url ??= URL.createObjectURL(entry.file);
@@ -239,7 +241,7 @@ function listen() {
 prepare();
 listen();
 try {
-  model = await fetchJson("api/model");
+  model = await loading;
   setControls();
   describeModel();
   document.body.dataset.ready = "";
