@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from sca_caption.inference.journal import journal_of
+from tests.helpers.made_photos import error_line
 
 pytestmark = pytest.mark.slow
 
@@ -177,10 +178,8 @@ def test_text_files_that_are_missing_come_from_the_results(run, photos, tmp_path
 def test_mistakes_are_one_line(run, photos, flags, named):
     twin = photos[0].with_suffix(".png")
     Image.new("RGB", (9, 9)).save(twin)
-    status, out, err = run(photos[0].parent, *flags)
-    assert (status, out) == (2, "")
-    assert err.startswith("error: ") and err.count("\n") == 1
-    assert all(part.format(*sorted((twin, photos[0]))) in err for part in named)
+    found = error_line(*run(photos[0].parent, *flags))
+    assert all(part.format(*sorted((twin, photos[0]))) in found for part in named)
     assert not list(photos[0].parent.glob("*.txt"))
 
 

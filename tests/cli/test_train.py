@@ -20,7 +20,7 @@ from sca_caption.runtime.torchvision_compat import torchvision
 from sca_caption.training import loop as training
 from sca_caption.training.validation import Validation
 from sca_caption.vocab import Vocabulary
-from tests.helpers.made_photos import dataset, write
+from tests.helpers.made_photos import dataset, error_line, write
 from tests.helpers.tiny_captioner import TINY, tiny_captioner
 
 SMALL = ["--backbone", "resnet18", "--layers", "layer1.0", "layer1.1", "--attention-width", "8"]
@@ -66,10 +66,7 @@ def run(capsys, *arguments: str) -> tuple[int, str, str]:
 
 def mistake(capsys, *arguments: str) -> str:
     """What the program says on the way out with status 2: one line, and nothing was trained."""
-    status, out, err = run(capsys, *arguments)
-    assert (status, out) == (2, "")
-    assert err.startswith("error: ") and err.endswith("\n") and err.count("\n") == 1
-    return err.removeprefix("error: ").removesuffix("\n")
+    return error_line(*run(capsys, *arguments))
 
 
 def test_it_trains_resumes_and_says_where_the_model_is(here, capsys):
@@ -126,10 +123,9 @@ def test_an_interrupted_run_goes_on_to_the_same_model(here, capsys, monkeypatch)
 
 def test_a_missing_data_file_names_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert main(["--dataset", "flickr30k"]) == 2
-    out, err = capsys.readouterr()
-    assert out == "" and err.startswith("error: ") and err.count("\n") == 1
-    assert "data/flickr30k.h5" in err and "python preprocess.py --dataset flickr30k" in err
+    status = main(["--dataset", "flickr30k"])
+    found = error_line(status, *capsys.readouterr())
+    assert "data/flickr30k.h5" in found and "python preprocess.py --dataset flickr30k" in found
     assert not list(tmp_path.iterdir())
 
 

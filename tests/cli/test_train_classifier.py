@@ -20,6 +20,7 @@ from sca_caption.training import loop as training
 from sca_caption.training import optim
 from sca_caption.vocab import Vocabulary
 from tests.helpers.classified_pictures import class_folders
+from tests.helpers.made_photos import error_line
 from tests.helpers.tiny_captioner import tiny_captioner
 
 COMMON = ["--task", "classify", "--dataset", "folder", "--device", "cpu"]
@@ -44,10 +45,7 @@ def run(capsys, *arguments: str) -> tuple[int, str, str]:
 
 def mistake(capsys, *arguments: str) -> str:
     """What the program says on the way out with status 2: one line, and nothing was trained."""
-    status, out, err = run(capsys, *arguments)
-    assert (status, out) == (2, "")
-    assert err.startswith("error: ") and err.endswith("\n") and err.count("\n") == 1
-    return err.removeprefix("error: ").removesuffix("\n")
+    return error_line(*run(capsys, *arguments))
 
 
 def test_it_trains_resumes_and_says_where_the_model_is(here, capsys):

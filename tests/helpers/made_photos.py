@@ -66,3 +66,10 @@ def message(call, *parts: str) -> str:
     assert "\n" not in text
     assert not [part for part in parts if part not in text], text
     return text
+
+
+def error_line(status: int, out: str, err: str) -> str:
+    """The message of a program that refused its arguments: exit status 2, one line, and no output."""
+    assert (status, out) == (2, ""), err
+    assert err.startswith("error: ") and err.endswith("\n") and err.count("\n") == 1, err
+    return err.removeprefix("error: ").removesuffix("\n")

@@ -1,6 +1,7 @@
 """Training runs of a second: a data set of coloured squares, a small captioner, and `run`."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -51,6 +52,31 @@ def captioner(data: CaptionDataset, **changes) -> SCACNN:
     return SCACNN(dataclasses.replace(MODEL, **changes), len(data.vocabulary))
 
 
+def reporter(stop_after: int | None) -> tuple[Callable[[str], None], list[str]]:
+    """A function that collects reported lines, and the lines. It raises Interruption after epoch `stop_after`."""
+    lines: list[str] = []
+
+    def report(line: str) -> None:
+        lines.append(line)
+        if stop_after is not None and line.startswith(f"epoch {stop_after:2}/"):
+            raise Interruption
+
+    return report, lines
+
+
+def assert_equal_tensors(found: dict, wanted: dict) -> None:
+    assert found.keys() == wanted.keys()
+    for name, value in found.items():
+        assert torch.equal(value, wanted[name]), name
+
+
+def assert_equal_histories(found: list[dict], wanted: list[dict]) -> None:
+    """The records of two runs are equal, except for their times."""
+    timing = {"seconds", "images_per_second"}
+    one, two = ([{k: v for k, v in r.items() if k not in timing} for r in each] for each in (found, wanted))
+    assert one == two
+
+
 def run(
     data: CaptionDataset,
     output: Path,
@@ -61,13 +87,7 @@ def run(
     **changes,
 ):
     """(history, lines said); stop_after: the run dies once that many epochs have been reported. changes: of MODEL."""
-    lines = []
-
-    def say(line: str) -> None:
-        lines.append(line)
-        if stop_after is not None and line.startswith(f"epoch {stop_after:2}/"):
-            raise Interruption
-
+    say, lines = reporter(stop_after)
     resumed = checkpoint.load(output / "last.pt") if resume else None
     model = resumed.model if resume else captioner(data, **changes)
     return train(CaptionTask(model, data, config, processes), config, output, resumed, say), lines

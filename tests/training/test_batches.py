@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from PIL import Image
 from sca_caption.config import TrainConfig
 from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.models.sca_cnn import SCACNN
-from sca_caption.training import batches, loop
+from sca_caption.training import batches
 from sca_caption.training.batches import MAX_WORDS, CaptionedImages, collate
 from sca_caption.vocab import EOS, PAD
 from tests.helpers.made_photos import encoded, record, write
@@ -20,24 +19,6 @@ from tests.helpers.toy_backbone import toy  # noqa: F401
 from tests.helpers.training_runs import QUICK, captioner, run, source
 
 pytestmark = pytest.mark.usefixtures("toy", "no_tensorboard")
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "squares.h5"
-    write(source(), path, encoding="raw")
-    return path
-
-
-@pytest.fixture
-def data(path) -> CaptionDataset:
-    return CaptionDataset(path)
-
-
-@pytest.fixture
-def no_tensorboard(monkeypatch):
-    monkeypatch.setattr(loop, "draw_progress", lambda *_: None)
-    monkeypatch.setattr(loop, "summary_writer", lambda output: None)  # its import takes longer than the tests
 
 
 def test_each_image_is_read_once_per_epoch(data, tmp_path, monkeypatch):

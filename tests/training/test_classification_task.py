@@ -13,15 +13,17 @@ from sca_caption.config import ClassifierConfig, ClassifierTrainConfig
 from sca_caption.datasets.classification import LabelledImages, open_dataset
 from sca_caption.images import Transform
 from sca_caption.models.classifier import Classifier
-from sca_caption.training import loop
 from sca_caption.training.classification_task import ClassificationTask, Views, view
 from sca_caption.training.ema import EMA
 from sca_caption.training.loop import train
 from tests.helpers.classified_pictures import class_folders
 from tests.helpers.made_photos import message
+from tests.helpers.training_runs import Interruption, assert_equal_histories, assert_equal_tensors, reporter
 
 QUICK = ClassifierTrainConfig(epochs=2, batch_size=8, workers=0, lr=0.01, views="none")
 SMALL = Transform(32, "crop")
+
+pytestmark = pytest.mark.usefixtures("no_tensorboard")
 
 
 @pytest.fixture(scope="module")
@@ -34,31 +36,15 @@ def data(root) -> LabelledImages:
     return open_dataset("folder", root)
 
 
-@pytest.fixture(autouse=True)
-def no_tensorboard(monkeypatch):
-    monkeypatch.setattr(loop, "summary_writer", lambda output: None)
-    monkeypatch.setattr(loop, "draw_progress", lambda *_: None)
-
-
 def classifier(data: LabelledImages, **changes) -> Classifier:
     torch.manual_seed(0)
     config = ClassifierConfig(backbone="lenet", attention="se", image_size=32, classes=data.classes)
     return Classifier(dataclasses.replace(config, **changes))
 
 
-class Interruption(Exception):
-    pass
-
-
 def run(data, output, config, stop_after=None, resume=False, **changes):
     """Train. Returns the history and the reported lines. stop_after: the run is interrupted after so many epochs."""
-    lines = []
-
-    def report(line: str) -> None:
-        lines.append(line)
-        if stop_after is not None and line.startswith(f"epoch {stop_after:2}/"):
-            raise Interruption
-
+    report, lines = reporter(stop_after)
     resumed = checkpoint.load(output / "last.pt", "classify") if resume else None
     model = resumed.model if resume else classifier(data, **changes)
     source = {"dataset": "folder", "root": "fruit"}
@@ -139,18 +125,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one(changes, data, tmp_path):
         run(data, tmp_path / "parts", config, stop_after=2)
     resumed, lines = run(data, tmp_path / "parts", config, resume=True)
     assert [line[:9] for line in lines if line.startswith("epoch")] == ["epoch  3/", "epoch  4/"]
-    timing = {"seconds", "images_per_second"}
-    assert [{k: v for k, v in r.items() if k not in timing} for r in resumed] == [
-        {k: v for k, v in r.items() if k not in timing} for r in history
-    ]
+    assert_equal_histories(resumed, history)
     for name in ("last.pt", "best.pt"):
         whole, parts = (checkpoint.load(tmp_path / f / name, "classify") for f in ("whole", "parts"))
-        for found, wanted in (
-            (parts.model.state_dict(), whole.model.state_dict()),
-            (parts.extra, whole.extra),
-        ):
-            assert found.keys() == wanted.keys()
-            assert all(torch.equal(value, wanted[key]) for key, value in found.items())
+        assert_equal_tensors(parts.model.state_dict(), whole.model.state_dict())
+        assert_equal_tensors(parts.extra, whole.extra)
 
 
 def test_it_learns_and_its_accuracy_equals_that_of_single_images(data, tmp_path):

@@ -25,7 +25,7 @@ from tests.helpers.torchrun import needs_distributed, torchrun
 from tests.helpers.toy_backbone import toy  # noqa: F401
 from tests.helpers.training_runs import QUICK, captioner, run, source
 
-pytestmark = [pytest.mark.usefixtures("toy"), pytest.mark.slow]
+pytestmark = [pytest.mark.usefixtures("toy", "no_tensorboard"), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +41,6 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture
 def data(folder) -> CaptionDataset:
     return CaptionDataset(folder / "data" / "squares.h5")
-
-
-@pytest.fixture(autouse=True)
-def no_tensorboard(monkeypatch):
-    monkeypatch.setattr(loop, "summary_writer", lambda output: None)
-    monkeypatch.setattr(loop, "draw_progress", lambda *_: None)
 
 
 # ---- sharing work-----------------------------------------------------------------------------------------------------

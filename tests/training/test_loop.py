@@ -15,7 +15,6 @@ import torch
 from sca_caption import checkpoint
 from sca_caption.cli.runs import check_same_settings
 from sca_caption.config import TrainConfig, from_dict
-from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.decoding.beam_search import beam_search, greedy
 from sca_caption.evaluation.caption_quality import Quality
 from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
@@ -24,37 +23,19 @@ from sca_caption.training.caption_task import CaptionTask
 from sca_caption.training.loop import improves, out_of_patience, train
 from sca_caption.training.optim import rate_factor
 from sca_caption.training.validation import Validation
-from tests.helpers.made_photos import SMALL, message, write
+from tests.helpers.made_photos import SMALL, message
 from tests.helpers.toy_backbone import toy  # noqa: F401
-from tests.helpers.training_runs import MODEL, QUICK, Interruption, captioner, run, source
+from tests.helpers.training_runs import (
+    MODEL,
+    QUICK,
+    Interruption,
+    assert_equal_histories,
+    assert_equal_tensors,
+    captioner,
+    run,
+)
 
-pytestmark = pytest.mark.usefixtures("toy")
-
-
-@pytest.fixture(scope="module")
-def path(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "squares.h5"
-    write(source(), path, encoding="raw")
-    return path
-
-
-@pytest.fixture
-def data(path) -> CaptionDataset:
-    return CaptionDataset(path)
-
-
-@pytest.fixture(autouse=True)
-def no_tensorboard(request, monkeypatch):
-    """No TensorBoard and no progress.svg, which take longer than the training."""
-    monkeypatch.setattr(loop, "draw_progress", lambda *_: None)
-    if "tensorboard" not in request.node.name:
-        monkeypatch.setattr(loop, "summary_writer", lambda output: None)
-
-
-def assert_equal_tensors(found: dict, wanted: dict) -> None:
-    assert found.keys() == wanted.keys()
-    for name, value in found.items():
-        assert torch.equal(value, wanted[name]), name
+pytestmark = pytest.mark.usefixtures("toy", "no_tensorboard")
 
 
 # ---- resuming --------------------------------------------------------------------------------------------------------
@@ -81,10 +62,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(changes, data, tmp_path, monk
     resumed, lines = run(data, tmp_path / "parts", config, resume=True)
 
     assert [line[:9] for line in lines if line.startswith("epoch")] == ["epoch  3/", "epoch  4/"]
-    timing = {"seconds", "images_per_second"}
-    assert [{k: v for k, v in r.items() if k not in timing} for r in resumed] == [
-        {k: v for k, v in r.items() if k not in timing} for r in history
-    ]
+    assert_equal_histories(resumed, history)
     assert len({r.get("loss", r.get("reward")) for r in history if r["epoch"]}) == 4
     for name in ("last.pt", "best.pt"):
         whole, parts = (checkpoint.load(tmp_path / folder / name) for folder in ("whole", "parts"))
