@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from sca_caption.cli.flags import add_batch_size, add_device
 from sca_caption.cli.inputs import read_list
 from sca_caption.cli.parser import Parser, program
 from sca_caption.cli.terminal import one_line, progress, report_all, show
@@ -52,14 +53,8 @@ def parser() -> Parser:
     p.add_argument(
         "--output", type=Path, metavar="FILE", help="write results to a file: .json, .jsonl or .csv"
     )
-    p.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda if available)")
-    p.add_argument(
-        "--batch-size",
-        type=int,
-        default=BATCH_SIZE,
-        metavar="N",
-        help="images per batch (default: %(default)s)",
-    )
+    add_device(p)
+    add_batch_size(p, BATCH_SIZE)
     return p
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sca_caption import __version__
-from sca_caption.cli.flags import add_flags, make, task_of
+from sca_caption.cli.flags import add_device, add_flags, make, task_of
 from sca_caption.cli.parser import Parser, program
 from sca_caption.cli.reports import rounded, write
 from sca_caption.config import BATCH_SIZE, SearchConfig
@@ -63,8 +63,7 @@ def parser() -> Parser:
     model.add_argument("--checkpoint", type=Path, nargs="+", default=argparse.SUPPRESS, metavar="FILE",
                        help="a checkpoint of train.py; several are an ensemble (default: the model that "
                        "ships)")  # fmt: skip
-    model.add_argument("--device", default=argparse.SUPPRESS, help="cpu, cuda, cuda:1, ... (default: cuda if "
-                       "available)")  # fmt: skip
+    add_device(model, argparse.SUPPRESS)
     model.add_argument("--batch-size", type=int, default=argparse.SUPPRESS, metavar="N",
                        help=f"images per batch (default: {BATCH_SIZE})")  # fmt: skip
     model.add_argument("--no-objects", dest="objects", action="store_false", default=argparse.SUPPRESS,

@@ -5,6 +5,7 @@ import hashlib
 from pathlib import Path
 
 from sca_caption import __version__
+from sca_caption.cli.flags import add_batch_size, add_device
 from sca_caption.cli.parser import Parser
 from sca_caption.evaluation.classification_metrics import (
     CONFIDENCE,
@@ -48,15 +49,9 @@ def parser() -> Parser:
         "--confusion", type=Path, metavar="FILE", help="draw the confusion matrix: .png, .svg or .pdf"
     )
     p.add_argument("--markdown", action="store_true", help="print a row for a README instead")
-    p.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda if available)")
+    add_device(p)
     p.add_argument("--quiet", action="store_true", help="no progress bar")
-    p.add_argument(
-        "--batch-size",
-        type=int,
-        default=BATCH_SIZE,
-        metavar="N",
-        help="images per batch (default: %(default)s)",
-    )
+    add_batch_size(p, BATCH_SIZE)
     return p
 
 

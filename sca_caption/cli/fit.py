@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from sca_caption.cli.flags import add_device
 from sca_caption.cli.parser import Parser, program
 
 EPILOG = """\
@@ -34,9 +35,7 @@ def parser() -> Parser:
     p.add_argument(
         "--split", choices=("train", "val", "test"), help="images to fit to (default: train; confidence: val)"
     )
-    p.add_argument(
-        "--device", default="auto", help="cpu, cuda, cuda:1, ... (default: the first GPU, else the CPU)"
-    )
+    add_device(p)
     return p
 
 

@@ -9,6 +9,19 @@ from sca_caption.cli.parser import Parser
 from sca_caption.runtime.errors import choice
 
 
+def add_device(group: argparse._ActionsContainer, default: str = "auto") -> None:
+    """Add --device to a parser or a group of flags."""
+    group.add_argument(
+        "--device", default=default, help="cpu, cuda, cuda:1, ... (default: cuda if available)"
+    )
+
+
+def add_batch_size(group: argparse._ActionsContainer, default: int) -> None:
+    """Add --batch-size to a parser or a group of flags."""
+    text = "images per batch (default: %(default)s)"
+    group.add_argument("--batch-size", type=int, default=default, metavar="N", help=text)
+
+
 def task_of(argv: Sequence[str] | None) -> str:
     """The value of --task, "caption" or "classify", before the flags of that task are known."""
     p = Parser(add_help=False, allow_abbrev=False)

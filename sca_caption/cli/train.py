@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sca_caption import config
-from sca_caption.cli.flags import add_flags, make, task_of
+from sca_caption.cli.flags import add_device, add_flags, make, task_of
 from sca_caption.cli.parser import Parser, program
 from sca_caption.cli.runs import check_no_run_in, check_same_settings, given, resumable, resumes
 from sca_caption.recipes import load_recipe
@@ -55,7 +55,7 @@ def parser() -> Parser:
     p.add_argument("--init", metavar="FILE", help="start from a checkpoint and its architecture, unless flags "
                    "change it; 'shipped': the model that ships")  # fmt: skip
     p.add_argument("--resume", action="store_true", help="resume the run in --output, with its own settings")
-    p.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda if available)")
+    add_device(p)
     p.add_argument("--quiet", action="store_true", help="no progress bar")
     add_flags(p, config.ModelConfig, config.TrainConfig)
     return p
