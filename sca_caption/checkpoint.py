@@ -25,7 +25,7 @@ from torch import Tensor
 
 from sca_caption import config as configs
 from sca_caption.config import ClassifierConfig, ModelConfig
-from sca_caption.guidance import GUIDES
+from sca_caption.guidance import GUIDES, require_known_guides
 from sca_caption.guidance.guide import TrainedGuide
 from sca_caption.images import Transform
 from sca_caption.models import quantization
@@ -106,9 +106,7 @@ def save(path: str | Path, checkpoint: Checkpoint, dtype: str = "float32") -> No
     metadata = {"sca_caption": json.dumps(text, ensure_ascii=False)}
     with atomic_write(path, make_folder=True) as temporary:
         temporary.touch()
-        mode = (
-            temporary.stat().st_mode
-        )  # that of other new files; safetensors would let nobody but the owner read
+        mode = temporary.stat().st_mode  # as for other new files; safetensors lets only the owner read
         try:
             save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, metadata)
         except SafetensorError as error:
@@ -143,11 +141,7 @@ def load(path: str | Path | None = None, task: str = "caption") -> Checkpoint:
 
         model = Classifier(configs.from_dict(ClassifierConfig, text["config"]))
     weights = _with_prefix(tensors, _MODEL)
-    unknown = sorted(set(text["guides"]) - set(GUIDES))
-    if unknown:
-        raise UserError(
-            f"{path} has unknown guides {', '.join(unknown)}; written by a newer version? upgrade sca_caption"
-        )
+    require_known_guides(path, text["guides"])
     try:
         if getattr(model.config, "tie_embeddings", False):
             weights["word.weight"] = weights["embedding.weight"]
@@ -235,9 +229,8 @@ def add_guide(path: Path, name: str, guide: TrainedGuide) -> None:
     """
     load(path)
     text, tensors = _read(path)
-    dtype = "int8" if any(value.dtype == torch.int8 for value in tensors.values()) else "float32"
-    if dtype != "int8":
-        dtype = str(tensors["model.word.bias"].dtype).removeprefix("torch.")
+    quantized = any(value.dtype == torch.int8 for value in tensors.values())
+    dtype = "int8" if quantized else str(tensors["model.word.bias"].dtype).removeprefix("torch.")
     tensors = {key: value for key, value in tensors.items() if f"{_GUIDES}{name}." not in key}
     text["guides"][name] = guide.settings()
     with atomic_write(path) as temporary:

@@ -12,7 +12,7 @@ from torch import Tensor
 from sca_caption import config
 from sca_caption.config import SearchConfig
 from sca_caption.export.model_json import DESCRIPTION, graph_path, read_description
-from sca_caption.guidance import GUIDES
+from sca_caption.guidance import GUIDES, require_known_guides
 from sca_caption.guidance.guide import Guide
 from sca_caption.images import Transform
 from sca_caption.inference.captioning import CaptionPipeline
@@ -97,11 +97,7 @@ class OnnxCaptioner:
     def guides(self) -> list[Guide]:
         """The guides that model.json describes, in the order in which they act. Raises UserError for unknown ones."""
         described = {each["name"]: each for each in self.description["guides"]}
-        unknown = sorted(set(described) - set(GUIDES))
-        if unknown:
-            raise UserError(
-                f"{DESCRIPTION} has unknown guides {', '.join(unknown)}; written by a newer version? upgrade sca_caption"
-            )
+        require_known_guides(DESCRIPTION, described)
         return [
             kind.from_json(described[name], self.vocabulary)
             for name, kind in GUIDES.items()

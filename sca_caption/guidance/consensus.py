@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sca_caption.guidance.contrastive import fit_infonce
-from sca_caption.guidance.guide import Guide, TrainedGuide
-from sca_caption.guidance.image_features import center_and_normalize, signed_sqrt_pool
+from sca_caption.guidance.guide import Guide
+from sca_caption.guidance.image_features import PooledFeaturesGuide, center_and_normalize
 from sca_caption.vocab import Vocabulary
 
 # Names of tensors in earlier checkpoints.
@@ -33,16 +33,11 @@ _RENAMED = {
 }
 
 
-class ConsensusPredictor(TrainedGuide):
-    """Predicts the mean tf-idf vector of an image's references, (B, W). Made by `fit_consensus`.
-
-    channels: features of the encoder's map and, if it reads them, of the object classifier.
-    """
+class ConsensusPredictor(PooledFeaturesGuide):
+    """Predicts the mean tf-idf vector of an image's references, (B, W). Made by `fit_consensus`."""
 
     def __init__(self, channels: Sequence[int], words: int, rank: int):
-        super().__init__()
-        self.channels = tuple(channels)
-        self.center = nn.Parameter(torch.zeros(sum(channels)), requires_grad=False)
+        super().__init__(channels)
         self.down = nn.Linear(sum(channels), rank, bias=False).requires_grad_(False)
         self.up = nn.Linear(rank, words).requires_grad_(False)
         self.idf = nn.Parameter(torch.zeros(words), requires_grad=False)
@@ -50,10 +45,6 @@ class ConsensusPredictor(TrainedGuide):
     @property
     def rank(self) -> int:
         return len(self.down.weight)
-
-    @property
-    def reads_features(self) -> bool:
-        return len(self.channels) > 1
 
     def settings(self) -> dict[str, Any]:
         return {"rank": self.rank, "channels": list(self.channels)}
@@ -69,8 +60,7 @@ class ConsensusPredictor(TrainedGuide):
         )
 
     def forward(self, maps: Tensor, features: Tensor | None = None) -> Tensor:
-        pooled = signed_sqrt_pool(maps, features if self.reads_features else None)
-        return self.up(self.down(center_and_normalize(pooled, self.center, self.channels)))
+        return self.up(self.down(self.inputs(maps, features)))
 
 
 class ConsensusReranker(Guide):

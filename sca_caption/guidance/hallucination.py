@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sca_caption.guidance.guide import ForcedWords, Guide, TrainedGuide
-from sca_caption.guidance.image_features import center_and_normalize, signed_sqrt_pool
+from sca_caption.guidance.guide import ForcedWords, Guide
+from sca_caption.guidance.image_features import PooledFeaturesGuide, center_and_normalize
 from sca_caption.guidance.object_nouns import read_nouns
 from sca_caption.vocab import Vocabulary
 
@@ -81,21 +81,16 @@ SUBJECTS = {
 }
 
 
-class PresenceClassifier(TrainedGuide):
+class PresenceClassifier(PooledFeaturesGuide):
     """Predicts the fraction of an image's references that mention each subject, (B, K). Made by `fit_presence`.
 
-    channels: features of the encoder's map and, if it reads them, of the object classifier. names: keys of SUBJECTS.
+    names: keys of SUBJECTS.
     """
 
     def __init__(self, channels: Sequence[int], names: Sequence[str]):
-        super().__init__()
-        self.channels, self.names = tuple(channels), tuple(names)
-        self.center = nn.Parameter(torch.zeros(sum(channels)), requires_grad=False)
+        super().__init__(channels)
+        self.names = tuple(names)
         self.classifier = nn.Linear(sum(channels), len(names)).requires_grad_(False)
-
-    @property
-    def reads_features(self) -> bool:
-        return len(self.channels) > 1
 
     def settings(self) -> dict[str, Any]:
         return {"channels": list(self.channels), "names": list(self.names)}
@@ -109,8 +104,7 @@ class PresenceClassifier(TrainedGuide):
         return super().restore(settings, weights, vocabulary_size)
 
     def forward(self, maps: Tensor, features: Tensor | None = None) -> Tensor:
-        pooled = signed_sqrt_pool(maps, features if self.reads_features else None)
-        return self.classifier(center_and_normalize(pooled, self.center, self.channels)).sigmoid()
+        return self.classifier(self.inputs(maps, features)).sigmoid()
 
 
 @dataclass(frozen=True)
