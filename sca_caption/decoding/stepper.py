@@ -33,6 +33,11 @@ class Hypothesis:
     finished: bool
     ratings: dict[str, float] = field(default_factory=dict)
 
+    @property
+    def length(self) -> int:
+        """Number of words whose probabilities log_prob includes."""
+        return len(self.tokens) + self.finished
+
 
 class State(Protocol):
     """The recurrent state of a captioner, one row per partial caption."""

@@ -218,10 +218,9 @@ class CaptionPipeline:
         state, predictions = self.model.start(batch, self.guides)
         (found,) = trace(self.sca_cnn, state, [[*tokens, EOS]], self.model.vocabulary_size)
         log_prob = float(np.log(np.maximum(found.probabilities, 1e-30)).sum())
-        score = log_prob / (len(tokens) + 1) ** self.search.length_penalty
-        ((rated,),) = self.rate(
-            [[Hypothesis([*tokens], log_prob, score, True)]], predictions, [self.force_words]
-        )
+        given = Hypothesis([*tokens], log_prob, log_prob, True)
+        given = replace(given, score=self._length_normalised(given))
+        ((rated,),) = self.rate([[given]], predictions, [self.force_words])
         return self._finish(rated), found.truncate(len(tokens))
 
     @torch.inference_mode()
@@ -275,17 +274,17 @@ class CaptionPipeline:
         self, found: list[list[Hypothesis]], predictions: Mapping[str, Tensor], forced: ForcedWords
     ) -> list[list[Hypothesis]]:
         """Candidates with their ratings by guides, and reranked by them."""
-        rating = [guide for guide in self.guides if guide.rates and guide.name in predictions]
+        rating = [
+            (guide, predictions[guide.name].cpu())
+            for guide in self.guides
+            if guide.rates and guide.name in predictions
+        ]
         if not rating:
             return found
-        known = {guide.name: predictions[guide.name].cpu() for guide in rating}
-        weight = self.search.rerank_weight if self.reranks else 0.0
         return [
             self._rate_image(
                 several,
-                [partial(guide.rate, known[guide.name], image) for guide in rating],
-                [guide.name for guide in rating],
-                weight,
+                {guide.name: partial(guide.rate, predicted, image) for guide, predicted in rating},
                 forced[image],
             )
             for image, several in enumerate(found)
@@ -294,15 +293,14 @@ class CaptionPipeline:
     def _rate_image(
         self,
         candidates: Sequence[Hypothesis],
-        rates: Sequence[Callable[[Sequence[int]], float]],
-        names: Sequence[str],
-        weight: float,
+        rates: Mapping[str, Callable[[Sequence[int]], float]],
         groups: Sequence[Collection[int]],
     ) -> list[Hypothesis]:
         """Finished captions and those with most of the forced words stay ahead of the others."""
+        weight = self.search.rerank_weight if self.reranks else 0.0
         rated = []
         for candidate in candidates:
-            ratings = {name: rate(candidate.tokens) for name, rate in zip(names, rates, strict=True)}
+            ratings = {name: rate(candidate.tokens) for name, rate in rates.items()}
             score = candidate.score + weight * sum(ratings.values())
             rated.append(replace(candidate, score=score, ratings=ratings))
 
@@ -347,10 +345,10 @@ class CaptionPipeline:
 
     def _length_normalised(self, caption: Hypothesis) -> float:
         """Its score without ratings."""
-        return caption.log_prob / (len(caption.tokens) + caption.finished) ** self.search.length_penalty
+        return caption.log_prob / caption.length**self.search.length_penalty
 
     def _finish(self, found: Hypothesis) -> Caption:
-        mean = found.log_prob / (len(found.tokens) + found.finished)
+        mean = found.log_prob / found.length
         confidences = (guide.confidence(mean, found.ratings) for guide in self.guides)
         return Caption(
             text=self.vocabulary.decode(found.tokens),
