@@ -15,10 +15,8 @@ from sca_caption.attention.common import BatchNorm
 from sca_caption.runtime.errors import choice
 
 CONNECTIONS = ("plain", "alternate")
-KERAS_NORM: dict[str, Any] = {
-    "eps": 1e-3,
-    "momentum": 0.01,
-}  # momentum 0.99 in Keras: it weights the old value, PyTorch's the new one
+# Momentum is 0.99 in Keras, where it weights the old value; in PyTorch it weights the new one.
+KERAS_NORM: dict[str, Any] = {"eps": 1e-3, "momentum": 0.01}
 
 
 class ChannelWeights(nn.Module):

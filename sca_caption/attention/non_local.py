@@ -70,7 +70,6 @@ class NonLocal(nn.Module):
             assert self.joint is not None
             w_theta, w_phi = self.joint
             return F.relu(theta @ w_theta + (phi @ w_phi).mT) @ g / g.shape[1]
-        theta, phi, g = (
-            vectors.unsqueeze(1) for vectors in (theta, phi, g)
-        )  # one head: (B, 1, positions, inner)
+        # One head: (B, 1, positions, inner).
+        theta, phi, g = (vectors.unsqueeze(1) for vectors in (theta, phi, g))
         return F.scaled_dot_product_attention(theta, phi, g, scale=self.scale).squeeze(1)

@@ -230,9 +230,8 @@ def peak_memory(name: str, size: tuple[int, int, int], device: torch.device) -> 
 
 def _prepare(name: str, size: tuple[int, int, int]) -> tuple:
     device = torch.device("cpu")
-    scores_and_gradients(
-        FORMULAS[name], make_inputs(2, 64, 8, device)
-    )  # allocates the libraries' own buffers
+    # Allocate the libraries' own buffers.
+    scores_and_gradients(FORMULAS[name], make_inputs(2, 64, 8, device))
     return FORMULAS[name], make_inputs(*size, device)
 
 

@@ -27,9 +27,8 @@ class _HelpFormatter(argparse.HelpFormatter):
 
     def __init__(self, prog: str):
         columns = width()
-        position = (
-            32 if columns >= 80 else columns // 3
-        )  # on wide terminals most flags share a line with their help
+        # On wide terminals most flags share a line with their help.
+        position = 32 if columns >= 80 else columns // 3
         super().__init__(prog, max_help_position=position, width=columns - 2)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:

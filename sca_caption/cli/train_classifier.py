@@ -5,7 +5,7 @@ import dataclasses
 from pathlib import Path
 
 from sca_caption import config
-from sca_caption.cli.flags import add_flags, make
+from sca_caption.cli.flags import add_device, add_flags, make
 from sca_caption.cli.parser import Parser
 from sca_caption.cli.runs import check_no_run_in, check_same_settings, given, resumable, resumes
 from sca_caption.config import ClassifierConfig, ClassifierTrainConfig
@@ -24,12 +24,13 @@ examples:
 data sets: cifar10 cifar100 caltech101 imagenet shapes, or folder: one folder per class; see data/README.md
 """
 RECIPES = ("caltech", "cifar", "imagenet", "shapes-classify")
+# Default recipe of a data set; caltech for others.
 RECIPE_OF = {
     "cifar10": "cifar",
     "cifar100": "cifar",
     "imagenet": "imagenet",
     "shapes": "shapes-classify",
-}  # else caltech
+}
 PRETRAINED = ("caltech",)  # recipes that start from ImageNet weights
 
 
@@ -59,7 +60,7 @@ def parser() -> Parser:
         "(default: download with the recipe caltech, else none)",
     )
     p.add_argument("--resume", action="store_true", help="resume the run in --output, with its own settings")
-    p.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ... (default: cuda if available)")
+    add_device(p)
     p.add_argument("--quiet", action="store_true", help="no progress bar")
     add_flags(p, ClassifierConfig, ClassifierTrainConfig)
     return p

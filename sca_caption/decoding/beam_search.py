@@ -241,9 +241,8 @@ def _search_in_sets(
             total[..., :beam_size].masked_fill(~ends[..., :beam_size], -torch.inf),
             length_penalty,
         )
-        going_on = (
-            rank.masked_fill(ends, -torch.inf).topk(min(beam_size, total.shape[2])).indices
-        )  # (n, S, B / S)
+        count = min(beam_size, total.shape[2])
+        going_on = rank.masked_fill(ends, -torch.inf).topk(count).indices  # (n, S, B / S)
         onward = total.masked_fill(ends, -torch.inf).gather(2, going_on)
         parent, word = parent.gather(2, going_on).flatten(1), word.gather(2, going_on).flatten(1)  # (n, B)
         before = live

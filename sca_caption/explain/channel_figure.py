@@ -31,9 +31,8 @@ ROW_HEIGHT, PATCH_GAP = 0.19, 0.03
 TITLE_HEIGHT, NUMBER_HEIGHT, ROWS_GAP = 0.2, 0.15, 0.06
 PATCH_DPI = 120
 WEIGHT_COLORMAP, CHANGE_COLORMAP = "YlGnBu", "PuOr_r"
-MIN_WEIGHT_MAX = (
-    2.0  # lower bound of the colour scale's maximum for weights, as a multiple of uniform attention
-)
+# Lower bound of the colour scale's maximum for weights, as a multiple of uniform attention.
+MIN_WEIGHT_MAX = 2.0
 MIN_CHANGE_MAX = 0.25  # the same for relative changes
 FADING = 0.4  # how far the photograph is faded to white under a channel's activation
 ACTIVE_COLOR = (0.0, 0.5, 0.5)

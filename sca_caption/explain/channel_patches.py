@@ -23,9 +23,8 @@ from sca_caption.runtime.errors import UserError
 
 TOP_IMAGES = 3  # N
 MAX_IMAGES = 1000  # training images that are searched by default
-PATCH_SHARE = (
-    0.25  # side of a patch, relative to the model's view: about an upper layer's effective receptive field
-)
+# Side of a patch, relative to the model's view: about an upper layer's effective receptive field.
+PATCH_SHARE = 0.25
 TIE_TOLERANCE = 1e-6  # relative difference below which maxima count as equal; ReLU6 makes many equal ones
 
 

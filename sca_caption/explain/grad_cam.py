@@ -15,9 +15,8 @@ from sca_caption.runtime.errors import UserError
 from sca_caption.runtime.figures import save_figure, shorten_name
 
 COLORMAP = "inferno"
-OPACITY = (
-    0.75  # of the greatest heat over the photograph, which is drawn in grey so that colour shows only heat
-)
+# Opacity of the greatest heat over the photograph, which is drawn in grey so that colour shows only heat.
+OPACITY = 0.75
 SHOWN_CLASSES = 2  # the predicted class and the second one
 
 

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 CHANNELS = 12  # channels shown per layer: those with the largest weight at any word
 CELL = 1.4  # inches per word
 DPI = 72
-UNIFORM_MARGIN = (
-    0.05  # minimum half-range of the channels' colour scale around uniform, so that noise stays invisible
-)
+# Minimum half-range of the channels' colour scale around uniform, so that noise stays invisible.
+UNIFORM_MARGIN = 0.05
 
 
 def strip(image: np.ndarray, words: Sequence[str], trace: "Trace", title: str = "") -> np.ndarray:

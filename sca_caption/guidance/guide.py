@@ -27,9 +27,8 @@ from sca_caption.models.backbone import Backbone
 from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.vocab import Vocabulary
 
-ForcedWords = Sequence[
-    Sequence[Collection[int]]
-]  # per image, per group, word ids; see `decoding.lexical_constraints`
+# Per image, per group, word ids; see `decoding.lexical_constraints`.
+ForcedWords = Sequence[Sequence[Collection[int]]]
 
 
 class TrainedGuide(nn.Module):
@@ -103,9 +102,7 @@ class Guide:
     """The half that steers a search. Every hook does nothing unless a guide overrides it."""
 
     name: ClassVar[str]  # in checkpoints, in model.json and in `guidance.GUIDES`
-    prediction: ClassVar[str | None] = (
-        None  # name of its row per image; None if it predicts nothing of images
-    )
+    prediction: ClassVar[str | None] = None  # name of its row per image, if it predicts one
     trained_type: ClassVar[type[TrainedGuide]]
     about_objects: ClassVar[bool] = False  # turned off by --no-objects
     rates: ClassVar[bool] = False  # whether `rate` has something to say
@@ -113,9 +110,7 @@ class Guide:
     gives_confidence: ClassVar[bool] = False  # whether `confidence` does
 
     new_words: Sequence[str] = ()  # words that it adds to the captioner's vocabulary
-    word_weights: Tensor | None = (
-        None  # (new, known): each new word's vectors as a weighted mean of known words'
-    )
+    word_weights: Tensor | None = None  # (new, known): weights of known words in each new word's vectors
 
     @classmethod
     def from_trained(cls, trained: Any, vocabulary: Vocabulary) -> Self:

@@ -29,9 +29,7 @@ from sca_caption.vocab import EOS, SPECIALS, Vocabulary
 DONORS = 3  # nouns whose vectors make those of a new word
 NO_NOUN_AFTER = ("to", "of", "people")  # in the singular, without an article: "a group of tray"
 NO_NOUNS_AFTER = ("is", "are")  # nor in the plural: "people are computers in the air"
-AFTER_NOUN = frozenset(
-    f"{PREPOSITIONS} {CONJUNCTIONS} {VERBS}".split()
-)  # and words in -ing; not "a laptop bench"
+AFTER_NOUN = frozenset(f"{PREPOSITIONS} {CONJUNCTIONS} {VERBS}".split())  # and -ing; not "a laptop bench"
 VOWEL = re.compile(r"[aeio]|u(?!ni)|hour")  # takes "an"
 
 
@@ -45,9 +43,7 @@ class Limits:
     threshold: float = 0.2  # probability from which on a noun is tried
     margin: float = 0.8  # it may lower the caption's score by margin + margin_per_probability * probability
     margin_per_probability: float = 2.2
-    specific_share: float = (
-        0.5  # share of a general noun's probability that a specific one needs to replace it
-    )
+    specific_share: float = 0.5  # share of a general noun's probability for a specific one to replace it
     absent: float = 0.1  # probability below which other nouns of the same kind are excluded
 
 

@@ -16,9 +16,8 @@ from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.runtime.errors import UserError, warn
 
 if TYPE_CHECKING:
-    from sca_caption.datasets.hdf5_reader import (
-        CaptionDataset,  # imports h5py, which captioning does not need
-    )
+    # It imports h5py, which captioning does not need.
+    from sca_caption.datasets.hdf5_reader import CaptionDataset
 
 READERS = 2  # threads that decode images; Pillow releases the interpreter lock while it decodes
 

@@ -16,10 +16,8 @@ from sca_caption.config import SearchConfig, current_names
 from sca_caption.runtime.atomic_files import atomic_write
 from sca_caption.runtime.errors import UserError
 
-EARLIER_NAMES = {
-    "mention": "force_words",
-    "with_attention": "save_attention",
-}  # current names of earlier settings
+# Current names of earlier settings.
+EARLIER_NAMES = {"mention": "force_words", "with_attention": "save_attention"}
 SYNC_INTERVAL = 16  # entries between two fsync calls: the most that a power cut can lose
 
 

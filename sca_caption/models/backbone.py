@@ -37,9 +37,8 @@ ATTENDED: dict[str, tuple[str, ...]] = {
     "resnet152": _RESNET,
     "mobilenet_v2": ("features.16", "features.17", "features.18"),
 }
-CPU_CHUNK = (
-    4  # images per forward pass of frozen layers on a CPU: the early maps of more images exceed its caches
-)
+# Images per forward pass of frozen layers on a CPU: the early maps of more images exceed its caches.
+CPU_CHUNK = 4
 
 
 def attended_layers(backbone: str, layers: Sequence[str]) -> tuple[str, ...]:

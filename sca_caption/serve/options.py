@@ -36,9 +36,10 @@ OTHER_FIELDS = {
     "objects": "object guidance: ImageNet nouns are inserted, unlikely people, dogs and colours are suppressed",
     "preview": "return the photograph as a JPEG, for formats that browsers cannot show",
 }
+# Name in earlier versions -> name. Clients may still send the earlier ones.
 EARLIER_NAMES = {"mention": "force_words"} | {
     field.metadata["was"]: field.name for field in SEARCH_FIELDS.values() if field.metadata["was"]
-}  # name in earlier versions -> name; clients may still send the earlier ones
+}
 
 
 def read_options(fields: Mapping[str, str], defaults: Options, limits: Limits) -> Options:

@@ -18,10 +18,8 @@ from sca_caption.runtime.distributed import SINGLE_PROCESS, Processes
 from sca_caption.runtime.errors import UserError
 from sca_caption.vocab import EOS
 
-SIDES = (
-    "left",
-    "right",
-)  # prefixes of words that mirroring the image would make false (left-hand, rightmost)
+# Prefixes of words that mirroring the image would make false (left-hand, rightmost).
+SIDES = ("left", "right")
 MAX_WORDS = 40  # longer captions, of which data sets have a handful, are truncated in training
 Images = Tensor | tuple[Tensor, ...]  # pixels uint8, or the CNN's features (see `SCACNN.encode`)
 
