@@ -203,6 +203,28 @@ def test_no_old_names_in_documents():
     assert occurrences(OLD_NAMES, ".md") == []
 
 
+def missing_names(text: str, sources: str) -> list[str]:
+    """Paths in `code` spans that do not exist and names that `sources` lacks; NAME stands for a new file."""
+    spans = [span for span in re.findall(r"`([\w./]+)`", text) if "NAME" not in span]
+    paths = [span for span in spans if span.startswith(("sca_caption/", "tests/", "docs/"))]
+    names = [span for span in spans if re.fullmatch(r"\w*[A-Z_]\w*(\.\w+)?", span)]
+    words = set(re.findall(r"\w+", sources))
+    return [path for path in paths if not (ROOT / path).exists()] + [
+        name for name in names if not set(name.split(".")) <= words
+    ]
+
+
+def test_code_that_the_contributors_guide_names_exists():
+    files = [*(ROOT / "sca_caption").rglob("*.py"), *(ROOT / "sca_caption").rglob("*.js")]
+    files += [path for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__)]
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in files)
+    assert missing_names((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), sources) == []
+    wrong = (
+        "`Renamed` `GUIDES` `SCACNN.gone_step` `sca_caption/gone.py` `sca_caption/guidance/NAME.py` `pytest`"
+    )
+    assert missing_names(wrong, sources) == ["sca_caption/gone.py", "Renamed", "SCACNN.gone_step"]
+
+
 def test_no_odd_words():
     assert occurrences(ODD_WORDS, ".py", ".md", ".js") == []
 
