@@ -1,4 +1,4 @@
-"""The captioner's CNN: a torchvision network, cut at the layers that SCA-CNN attends (Chen et al. 2017, section 3.1).
+"""The captioner's CNN: a network, cut at the layers that SCA-CNN attends (Chen et al. 2017, section 3.1).
 
 torch.fx traces the network once. The graph is cut at its attended layers V1, V2, ... into
 
@@ -7,7 +7,8 @@ torch.fx traces the network once. The graph is cut at its attended layers V1, V2
 
 A segment may need values beside Vi, e.g. a residual shortcut that starts in a lower layer. They are its `carried`
 tensors. Batch norms are in evaluation mode in captioning, so each one that follows a convolution is folded into it.
-MobileNetV2 without pretrained weights, as checkpoints need it, is built from its pieces directly (see `mobilenet_v2`).
+EfficientNet-Lite, and MobileNetV2 without pretrained weights, as checkpoints need it, are not traced: they are cut
+between their blocks (see `block_network`).
 
 With `attention`, the CNN is a network of `networks.NETWORKS` with attention blocks. Each block is one node of the graph.
 Nothing inside a block is folded, so it is initialised and trained as in its paper, except that its batch norms are also
@@ -15,17 +16,25 @@ in evaluation mode.
 """
 
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from operator import attrgetter
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from sca_caption.models import mobilenet_v2
+from sca_caption.models import efficientnet_lite, mobilenet_v2
+from sca_caption.models.block_network import (
+    BlockNetwork,
+    BlockNetworkSpec,
+    block_numbers,
+    build_block_network,
+)
 from sca_caption.models.pretrained import OWN_NETWORKS, backbone_names
 from sca_caption.runtime.errors import UserError, choice
 
 _VGG19 = ("features.31", "features.33", "features.35")  # conv5_2, conv5_3, conv5_4 after their ReLU
+_LITE_BLOCKS = {name: efficientnet_lite.total_blocks(name) for name in efficientnet_lite.VARIANTS}
 _RESNET = ("layer4.2.relu", "layer4.2.relu_1", "layer4.2")  # res5c_branch2a, res5c_branch2b, res5c
 # Default attended layers, lowest first. Attending n layers means the last n.
 ATTENDED: dict[str, tuple[str, ...]] = {
@@ -36,6 +45,17 @@ ATTENDED: dict[str, tuple[str, ...]] = {
     "resnet101": _RESNET,
     "resnet152": _RESNET,
     "mobilenet_v2": ("features.16", "features.17", "features.18"),
+    **{name: tuple(f"features.{i}" for i in range(n - 3, n)) for name, n in _LITE_BLOCKS.items()},
+}
+# Networks that are cut between their blocks instead of traced.
+BLOCK_NETWORKS: dict[str, BlockNetworkSpec] = {
+    "mobilenet_v2": BlockNetworkSpec(mobilenet_v2.MobileNetV2, mobilenet_v2.BLOCK_COUNT),
+    **{
+        name: BlockNetworkSpec(
+            partial(efficientnet_lite.lite_backbone, name), n, partial(efficientnet_lite.folded_weights, name)
+        )
+        for name, n in _LITE_BLOCKS.items()
+    },
 }
 # Images per forward pass of frozen layers on a CPU: the early maps of more images exceed its caches.
 CPU_CHUNK = 4
@@ -49,8 +69,8 @@ def attended_layers(backbone: str, layers: Sequence[str]) -> tuple[str, ...]:
     if len(layers) != 1 or not layers[0].isdigit():
         return tuple(layers)
     count = int(layers[0])
-    choice(backbone, backbone_names(), "backbone")
     if backbone not in ATTENDED:
+        choice(backbone, backbone_names(), "backbone")
         raise UserError(
             f"no default layers for backbone {backbone!r}; name them, lowest first, e.g. --layers layer3 layer4 "
             f"(defaults exist for: {', '.join(sorted(ATTENDED))})"
@@ -62,9 +82,10 @@ def attended_layers(backbone: str, layers: Sequence[str]) -> tuple[str, ...]:
 
 
 class Backbone(nn.Module):
-    """A CNN of torchvision (or MobileNeXt, LeNet), cut at `layers` (lowest first).
+    """A CNN of torchvision (or EfficientNet-Lite, MobileNeXt, LeNet), cut at `layers` (lowest first).
 
-    weights: a state dict with torchvision's names for this network, or None for random initialisation.
+    weights: a state dict with torchvision's names for this network (of EfficientNet-Lite see
+    `efficientnet_lite.folded_weights`), or None for random initialisation.
     attention, at: attention blocks and their stages, as for `networks.build_network`.
     `channels[i]` is the number of channels of attended layer i.
 
@@ -82,11 +103,13 @@ class Backbone(nn.Module):
         super().__init__()
         self.name, self.layers = name, tuple(layers)
         # The segments are kept in a plain list, so that parameters are registered only once, under `network`.
-        blocks = mobilenet_v2.block_numbers(layers) if name == "mobilenet_v2" else []
-        if blocks and weights is None and not (attention or at):  # does not import torchvision
-            self.network, self._block_paths = mobilenet_v2.MobileNetV2(blocks[-1] + 1).eval(), ()
-            self._segments = self.network.cut(blocks)
-            self.channels = tuple(self.network.channels[block] for block in blocks)
+        spec = None if attention or at else BLOCK_NETWORKS.get(name)
+        network = spec and build_block_network(spec, name, layers, weights)
+        if network:  # does not import torchvision
+            self.network, self._block_paths = network.eval(), ()
+            blocks = block_numbers(layers, spec.blocks)
+            self._segments = network.cut(blocks)
+            self.channels = tuple(network.channels[block] for block in blocks)
         else:
             self._segments = self._trace_and_cut(name, layers, weights, attention, at)
             self.channels = self._probe_channels()
@@ -171,7 +194,7 @@ class Backbone(nn.Module):
         """
         if not any(p.requires_grad for p in self._segments[0].parameters()):
             return self._segments[0], None
-        if isinstance(self.network, mobilenet_v2.MobileNetV2):
+        if isinstance(self.network, BlockNetwork):
             return self.network.split(self._segments[0])
         order = list(self.network.graph.nodes)
         first = next(node for node in order if self._is_trainable(node))

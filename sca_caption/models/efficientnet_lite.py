@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sca_caption.images import MEAN, STD
+from sca_caption.models.block_network import BlockNetwork
+from sca_caption.runtime.errors import UserError
 
 # Table 1 of the paper: expansion t, kernel size k, channels c, blocks n, stride s of the first block.
 STAGES = (
@@ -99,18 +101,35 @@ class InvertedResidual(nn.Sequential):
 
 
 class EfficientNetLite(nn.Sequential):
-    """Images (B, 3, S, S), see `InputScaling`, -> the last feature map (B, 1280, S / 32, S / 32). name: in VARIANTS."""
+    """Images (B, 3, S, S), see `InputScaling`, -> the last feature map (B, 1280, S / 32, S / 32). name: in VARIANTS.
+
+    channels[i]: output channels of block i.
+    """
 
     def __init__(self, name: str):
         width, depth, _ = VARIANTS[name]
         blocks: list[nn.Module] = [Convolution(3, STEM_CHANNELS, 3, 2)]
-        inputs = STEM_CHANNELS
-        for (expansion, kernel, channels, _, stride), count in zip(STAGES, block_counts(depth), strict=True):
-            outputs = round_channels(channels * width)
+        channels = [STEM_CHANNELS]
+        for (expansion, kernel, base, _, stride), count in zip(STAGES, block_counts(depth), strict=True):
+            outputs = round_channels(base * width)
             for i in range(count):
-                blocks.append(InvertedResidual(inputs, outputs, kernel, stride if i == 0 else 1, expansion))
-                inputs = outputs
-        super().__init__(*blocks, Convolution(inputs, HEAD_CHANNELS, 1))
+                blocks.append(
+                    InvertedResidual(channels[-1], outputs, kernel, stride if i == 0 else 1, expansion)
+                )
+                channels.append(outputs)
+        super().__init__(*blocks, Convolution(channels[-1], HEAD_CHANNELS, 1))
+        self.channels = (*channels, HEAD_CHANNELS)
+
+
+def lite_backbone(name: str, count: int) -> BlockNetwork:
+    """The first `count` blocks of EfficientNetLite(name) for images normalised by ImageNet's mean and deviation."""
+    network = EfficientNetLite(name)
+    return BlockNetwork(list(network)[:count], network.channels[:count], scaling=InputScaling())
+
+
+def total_blocks(name: str) -> int:
+    """Number of blocks of EfficientNetLite(name), with the first and the last convolution."""
+    return sum(block_counts(VARIANTS[name][1])) + 2
 
 
 def block_counts(depth: float) -> list[int]:
@@ -129,11 +148,44 @@ def identify(weights: dict[str, Tensor]) -> str | None:
     """Return which of VARIANTS a state dict of the package efficientnet_lite_pytorch holds; None for any other."""
     if not {"_conv_stem.weight", "_conv_head.weight", "_fc.weight"} <= set(weights):
         return None
-    blocks, inputs = _block_count(weights), weights["_conv_head.weight"].shape[1]
+    return _variant(_block_count(weights), weights["_conv_head.weight"])
+
+
+def _variant(blocks: int, head: Tensor) -> str | None:
+    """Return the variant with this number of inverted residuals and this weight of the last convolution."""
     for name, (width, depth, _) in VARIANTS.items():
-        if (blocks, inputs) == (sum(block_counts(depth)), round_channels(STAGES[-1][2] * width)):
+        outputs = round_channels(STAGES[-1][2] * width)
+        if (blocks, head.shape) == (sum(block_counts(depth)), (HEAD_CHANNELS, outputs, 1, 1)):
             return name
     return None
+
+
+def folded_weights(name: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of EfficientNetLite(name) from a state dict of the package efficientnet_lite_pytorch or from one of ours.
+
+    Ours is that of EfficientNetLite, or of a module whose `features` it is. Raises UserError for any other state dict,
+    and for that of another variant.
+    """
+    found = identify(weights)
+    if found is not None:
+        try:
+            folded = fold_batch_norms(weights)
+        except KeyError as error:
+            raise UserError(f"these weights of {found} have no {error}; copy the file again") from error
+    else:
+        ours = {key: re.fullmatch(r"(?:features\.)?((\d+)\..+)", key) for key in weights}
+        folded = {match[1]: weights[key] for key, match in ours.items() if match}
+        last = max((int(match[2]) for match in ours.values() if match), default=0)
+        head = folded.get(f"{last}.weight")
+        found = None if head is None else _variant(last - 1, head)
+    if found is None:
+        raise UserError(
+            f"these weights are not those of an EfficientNet-Lite ({len(weights)} tensors, first "
+            f"{next(iter(weights), 'none')!r}); give a state dict of {name} with the names of efficientnet_lite_pytorch"
+        )
+    if found != name:
+        raise UserError(f"these weights are those of {found}, not of {name}; choose --backbone {found}")
+    return folded
 
 
 def fold_batch_norms(weights: dict[str, Tensor]) -> dict[str, Tensor]:

