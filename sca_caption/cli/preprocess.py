@@ -14,9 +14,10 @@ from sca_caption.runtime.errors import UserError
 
 MAX_SHOWN = 20  # skipped images, and notes on captions, that are printed
 SHAPES_SIZE = 96  # pixels, as the generated images are drawn; a fifth of the computation of 224
-REQUIRES = {  # flag -> the flag and value without which it has no effect
+REQUIRES = {  # flag -> the flag and value without which it has no effect; None stands for any value
     "restval": ("dataset", "coco"),
     "year": ("dataset", "coco"),
+    "ids": ("dataset", "coco"),
     "count": ("dataset", "shapes"),
     "seed": ("dataset", "shapes"),
     "quality": ("encoding", "jpeg"),
@@ -24,12 +25,15 @@ REQUIRES = {  # flag -> the flag and value without which it has no effect
     "layers": ("encoding", "features"),
     "backbone_weights": ("encoding", "features"),
     "device": ("encoding", "features"),
+    "min_count_texts": ("texts", None),
+    "held_out": ("texts", None),
 }
 EPILOG = """\
 examples:
   python preprocess.py --dataset shapes                          # generated images, no download
   python preprocess.py --dataset flickr8k --root ~/Downloads     # zips or unpacked folders
   python preprocess.py --dataset csv --root photos/captions.csv --output data/photos.h5
+  python preprocess.py --dataset coco --ids everyday --texts captions_train2017.json
   python preprocess.py --dataset coco --encoding features --backbone resnet152    # for a frozen backbone
 
 data/README.md tells where to download each data set and which files are needed.
@@ -53,6 +57,8 @@ def parser() -> argparse.ArgumentParser:
         "test to train, or omit them (default: train)")  # fmt: skip
     add("--year", choices=("2014", "2017"), help="coco: read the official captions of this year (default: "
         "dataset_coco.json by Karpathy if it exists, otherwise the more complete year)")  # fmt: skip
+    add("--ids", metavar="FILE", help="coco: take the photographs of this CSV of id,split; 'everyday' is a packaged "
+        "list (default: all)")  # fmt: skip
     add("--count", type=int, metavar="N", help="shapes: number of images to generate (default: 800)")
     add("--seed", type=int, metavar="N", help="shapes: random seed (default: 0)")
 
@@ -81,6 +87,14 @@ def parser() -> argparse.ArgumentParser:
     add("--vocabulary", type=Path, metavar="FILE", help="use the vocabulary of this data file or "
         "checkpoint, for train.py --init (default: the words of the data set)")  # fmt: skip
 
+    add = p.add_argument_group("texts").add_argument
+    add("--texts", type=Path, nargs="+", metavar="FILE", help="captions without photographs: CSVs with a column caption, "
+        "COCO's captions JSON, Flickr30k's token file (default: none)")  # fmt: skip
+    add("--min-count-texts", type=int, metavar="N", help="least number of occurrences in the texts of a further "
+        "word of the vocabulary (default: 50)")  # fmt: skip
+    add("--held-out", type=Path, nargs="+", metavar="FILE.h5", help="leave out the texts of val and test images of these "
+        "files too (default: none)")  # fmt: skip
+
     add = p.add_argument_group(
         "features", "for --encoding features; train with the same --backbone and --layers"
     ).add_argument
@@ -104,7 +118,8 @@ def main(argv: list[str] | None = None) -> int:
     size = arguments.image_size
     if size is None:
         size = SHAPES_SIZE if name == "shapes" else Transform.size
-    source = find(name, root, **given(arguments, ("restval", "year", "count", "seed")))
+    source = find(name, root, **given(arguments, ("restval", "year", "ids", "count", "seed")))
+    texts = load_texts(arguments, source.records) if arguments.texts else None
     encoder = make_encoder(arguments) if arguments.encoding == "features" else {}
 
     from tqdm import tqdm
@@ -128,11 +143,12 @@ def main(argv: list[str] | None = None) -> int:
             encoding=arguments.encoding,
             min_count=arguments.min_count,
             vocabulary=load_vocabulary(arguments.vocabulary),
+            texts=texts,
             workers=arguments.workers,
             max_skipped=arguments.max_skipped,
             on_skip=report_skipped,
             quiet=arguments.quiet,
-            **given(arguments, ("quality",)),
+            **given(arguments, ("quality", "min_count_texts")),
             **encoder,
         )
     finally:
@@ -144,6 +160,17 @@ def main(argv: list[str] | None = None) -> int:
         print(f"and more; the attribute 'skipped' of {output} has the complete list", file=sys.stderr)
     print(report)
     return 0
+
+
+def load_texts(arguments: argparse.Namespace, records: list):
+    """The captions of --texts whose photographs are neither in `records` nor held out by the files of --held-out."""
+    from sca_caption.datasets.hdf5_reader import CaptionDataset
+    from sca_caption.datasets.sources.texts import read_texts
+
+    held_out = set()
+    for data in map(CaptionDataset, arguments.held_out or ()):
+        held_out |= {data.file_name(i) for split in ("val", "test") for i in data.indices(split)}
+    return read_texts(arguments.texts, records, held_out)
 
 
 def load_vocabulary(path: Path | None):
@@ -172,12 +199,22 @@ def check(arguments: argparse.Namespace) -> None:
     require(arguments, "max_skipped", arguments.max_skipped >= 0, "0 or more")
     require(arguments, "workers", arguments.workers is None or arguments.workers >= 1, "at least 1")
     require(arguments, "quality", arguments.quality is None or 1 <= arguments.quality <= 95, "from 1 to 95")
+    require(
+        arguments,
+        "min_count_texts",
+        arguments.min_count_texts is None or arguments.min_count_texts >= 1,
+        "at least 1",
+    )
     for name, (other, value) in REQUIRES.items():
-        if getattr(arguments, name) is not None and getattr(arguments, other) != value:
-            raise UserError(
-                f"--{name.replace('_', '-')} has no effect with --{other} {getattr(arguments, other)}; "
-                f"remove it, or use --{other} {value}"
-            )
+        found = getattr(arguments, other)
+        if getattr(arguments, name) is None or (found is not None if value is None else found == value):
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        if value is None:
+            raise UserError(f"{flag} has no effect without --{other}; remove it, or add --{other}")
+        raise UserError(f"{flag} has no effect with --{other} {found}; remove it, or use --{other} {value}")
+    if arguments.ids is not None and arguments.restval is not None:
+        raise UserError("--restval has no effect with --ids, which gives the splits; remove one of the two")
 
 
 def make_encoder(arguments: argparse.Namespace) -> dict:

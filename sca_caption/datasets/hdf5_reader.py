@@ -1,6 +1,7 @@
 """Schema and reader of the data file, one self-describing HDF5 file per data set. hdf5_writer.py writes it.
 
-n images, M captions, image size S of the transform, L words in the longest caption.
+n images, M captions, image size S of the transform, L words in the longest caption; N texts (captions without
+images), T words in the longest text.
 
     attributes            format="sca_caption", format_version=1, complete=True (written last)
                           source         one line: the data set and the files that were read
@@ -23,6 +24,11 @@ n images, M captions, image size S of the transform, L words in the longest capt
     captions/length       (M,) int32, number of words
     captions/image        (M,) int32, row of the image, ascending, so the captions of an image are consecutive
     captions/text         (M,) UTF-8, the raw reference, each run of white space one space
+    texts/tokens          optional, like texts/length and texts/group: (N, T) word ids as in captions/tokens
+    texts/length          (N,) int32, number of words
+    texts/group           (N,) int32, ascending from 0 without gaps; the captions of a photograph have the same group
+                          attributes of texts: source, the names of the files; min_count, the count in the texts that
+                          also makes a word part of the vocabulary
 """
 
 import functools
@@ -65,6 +71,8 @@ class CaptionDataset:
             self.tokenizer = str(attributes["tokenizer"])
             self.min_count = int(attributes["min_count"])
             self.splits = file["images/split"][:]  # (n,) uint8
+            # Number of groups of texts, captions without images; 0 in a file without texts.
+            self.text_groups = int(file["texts/group"][-1]) + 1 if "texts" in file else 0
             self.features_of: dict[str, Any] = {}  # describes the backbone, for the encoding "features"
             if self.encoding == "features":
                 self.features_of = json.loads(file["features"].attrs["features_of"]) or {}
@@ -148,6 +156,16 @@ class CaptionDataset:
             for tokens, length in zip(self._tokens[rows], self._lengths[rows], strict=True)
         ]
 
+    def text_captions(self, group: int) -> list[list[int]]:
+        """Word ids per caption of group `group` of the texts, 0 to text_groups - 1, without bos and eos."""
+        if not 0 <= group < self.text_groups:
+            raise IndexError(f"group {group} of {self.text_groups} groups of texts in {self.path}")
+        rows = slice(int(self._first_text[group]), int(self._first_text[group + 1]))
+        return [
+            tokens[:length].tolist()
+            for tokens, length in zip(self._text_tokens[rows], self._text_lengths[rows], strict=True)
+        ]
+
     def references(self, index: int) -> list[str]:
         """The raw captions of image `index`."""
         texts = self._file()["captions/text"][self._caption_rows(index)]
@@ -167,6 +185,7 @@ class CaptionDataset:
 
     def __getstate__(self) -> dict:
         cached = {"_offsets", "_tokens", "_lengths", "_first_caption"}
+        cached |= {"_text_tokens", "_text_lengths", "_first_text"}
         return {name: value for name, value in vars(self).items() if name not in cached} | {"_handle": None}
 
     def _file(self) -> h5py.File:
@@ -221,6 +240,19 @@ class CaptionDataset:
     def _first_caption(self) -> np.ndarray:
         """(n + 1,): the captions of image i are rows [first[i], first[i + 1])."""
         return np.searchsorted(self._file()["captions/image"][:], np.arange(len(self) + 1))
+
+    @functools.cached_property
+    def _text_tokens(self) -> np.ndarray:
+        return self._file()["texts/tokens"][:]
+
+    @functools.cached_property
+    def _text_lengths(self) -> np.ndarray:
+        return self._file()["texts/length"][:]
+
+    @functools.cached_property
+    def _first_text(self) -> np.ndarray:
+        """(text_groups + 1,): the captions of group g are rows [first[g], first[g + 1])."""
+        return np.searchsorted(self._file()["texts/group"][:], np.arange(self.text_groups + 1))
 
     def _caption_rows(self, index: int) -> slice:
         return slice(int(self._first_caption[index]), int(self._first_caption[index + 1]))

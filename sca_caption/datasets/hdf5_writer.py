@@ -30,6 +30,7 @@ from sca_caption.datasets.hdf5_images import (
 )
 from sca_caption.datasets.hdf5_reader import ENCODINGS, FORMAT, SPLITS, VERSION
 from sca_caption.datasets.sources.records import Record, Source
+from sca_caption.datasets.sources.texts import Texts
 from sca_caption.images import Transform
 from sca_caption.runtime.atomic_files import atomic_write
 from sca_caption.runtime.errors import UserError, choice
@@ -54,10 +55,12 @@ class Report:
     coverage: dict[str, float]  # fraction of the words of a split that are in the vocabulary, 0 to 1
     vocabulary: int  # words, without special tokens
     min_count: int  # 0: the vocabulary of another file
+    min_count_texts: int
     longest: int  # words in the longest caption
     truncated: int  # captions cut to their first MAX_WORDS words
     skipped: list[tuple[str, str, str]]  # (image, kind, reason)
     problems: list[tuple[str, str]]  # (item, reason) from reading the captions
+    texts: Texts | None
     bytes: int
     seconds: float
 
@@ -71,12 +74,19 @@ class Report:
             f"vocabulary  {self.vocabulary} words "
             + (
                 f"with at least {self.min_count} occurrences in train"
+                + (f" or {self.min_count_texts} in the texts" if self.texts else "")
                 if self.min_count
                 else "of another file"
             )
             + "; covered: "
             + ", ".join(f"{split} {share:.2%}" for split, share in self.coverage.items()),
         ]
+        if self.texts:
+            groups, left_out = self.texts.groups[-1] + 1, collections.Counter(self.texts.left_out)
+            lines.append(
+                f"texts       {len(self.texts.captions)} captions in {groups} groups kept; "
+                f"{left_out.total()} left out{_reasons(left_out)}"
+            )
         if self.truncated:
             lines.append(f"truncated   {self.truncated} captions to their first {MAX_WORDS} words")
         kinds = collections.Counter(kind for _, kind, _ in self.skipped)
@@ -94,7 +104,9 @@ def write(
     transform: Transform | None = None,
     encoding: str = "jpeg",
     min_count: int = 5,
+    min_count_texts: int = 50,
     vocabulary: Vocabulary | None = None,
+    texts: Texts | None = None,
     quality: int = 90,
     workers: int | None = None,
     max_skipped: int = 100,
@@ -109,7 +121,9 @@ def write(
         transform: how images are resized; default Transform().
         encoding: "jpeg", "raw" or "features".
         min_count: least number of occurrences in train of a word of the vocabulary.
+        min_count_texts: number of occurrences in the texts that also makes a word part of the vocabulary.
         vocabulary: an existing vocabulary to use instead of a new one.
+        texts: captions without photographs.
         quality: of JPEG, 1 to 95. An upright RGB JPEG of the right size is stored unchanged.
         workers: processes that read and resize images; 1 uses this process; default one per core.
         max_skipped: largest accepted number of missing, damaged and unreadable images.
@@ -149,7 +163,7 @@ def write(
                 assert encode is not None
                 images = FeatureWriter(file, encode, features_of)
         kept: list[Record] = []
-        captions = CaptionWriter(kept)
+        captions = CaptionWriter(kept, texts)
         job = functools.partial(prepare_image, transform=transform, encoding=encoding, quality=quality)
         with contextlib.closing(map_in_order(job, (record.read for record in wanted), workers)) as results:
             for record, result in tqdm(
@@ -172,8 +186,8 @@ def write(
         with deferred_interrupts():
             images.finish()
             splits = np.array([SPLITS.index(record.split) for record in kept], np.uint8)
-            caption_fields = captions.write(file, splits, vocabulary or min_count)
-            problems = source.problems + captions.problems
+            caption_fields = captions.write(file, splits, vocabulary or min_count, min_count_texts)
+            problems = source.problems + captions.problems + (texts.problems if texts else [])
             _write_table(table, kept, splits)
             file.attrs.update(
                 source=source.description,
@@ -192,8 +206,10 @@ def write(
         encoding=encoding,
         images={split: sum(record.split == split for record in kept) for split in SPLITS},
         min_count=0 if vocabulary else min_count,
+        min_count_texts=min_count_texts,
         skipped=skipped,
         problems=problems,
+        texts=texts,
         bytes=path.stat().st_size,
         seconds=time.monotonic() - began,
         **caption_fields,

@@ -12,9 +12,11 @@ captions, so part of val becomes test: see `read_official`.
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from sca_caption.datasets.sources.annotations import Annotations, hash_split
+from sca_caption.datasets.sources.coco_ids import read_ids
 from sca_caption.datasets.sources.file_tree import FileTree, FoundFile, read_text
 from sca_caption.datasets.sources.karpathy import read_karpathy
 from sca_caption.datasets.sources.records import Source
@@ -26,16 +28,21 @@ PARTS = ("train", "val")
 DOWNLOAD = "cocodataset.org/#download (see data/README.md)"
 
 
-def read_coco(root: Path, *, restval: str = "train", year: str | None = None) -> Source:
+def read_coco(
+    root: Path, *, restval: str = "train", year: str | None = None, ids: str | Path | None = None
+) -> Source:
     """Read MSCOCO from `root`.
 
     restval: "train" adds the validation images outside val and test to train; "omit" skips them.
     year: "2014" or "2017" reads the official captions of that year; None chooses as in the module's docstring.
+    ids: a list of photographs with their splits, see coco_ids.py; the official captions of all years are read.
     Raises UserError if files are missing; the message lists them and where to download them.
     """
     choice(restval, ("train", "omit"), "restval")
     if year is not None:
         choice(year, YEARS, "year")
+    if ids is not None:
+        return read_listed(root, ids, YEARS if year is None else (year,))
     tree = FileTree(root, "coco")
     annotations = Annotations(root, tree.problems)
     karpathy = tree.find("dataset_coco.json")
@@ -112,6 +119,58 @@ def read_official(
     return Source("coco", f"coco: {used}", records, tree.problems)
 
 
+def read_listed(root: Path, ids: str | Path, years: Sequence[str] = YEARS) -> Source:
+    """Read the photographs of a list of ids, from all official captions files and image folders of `years`.
+
+    A photograph has its name of the release of 2017 (000000000009.jpg) in both releases. Those without captions or
+    without an image file are counted in one note. Raises UserError if none is found.
+    """
+    splits, name_of_list = read_ids(ids)
+    tree = FileTree(root, "coco")
+    annotations = Annotations(root, tree.problems)
+    images = {image_id: found for image_id in splits if (found := find_listed(tree, image_id, years))}
+    used = []
+    for found in filter(None, (tree.find(f"captions_{part}{year}.json") for year in years for part in PARTS)):
+        wanted = {image_id for image_id in images if f"{image_id:012d}.jpg" not in annotations.captions}
+        if not wanted:
+            break
+        used.append(found[0])
+        for image_id, number, caption in parse_captions(found, annotations.problems)[1]:
+            if image_id in wanted:
+                annotations.add(f"{image_id:012d}.jpg", number, caption)
+    for image_id, split in splits.items():
+        name = f"{image_id:012d}.jpg"
+        if name in annotations.captions:
+            annotations.assign(name, split)
+            annotations.image_ids[name] = image_id
+    missing = len(splits) - len(annotations.captions)
+    if missing == len(splits):
+        raise UserError(
+            f"none of the {missing} ids of {name_of_list} was found in {root}: "
+            f"{len(images)} of their images and {len(used)} captions files; expected annotations/captions_"
+            f"{{train,val}}{{{','.join(years)}}}.json and their image folders{tree.error_hints()}; "
+            f"get them from {DOWNLOAD}"
+        )
+    if missing:
+        annotations.report(str(name_of_list), f"{missing} of {len(splits)} ids were not found; skipped")
+    records = annotations.records(
+        lambda name: images[annotations.image_ids[name]], remedy=f"get the images from {DOWNLOAD}"
+    )
+    return Source(
+        "coco", f"coco: {', '.join(used)}; ids and splits of {name_of_list}", records, tree.problems
+    )
+
+
+def find_listed(tree: FileTree, image_id: int, years: Sequence[str]) -> FoundFile | None:
+    """Find the image of an id under the names and in the folders of `years`."""
+    for year in years:
+        for part in PARTS:
+            prefix = f"COCO_{part}2014_" if year == "2014" else ""
+            if found := tree.find(f"{part}{year}/{prefix}{image_id:012d}.jpg"):
+                return found
+    return None
+
+
 def keep_needed_fields(entry: dict) -> dict | tuple:
     """Reduce a JSON object to a tuple of the needed fields while it is parsed, to save memory.
 
@@ -124,24 +183,38 @@ def keep_needed_fields(entry: dict) -> dict | tuple:
     return entry
 
 
-def read_captions(found: FoundFile, annotations: Annotations) -> list[str]:
-    """Add the captions of one official file. Returns the names of its images with captions."""
+Caption = tuple[int, int | None, str]  # image id, annotation id, caption
+
+
+def parse_captions(found: FoundFile, problems: list[tuple[str, str]]) -> tuple[dict[int, str], list[Caption]]:
+    """Parse an official captions file. Returns the file name per image id, and the captions.
+
+    Raises UserError if it is not COCO's captions JSON.
+    """
     try:
-        content = json.loads(read_text(found, annotations.problems), object_hook=keep_needed_fields)
-        names = dict(content["images"])
-        for name in names.values():
-            annotations.captions.setdefault(name, {})
-        for image_id, number, caption in content["annotations"]:
-            if image_id in names:
-                annotations.add(names[image_id], number, caption)
-            else:
-                annotations.report(
-                    f"{found[0]} image {image_id}", "has a caption but is not in the list of images; skipped"
-                )
+        content = json.loads(read_text(found, problems), object_hook=keep_needed_fields)
+        captions = [(image_id, number, caption) for image_id, number, caption in content["annotations"]]
+        if not all(isinstance(caption, str) for _, _, caption in captions):
+            raise TypeError("captions must be strings")
+        return dict(content["images"]), captions
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{found[0]} is not COCO's captions JSON ({type(error).__name__}: {error}); get it from {DOWNLOAD}"
         ) from error
+
+
+def read_captions(found: FoundFile, annotations: Annotations) -> list[str]:
+    """Add the captions of one official file. Returns the names of its images with captions."""
+    names, captions = parse_captions(found, annotations.problems)
+    for name in names.values():
+        annotations.captions.setdefault(name, {})
+    for image_id, number, caption in captions:
+        if image_id in names:
+            annotations.add(names[image_id], number, caption)
+        else:
+            annotations.report(
+                f"{found[0]} image {image_id}", "has a caption but is not in the list of images; skipped"
+            )
     annotations.image_ids |= {name: image_id for image_id, name in names.items()}
     return [name for name in names.values() if annotations.captions[name]]
 

@@ -14,7 +14,7 @@ import csv
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from sca_caption.datasets.sources.annotations import Annotations
@@ -36,7 +36,9 @@ SUFFIXES = (".csv", ".tsv", ".jsonl")
 HELD_OUT = 0.05  # fraction of the images in val, and in test
 QUOTED_LINES = 20  # a quoted field with more lines is taken for a quote that was never closed
 EXPECTED_HEADER = "make its first line image,caption or image,caption,split (see data/README.md)"
-Row = tuple[str, list[str], str]  # image, captions, split ("" if none is given)
+Row = tuple[
+    str | None, list[str], str
+]  # image (None without the column), captions, split ("" if none is given)
 
 
 def read_table(root: Path) -> Source:
@@ -53,6 +55,7 @@ def read_table(root: Path) -> Source:
     read_rows = read_json_rows if path.lower().endswith(".jsonl") else read_csv_rows
     unsplit = set()
     for image, captions, split in read_rows(text, path, annotations):
+        assert image is not None, "both readers require an image"
         name = str(PurePosixPath(image.strip().replace("\\", "/")))
         for caption in captions:
             if " ".join(caption.split()) in annotations.captions.get(name, {}).values():
@@ -120,22 +123,33 @@ def find_image(tree: FileTree, base: str, name: str, annotations: Annotations) -
     return namesakes[0] if namesakes else None
 
 
-def read_csv_rows(text: str, path: str, annotations: Annotations) -> Iterator[Row]:
-    """Yield the rows of a CSV table. Its header names the image and caption columns, in any order.
+def read_csv_rows(
+    text: str,
+    path: str,
+    annotations: Annotations,
+    *,
+    columns: Mapping[str, str] = COLUMNS,
+    needed: Sequence[str] = ("image", "caption"),
+    expected: str = EXPECTED_HEADER,
+) -> Iterator[Row]:
+    """Yield the rows of a CSV table. Its header names the columns, in any order.
 
-    Raises UserError if the header lacks one of them, and for a quote that is not closed.
+    columns: accepted header -> column. needed: columns that the header must have; "caption" is one of them.
+    expected: the end of the error message about the header.
+    Raises UserError if the header lacks a needed column, and for a quote that is not closed.
     """
     first = next((line.rstrip("\r\n") for line in split_lines(text) if line.strip()), "")
     for delimiter in DELIMITERS:
         fields = next(csv.reader([first], delimiter=delimiter), [])
-        header = [COLUMNS.get(field.strip().lower(), "") for field in fields]
-        if "image" in header and "caption" in header:
+        header = [columns.get(field.strip().lower(), "") for field in fields]
+        if all(column in header for column in needed):
             break
     else:
         raise UserError(
-            f"{path} has no header with image and caption; it begins with {first[:50]!r}; {EXPECTED_HEADER}"
+            f"{path} has no header with {' and '.join(needed)}; it begins with {first[:50]!r}; {expected}"
         )
-    image, caption = header.index("image"), header.index("caption")
+    caption = header.index("caption")
+    image = header.index("image") if "image" in header else None
     split = header.index("split") if "split" in header else None
     reader = csv.reader(split_lines(text), delimiter=delimiter, skipinitialspace=True)
     while not any(field.strip() for field in next(reader)):
@@ -159,11 +173,12 @@ def read_csv_rows(text: str, path: str, annotations: Annotations) -> Iterator[Ro
         if extra > 0:  # unquoted delimiters; only captions have them
             row[caption : caption + extra + 1] = [f"{delimiter} ".join(row[caption : caption + extra + 1])]
             joined += 1
-        if len(row) <= max(image, caption) or not row[image].strip():
+        name = None if image is None else row[image] if image < len(row) else ""
+        if len(row) <= caption or (name is not None and not name.strip()):
             if any(field.strip() for field in row):
                 annotations.report(item, f"{len(row)} fields without an image and a caption; skipped")
             continue
-        yield row[image], [row[caption]], row[split] if split is not None and split < len(row) else ""
+        yield name, [row[caption]], row[split] if split is not None and split < len(row) else ""
     if joined:
         annotations.report(path, f"{joined} rows with an unquoted {delimiter!r}; read as part of the caption")
 
