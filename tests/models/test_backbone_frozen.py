@@ -16,10 +16,15 @@ def traced_mobilenet() -> Backbone:
 NETWORKS = {
     "mobilenet_v2": lambda: Backbone("mobilenet_v2", ["features.17"]),
     "mobilenet_v2, traced": traced_mobilenet,
+    "efficientnet_lite0": lambda: Backbone("efficientnet_lite0", ["features.16"]),
     "resnet18": lambda: Backbone("resnet18", ["layer4.1.relu", "layer4.1"]),  # the trunk carries a shortcut
     "resnet18 with blocks": lambda: Backbone("resnet18", ["layer4.1"], attention="se", at=["layer3"]),
 }
-FIRST = {"mobilenet_v2": ("features.3", "features.14.conv.1"), "resnet18": ("layer1.1", "layer4.1.conv1")}
+FIRST = {
+    "mobilenet_v2": ("features.3", "features.14.conv.1"),
+    "efficientnet_lite0": ("features.3", "features.14.1"),
+    "resnet18": ("layer1.1", "layer4.1.conv1"),
+}
 
 
 def gradients(backbone: Backbone, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

