@@ -133,7 +133,9 @@ class CaptionWriter:
         distinct, split_of_caption = list(self.numbers), splits[rows]
         counts = self.captions.count_words(split_of_caption, len(SPLITS))  # per split and word
         in_texts = self.text_captions.count_words(np.zeros(len(self.text_captions.lengths), np.uint8), 1)[0]
-        if not isinstance(vocabulary, Vocabulary):
+        if isinstance(vocabulary, Vocabulary):
+            min_count_texts = 0  # as for min_count: the words are those of another file
+        else:
             min_count = vocabulary
             member = (counts[0] >= min_count) | (in_texts >= min_count_texts)
             totals = dict(zip(distinct, np.where(member, counts[0] + in_texts, 0).tolist(), strict=True))

@@ -27,8 +27,8 @@ images), T words in the longest text.
     texts/tokens          optional, like texts/length and texts/group: (N, T) word ids as in captions/tokens
     texts/length          (N,) int32, number of words
     texts/group           (N,) int32, ascending from 0 without gaps; the captions of a photograph have the same group
-                          attributes of texts: source, the names of the files; min_count, the count in the texts that
-                          also makes a word part of the vocabulary
+                          attributes of texts: source, the names of the files; min_count, the least count in the
+                          texts of a further word of the vocabulary; 0: another file's vocabulary
 """
 
 import functools

@@ -141,6 +141,22 @@ def test_mistakes_exit_2_with_one_line(photographs, capsys):
         ("--dataset csv --max-skipped -1", ("--max-skipped -1", "0")),
         ("--dataset csv --workers 0", ("--workers 0", "at least 1")),
         ("--dataset csv --quality 0", ("--quality 0", "1 to 95")),
+        ("--dataset csv --min-count-texts 9", ("--min-count-texts", "without --texts", "add --texts")),
+        ("--dataset csv --held-out x.h5", ("--held-out", "without --texts", "add --texts")),
+        ("--dataset csv --texts captions.csv", ("--texts captions.csv does not exist", "column caption")),
+        (
+            "--dataset csv --texts data/csv/captions.csv",
+            ("no caption", "is kept (12 of train", "12 of held-out"),
+        ),
+        (
+            "--dataset csv --texts data/csv/captions.csv --min-count-texts 0",
+            ("--min-count-texts 0", "at least 1"),
+        ),
+        ("--dataset csv --texts data/csv/captions.csv --held-out x.h5", ("no data file x.h5",)),
+        ("--dataset csv --ids everyday", ("--ids", "--dataset csv", "--dataset coco")),
+        ("--dataset coco --ids everyday --restval omit", ("--restval", "--ids")),
+        ("--dataset coco --ids mine.csv", ("--ids mine.csv does not exist", "id and split")),
+        ("--dataset coco --ids everyday", ("none of the 4694 ids of everyday", "cocodataset.org")),
         ("--dataset csv --year 2014", ("--year", "--dataset csv", "--dataset coco")),
         (
             "--dataset csv --backbone-weights none",
@@ -156,6 +172,31 @@ def test_mistakes_exit_2_with_one_line(photographs, capsys):
         found = error_line(status, *capsys.readouterr())
         assert not [part for part in parts if part not in found], found
     assert files(photographs.parent) == ["csv/captions.csv"]
+
+
+def test_texts_extend_the_vocabulary_without_the_photographs_of_val_and_test(photographs, capsys):
+    rows = "".join(f"{name},cats sleep\n" for name in ("02 é.png", "04 É.png", "00000.png", "new.png"))
+    Path("a.csv").write_text("file,caption\n" + rows + "new.png,a cat\n", encoding="utf-8")
+    Path("b.csv").write_text("caption\ncats jump\n")
+    flags = ["--dataset", "csv", "--texts", "a.csv", "b.csv", "--min-count-texts", "3"]
+    status, out, err = run(capsys, *flags)
+    assert (status, err) == (0, "")
+    told = "texts       4 captions in 3 groups kept; 2 left out: 1 of held-out photographs; 1 of train photographs"
+    assert told in out.splitlines()
+    data = CaptionDataset("data/csv.h5")
+    assert data.vocabulary.words[4:] == ("dog", "the", "a", "'s", "ball", "grass", "on", "runs", "cats")
+    decoded = [list(map(data.vocabulary.decode, data.text_captions(group))) for group in range(3)]
+    assert decoded == [["cats <unk>"], ["cats <unk>", "a <unk>"], ["cats <unk>"]]
+
+    table = (
+        "image,caption,split\n" + "".join(f"0{k} é.png,a dog,train\n" for k in (0, 1)) + "new.png,a dog,val\n"
+    )
+    (photographs / "images" / "new.png").write_bytes(encoded(photo(1)))
+    (photographs / "other.csv").write_text(table, encoding="utf-8")
+    other = ["--dataset", "csv", "--root", "data/csv/other.csv", "--min-count", "1", "--output", "other.h5"]
+    assert run(capsys, *other)[0] == 0
+    status, out, err = run(capsys, *flags, "--held-out", "other.h5")
+    assert "texts       2 captions in 2 groups kept; 4 left out: 3 of held-out photographs; 1 of train" in out
 
 
 def test_a_root_without_the_data_says_what_was_looked_for(tmp_path, monkeypatch, capsys):

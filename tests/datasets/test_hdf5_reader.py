@@ -4,6 +4,7 @@ import collections
 import io
 import json
 import multiprocessing
+import pickle
 
 import h5py
 import numpy as np
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from sca_caption.datasets import hdf5_images
 from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.datasets.sources.records import Source
+from sca_caption.datasets.sources.texts import Texts
 from sca_caption.images import ImageError, fit
 from sca_caption.vocab import UNK, Vocabulary, tokenize
 from tests.helpers.made_photos import SMALL, change, dataset, encoded, message, photo, record, write
@@ -75,6 +77,66 @@ def test_vocabulary_has_frequent_words_of_train_only(tmp_path):
     assert data.captions(4) == [[UNK] * 3]
     assert data.captions(5) == [[5, 6, UNK]]
     assert report.coverage == {"train": 8 / 9, "val": 0.0, "test": 2 / 3}
+
+
+def with_texts() -> tuple[Source, Texts]:
+    """Photographs whose train captions have the words one (3), two (2), three (1), and texts of three groups."""
+    source = dataset(4)
+    for row, text in enumerate(["one two", "one one two three", "six six", "one"]):
+        change(source, row, captions=(text,))
+    captions = ["three four", "Four, four!", "five six " + "four " * 120, "three"]
+    return source, Texts("a.csv", captions, [0, 0, 1, 2], {"of train photographs": 7}, [("row 1", "odd")])
+
+
+def test_texts_are_read_back_and_their_frequent_words_are_in_the_vocabulary(tmp_path):
+    source, texts = with_texts()
+    report = write(source, tmp_path / "made.h5", min_count=2, min_count_texts=3, texts=texts)
+    data = CaptionDataset(tmp_path / "made.h5")
+    # four occurs 123 times in the texts; three occurs once in train and twice in the texts, six once in the texts.
+    assert data.vocabulary == Vocabulary(["four", "one", "two"])
+    assert data.captions(1) == [[5, 5, 6, UNK]]
+    assert data.text_groups == 3
+    assert data.text_captions(0) == [[UNK, 4], [4, 4]]
+    assert data.text_captions(1) == [[UNK, UNK] + [4] * 98]
+    assert data.text_captions(2) == [[UNK]]
+    for group in (-1, 3):
+        with pytest.raises(IndexError, match=f"group {group} of 3 groups"):
+            data.text_captions(group)
+    copy = pickle.loads(pickle.dumps(data))
+    assert not [name for name in vars(copy) if name.startswith(("_text", "_first_text"))]
+    assert copy.text_captions(0) == data.text_captions(0)
+
+    assert "texts       4 captions in 3 groups kept; 7 left out: 7 of train photographs\n" in str(report)
+    assert "3 words with at least 2 occurrences in train or 3 in the texts; covered: train 83.33%" in str(
+        report
+    )
+    assert ("row 1", "odd") in data.skipped
+    with h5py.File(tmp_path / "made.h5", locking=False) as file:
+        assert dict(file["texts"].attrs) == {"source": "a.csv", "min_count": 3}
+        assert file["texts/group"][:].tolist() == [0, 0, 1, 2]
+        assert file["texts/length"][:].tolist() == [2, 2, 100, 1]
+        assert file["texts/tokens"].shape == (4, 100)
+
+
+def test_a_word_of_train_keeps_its_least_count_and_the_order_is_of_both_counts(tmp_path):
+    source, texts = with_texts()
+    write(source, tmp_path / "made.h5", min_count=1, min_count_texts=124, texts=texts)
+    # one 3 + 0, three 1 + 2, two 2 + 0; of the same count the alphabet decides; four is below both counts.
+    assert CaptionDataset(tmp_path / "made.h5").vocabulary == Vocabulary(["one", "three", "two"])
+    write(source, tmp_path / "other.h5", vocabulary=Vocabulary(["six", "four"]), texts=texts)
+    data = CaptionDataset(tmp_path / "other.h5")
+    assert data.text_captions(0) == [[UNK, 5], [5, 5]] and data.captions(2) == [[4, 4]]
+    assert data.min_count == 0
+
+
+def test_a_file_without_texts_has_no_groups(tmp_path):
+    write(dataset(4), tmp_path / "made.h5")
+    data = CaptionDataset(tmp_path / "made.h5")
+    assert data.text_groups == 0
+    with pytest.raises(IndexError, match="group 0 of 0 groups"):
+        data.text_captions(0)
+    with h5py.File(tmp_path / "made.h5", locking=False) as file:
+        assert "texts" not in file
 
 
 def test_jpeg_of_model_size_is_stored_unchanged_and_others_are_close(tmp_path):

@@ -18,7 +18,7 @@ EXPECTED = f"expected a CSV with the columns id and split, or {EVERYDAY} for the
 
 
 def read_ids(ids: str | Path) -> tuple[dict[int, str], str]:
-    """Read a list of COCO's image ids. Returns the split per id, and the list's name for messages.
+    """Read a list of COCO's image ids. Returns the split per id, and the name of the list.
 
     ids: a CSV file, or EVERYDAY for the packaged list. Raises UserError if it is missing or not such a list.
     """
@@ -50,4 +50,4 @@ def read_ids(ids: str | Path) -> tuple[dict[int, str], str]:
             )
     if not splits:
         raise UserError(f"--ids {name} lists no photographs; add rows of id and split")
-    return splits, name
+    return splits, Path(name).name

@@ -6,25 +6,26 @@ COCO's official captions    {"images": [...], "annotations": [{"image_id": 9, "c
 token file of Flickr30k     1000092795.jpg#0<TAB>Two young guys with shaggy hair ...
 """
 
-from collections import Counter, defaultdict
+import itertools
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from sca_caption.datasets.sources.annotations import Annotations
 from sca_caption.datasets.sources.coco import parse_captions
-from sca_caption.datasets.sources.file_tree import DiskFile, read_lines, read_text
+from sca_caption.datasets.sources.file_tree import DiskFile, read_text
 from sca_caption.datasets.sources.flickr import parse_token_row
 from sca_caption.datasets.sources.photographs import photograph_key, without_folder
 from sca_caption.datasets.sources.records import Record
-from sca_caption.datasets.sources.table import read_csv_rows
+from sca_caption.datasets.sources.table import read_csv_rows, split_lines
 from sca_caption.runtime.errors import UserError
 from sca_caption.vocab import has_words
 
-COLUMNS = {"caption": "caption"} | dict.fromkeys(
-    ("image", "file", "file_name", "coco_id", "image_id"), "image"
-)
-EXPECTED_HEADER = "expected a CSV with a column caption, COCO's captions JSON or Flickr30k's token file (see data/README.md)"
+PHOTOGRAPH_COLUMNS = ("image", "file", "file_name", "coco_id", "image_id")
+COLUMNS = {"caption": "caption"} | dict.fromkeys(PHOTOGRAPH_COLUMNS, "image")
+FORMATS = "a CSV with a column caption, COCO's captions JSON or Flickr30k's token file"
+EXPECTED_HEADER = f"expected {FORMATS} (see data/README.md)"
 HELD_OUT, IN_TRAIN = "of held-out photographs", "of train photographs"
 REPEATED, EMPTY = "repeated", "without words"
 
@@ -50,27 +51,28 @@ def read_texts(
     """
     excluded = {without_folder(photograph_key(name)): HELD_OUT for name in held_out}
     for record in records:
-        key = without_folder(photograph_key(record.file_name))
+        own = without_folder(photograph_key(record.file_name))
         if record.split != "train":
-            excluded[key] = HELD_OUT
+            excluded[own] = HELD_OUT
         else:
-            excluded.setdefault(key, IN_TRAIN)
+            excluded.setdefault(own, IN_TRAIN)
     left_out: Counter[str] = Counter()
     problems: list[tuple[str, str]] = []
-    groups: dict[str | int, dict[str, None]] = defaultdict(
-        dict
-    )  # photograph -> its captions, in reading order
+    # photograph, or a number without one -> its captions, in reading order
+    groups: dict[str | int, dict[str, None]] = {}
     for path in map(Path, paths):
         for name, caption in read_file(path, problems):
-            key = len(groups) if name is None else photograph_key(name)  # without a name: a new group
+            key: str | int = (
+                len(groups) if name is None else photograph_key(name)
+            )  # without a name: a new group
             reason = None if name is None else excluded.get(without_folder(str(key)))
             caption = " ".join(caption.split())
             if reason is None and not has_words(caption):
                 reason = EMPTY
-            elif reason is None and caption in groups[key]:
+            elif reason is None and caption in groups.get(key, ()):
                 reason = REPEATED
             if reason is None:
-                groups[key][caption] = None
+                groups.setdefault(key, {})[caption] = None
             else:
                 left_out[reason] += 1
     if not groups:
@@ -92,26 +94,30 @@ def read_file(path: Path, problems: list[tuple[str, str]]) -> Iterator[tuple[str
     """Yield (photograph or None, caption) of a file. The photograph is a file name or COCO's image id."""
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "does not exist"
-        raise UserError(f"--texts {path} {found}; give a file of captions")
+        raise UserError(f"--texts {path} {found}; give {FORMATS}")
     file = str(path), DiskFile(str(path))
     if path.suffix.lower() == ".json":
-        _, annotations = parse_captions(file, problems)
-        yield from ((image_id, caption) for image_id, _, caption in annotations)
+        for image_id, _, caption in parse_captions(file, problems)[1]:
+            yield image_id, caption
         return
-    lines = read_lines(file, problems)
-    if lines and parse_token_row(lines[0]):
-        for line in lines:
-            row = parse_token_row(line)
-            if row is None:
-                problems.append((line[:80], f"not a caption line of {path}; skipped"))
-            else:
-                yield row[0], row[2]
+    text = read_text(file, problems)
+    lines = (line.rstrip("\r\n") for line in split_lines(text) if line.strip())
+    first = next(lines, "")
+    if parse_token_row(first) is None:
+        rows = read_csv_rows(
+            text,
+            str(path),
+            Annotations(path, problems),
+            columns=COLUMNS,
+            needed=("caption",),
+            expected=EXPECTED_HEADER,
+        )
+        for image, captions, _ in rows:
+            yield image, captions[0]
         return
-    del lines
-    text = read_text(file, [])
-    rows = read_csv_rows(
-        text, str(path), Annotations(path, problems), columns=COLUMNS, needed=("caption",),
-        expected=EXPECTED_HEADER,
-    )  # fmt: skip
-    for image, captions, _ in rows:
-        yield image, captions[0]
+    for line in itertools.chain([first], lines):
+        row = parse_token_row(line)
+        if row is None:
+            problems.append((line[:80], f"not a caption line of {path}; skipped"))
+        else:
+            yield row[0], row[2]
