@@ -15,7 +15,7 @@ Two nouns are the same (`same_noun`) if their singulars are equal, if a set of S
 for people and not one male and the other female: "man" is in references to a person or a surfer, but not to a woman.
 
 Gender: wrong if the caption has words of a gender that no reference has, and a reference has words of the other gender.
-This is the rule by which Burns et al. derive an image's gender from its captions ("Women also Snowboard", ECCV 2018,
+This is the rule by which Hendricks et al. derive an image's gender from its captions ("Women also Snowboard", ECCV 2018,
 arXiv 1803.09797). In references pronouns count as well.
 
 Number: wrong if the caption has a number from two to ten that no reference has, at least two references have a number,
