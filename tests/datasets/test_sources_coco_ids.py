@@ -43,7 +43,7 @@ def test_both_releases_give_the_same_records(tmp_path, years):
     source = find("coco", tmp_path, ids=tmp_path / "mine.csv")
     assert contents(source) == WANTED and readable(source) == set(WANTED)
     assert [record.image_id for record in source.records] == [2, 4, 11, 12]
-    assert source.problems == [("mine.csv", "2 of 6 ids were not found; skipped")]
+    assert source.problems == [("mine.csv", "ids that were not found: 2 of 6; skipped")]
     assert source.description.endswith("ids and splits of mine.csv")
     assert years[-1] in source.description
 
@@ -55,7 +55,7 @@ def test_ids_need_an_image_and_captions_and_year_restricts_both(tmp_path):
                              "train2017/000000000005.jpg": image("000000000005.jpg")})  # fmt: skip
     source = find("coco", tmp_path, ids=tmp_path / "mine.csv")
     assert [record.image_id for record in source.records] == [1, 3, 4]
-    assert source.problems == [("mine.csv", "2 of 5 ids were not found; skipped")]
+    assert source.problems == [("mine.csv", "ids that were not found: 2 of 5; skipped")]
     assert len(readable(source)) == 3
     assert [r.image_id for r in find("coco", tmp_path, ids=tmp_path / "mine.csv", year="2014").records] == [
         3,
@@ -90,7 +90,7 @@ def test_everyday_is_packaged():
         ("id,split\n9\n", ("row 2", "split ''")),
         ("id,split\na.jpg,train\n", ("row 2", "id 'a.jpg' is not a number")),
         ("id,split\n9,train\n009,val\n", ("row 3", "id 009 is in train and in val")),
-        ("id,split\n77,train\n", ("none of the 1 ids of mine.csv", "0 of their images", "captions_", "cocodataset.org")),
+        ("id,split\n77,train\n", ("none of the 1 ids of mine.csv", "0 of their images and 1 captions files", "captions_", "cocodataset.org")),
     ],
 )  # fmt: skip
 def test_mistakes(tmp_path, text, wanted):

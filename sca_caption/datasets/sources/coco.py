@@ -129,8 +129,9 @@ def read_listed(root: Path, ids: str | Path, years: Sequence[str] = YEARS) -> So
     tree = FileTree(root, "coco")
     annotations = Annotations(root, tree.problems)
     images = {image_id: found for image_id in splits if (found := find_listed(tree, image_id, years))}
+    files = [found for year in years for part in PARTS if (found := tree.find(f"captions_{part}{year}.json"))]
     used = []
-    for found in filter(None, (tree.find(f"captions_{part}{year}.json") for year in years for part in PARTS)):
+    for found in files:
         wanted = {image_id for image_id in images if f"{image_id:012d}.jpg" not in annotations.captions}
         if not wanted:
             break
@@ -147,12 +148,12 @@ def read_listed(root: Path, ids: str | Path, years: Sequence[str] = YEARS) -> So
     if missing == len(splits):
         raise UserError(
             f"none of the {missing} ids of {name_of_list} was found in {root}: "
-            f"{len(images)} of their images and {len(used)} captions files; expected annotations/captions_"
+            f"{len(images)} of their images and {len(files)} captions files; expected annotations/captions_"
             f"{{train,val}}{{{','.join(years)}}}.json and their image folders{tree.error_hints()}; "
             f"get them from {DOWNLOAD}"
         )
     if missing:
-        annotations.report(str(name_of_list), f"{missing} of {len(splits)} ids were not found; skipped")
+        annotations.report(str(name_of_list), f"ids that were not found: {missing} of {len(splits)}; skipped")
     records = annotations.records(
         lambda name: images[annotations.image_ids[name]], remedy=f"get the images from {DOWNLOAD}"
     )
