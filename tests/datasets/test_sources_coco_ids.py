@@ -90,7 +90,8 @@ def test_everyday_is_packaged():
         ("id,split\n9\n", ("row 2", "split ''")),
         ("id,split\na.jpg,train\n", ("row 2", "id 'a.jpg' is not a number")),
         ("id,split\n9,train\n009,val\n", ("row 3", "id 009 is in train and in val")),
-        ("id,split\n77,train\n", ("none of the 1 ids of mine.csv", "0 of their images and 1 captions files", "captions_", "cocodataset.org")),
+        ("id,split\n77,train\n",
+         ("none of the 1 ids of mine.csv", "0 of their images and 1 captions files", "cocodataset.org")),
     ],
 )  # fmt: skip
 def test_mistakes(tmp_path, text, wanted):
