@@ -57,7 +57,7 @@ def parser() -> Parser:
     p.add_argument(
         "images", nargs="*", metavar="IMAGE", help="image file, folder, or - for paths on standard input"
     )
-    p.add_argument("--demo", action="store_true", help="caption photographs of installed packages")
+    p.add_argument("--demo", action="store_true", help="caption the photographs that ship with the package")
     g = p.add_argument_group("results")
     g.add_argument("--output", type=Path, metavar="FILE", help="write a results file: .json, .jsonl, .csv, or .html, a "
                    "gallery")  # fmt: skip
@@ -223,8 +223,10 @@ class Outputs:
         self.arguments, self.paths = arguments, paths
         self.results: Results | None = None
         self.sidecars: Sidecars | None = None
-        printed = not (arguments.output or arguments.txt)
-        self.printer = Printer(single, arguments.scores, arguments.sort == "confidence") if printed else None
+        self.printer: Printer | None = None
+        if not (arguments.output or arguments.txt):
+            least_confident_first = arguments.sort == "confidence"
+            self.printer = Printer(single, arguments.scores, least_confident_first, names_only=arguments.demo)
         self.drawing: Drawing | None = None
 
     def open(self, opened: ExitStack, pipeline: "CaptionPipeline", settings: dict) -> None:

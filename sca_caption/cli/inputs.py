@@ -1,7 +1,6 @@
 """The images that the command line names: files, folders, lists on standard input, and the demo's."""
 
 import argparse
-import importlib.util
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -10,16 +9,7 @@ from pathlib import Path
 from sca_caption.cli.terminal import command
 from sca_caption.runtime.errors import UserError
 
-# Photographs of everyday scenes in the wheels of packages, which may or may not be installed.
-DEMO = (
-    ("matplotlib", "mpl-data/sample_data/grace_hopper.jpg"),
-    ("skimage", "data/astronaut.png"),
-    ("skimage", "data/chelsea.png"),
-    ("skimage", "data/coffee.png"),
-    ("skimage", "data/rocket.jpg"),
-    ("sklearn", "datasets/images/china.jpg"),
-    ("sklearn", "datasets/images/flower.jpg"),
-)
+DEMO = Path(__file__).parents[1] / "photographs"
 
 
 def take_back_images(arguments: argparse.Namespace) -> None:
@@ -62,7 +52,7 @@ def paths_of(arguments: argparse.Namespace, prog: str) -> list[Path]:
             f"--demo has its own photographs, found {arguments.images[0]!r} too; give one or the other"
         )
     if arguments.demo:
-        return demo_photographs()
+        return sorted(DEMO.glob("*.jpg"))
     if not arguments.images:
         raise UserError(f"no image given; try {command(prog)} photo.jpg, or {command(prog)} --demo")
     named: list[str] = []
@@ -77,17 +67,3 @@ def read_list(lines: bytes) -> list[str]:
     """Paths, one per line or, as `find -print0` writes them, ended by zero bytes; in the file system's encoding."""
     separator = b"\0" if b"\0" in lines else b"\n"
     return [os.fsdecode(path) for line in lines.split(separator) if (path := line.rstrip(b"\r"))]
-
-
-def demo_photographs() -> list[Path]:
-    found = []
-    for package, name in DEMO:
-        spec = importlib.util.find_spec(package)  # finds the package without running it
-        if spec is not None and spec.origin:
-            found.append(Path(spec.origin).parent / name)
-    found = [path for path in found if path.is_file()]
-    if not found:
-        raise UserError(
-            "no installed package carries a photograph; run: pip install matplotlib, or give your own"
-        )
-    return found

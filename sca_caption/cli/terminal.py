@@ -20,16 +20,18 @@ class Printer:
     """Prints captions: `path<TAB>caption`, and the caption alone for a single image.
 
     scores: print the confidence before each caption. by_confidence: print at `finish`, the least confident first.
+    names_only: print the file's name instead of its path.
     """
 
-    def __init__(self, single: bool, scores: bool, by_confidence: bool):
-        self.single, self.scores = single, scores
+    def __init__(self, single: bool, scores: bool, by_confidence: bool, names_only: bool = False):
+        self.single, self.scores, self.names_only = single, scores, names_only
         self.waiting: list[tuple[float, int, str]] | None = [] if by_confidence else None
 
     def write(self, index: int, result: "Result") -> None:
         if result.error:
             return
-        start = "" if self.single else f"{one_line(result.item)}\t"
+        file = Path(result.item).name if self.names_only else result.item
+        start = "" if self.single else f"{one_line(file)}\t"
         scores = [f"{confidence(caption):.2f}\t" if self.scores else "" for caption in result.captions]
         lines = zip(scores, result.captions, strict=True)
         text = "\n".join(start + score + caption.text for score, caption in lines)
