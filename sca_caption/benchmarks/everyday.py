@@ -9,10 +9,10 @@ main noun: share of captions, in per cent, whose main noun is the same noun as a
 
 people, dogs, other animals invented: images whose caption mentions them and whose references do not, as CHAIR counts
 hallucinated objects (Rohrbach et al. 2018, arXiv 1809.02156). People: the words of the hallucination mask and those of
-`evaluation.caption_errors`, singular or plural; references also mention people by "he", "his", "she", "her", hands,
-arms and fingers. Dogs: the words of the hallucination mask. Other animals: the animals of `guidance.object_nouns`
-except dogs. A reference must mention the same animal, by any of its words, or "animal"; any animal permits "animal". A
-hot dog is no dog, a teddy bear no bear.
+`evaluation.caption_errors`, singular or plural; references also mention people by hands, arms and fingers. Dogs: the
+words of the hallucination mask. Other animals: the animals of `guidance.object_nouns` except dogs. A reference must
+mention the same animal, by any of its words, or "animal"; any animal permits "animal". A hot dog is no dog, a teddy
+bear no bear.
 
 wrong colour, number, gender: images whose caption contradicts its references, as `evaluation.caption_errors` defines
 it. It also defines the main noun and which nouns are the same.
@@ -20,7 +20,7 @@ it. It also defines the main noun and which nouns are the same.
 
 import sys
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Collection, Sequence, Set
 from functools import cache
 from pathlib import Path
 
@@ -46,9 +46,8 @@ METRICS = ("CIDEr", "BLEU-4", "METEOR")
 MISTAKES = ("people", "dogs", "animals", "colour", "number", "gender")
 INVENTED = ("people invented", "dogs invented", "other animals invented")
 HEADS = (*METRICS, "main noun, %", *INVENTED, "wrong colour", "wrong number", "wrong gender")
-PEOPLE = SUBJECTS["people"].words | errors.MALE | errors.FEMALE | errors.PEOPLE
-# In references alone.
-SIGNS_OF_PEOPLE = errors.MALE_PRONOUNS | errors.FEMALE_PRONOUNS | frozenset(("hand", "arm", "finger"))
+PEOPLE = SUBJECTS["people"].words | errors.EVERYONE
+PEOPLE_IN_REFERENCES = PEOPLE | {"hand", "arm", "finger"}
 DOGS = SUBJECTS["dogs"].words
 ANIMAL = frozenset(("animal", "animals"))
 NOT_ALWAYS_ANIMALS = frozenset(
@@ -145,11 +144,8 @@ def split(caption: str) -> list[str]:
 def mistakes(caption: list[str], references: list[list[str]]) -> list[str]:
     """Which of MISTAKES the caption of an image makes, all captions as words."""
     mentioned: set[str] = set().union(*references)
-    singulars = {errors.singular(word) for word in mentioned}
     found = {
-        "people": has_people(set(caption))
-        and not has_people(mentioned)
-        and singulars.isdisjoint(SIGNS_OF_PEOPLE),
+        "people": has_noun(caption, PEOPLE) and not has_noun(mentioned, PEOPLE_IN_REFERENCES),
         "dogs": counts([caption], [references], DOGS)[0] > 0,
         "animals": any(mentioned.isdisjoint(same_animal(word)) for word in caption if same_animal(word)),
         "colour": errors.wrong_colour(caption, references, COLOURS),
@@ -159,8 +155,9 @@ def mistakes(caption: list[str], references: list[list[str]]) -> list[str]:
     return [name for name in MISTAKES if found[name]]
 
 
-def has_people(words: Set[str]) -> bool:
-    return any(word in PEOPLE or errors.singular(word) in PEOPLE for word in words)
+def has_noun(words: Collection[str], nouns: Set[str]) -> bool:
+    """Whether one of the words is one of the nouns, or its plural."""
+    return any(word in nouns or errors.singular(word) in nouns for word in words)
 
 
 @cache

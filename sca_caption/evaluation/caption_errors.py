@@ -16,7 +16,7 @@ for people and not one male and the other female: "man" is in references to a pe
 
 Gender: wrong if the caption has words of a gender that no reference has, and a reference has words of the other gender.
 This is the rule by which Hendricks et al. derive an image's gender from its captions ("Women also Snowboard", ECCV 2018,
-arXiv 1803.09797). In references pronouns count as well.
+arXiv 1803.09797). Pronouns count as well in references that have a word for people; others call animals "he".
 
 Number: wrong if the caption has a number from two to ten that no reference has, at least two references have a number,
 and all references with a number have the same one. "Couple", "pair" and "both" in a reference permit two.
@@ -48,6 +48,7 @@ PEOPLE = _words("""
     bicyclist motorcyclist pedestrian worker officer soldier chef student tourist passenger spectator athlete
     boarder driver parent performer musician firefighter farmer racer swimmer jockey goalie
     """)
+EVERYONE = MALE | FEMALE | PEOPLE
 MALE_PRONOUNS = frozenset(("he", "his", "him", "himself"))
 FEMALE_PRONOUNS = frozenset(("she", "her", "hers", "herself"))
 SYNONYMS = tuple(
@@ -216,9 +217,8 @@ def same_noun(one: str, other: str) -> bool:
     """Whether two nouns in the singular are the same noun, synonyms, or people of genders that do not differ."""
     if one == other or any(one in each and other in each for each in SYNONYMS):
         return True
-    everyone = MALE | FEMALE | PEOPLE
     different = (one in MALE and other in FEMALE) or (one in FEMALE and other in MALE)
-    return one in everyone and other in everyone and not different
+    return one in EVERYONE and other in EVERYONE and not different
 
 
 def names_main_noun(caption: Words, references: Sequence[Words]) -> bool:
@@ -230,9 +230,12 @@ def names_main_noun(caption: Words, references: Sequence[Words]) -> bool:
 
 def wrong_gender(caption: Words, references: Sequence[Words]) -> bool:
     """Whether the caption has words of one gender and the references have only words of the other."""
-    ours = {singular(word) for word in caption}
-    theirs = {singular(word) for word in _union(references)} | _union(references)
-    male, female = (not ours.isdisjoint(words) for words in (MALE, FEMALE))
+    male, female = (any(singular(word) in gender for word in caption) for gender in (MALE, FEMALE))
+    theirs: set[str] = set()
+    for reference in references:
+        words = {singular(word) for word in reference}
+        if not words.isdisjoint(EVERYONE):
+            theirs |= words.union(reference)
     any_male = not theirs.isdisjoint(MALE | MALE_PRONOUNS)
     any_female = not theirs.isdisjoint(FEMALE | FEMALE_PRONOUNS)
     return (male and any_female and not any_male) or (female and any_male and not any_female)

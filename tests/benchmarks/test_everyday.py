@@ -19,7 +19,7 @@ MISTAKES = [
     ("A man on a bench.", ["A bench.", "An empty bench."], ["people"]),
     ("Two surfers.", ["A beach.", "The sea."], ["people"]),
     ("A man on a bench.", ["A hand on a bench."], []),
-    ("A person on a bench.", ["A bench with her bag."], []),
+    ("A girl on a bench.", ["A giraffe in his pen."], ["people"]),
     ("A dog and a cat.", ["Two cows."], ["dogs", "animals"]),
     ("A puppy.", ["A dog."], []),
     ("A hot dog.", ["A sandwich."], []),
@@ -55,7 +55,7 @@ def test_a_row_counts_images(without_java):
     row = everyday.cells(*everyday.measure(captions, references))
     wanted = cider(*tokens(captions, references))[0]
     # The main nouns of 4 of 18 captions are in their references: puppy, cat, bird, bus.
-    assert row[0] == f"{wanted:.1f}" and row[2:] == ["-", "22.2", "2", "2", "4", "1", "1", "1"]
+    assert row[0] == f"{wanted:.1f}" and row[2:] == ["-", "22.2", "3", "2", "4", "1", "1", "1"]
 
 
 def tokens(captions, references):

@@ -127,6 +127,7 @@ def test_main_nouns_in_references():
     [
         ("a man runs", ["a woman", "a person"], True),
         ("a man runs", ["a person on her bike"], True),
+        ("a girl", ["a giraffe in his pen"], False),
         ("two girls", ["boys", "a guy"], True),
         ("a man runs", ["a woman", "a man"], False),
         ("a man runs", ["a person", "people"], False),
