@@ -41,11 +41,19 @@ class ModelConfig:
     feature_dropout: float = setting(0.0, "dropout of whole channels of the image's map")
     tie_embeddings: bool = setting(False, "share the input and output word embeddings")
     pool_norm: float = setting(30.0, "norm of the pooled top feature (paper: 1)")
+    word_rank: int = setting(
+        0, "rank of the predictor of words, which the decoder reads (see models.word_predictor); 0: none"
+    )
+    word_dropout_rate: float = setting(0.5, "dropout in the predictor of words")
+    styles: tuple[str, ...] = field(
+        default=()
+    )  # names of the data sets whose manner a caption may have, from the data
 
     def __post_init__(self):
         for name in ("attention_width", "embedding_size", "lstm_size"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
-        for name in ("dropout", "feature_dropout"):
+        require(self, "word_rank", self.word_rank >= 0, "0 or more")
+        for name in ("dropout", "feature_dropout", "word_dropout_rate"):
             require(self, name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
         require(self, "pool_norm", self.pool_norm > 0, "above 0")
         require(self, "attention", self.attention in ("S", "C", "S-C", "C-S"), "S, C, S-C or C-S")
@@ -129,6 +137,15 @@ class TrainConfig(RunConfig):
     sample_temperature: float = setting(0.5, "their sampling temperature")
     bleu_weight: float = setting(0.0, "weight of BLEU-4 in the reward beside 1 for CIDEr")
     cross_entropy_weight: float = setting(0.0, "weight of cross-entropy in --objective cider")
+    captions_per_image: int = setting(0, "captions of an image in one step, drawn at random; 0: all")
+    word_loss_weight: float = setting(0.1, "weight of the loss of predicted words (with --word-rank)")
+    texts_per_step: int = setting(
+        0, "photographs of which only captions are known, per step (preprocess.py --texts; needs --word-rank)"
+    )
+    text_weight: float = setting(0.5, "weight of their loss beside 1 for the captions of images")
+    cache_features: bool = setting(
+        False, "keep a frozen CNN's maps in memory instead of computing them every epoch"
+    )
     word_dropout: float = setting(0.0, "probability that an input word is replaced by <unk>")
     scheduled_sampling: float = setting(
         0.0,
@@ -168,6 +185,10 @@ class TrainConfig(RunConfig):
             "bleu_weight",
             "cross_entropy_weight",
             "teacher_weight",
+            "captions_per_image",
+            "word_loss_weight",
+            "texts_per_step",
+            "text_weight",
         ):
             require(self, name, getattr(self, name) >= 0, "0 or more")
         require(self, "train_sample_n", self.train_sample_n >= 2, "at least 2")

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sca_caption.cli.flags import add_device, add_flags, make
+from sca_caption.cli.flags import add_device, add_flags, add_style, make
 from sca_caption.cli.inputs import paths_of, take_back_images
 from sca_caption.cli.parser import Parser, program
 from sca_caption.cli.serve import add_page_flags, check_page_flags, serve
@@ -78,6 +78,7 @@ def parser() -> Parser:
     g.add_argument("--checkpoint", nargs="+", type=Path, metavar="FILE", help="a checkpoint of train.py; several are an "
                    "ensemble (default: the model that ships)")  # fmt: skip
     add_device(g)
+    add_style(g, "the model's first")
     g.add_argument("--batch-size", type=int, default=BATCH_SIZE, metavar="N", help="images per batch; smaller batches "
                    "take less memory (default: %(default)s)")  # fmt: skip
     g = p.add_argument_group("content")
@@ -133,6 +134,7 @@ def run(argv: list[str] | None, processes: Processes) -> int:
         arguments.checkpoint,
         search=search,
         device=arguments.device,
+        style=arguments.style,
         batch_size=arguments.batch_size,
         force_words=arguments.force_words,
         sampling=sampling if arguments.sample else None,

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from sca_caption import __version__
-from sca_caption.cli.flags import add_device, add_flags, make, task_of
+from sca_caption.cli.flags import add_device, add_flags, add_style, make, task_of
 from sca_caption.cli.parser import Parser, program
 from sca_caption.cli.reports import rounded, write
-from sca_caption.config import BATCH_SIZE, SearchConfig
+from sca_caption.config import BATCH_SIZE, ModelConfig, SearchConfig
 from sca_caption.evaluation.caption_metrics import CONFIDENCE, Scores, evaluate
 from sca_caption.evaluation.coco_format import ReferenceImage, match, read_predictions, read_references
 from sca_caption.runtime.atomic_files import check_writable
@@ -64,6 +64,7 @@ def parser() -> Parser:
                        help="a checkpoint of train.py; several are an ensemble (default: the model that "
                        "ships)")  # fmt: skip
     add_device(model, argparse.SUPPRESS)
+    add_style(model, "the data file's name, if the model has it", default=argparse.SUPPRESS)
     model.add_argument("--batch-size", type=int, default=argparse.SUPPRESS, metavar="N",
                        help=f"images per batch (default: {BATCH_SIZE})")  # fmt: skip
     model.add_argument("--no-objects", dest="objects", action="store_false", default=argparse.SUPPRESS,
@@ -133,7 +134,7 @@ def check(arguments: argparse.Namespace) -> None:
         )
     if not arguments.predictions and not data:
         raise UserError("nothing to score; give --dataset NAME, or --predictions FILE and --references FILE")
-    model_flags = ("checkpoint", "device", "batch_size", "objects", *vars(SearchConfig()))
+    model_flags = ("checkpoint", "device", "style", "batch_size", "objects", *vars(SearchConfig()))
     useless = [name for name in model_flags if name in arguments] if arguments.predictions else []
     if useless:
         flag = "no-objects" if useless[0] == "objects" else useless[0].replace("_", "-")
@@ -172,6 +173,7 @@ def captioned(
 
     from tqdm import tqdm
 
+    from sca_caption import checkpoint
     from sca_caption.checkpoint import SHIPPED
     from sca_caption.inference.batching import reader
     from sca_caption.inference.captioning import CaptionPipeline
@@ -180,7 +182,13 @@ def captioned(
     options = {
         name: getattr(arguments, name) for name in ("device", "batch_size", "objects") if name in arguments
     }
-    pipeline = CaptionPipeline.load(paths, search=search, **options)
+    loaded = [checkpoint.load(path) for path in paths or [None]]
+    config = loaded[0].config
+    assert isinstance(config, ModelConfig)
+    known = data.path.stem if data.path.stem in config.styles else ""
+    pipeline = CaptionPipeline.load(
+        loaded, search=search, style=getattr(arguments, "style", known), **options
+    )
     mine, captions = processes.shard(rows), []
     stream = pipeline.stream(mine, read=reader(data, pipeline.networks, pipeline.transform))
     for result in tqdm(

@@ -16,6 +16,12 @@ def add_device(group: argparse._ActionsContainer, default: str = "auto") -> None
     )
 
 
+def add_style(group: argparse._ActionsContainer, without: str, default: str = "") -> None:
+    """Add --style to a parser or a group of flags. without: what the help says of a run without it."""
+    text = f"data set whose manner captions shall have, e.g. everyday or flickr8k (default: {without})"
+    group.add_argument("--style", metavar="NAME", default=default, help=text)
+
+
 def add_batch_size(group: argparse._ActionsContainer, default: int) -> None:
     """Add --batch-size to a parser or a group of flags."""
     text = "images per batch (default: %(default)s)"

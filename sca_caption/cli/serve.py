@@ -70,7 +70,11 @@ def serve(arguments: argparse.Namespace) -> int:
         from sca_caption.inference.captioning import CaptionPipeline
 
         pipeline = CaptionPipeline.load(
-            arguments.checkpoint, search=search, device=arguments.device, force_words=arguments.force_words
+            arguments.checkpoint,
+            search=search,
+            device=arguments.device,
+            style=arguments.style,
+            force_words=arguments.force_words,
         )
         page = app.create_app(pipeline, name=name_of(arguments.checkpoint), defaults=defaults, host=host)
         if not guard.is_loopback(host) and not getattr(arguments, "quiet", False):

@@ -38,9 +38,13 @@ def parser() -> Parser:
         "--task", choices=("caption", "classify"), default="caption", help="(default: %(default)s)"
     )
     p.add_argument(
-        "--dataset", required=True, metavar="NAME", help="train on data/NAME.h5 (see preprocess.py)"
+        "--dataset",
+        required=True,
+        nargs="+",
+        metavar="NAME",
+        help="train on data/NAME.h5 (see preprocess.py); several are mixed, the first one is the default style",
     )
-    p.add_argument("--data", type=Path, metavar="FILE.h5", help="another data file")
+    p.add_argument("--data", type=Path, nargs="+", metavar="FILE.h5", help="other data files")
     p.add_argument(
         "--output",
         type=Path,
@@ -83,23 +87,24 @@ def run(argv: list[str] | None, processes: Processes) -> int:
     arguments = parser().parse_args(argv)
     recipe = recipe_of(arguments)
     critical = recipe.get("objective") == "cider"
-    output = arguments.output or Path("runs") / (arguments.dataset + "-cider" * critical)
-    path = arguments.data or Path("data") / f"{arguments.dataset}.h5"
+    output = arguments.output or Path("runs") / ("-".join(arguments.dataset) + "-cider" * critical)
+    paths = arguments.data or [Path("data") / f"{name}.h5" for name in arguments.dataset]
     settings = make(config.ModelConfig, arguments, recipe), make(config.TrainConfig, arguments, recipe)
 
     from sca_caption.datasets.hdf5_reader import CaptionDataset
+    from sca_caption.datasets.mixture import Mixture
     from sca_caption.models.backbone import attended_layers
     from sca_caption.runtime.devices import find_device
     from sca_caption.training.caption_task import CaptionTask
     from sca_caption.training.loop import train
 
-    data = CaptionDataset(path)
+    data = Mixture([CaptionDataset(path) for path in paths])
     device = find_device(arguments.device)
     if resumes(arguments, output):
         resumed = resumable(output)
         if resumed.vocabulary != data.vocabulary:
             raise UserError(
-                f"{path} has another vocabulary ({len(data.vocabulary)} words) than {output / 'last.pt'} "
+                f"{paths[0]} has another vocabulary ({len(data.vocabulary)} words) than {output / 'last.pt'} "
                 f"({len(resumed.vocabulary)}); resume with the data file it was trained on ({resumed.training['data']})"
             )
         train_config = config.from_dict(config.TrainConfig, resumed.training["config"])
@@ -117,16 +122,21 @@ def run(argv: list[str] | None, processes: Processes) -> int:
             if critical:
                 check_same_words(arguments.init, start, data)
             model_config = continued(arguments, start.config)
+            if start.config.styles and set(start.config.styles) != set(data.styles):
+                raise UserError(
+                    f"--init {arguments.init} has the styles {', '.join(start.config.styles)}, these data files "
+                    f"{', '.join(data.styles) or 'one style'}; train on the same data sets"
+                )
         elif critical:
             raise UserError(
                 "--objective cider needs a trained captioner; add --init runs/NAME/best.pt, or --init shipped"
             )
         layers = attended_layers(model_config.backbone, model_config.layers)
-        model_config = dataclasses.replace(model_config, layers=layers)
+        model_config = dataclasses.replace(model_config, layers=layers, styles=data.styles)
         check_features(data, model_config, train_config)
         with processes.local_first():
             model = new_model(model_config, data, arguments)
-    task = CaptionTask(model.to(device), data, train_config, processes)
+    task = CaptionTask(model.to(device), data, train_config, processes, arguments.quiet)
     train(task, train_config, output, resumed, quiet=arguments.quiet)
     print(f"best model: {output / 'best.pt'}")
     return 0
@@ -134,7 +144,7 @@ def run(argv: list[str] | None, processes: Processes) -> int:
 
 def recipe_of(arguments: argparse.Namespace) -> dict[str, Any]:
     """The settings of --recipe, else of the data set's default; --objective cider adds those of self-critical."""
-    name = arguments.recipe or ("shapes" if arguments.dataset == "shapes" else "default")
+    name = arguments.recipe or ("shapes" if arguments.dataset == ["shapes"] else "default")
     values = load_recipe(name, "caption")
     objective = getattr(arguments, "objective", values.get("objective"))
     if objective == "cider":
@@ -174,6 +184,11 @@ def check_features(data, model_config: config.ModelConfig, train_config: config.
     """Raise UserError for stored features of another CNN, and for fine-tuning the CNN on stored features."""
     data.require_features_of(model_config.backbone, model_config.layers, model_config.backbone_attention)
     fine_tunes = 0 <= train_config.finetune_backbone_at < train_config.epochs
+    if train_config.cache_features and (fine_tunes or train_config.augment):
+        raise UserError(
+            "--cache-features keeps the maps of a frozen CNN of unchanged images; add --finetune-backbone-at -1 and "
+            "--no-augment, or leave it out"
+        )
     if data.encoding == "features" and fine_tunes:
         raise UserError(
             f"{data.path} holds features, not images, so the CNN cannot be fine-tuned; add --finetune-backbone-at -1 "
@@ -192,7 +207,7 @@ def new_model(model_config: config.ModelConfig, data, arguments: argparse.Namesp
     torch.manual_seed(getattr(arguments, "seed", config.TrainConfig.seed))
     init, weights_file = arguments.init, arguments.backbone_weights
     shippable = model_config.backbone == config.ModelConfig.backbone
-    if init is None and weights_file is None and arguments.dataset == "shapes" and shippable:
+    if init is None and weights_file is None and arguments.dataset == ["shapes"] and shippable:
         init = "shipped"  # spares a download
     weights = None
     if weights_file != "none" and not (init and weights_file is None):

@@ -2,9 +2,10 @@
 
 The folder is complete or it does not exist. It holds
 
-    trunk.onnx    once per image:  images, features -> map_0, ..., keys, hidden, cell, predictions of guides
-    step.onnx     once per word:   tokens, image, hidden, cell, map_0, ..., keys -> logits, hidden_after, cell_after,
-                                   alpha_0, beta_0, alpha_1, ...
+    trunk.onnx    once per image:  images, features -> map_0, ..., keys, context, hidden, cell, predictions of
+                                   guides
+    step.onnx     once per word:   tokens, image, hidden, cell, map_0, ..., keys, context -> logits, hidden_after,
+                                   cell_after, alpha_0, beta_0, alpha_1, ...
     GUIDE.onnx    once per image:  images -> prediction, features (of a guide with an image network: objects.onnx)
     int8/         the same graphs with large weights in int8 and float16, if asked for
     model.json    the words, and how captions are searched for
@@ -15,6 +16,7 @@ and m = H W positions. B and N may differ from call to call.
     images         uint8 (B, 3, S, S), RGB, as `transform` says; normalised inside
     map_0, ...     float32 (B, C, H, W), the attended map, and the maps that are carried along with it, if any
     keys           float32 (B, m, k), only if attention prepares them once per image
+    context        float32 (B, 4 d), of predicted words and style, only if the model has them
     hidden, cell   float32 (B, d) after the trunk, (N, d) in steps
     tokens, image  int64 (N,): the previous words (bos at first), and the row of the maps that each caption reads
     logits         float32 (N, W), of all words, those that guides add at the end

@@ -29,8 +29,8 @@ class Graph(NamedTuple):
 
 
 class Trunk(nn.Module):
-    """images uint8 (B, 3, S, S), and features (B, C') if a guide reads them -> V1 and the carried maps, keys if there are
-    any, hidden and cell (B, d), and the predictions of guides."""
+    """images uint8 (B, 3, S, S), and features (B, C') if a guide reads them -> V1 and the carried maps, keys and context
+    if there are any, hidden and cell (B, d), and the predictions of guides."""
 
     def __init__(self, model: SCACNN, predictors: Sequence[TrainedGuide]):
         super().__init__()
@@ -39,13 +39,13 @@ class Trunk(nn.Module):
     def forward(self, images: Tensor, features: Tensor | None = None) -> tuple[Tensor, ...]:
         encoded = self.model.encode(images)
         state = self.model.start(encoded)
-        keys = () if state.keys is None else (state.keys,)
+        optional = (x for x in (state.keys, state.context) if x is not None)
         predictions = [predictor(encoded[0], features) for predictor in self.predictors]
-        return *state.maps, *keys, state.hidden, state.cell, *predictions
+        return *state.maps, *optional, state.hidden, state.cell, *predictions
 
 
 class Step(nn.Module):
-    """tokens, image (N,), hidden, cell (N, d), maps, keys -> logits (N, W), hidden, cell and what was attended."""
+    """tokens, image (N,), hidden, cell (N, d), maps, keys, context -> logits (N, W), hidden, cell, what was attended."""
 
     def __init__(self, model: SCACNN):
         super().__init__()
@@ -66,8 +66,10 @@ class Step(nn.Module):
         cell: Tensor,
         maps: Sequence[Tensor],
         keys: Tensor | None,
+        context: Tensor | None,
     ) -> tuple[Tensor, ...]:
-        state = State(tuple(maps), keys, (self.of_word, self.of_image), image, hidden, cell)
+        weights = self.of_word, self.of_image
+        state = State(tuple(maps), keys, weights, image, hidden, cell, context=context)
         logits, after = self.model.step(tokens, state)
         attended = [x for beta, alpha in after.attention for x in (alpha, beta) if x is not None]
         return logits, after.hidden, after.cell, *attended
@@ -134,7 +136,8 @@ def graphs_of(captioner: TorchCaptioner, guides: Sequence[Guide] = ()) -> dict[s
         state = model.start(model.encode(pixels))
     images, rows = torch.export.Dim("B"), torch.export.Dim("N")
     names = [f"map_{i}" for i in range(len(state.maps))]
-    keys = [] if state.keys is None else ["keys"]
+    optional = {name: getattr(state, name) for name in ("keys", "context")}
+    present = [name for name, value in optional.items() if value is not None]
     attended = [
         f"{weights}_{i}"
         for i, attend in enumerate(model.attention.values())
@@ -161,13 +164,17 @@ def graphs_of(captioner: TorchCaptioner, guides: Sequence[Guide] = ()) -> dict[s
         (pixels, *features),
         ({0: images}, *[{0: images}] * len(features)),
         ["images", *["features"] * len(features)],
-        [*names, *keys, "hidden", "cell", *(outputs[name] for name in in_trunk)],
+        [*names, *present, "hidden", "cell", *(outputs[name] for name in in_trunk)],
     )
     graphs["step"] = traced(
         Step(model),
-        (tokens, image, hidden, cell, list(state.maps), state.keys),
-        (*[{0: rows}] * 4, [{0: images}] * len(names), {0: images} if keys else None),
-        ["tokens", "image", "hidden", "cell", *names, *keys],
+        (tokens, image, hidden, cell, list(state.maps), *optional.values()),
+        (
+            *[{0: rows}] * 4,
+            [{0: images}] * len(names),
+            *({0: images} if name in present else None for name in optional),
+        ),
+        ["tokens", "image", "hidden", "cell", *names, *present],
         ["logits", "hidden_after", "cell_after", *attended],
     )
     return graphs

@@ -132,20 +132,24 @@ class CaptionPipeline:
         checkpoint: Checkpoint | str | Path | Sequence[Checkpoint | str | Path] | None = None,
         *,
         device: str = "auto",
+        style: str = "",
         **options: Any,
     ) -> Self:
         """The pipeline of a checkpoint.
 
         checkpoint: loaded, or the path of one; None is the model that ships; several are an ensemble, without guides.
-        device: "cpu", "cuda", "cuda:1", ... or "auto": the first GPU, else the CPU. options: as for CaptionPipeline.
+        device: "cpu", "cuda", "cuda:1", ... or "auto": the first GPU, else the CPU. style: the data set whose manner
+        captions shall have, one of `ModelConfig.styles` (default: the first). options: as for CaptionPipeline.
 
-        Raises UserError for a checkpoint that cannot be used and a device that does not exist.
+        Raises UserError for a checkpoint that cannot be used, and for a device or a style that does not exist.
         """
         several: Sequence[Checkpoint | str | Path | None]
         single = checkpoint is None or isinstance(checkpoint, Checkpoint | str | Path)
         several = [checkpoint] if single else checkpoint  # type: ignore[list-item,assignment]
         loaded = [each if isinstance(each, Checkpoint) else checkpoints.load(each) for each in several]
         require_same_inputs(several, loaded)
+        for each in loaded if style else ():
+            each.captioner.set_style(style)
         model, guides = TorchCaptioner.from_checkpoints(loaded, find_device(device))
         return cls(model, guides, **options)
 

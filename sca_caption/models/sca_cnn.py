@@ -5,12 +5,15 @@ Chen et al., "SCA-CNN: Spatial and Channel-wise Attention in Convolutional Netwo
 
     V^l = CNN^l(X^(l-1)),  X^l = V^l * beta^l * C * alpha^l * m     attention, layer by layer (see `attention.sca`)
     v = mean of X^L over its positions, scaled to length `pool_norm`
-    i, f, g, o = W_ih [E y_(t-1); v] + b_ih + W_hh h_(t-1) + b_hh    the LSTM, as torch.nn.LSTMCell
+    i, f, g, o = W_ih [E y_(t-1); v] + W_u u + b_ih + W_hh h_(t-1) + b_hh    the LSTM, as torch.nn.LSTMCell
     c_t = sigmoid(f) * c_(t-1) + sigmoid(i) * tanh(g)
     h_t = sigmoid(o) * tanh(c_t)
     logits = W_o tanh(W_h h_t + E y_(t-1))
 
 The authors' code multiplies the softmax weights beta by C and alpha by m, so that the map keeps its scale.
+
+u is not in the paper: E q + s, where q are the words that the image predicts (see `word_predictor`), and s is a learnt
+vector of the style, that is of the data set whose manner the caption shall have. A model has either, both or none.
 
 Shapes: B images, N rows (partial captions; several rows may belong to one image), P parents (see `State`), T words,
 W vocabulary size, C channels, m = H * W positions, d LSTM size, E embedding size, k attention width.
@@ -28,6 +31,8 @@ from sca_caption.attention.sca import ConditionedAttention, mean_over_positions,
 from sca_caption.config import ModelConfig
 from sca_caption.images import MEAN, STD
 from sca_caption.models.backbone import Backbone
+from sca_caption.models.word_predictor import WordPredictor
+from sca_caption.runtime.errors import UserError, choice
 from sca_caption.vocab import PAD
 
 ROWS_AT_ONCE = 48  # attended in one pass while decoding on a CPU; the maps of more rows exceed its caches
@@ -45,7 +50,9 @@ class State:
     words so far therefore share one parent: attention runs on P parents, and `parent` maps each row to its parent.
     """
 
-    maps: tuple[Tensor, ...]  # V1 (B, C, H, W) and the carried tensors (see `Backbone`), one per image
+    maps: tuple[
+        Tensor, ...
+    ]  # V1 (B, C, H, W) and the carried tensors (see `Backbone`), one per image; () without image
     keys: Tensor | None  # spatial keys of V1 (B, m, k) if they do not depend on the hidden state, else None
     input_weights: tuple[Tensor, Tensor]  # W_ih in two parts: (4d, E) for the word, (4d, C) for the image
     image: Tensor  # (P,) indices into maps
@@ -54,6 +61,8 @@ class State:
     parent: Tensor | None = None  # (N,) indices into hidden; None means that each row is its own parent
     is_spread: bool = False  # True if maps and keys have P entries, one per row of hidden
     attention: tuple[LayerWeights, ...] = ()  # of the last step, one pair per attended layer
+    context: Tensor | None = None  # W_u u (B, 4d), one per image
+    words: Tensor | None = None  # logits of the words that the image predicts (B, W), one per image
 
     def __len__(self) -> int:
         return len(self.hidden if self.parent is None else self.parent)
@@ -112,6 +121,18 @@ class SCACNN(nn.Module):
         self.lstm = nn.LSTMCell(E + C, d)
         self.hidden_to_word = nn.Linear(d, E)  # W_h
         self.word = nn.Linear(E, vocabulary_size)  # W_o
+        self.word_predictor = self.null_image = self.style = self.context = None
+        if config.word_rank:
+            self.word_predictor = WordPredictor(
+                C, config.word_rank, vocabulary_size, config.word_dropout_rate
+            )
+            self.null_image = nn.Parameter(torch.zeros(C))  # v of a caption without a photograph
+        if config.styles:
+            self.style = nn.Embedding(len(config.styles), E)
+            nn.init.uniform_(self.style.weight, -0.1, 0.1)
+        if config.word_rank or config.styles:
+            self.context = nn.Linear(E, 4 * d, bias=False)  # W_u
+        self.default_style = 0  # index into config.styles
         self.dropout, self.feature_dropout = nn.Dropout(config.dropout), nn.Dropout2d(config.feature_dropout)
         nn.init.uniform_(self.embedding.weight, -0.1, 0.1)
         nn.init.uniform_(self.word.weight, -0.1, 0.1)
@@ -123,6 +144,12 @@ class SCACNN(nn.Module):
         self.std: Tensor
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+
+    def set_style(self, name: str) -> None:
+        """Make `name` the default style. Raises UserError if the model has no such style."""
+        if not self.config.styles:
+            raise UserError(f"--style {name}: this model has only one style; leave the flag out")
+        self.default_style = self.config.styles.index(choice(name, self.config.styles, "style"))
 
     def encode(self, images: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Run the CNN up to the first attended layer, once per image.
@@ -137,25 +164,59 @@ class SCACNN(nn.Module):
             maps = tuple(x.float() for x in images)
         return (self.feature_dropout(maps[0]), *maps[1:])
 
-    def start(self, encoded: tuple[Tensor, ...]) -> State:
+    def start(self, encoded: tuple[Tensor, ...], styles: Tensor | None = None) -> State:
         """The state before the first word, one row per image.
 
-        h_0 = tanh(W v + b) and c_0 = tanh(W' v + b'), where v is the pooled top map without attention.
+        h_0 = tanh(W v + b) and c_0 = tanh(W' v + b'), where v is the pooled top map without attention. styles: index of
+        each image's style (B,), by default `default_style`.
         """
         maps = encoded
         for layer in range(len(self.attention) - 1):
             maps = self.backbone.segment(layer, maps[0], maps[1:])
-        v = self._normalize(mean_over_positions(maps[0]))  # (B, C)
+        pooled = mean_over_positions(maps[0])  # (B, C)
         lowest = next(iter(self.attention.values()))
+        logits = probabilities = None
+        if self.word_predictor is not None:
+            logits = self.word_predictor(pooled)
+            probabilities = (
+                logits.detach().sigmoid()
+            )  # words are learnt from captions alone, not from the decoder
+        state = self._initial_state(self._normalize(pooled), probabilities, styles)
+        return replace(state, maps=encoded, keys=lowest.prepare(encoded[0]), words=logits)
+
+    def start_without_image(self, probabilities: Tensor, styles: Tensor | None = None) -> State:
+        """The state before the first word of captions whose photograph is not known.
+
+        probabilities: (B, W), the fraction of captions that contain each word, which an image would predict.
+        Needs a model with a word predictor.
+        """
+        assert self.null_image is not None
+        return self._initial_state(self.null_image.expand(len(probabilities), -1), probabilities, styles)
+
+    def _initial_state(self, v: Tensor, probabilities: Tensor | None, styles: Tensor | None) -> State:
+        """The state for features v (B, C), the words that an image predicts (B, W) and styles (B,), without maps."""
         for_word, for_image = self.lstm.weight_ih.split((self.config.embedding_size, v.shape[1]), 1)
         return State(
-            maps=encoded,
-            keys=lowest.prepare(encoded[0]),
+            maps=(),
+            keys=None,
             input_weights=(for_word.contiguous(), for_image.contiguous()),
             image=torch.arange(v.shape[0], device=v.device),
             hidden=torch.tanh(self.initial_hidden(v)),
             cell=torch.tanh(self.initial_cell(v)),
+            context=self._context(len(v), probabilities, styles),
         )
+
+    def _context(self, images: int, probabilities: Tensor | None, styles: Tensor | None) -> Tensor | None:
+        """W_u u (B, 4d), or None for a model without predicted words and styles."""
+        u = None
+        if self.word_predictor is not None and probabilities is not None:
+            known = self.embedding.weight[: probabilities.shape[1]]  # without words that guides added
+            u = self.word_predictor.query(probabilities) @ known
+        if self.style is not None:
+            if styles is None:
+                styles = torch.full((images,), self.default_style, device=self.style.weight.device)
+            u = self.style(styles) if u is None else u + self.style(styles)
+        return None if u is None or self.context is None else self.context(u)
 
     def step(self, tokens: Tensor, state: State) -> tuple[Tensor, State]:
         """Predict the next word: previous words' ids (N,) -> logits (N, W), and the state after the step.
@@ -163,14 +224,21 @@ class SCACNN(nn.Module):
         The equations are in the module's docstring. All terms that do not depend on the previous word are computed
         once per parent.
         """
-        if len(self.attention) == 1 and state.keys is not None:
+        if not state.maps:
+            assert self.null_image is not None
+            v, attention = self.null_image.expand(len(state.hidden), -1), ()
+        elif len(self.attention) == 1 and state.keys is not None:
             pooled, attention = self._attend_shared_maps(state)  # (P, C)
+            v = self._normalize(pooled)
         else:
             if torch.is_grad_enabled() and state.parent is None:
                 state = state.spread()
             pooled, attention = self._attend(state)
+            v = self._normalize(pooled)
         for_word, for_image = state.input_weights
-        gates = linear(self._normalize(pooled), for_image, self.lstm.bias_ih)  # (P, 4d)
+        gates = linear(v, for_image, self.lstm.bias_ih)  # (P, 4d)
+        if state.context is not None:
+            gates = gates + state.context.index_select(0, state.image)
         gates = gates + linear(state.hidden, self.lstm.weight_hh, self.lstm.bias_hh)
         image, cell = state.image, state.cell
         if state.parent is not None:  # P parents -> N rows

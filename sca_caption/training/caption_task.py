@@ -2,8 +2,10 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import chain
+from typing import cast
 
 import numpy as np
 import torch
@@ -12,16 +14,20 @@ from torch import Tensor
 from sca_caption.checkpoint import Checkpoint
 from sca_caption.config import TrainConfig
 from sca_caption.datasets.hdf5_reader import CaptionDataset
+from sca_caption.datasets.mixture import Mixture
 from sca_caption.decoding import beam_search, teacher_forcing
+from sca_caption.evaluation.caption_quality import Quality
 from sca_caption.explain.tensorboard_strip import strip
 from sca_caption.models.attention_trace import trace
 from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.runtime.distributed import SINGLE_PROCESS, Processes
 from sca_caption.runtime.errors import UserError
 from sca_caption.training import batches
-from sca_caption.training.batches import Batch, CaptionedImages, collate
+from sca_caption.training.batches import Batch, CaptionedImages, caption_fractions, collate
+from sca_caption.training.feature_cache import FeatureCache
 from sca_caption.training.losses import caption_loss, load_teachers
 from sca_caption.training.self_critical import Reward, RewardWorkers, SelfCritical
+from sca_caption.training.text_only import TextBatch, draw_texts, text_loss
 from sca_caption.training.validation import Validation
 from sca_caption.vocab import PAD
 
@@ -29,6 +35,7 @@ from sca_caption.vocab import PAD
 MAX_FLAWS_ADDED = 3.0  # percentage points of captions that repeat a phrase, or end badly
 MAX_LENGTH_RATIO = 1.2  # of the mean lengths, either way
 MAX_SCORE_LOST = 3.0  # points of CIDEr below the best epoch
+MAX_TEXTS = 20_000  # photographs without pixels whose captions count for document frequencies
 
 
 class CaptionTask:
@@ -37,37 +44,69 @@ class CaptionTask:
     score_name = "CIDEr"
 
     def __init__(
-        self, model: SCACNN, data: CaptionDataset, config: TrainConfig, processes: Processes = SINGLE_PROCESS
+        self,
+        model: SCACNN,
+        data: CaptionDataset | Mixture,
+        config: TrainConfig,
+        processes: Processes = SINGLE_PROCESS,
+        quiet: bool = False,
     ):
+        data = data if isinstance(data, Mixture) else Mixture([data])
         self.model, self.data, self.config, self.processes = model, data, config, processes
         self.device = model.mean.device
-        self.rows = data.indices("train")
-        if not len(self.rows):
-            raise UserError(f"{data.path} has no training images; preprocess a data set that has some")
-        model.backbone.set_trainable(
-            False, config.finetune_from
-        )  # here, to report a wrong name before any work
+        # here, to report a wrong name before any work
+        model.backbone.set_trainable(False, config.finetune_from)
+        self.rows = self._train_rows()
+        val_rows = [list_of(data.indices("val"), part) for part in data.parts]
+        if config.cache_features and data.encoding != "features":
+            known = sorted(set(self.rows)) + [row for rows in val_rows for row in rows]
+            data = cast(Mixture, FeatureCache(data, model, known, quiet))
         self.images_per_epoch = len(self.rows)
         self.steps_per_epoch = math.ceil(len(self.rows) / config.batch_size)
-        self.dataset = CaptionedImages(data, config, config.augment)
+        self.dataset = CaptionedImages(
+            data, config, config.augment, fractions=model.word_predictor is not None
+        )
         self.self_critical, self.loss_name = None, "loss"
         if config.objective == "cider":
-            workers = RewardWorkers(Reward(data, self.rows.tolist(), config.bleu_weight), config.workers)
+            reward = Reward(data, sorted(set(self.rows)), config.bleu_weight)
             self.self_critical = SelfCritical(
-                workers, config.train_sample_n, config.cross_entropy_weight, config.sample_temperature
+                RewardWorkers(reward, config.workers),
+                config.train_sample_n,
+                config.cross_entropy_weight,
+                config.sample_temperature,
             )
             self.loss_name = "reward"
         self.teachers = (
             load_teachers(config.teacher, data.vocabulary, self.device) if config.teacher else None
         )
+        if config.texts_per_step and not (data.text_groups and model.word_predictor is not None):
+            missing = (
+                "the data has none (preprocess.py --texts)" if not data.text_groups else "add --word-rank"
+            )
+            raise UserError(
+                f"--texts-per-step {config.texts_per_step} needs texts and --word-rank: {missing}"
+            )
+        if model.word_predictor is not None and not model.word_predictor.idf.any():
+            model.word_predictor.set_idf(*document_frequency(data, sorted(set(self.rows))))
         self.decode_fn = teacher_forcing.run
-        val_rows = data.indices("val")
-        self.validation = Validation(data, val_rows, processes) if len(val_rows) else None
+        self.validations = [Validation(data, np.array(rows), processes) for rows in val_rows if rows]
+
+    def _train_rows(self) -> list[int]:
+        """The rows of an epoch: of each data file equally many, those of smaller files several times."""
+        all_rows = self.data.indices("train")
+        if self.config.objective == "cider":  # with one reference, a caption's CIDEr depends on luck
+            all_rows = np.array([row for row in all_rows if len(self.data.captions(row)) > 1], np.int64)
+        if not len(all_rows):
+            raise UserError(f"{self.data.path} has no training images; preprocess a data set that has some")
+        parts = [rows for part in self.data.parts if (rows := list_of(all_rows, part))]
+        largest = max(map(len, parts))
+        return [rows[i % len(rows)] for rows in parts for i in range(largest)]
 
     def summary(self) -> str:
         validation_images = len(self.data.indices("val"))
+        texts = f", captions of {self.data.text_groups} others" if self.config.texts_per_step else ""
         return (
-            f"{self.images_per_epoch} training and {validation_images} validation images, "
+            f"{len(set(self.rows))} training and {validation_images} validation images{texts}, "
             f"{len(self.data.vocabulary)} words"
         )
 
@@ -92,8 +131,8 @@ class CaptionTask:
         finetune = 0 <= self.config.finetune_backbone_at <= epoch
         self.model.backbone.set_trainable(finetune, self.config.finetune_from)
 
-    def batches(self, epoch: int) -> Iterator[tuple[list[int], bool, Batch]]:
-        """Yield rows of the data file, whether they count (see `Processes.shard_batch`), and their batch."""
+    def batches(self, epoch: int) -> Iterator[tuple[list[int], bool, Batch, TextBatch | None]]:
+        """Yield rows of the data, whether they count (see `Processes.shard_batch`), their batch, and one of texts."""
         order = np.random.default_rng([self.config.seed, epoch]).permutation(self.rows).tolist()
         whole = batches.split_batches(order, self.config.batch_size)
         keys = [(epoch, i) for i in order]
@@ -101,10 +140,22 @@ class CaptionTask:
             [self.processes.shard_batch(rows) for rows in whole],
             [self.processes.rank < len(rows) for rows in whole],
             batches.loader(self.dataset, keys, self.config, collate, self.processes),
+            self._texts(epoch, len(whole)),
             strict=True,
         )
 
-    def loss(self, batch: tuple[list[int], bool, Batch]) -> tuple[Tensor, float, int]:
+    def _texts(self, epoch: int, steps: int) -> Iterator[TextBatch | None]:
+        """This process's batch of captions without photographs at each step, None without such training."""
+        count = self.config.texts_per_step
+        random = np.random.default_rng([self.config.seed, epoch, self.processes.rank, 1])
+        for _ in range(steps):
+            yield (
+                draw_texts(self.data, random.integers(self.data.text_groups, size=count).tolist(), random)
+                if count
+                else None
+            )
+
+    def loss(self, batch: tuple[list[int], bool, Batch, TextBatch | None]) -> tuple[Tensor, float, int]:
         """See `Task.loss`. The value to report is the cross-entropy per word in nats, or the mean reward."""
         rows, counts, shard = batch[0], batch[1], batch[2].to(self.device)
         mean = self.processes.mean
@@ -119,21 +170,46 @@ class CaptionTask:
         penalty = self.config.attention_penalty * (captions * mean_words) / (words * mean_captions)
         extra_loss = None if self.teachers is None else partial(self.distillation_loss, shard)
         loss = caption_loss(
-            self.model, shard, self.config.label_smoothing, penalty, self.decode_fn, extra_loss
+            self.model,
+            shard,
+            self.config.label_smoothing,
+            penalty,
+            self.decode_fn,
+            extra_loss,
+            self.config.word_loss_weight,
         )
-        return loss * (counts * words / mean_words), loss.item(), counts * words
+        weighted = loss * (counts * words / mean_words)
+        if batch[3] is not None:
+            texts = batch[3].to(self.device)
+            weighted = weighted + self.config.text_weight * text_loss(
+                self.model, texts, self.config.label_smoothing
+            )
+        return weighted, loss.item(), counts * words
 
     def distillation_loss(self, batch: Batch, logits: Tensor) -> Tensor:
         assert self.teachers is not None
         return self.config.teacher_weight * self.teachers.divergence(batch, logits)
 
     def validate(self) -> tuple[dict[str, float], list[str]] | None:
-        if self.validation is None:
+        """CIDEr is the mean over the data files, and given for each of several."""
+        if not self.validations:
             return None
-        cider, quality, samples = self.validation(self.model, self.config, self.device)
-        lines = [f"{quality} (people: {self.validation.reference_quality.length:.1f})"]
-        lines += [f"{name}: {text}" for name, text in samples]
-        return {self.score_name: cider} | dataclasses.asdict(quality), lines
+        scores, qualities, lines = {}, [], []
+        for validation in self.validations:
+            cider, quality, samples = validation(self.model, self.config, self.device)
+            name = self.data.files[self.data.style(validation.indices[0])].path.stem
+            scores[f"{self.score_name} {name}"] = cider
+            qualities.append((quality, len(validation.indices)))
+            several = f"{name}: CIDEr {cider:.1f}, " if len(self.validations) > 1 else ""
+            lines.append(f"{several}{quality} (people: {validation.reference_quality.length:.1f})")
+            lines += [f"{name}: {text}" for name, text in samples]
+        total = sum(count for _, count in qualities)
+        mean = {
+            f.name: sum(getattr(each, f.name) * count for each, count in qualities) / total
+            for f in dataclasses.fields(Quality)
+        }
+        figures = {self.score_name: sum(scores.values()) / len(scores)} | mean
+        return figures | (scores if len(scores) > 1 else {}), lines
 
     @property
     def validate_before_training(self) -> bool:
@@ -142,13 +218,14 @@ class CaptionTask:
     @torch.inference_mode()
     def images(self) -> dict[str, np.ndarray]:
         """Attention maps of the greedy captions of the images whose captions `validate` prints."""
-        if self.validation is None or self.data.encoding == "features":
+        if not self.validations or self.data.encoding == "features":
             return {}
         self.model.eval()
-        rows = self.validation.sample_rows
+        rows = [row for validation in self.validations for row in validation.sample_rows]
         pixels = np.stack([self.data.image(row) for row in rows])  # (B, S, S, 3)
         on_device = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(self.device)
-        state = self.model.start(self.model.encode(on_device))
+        styles = torch.tensor([self.data.style(row) for row in rows], device=self.device)
+        state = self.model.start(self.model.encode(on_device), styles)
         captions = [hypothesis.tokens for hypothesis in beam_search.greedy(self.model, state)]
         traces = trace(self.model, state, captions)
         strips = {}
@@ -178,7 +255,25 @@ class CaptionTask:
         return Checkpoint(self.model, self.data.vocabulary, self.data.transform, metrics)
 
     def provenance(self) -> dict:
-        return {"data": str(self.data.path)}
+        return {"data": " ".join(str(file.path) for file in self.data.files)}
+
+
+def list_of(rows: np.ndarray, part: range) -> list[int]:
+    """The rows of one data file."""
+    return rows[(rows >= part.start) & (rows < part.stop)].tolist()
+
+
+def document_frequency(data: Mixture, rows: Sequence[int]) -> tuple[Tensor, int]:
+    """In how many of the photographs' captions each word is, (W,), and the number of photographs.
+
+    The photographs are `rows`, and at most MAX_TEXTS of those of which only captions are known.
+    """
+    words = len(data.vocabulary)
+    groups = range(0, data.text_groups, max(1, data.text_groups // MAX_TEXTS))
+    count = torch.zeros(words)
+    for captions in chain(map(data.captions, rows), map(data.text_captions, groups)):
+        count += caption_fractions(captions, words) > 0
+    return count, len(rows) + len(groups)
 
 
 def initialise_from(model: SCACNN, other: Checkpoint, words: tuple[str, ...]) -> list[str]:

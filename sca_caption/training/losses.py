@@ -26,20 +26,32 @@ def caption_loss(
     attention_penalty: float = 0.0,
     decode_fn: Callable[..., Forced] = teacher_forcing.run,
     extra_loss: Callable[[Tensor], Tensor] | None = None,
+    word_loss_weight: float = 0.0,
 ) -> Tensor:
     """Cross-entropy with teacher forcing: the mean over all words of all captions of the batch, in nats.
 
     attention_penalty: weight of `doubly_stochastic_penalty`, which is added. decode_fn: `teacher_forcing.run`, or that
-    with options. extra_loss: a function of the logits (M, W) whose value is added.
+    with options. extra_loss: a function of the logits (M, W) whose value is added. word_loss_weight: weight of
+    `word_loss`, which is added if the model predicts words.
     """
-    state = model.start(model.encode(batch.images)).select(batch.image_index)
-    forced = decode_fn(model, state, batch.captions)
+    start = model.start(model.encode(batch.images), batch.styles)
+    forced = decode_fn(model, start.select(batch.image_index), batch.captions)
     loss = F.cross_entropy(forced.logits, forced.targets, label_smoothing=label_smoothing)
     if attention_penalty and forced.alphas[0]:
         loss = loss + attention_penalty * doubly_stochastic_penalty(forced.alphas)
     if extra_loss is not None:
         loss = loss + extra_loss(forced.logits)
+    if word_loss_weight and start.words is not None and batch.fractions is not None:
+        loss = loss + word_loss_weight * word_loss(start.words, batch.fractions)
     return loss
+
+
+def word_loss(logits: Tensor, fractions: Tensor) -> Tensor:
+    """Cross-entropy of predicted words, summed over words, the mean over images, in nats.
+
+    logits (B, W), fractions (B, W): fraction of an image's captions that contain each word.
+    """
+    return F.binary_cross_entropy_with_logits(logits.float(), fractions, reduction="sum") / len(logits)
 
 
 def doubly_stochastic_penalty(alphas: list[list[Tensor]]) -> Tensor:
@@ -70,7 +82,8 @@ class Teachers:
         """Logarithm of the teachers' mean probability of each word, (M, W), in the order of `teacher_forcing.run`."""
         logits = []
         for model in self.models:
-            state = model.start(model.encode(batch.images)).select(batch.image_index)
+            start = model.start(model.encode(batch.images), batch.styles)
+            state = start.select(batch.image_index)
             logits.append(teacher_forcing.run(model, state, batch.captions).logits)
         return log_mean_probability(logits)
 

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sca_caption.datasets.hdf5_reader import CaptionDataset
+from sca_caption.datasets.mixture import Mixture
 from sca_caption.decoding import rules, sampling, teacher_forcing
 from sca_caption.decoding.sampling import truncated
 from sca_caption.decoding.teacher_forcing import padded
@@ -28,7 +28,7 @@ from sca_caption.evaluation.bleu import bleu, bleu_statistics
 from sca_caption.evaluation.cider import Cider
 from sca_caption.evaluation.ngrams import count_ngrams
 from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
-from sca_caption.models.sca_cnn import SCACNN
+from sca_caption.models.sca_cnn import SCACNN, State
 from sca_caption.training.batches import Batch
 from sca_caption.training.losses import caption_loss
 from sca_caption.vocab import EOS, PAD
@@ -40,19 +40,24 @@ Caption = tuple[int, list[int], bool]  # row of the data file, word ids, whether
 class Reward:
     """The reward of a caption: CIDEr-D + bleu_weight * BLEU-4, each in the form where 1.0 is printed as 100.
 
-    rows: images of the data file whose references give the document frequencies; only their captions can be rewarded.
+    rows: images whose captions can be rewarded. Their references give the document frequencies, for each data file of a
+    mixture its own.
     """
 
-    def __init__(self, data: CaptionDataset, rows: Sequence[int], bleu_weight: float = 0.0):
+    def __init__(self, data: Mixture, rows: Sequence[int], bleu_weight: float = 0.0):
         self.vocabulary, self.bleu_weight = data.vocabulary, bleu_weight
-        self.cider = Cider([[[*ptb_tokenize(text), END] for text in data.references(row)] for row in rows])
-        self.position = {row: i for i, row in enumerate(rows)}
+        self.place: dict[int, tuple[Cider, int]] = {}  # by row: its scorer, and its number there
+        for part in data.parts:
+            own = [row for row in rows if row in part]
+            cider = Cider([[[*ptb_tokenize(text), END] for text in data.references(row)] for row in own])
+            self.place |= {row: (cider, i) for i, row in enumerate(own)}
 
     def __call__(self, caption: Caption) -> float:
         row, tokens, finished = caption
         counts = count_ngrams(ptb_tokenize(self.vocabulary.decode(tokens)) + [END] * finished)
-        references = self.cider.references[self.position[row]]
-        reward = self.cider.score_image(counts, references) / 100
+        cider, number = self.place[row]
+        references = cider.references[number]
+        reward = cider.score_image(counts, references) / 100
         if self.bleu_weight:
             (statistics,) = bleu_statistics([counts], [[sentence for sentence, *_ in references]])
             reward += self.bleu_weight * bleu(statistics)[3] / 100
@@ -139,23 +144,26 @@ class SelfCritical:
         Each word of sample s weighs -(reward_s - mean reward of the image's other samples).
         """
         model.dropout.eval()  # both passes must use the same network
+        if model.word_predictor is not None:
+            model.word_predictor.eval()
         encoded = model.encode(batch.images)
+        start = model.start(encoded, batch.styles)
         image = torch.arange(len(rows), device=model.mean.device).repeat_interleave(self.n)  # (R,)
         with torch.inference_mode():
-            sampled = sampling.sample(model, model.start(encoded).select(image), rule=self.rule)
+            sampled = sampling.sample(model, start.select(image), rule=self.rule)
         pending = self.workers.submit(
             [
                 (rows[i], tokens, finished)
                 for i, tokens, finished in zip(image.tolist(), sampled.tokens, sampled.finished, strict=True)
             ]
         )
-        log_prob, words = log_probabilities(model, encoded, image, sampled, self.rule)  # (R,)
+        log_prob, words = log_probabilities(model, start, image, sampled, self.rule)  # (R,)
         reward = torch.tensor(pending.result(), device=image.device).view(-1, self.n)  # (B, n)
         # reward - mean of the others = (reward - mean of all) * n / (n - 1)
         advantage = (reward - reward.mean(1, keepdim=True)) * (self.n / (self.n - 1))
         loss = -(advantage.flatten() * log_prob).sum() / mean_over_processes(words)
         if self.cross_entropy:
-            people = Batch(encoded, batch.captions, batch.image_index)
+            people = Batch(encoded, batch.captions, batch.image_index, batch.styles)
             count = int((batch.captions != PAD).sum())
             share = count / mean_over_processes(count)
             loss = loss + self.cross_entropy * caption_loss(model, people) * share
@@ -164,7 +172,7 @@ class SelfCritical:
 
 def log_probabilities(
     model: SCACNN,
-    encoded: tuple[Tensor, ...],
+    start: State,
     image: Tensor,
     sampled: sampling.Sampled,
     rule: Callable[[Tensor], Tensor],
@@ -176,7 +184,7 @@ def log_probabilities(
     captions = padded(
         [tokens + [EOS] * ended for tokens, ended in zip(sampled.tokens, sampled.finished, strict=True)]
     ).to(image.device)
-    forced = teacher_forcing.run(model, model.start(encoded).select(image), captions)
+    forced = teacher_forcing.run(model, start.select(image), captions)
     # The distribution that `sample` draws from lacks special words, and EOS as the first word.
     banned = torch.zeros_like(forced.logits, dtype=torch.bool)  # (M, W)
     banned[:, list(rules.NEVER)] = True

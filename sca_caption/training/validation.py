@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from sca_caption.config import SearchConfig, TrainConfig
-from sca_caption.datasets.hdf5_reader import CaptionDataset
+from sca_caption.datasets.mixture import Mixture
 from sca_caption.decoding import beam_search
 from sca_caption.evaluation.caption_quality import Quality, quality
 from sca_caption.evaluation.cider import Cider
@@ -24,7 +24,7 @@ class Validation:
     quality measures of people's captions, to compare with.
     """
 
-    def __init__(self, data: CaptionDataset, indices: np.ndarray, processes: Processes = SINGLE_PROCESS):
+    def __init__(self, data: Mixture, indices: np.ndarray, processes: Processes = SINGLE_PROCESS):
         self.data, self.indices, self.processes = data, [int(i) for i in indices], processes
         self.sample_rows = self.indices[:: max(1, len(self.indices) // SAMPLES)][:SAMPLES]
         references = [[ptb_tokenize(text) for text in data.references(i)] for i in self.indices]
@@ -40,7 +40,8 @@ class Validation:
         dataset = CaptionedImages(self.data, config, augment=False)
         captions, mine = [], self.processes.shard(self.indices)
         for batch in batches.loader(dataset, [(0, i) for i in mine], config, collate):
-            state = model.start(model.encode(batch.to(device).images))
+            batch = batch.to(device)
+            state = model.start(model.encode(batch.images), batch.styles)
             if config.validation_beam == 1:
                 hypotheses = beam_search.greedy(model, state)
             else:

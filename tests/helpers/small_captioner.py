@@ -5,7 +5,7 @@ import torch.nn.functional as F
 
 from sca_caption.config import ModelConfig
 from sca_caption.models.sca_cnn import SCACNN
-from sca_caption.training.batches import Batch, collate
+from sca_caption.training.batches import Batch, Example, collate
 from sca_caption.vocab import BOS, PAD
 
 MODES = ("S", "C", "S-C", "C-S")
@@ -47,7 +47,11 @@ def batch_of(counts=(2, 1, 3), seed: int = 0) -> Batch:
         return torch.randint(3, WORDS, (length,), generator=rng).tolist()
 
     images = pixels(len(counts), seed)
-    return collate([(image, [caption() for _ in range(n)]) for image, n in zip(images, counts, strict=True)])
+    examples = [
+        Example(image, [caption() for _ in range(n)], None, 0)
+        for image, n in zip(images, counts, strict=True)
+    ]
+    return collate(examples)
 
 
 def decode_alone(model: SCACNN, batch: Batch, row: int):

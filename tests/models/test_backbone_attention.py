@@ -15,7 +15,7 @@ from sca_caption.images import Transform
 from sca_caption.models.backbone import Backbone
 from sca_caption.models.networks import attention_blocks, build_network
 from sca_caption.models.sca_cnn import SCACNN
-from sca_caption.training.batches import Batch, collate
+from sca_caption.training.batches import Batch, Example, collate
 from sca_caption.training.losses import caption_loss
 from sca_caption.vocab import Vocabulary
 from tests.helpers.made_photos import message
@@ -114,7 +114,7 @@ def captions() -> Batch:
     coarse = torch.rand(4, 3, 5, 5, generator=torch.Generator().manual_seed(0)) * 255
     images = F.interpolate(coarse, 32).to(torch.uint8)
     words = [[4, 5, 6], [7, 8], [9, 10, 11, 5], [6, 4]]
-    return collate([(image, [caption]) for image, caption in zip(images, words, strict=True)])
+    return collate([Example(image, [caption], None, 0) for image, caption in zip(images, words, strict=True)])
 
 
 def tiny(block: str, layers: tuple[str, ...] = TINY.layers) -> SCACNN:

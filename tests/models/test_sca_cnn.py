@@ -12,7 +12,7 @@ from sca_caption.config import ModelConfig
 from sca_caption.decoding.beam_search import greedy
 from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.runtime.torchvision_compat import torchvision
-from sca_caption.training.batches import Batch, collate
+from sca_caption.training.batches import Batch, Example, collate
 from sca_caption.training.losses import caption_loss
 from sca_caption.vocab import BOS, EOS
 from tests.helpers.small_captioner import FORMS, MODES, WORDS, batch_of, captioner, decode_alone, pixels
@@ -55,7 +55,10 @@ def test_initial_loss_is_log_vocabulary_size(mode, layers, sizes):
 def test_it_overfits_four_captions(mode):
     captions = [[4, 5, 6, 7, 8], [4, 9, 6, 10], [11, 5], [4, 5, 12, 7, 13, 14]]
     model = captioner(mode, 2, spread=False, embedding_size=32, lstm_size=64)
-    batch = collate([(image, [caption]) for image, caption in zip(pixels(4), captions, strict=True)])
+    examples = [
+        Example(image, [caption], None, 0) for image, caption in zip(pixels(4), captions, strict=True)
+    ]
+    batch = collate(examples)
     optimizer = torch.optim.Adam(model.parameters(), 0.02)
     for _ in range(100):
         optimizer.zero_grad()

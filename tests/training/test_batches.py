@@ -10,9 +10,10 @@ from PIL import Image
 
 from sca_caption.config import TrainConfig
 from sca_caption.datasets.hdf5_reader import CaptionDataset
+from sca_caption.datasets.mixture import Mixture
 from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.training import batches
-from sca_caption.training.batches import MAX_WORDS, CaptionedImages, collate
+from sca_caption.training.batches import MAX_WORDS, CaptionedImages, Example, collate
 from sca_caption.vocab import EOS, PAD
 from tests.helpers.made_photos import encoded, record, write
 from tests.helpers.toy_backbone import toy  # noqa: F401
@@ -60,28 +61,29 @@ def test_images_whose_captions_name_a_side_are_never_mirrored(tmp_path):
         given.records[i] = dataclasses.replace(each, read=record(i, data=encoded(image)).read)
     write(given, tmp_path / "sided.h5", encoding="raw")
     data = CaptionDataset(tmp_path / "sided.h5")
-    views = CaptionedImages(data, TrainConfig(), augment=True)
+    views = CaptionedImages(Mixture([data]), TrainConfig(), augment=True)
     for i in range(7):
-        mirrored = sum(not redder_left(views[epoch, i][0]) for epoch in range(60))
+        mirrored = sum(not redder_left(views[epoch, i].image) for epoch in range(60))
         if i % 2:
             assert mirrored == 0, data.references(i)
         else:
             assert 15 < mirrored < 45  # of 60 coins
-    plain = CaptionedImages(data, TrainConfig(), augment=False)
-    assert all(np.array_equal(plain[0, i][0].permute(1, 2, 0), data.image(i)) for i in range(7))
+    plain = CaptionedImages(Mixture([data]), TrainConfig(), augment=False)
+    assert all(np.array_equal(plain[0, i].image.permute(1, 2, 0), data.image(i)) for i in range(7))
 
 
 def test_augmentation_depends_only_on_seed_epoch_and_image(data):
     one, same, other = (
-        CaptionedImages(CaptionDataset(data.path), TrainConfig(seed=seed), augment=True) for seed in (3, 3, 4)
+        CaptionedImages(Mixture([CaptionDataset(data.path)]), TrainConfig(seed=seed), augment=True)
+        for seed in (3, 3, 4)
     )
-    wanted = one[5, 2][0]
+    wanted = one[5, 2].image
     assert wanted.shape == (3, 32, 32) and wanted.dtype == torch.uint8
     assert [same[key] is None for key in ((0, 0), (7, 1))] == [False, False]  # others are read in between
-    assert torch.equal(same[5, 2][0], wanted)
-    assert not torch.equal(other[5, 2][0], wanted)
-    assert not torch.equal(one[6, 2][0], wanted)
-    assert one[5, 2][1] == data.captions(2)
+    assert torch.equal(same[5, 2].image, wanted)
+    assert not torch.equal(other[5, 2].image, wanted)
+    assert not torch.equal(one[6, 2].image, wanted)
+    assert one[5, 2].captions == data.captions(2)
 
 
 def test_crop_scale_and_color_jitter(tmp_path):
@@ -92,8 +94,10 @@ def test_crop_scale_and_color_jitter(tmp_path):
 
     def ranges(**changes):
         """Ranges of the mean pixel value over the columns of each view, and over the views."""
-        views = CaptionedImages(CaptionDataset(tmp_path / "ramp.h5"), TrainConfig(**changes), augment=True)
-        found = torch.stack([views[epoch, 0][0].float() for epoch in range(40)])
+        views = CaptionedImages(
+            Mixture([CaptionDataset(tmp_path / "ramp.h5")]), TrainConfig(**changes), augment=True
+        )
+        found = torch.stack([views[epoch, 0].image.float() for epoch in range(40)])
         return found.mean((1, 2)).aminmax(dim=1), found.mean((1, 2, 3)).aminmax()
 
     (columns, same), (fewer, lit) = (
@@ -104,7 +108,7 @@ def test_crop_scale_and_color_jitter(tmp_path):
 
 
 def test_worker_processes_make_the_same_batches(data):
-    views = CaptionedImages(data, TrainConfig(), augment=True)
+    views = CaptionedImages(Mixture([data]), TrainConfig(), augment=True)
     keys = [(1, i) for i in (4, 2, 6, 0, 1)]
     alone = list(batches.loader(views, keys, QUICK, collate))
     helped = list(batches.loader(views, keys, dataclasses.replace(QUICK, workers=2), collate))
@@ -117,8 +121,8 @@ def test_long_captions_are_truncated(tmp_path):
     given = source()
     given.records[0] = dataclasses.replace(given.records[0], captions=("dog " * 60,))
     write(given, tmp_path / "long.h5", encoding="raw")
-    views = CaptionedImages(CaptionDataset(tmp_path / "long.h5"), TrainConfig(), augment=False)
-    assert [len(caption) for caption in views[0, 0][1]] == [MAX_WORDS]
+    views = CaptionedImages(Mixture([CaptionDataset(tmp_path / "long.h5")]), TrainConfig(), augment=False)
+    assert [len(caption) for caption in views[0, 0].captions] == [MAX_WORDS]
 
 
 def test_training_on_stored_features_equals_training_on_images(data, tmp_path):
@@ -141,7 +145,11 @@ def test_training_on_stored_features_equals_training_on_images(data, tmp_path):
 
 def test_collate_adds_eos_and_pads():
     images = torch.arange(3 * 3 * 32 * 32).view(3, 3, 32, 32).to(torch.uint8)
-    batch = collate([(images[0], [[4, 5], []]), (images[1], [[6]]), (images[2], [[7, 8, 9]])])
+    captions = [[[4, 5], []], [[6]], [[7, 8, 9]]]
+    batch = collate(
+        [Example(*pair, None, style) for *pair, style in zip(images, captions, (1, 0, 1), strict=True)]
+    )
+    assert batch.styles.tolist() == [1, 0, 1] and batch.fractions is None
     assert torch.equal(batch.images, images)
     assert batch.captions.tolist() == [
         [4, 5, EOS, PAD],
@@ -150,5 +158,10 @@ def test_collate_adds_eos_and_pads():
         [7, 8, 9, EOS],
     ]
     assert batch.image_index.tolist() == [0, 0, 1, 2]
-    features = collate([((torch.ones(2), torch.zeros(3)), [[4]]), ((torch.zeros(2), torch.ones(3)), [[5]])])
+    features = collate(
+        [
+            Example((torch.ones(2), torch.zeros(3)), [[4]], None, 0),
+            Example((torch.zeros(2), torch.ones(3)), [[5]], None, 0),
+        ]
+    )
     assert [x.tolist() for x in features.images] == [[[1, 1], [0, 0]], [[0, 0, 0], [1, 1, 1]]]

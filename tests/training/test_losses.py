@@ -111,7 +111,7 @@ class Fixed(nn.Module):
     def encode(self, images):
         self.encoded += len(images)
 
-    def start(self, encoded):
+    def start(self, encoded, styles=None):
         return FixedState(2)
 
     def step(self, tokens, state):

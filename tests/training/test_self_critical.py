@@ -66,7 +66,7 @@ TEXTS = {
     7: ["a dog runs on the grass", "the dog runs"],
     9: ["two cat sits in water", "a red cat sits on the ball"],
 }
-DATA = SimpleNamespace(vocabulary=Vocabulary(TINY_WORDS), references=TEXTS.__getitem__)
+DATA = SimpleNamespace(vocabulary=Vocabulary(TINY_WORDS), references=TEXTS.__getitem__, parts=[range(12)])
 
 
 def images():
