@@ -20,6 +20,7 @@ from torch import Tensor, nn
 MIN_PROBABILITY = (
     0.1  # words below it are not read: several thousand improbable words would drown the probable ones
 )
+MIN_FEATURE = 1e-8  # smaller ones count as this, because the square root's gradient at zero is infinite
 
 
 class WordPredictor(nn.Module):
@@ -39,7 +40,7 @@ class WordPredictor(nn.Module):
         self.register_buffer("idf", torch.zeros(words))
 
     def forward(self, pooled: Tensor) -> Tensor:
-        x = F.normalize(pooled.clamp_min(0).sqrt(), dim=1) * pooled.shape[1] ** 0.5
+        x = F.normalize(pooled.clamp_min(MIN_FEATURE).sqrt(), dim=1) * pooled.shape[1] ** 0.5
         return self.up(self.dropout(self.down(self.dropout(x)).relu()))
 
     def set_idf(self, document_frequency: Tensor, documents: int) -> None:
