@@ -8,10 +8,10 @@ import pytest
 from sca_caption.datasets.hdf5_reader import SPLITS, CaptionDataset
 from sca_caption.datasets.mixture import Mixture
 from sca_caption.datasets.sources.records import Source
-from sca_caption.datasets.sources.texts import Texts
 from sca_caption.images import Transform
 from sca_caption.vocab import UNK
 from tests.helpers.made_photos import message, record, write
+from tests.helpers.mixtures import texts_of
 
 # Per file: split and captions of each image, and per text group its captions.
 DOGS = (
@@ -33,17 +33,12 @@ def source(images, first: int = 0) -> Source:
     return Source("made", "made for a test", records)
 
 
-def texts(groups) -> Texts:
-    captions = [caption for several in groups for caption in several]
-    return Texts("made", captions, [i for i, several in enumerate(groups) for _ in several], {})
-
-
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> list[CaptionDataset]:
     """dogs.h5 and cats.h5, and between them bare.h5 without texts."""
     folder = tmp_path_factory.mktemp("mixture")
     for first, (name, (images, groups)) in enumerate({"dogs": DOGS, "cats": CATS}.items()):
-        given = {"encoding": "raw", "texts": texts(groups), "min_count_texts": 1}
+        given = {"encoding": "raw", "texts": texts_of(groups), "min_count_texts": 1}
         write(source(images, 10 * first), folder / f"{name}.h5", **given)
     write(source([("train", ["a boat"])], 20), folder / "bare.h5", encoding="raw")
     return [CaptionDataset(folder / f"{name}.h5") for name in ("dogs", "bare", "cats")]
