@@ -35,9 +35,10 @@ class Example:
 
 
 class CaptionedImages(Dataset):
-    """Maps (epoch, image index) to an image and its captions, or as many of them as `config` says, drawn at random.
+    """Maps (view, image index) to an image and its captions, or as many of them as `config` says, drawn at random.
 
-    Augmentation and draw are seeded from the key and the run's seed alone, so that a resumed run repeats them.
+    view: a number that differs whenever an image comes again, such as the epoch. Augmentation and draw are seeded from
+    the key and the run's seed alone, so that a resumed run repeats them.
     fractions: whether to count the words of the captions, for a model that predicts them.
     """
 
@@ -50,9 +51,9 @@ class CaptionedImages(Dataset):
         }
 
     def __getitem__(self, key: tuple[int, int]) -> Example:
-        epoch, index = key
+        view, index = key
         captions = [caption[:MAX_WORDS] for caption in self.data.captions(index)]
-        rng = random.Random(f"{self.config.seed} {epoch} {index}")
+        rng = random.Random(f"{self.config.seed} {view} {index}")
         image: Images
         if self.data.encoding == "features":
             image = tuple(torch.from_numpy(x) for x in self.data.features(index))

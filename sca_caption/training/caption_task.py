@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain
@@ -57,6 +58,7 @@ class CaptionTask:
         # here, to report a wrong name before any work
         model.backbone.set_trainable(False, config.finetune_from)
         self.rows = self._train_rows()
+        self.repeats = max(Counter(self.rows).values())  # of an image in an epoch, at most
         val_rows = [list_of(data.indices("val"), part) for part in data.parts]
         if config.cache_features and data.encoding != "features":
             known = sorted(set(self.rows)) + [row for rows in val_rows for row in rows]
@@ -130,12 +132,21 @@ class CaptionTask:
         )
         finetune = 0 <= self.config.finetune_backbone_at <= epoch
         self.model.backbone.set_trainable(finetune, self.config.finetune_from)
+        if self.model.word_predictor is not None and self.model.null_image is not None:
+            # DistributedDataParallel would wait for the gradients of parameters that no loss reaches.
+            supervised = self.self_critical is None
+            self.model.word_predictor.requires_grad_(supervised and self.config.word_loss_weight > 0)
+            self.model.null_image.requires_grad_(supervised and self.config.texts_per_step > 0)
 
     def batches(self, epoch: int) -> Iterator[tuple[list[int], bool, Batch, TextBatch | None]]:
         """Yield rows of the data, whether they count (see `Processes.shard_batch`), their batch, and one of texts."""
         order = np.random.default_rng([self.config.seed, epoch]).permutation(self.rows).tolist()
         whole = batches.split_batches(order, self.config.batch_size)
-        keys = [(epoch, i) for i in order]
+        drawn: Counter[int] = Counter()
+        keys = []
+        for row in order:  # a repeated image is augmented differently, and other captions are drawn
+            keys.append((epoch * self.repeats + drawn[row], row))
+            drawn[row] += 1
         return zip(
             [self.processes.shard_batch(rows) for rows in whole],
             [self.processes.rank < len(rows) for rows in whole],
@@ -269,7 +280,7 @@ def document_frequency(data: Mixture, rows: Sequence[int]) -> tuple[Tensor, int]
     The photographs are `rows`, and at most MAX_TEXTS of those of which only captions are known.
     """
     words = len(data.vocabulary)
-    groups = range(0, data.text_groups, max(1, data.text_groups // MAX_TEXTS))
+    groups = range(0, data.text_groups, math.ceil(data.text_groups / MAX_TEXTS) or 1)
     count = torch.zeros(words)
     for captions in chain(map(data.captions, rows), map(data.text_captions, groups)):
         count += caption_fractions(captions, words) > 0
@@ -277,21 +288,31 @@ def document_frequency(data: Mixture, rows: Sequence[int]) -> tuple[Tensor, int]
 
 
 def initialise_from(model: SCACNN, other: Checkpoint, words: tuple[str, ...]) -> list[str]:
-    """Copy every tensor of `other` whose name and shape fit, and the vectors of the words that both vocabularies have.
+    """Copy every tensor of `other` whose name and shape fit, and the vectors of the words and styles that both have.
 
-    words: the vocabulary of `model`. Returns the names of tensors that were not copied.
+    words: the vocabulary of `model`. Returns the names of tensors that were not copied, among them the idf of predicted
+    words if the vocabularies differ.
     """
     assert other.vocabulary is not None
     own, copied = model.state_dict(), {}
-    theirs = {word: i for i, word in enumerate(other.vocabulary.words)}
-    pairs = [(i, theirs[word]) for i, word in enumerate(words) if word in theirs]
-    rows, sources = torch.tensor(pairs).T
+    of_words = in_both(words, other.vocabulary.words)
+    of_styles = in_both(model.config.styles, other.captioner.config.styles)
     for name, value in other.model.state_dict().items():
-        if name not in own:
+        if name not in own or (name == "word_predictor.idf" and words != other.vocabulary.words):
             continue
-        if name.startswith(("word.", "embedding.")) and own[name].shape[1:] == value.shape[1:]:
+        named = name.startswith(("word.", "embedding.", "word_predictor.up.", "style."))
+        if named and own[name].shape[1:] == value.shape[1:]:
+            rows, sources = of_styles if name.startswith("style.") else of_words
             copied[name] = own[name].index_copy(0, rows, value[sources])
-        elif own[name].shape == value.shape:
+        elif not named and own[name].shape == value.shape:
             copied[name] = value
     model.load_state_dict(copied, strict=False)
     return sorted(set(own) - set(copied))
+
+
+def in_both(own: Sequence[str], theirs: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """The indices in `own`, and those in `theirs`, of the names that both have."""
+    index = {name: i for i, name in enumerate(theirs)}
+    pairs = [(i, index[name]) for i, name in enumerate(own) if name in index]
+    rows, sources = torch.tensor(pairs, dtype=torch.long).view(-1, 2).T
+    return rows, sources

@@ -36,3 +36,39 @@ def test_embeddings_of_another_size_are_not_copied():
     (old, words), (new, _) = captioner("dog a"), captioner("dog a", embedding_size=3)
     left = initialise_from(new, Checkpoint(old, words, Transform(32), {}), words.words)
     assert {"embedding.weight", "word.weight"} <= set(left) and "word.bias" not in left
+
+
+READING = {"word_rank": 3, "styles": ("one", "two")}
+
+
+def test_a_predictor_of_words_keeps_the_rows_of_shared_words():
+    """Both vocabularies have the same size. The idf is left to training, which counts the words of the new data."""
+    (old, before), (new, after) = captioner("dog runs a", **READING), captioner("a cat dog", **READING)
+    old.word_predictor.idf.uniform_(1, 2)
+    with torch.no_grad():
+        for parameter in old.word_predictor.parameters():
+            parameter += 1
+    fresh = {name: value.clone() for name, value in new.word_predictor.state_dict().items()}
+    left = initialise_from(new, Checkpoint(old, before, Transform(32), {}), after.words)
+    assert left == ["word_predictor.idf"] and not new.word_predictor.idf.any()
+    for name, value in old.word_predictor.up.state_dict().items():
+        found = new.word_predictor.up.state_dict()[name]
+        for i, word in enumerate(after.words):
+            known = word in before.words
+            assert torch.equal(found[i], value[before.words.index(word)] if known else fresh[f"up.{name}"][i])
+    assert torch.equal(new.word_predictor.down.weight, old.word_predictor.down.weight)
+
+
+def test_the_same_words_keep_their_idf():
+    (old, words), (new, _) = captioner("dog runs a", **READING), captioner("dog runs a", **READING)
+    old.word_predictor.idf.uniform_(1, 2)
+    assert initialise_from(new, Checkpoint(old, words, Transform(32), {}), words.words) == []
+    assert torch.equal(new.word_predictor.idf, old.word_predictor.idf)
+
+
+def test_styles_are_matched_by_name():
+    (old, words), (new, _) = (
+        captioner("dog a", styles=styles) for styles in (("one", "two"), ("two", "one"))
+    )
+    assert initialise_from(new, Checkpoint(old, words, Transform(32), {}), words.words) == []
+    assert torch.equal(new.style.weight, old.style.weight.flip(0))
