@@ -170,15 +170,17 @@ class CaptionTask:
         """See `Task.loss`. The value to report is the cross-entropy per word in nats, or the mean reward."""
         rows, counts, shard = batch[0], batch[1], batch[2].to(self.device)
         mean = self.processes.mean
-        words, captions = int((shard.captions != PAD).sum()), len(shard.captions)
+        words, captions, images = int((shard.captions != PAD).sum()), len(shard.captions), len(rows)
         if self.self_critical is not None:
             loss, reward = self.self_critical.loss(
                 self.model, shard, rows, lambda sampled_words: mean(counts * sampled_words)[0]
             )
             return counts * loss, reward, counts * words
-        mean_words, mean_captions = mean(counts * words, counts * captions)
-        # The cross-entropy is a mean over words and the penalty one over captions; the loss is weighted by words below.
+        mean_words, mean_captions, mean_images = mean(counts * words, counts * captions, counts * images)
+        # The cross-entropy is a mean over words, the penalty one over captions and the loss of predicted words one over
+        # images; all are weighted by words below.
         penalty = self.config.attention_penalty * (captions * mean_words) / (words * mean_captions)
+        word_weight = self.config.word_loss_weight * (images * mean_words) / (words * mean_images)
         extra_loss = None if self.teachers is None else partial(self.distillation_loss, shard)
         loss = caption_loss(
             self.model,
@@ -187,7 +189,7 @@ class CaptionTask:
             penalty,
             self.decode_fn,
             extra_loss,
-            self.config.word_loss_weight,
+            word_weight,
         )
         weighted = loss * (counts * words / mean_words)
         if batch[3] is not None:

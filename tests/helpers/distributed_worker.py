@@ -37,6 +37,7 @@ from tests.helpers.training_runs import QUICK, captioner, run
 CAPTIONS = dataclasses.replace(
     QUICK, finetune_backbone_at=1, label_smoothing=0.1, attention_penalty=0.5, optimizer="sgd", ema=0.5
 )
+WORDS = dataclasses.replace(CAPTIONS, word_loss_weight=0.5)  # with a predictor of words
 CIDER = dataclasses.replace(CAPTIONS, objective="cider", train_sample_n=3)
 CLASSES = ClassifierTrainConfig(epochs=2, batch_size=5, workers=0, lr=0.01, views="pad", label_smoothing=0.1)
 
@@ -63,8 +64,10 @@ def classifier(data) -> Classifier:
 def gradients(data: CaptionDataset, pictures: Path, processes: Processes) -> dict[str, torch.Tensor]:
     """Gradients of all parameters at every step of two epochs, by task; the CNN learns in the second epoch."""
     sampling.sample, classes = sample_each, open_dataset("folder", pictures)
+    words = {"dropout": 0.0, "word_rank": 4, "word_dropout_rate": 0.0}
     tasks = {
         "cross-entropy": CaptionTask(captioner(data, dropout=0.0), data, CAPTIONS, processes),
+        "words": CaptionTask(captioner(data, **words), data, WORDS, processes),
         "cider": CaptionTask(captioner(data, dropout=0.0), data, CIDER, processes),
         "classes": ClassificationTask(classifier(classes), classes, CLASSES, {}, processes),
     }
