@@ -107,6 +107,11 @@ def run(argv: list[str] | None, processes: Processes) -> int:
                 f"{paths[0]} has another vocabulary ({len(data.vocabulary)} words) than {output / 'last.pt'} "
                 f"({len(resumed.vocabulary)}); resume with the data file it was trained on ({resumed.training['data']})"
             )
+        if resumed.config.styles != data.styles:
+            raise UserError(
+                f"{output / 'last.pt'} has {list_of(resumed.config.styles)}, these data files {list_of(data.styles)}; "
+                f"resume with the data files it was trained on ({resumed.training['data']})"
+            )
         train_config = config.from_dict(config.TrainConfig, resumed.training["config"])
         found = given(arguments, config.ModelConfig, config.TrainConfig)
         if "layers" in found:
@@ -124,8 +129,8 @@ def run(argv: list[str] | None, processes: Processes) -> int:
             model_config = continued(arguments, start.config)
             if start.config.styles and set(start.config.styles) != set(data.styles):
                 raise UserError(
-                    f"--init {arguments.init} has the styles {', '.join(start.config.styles)}, these data files "
-                    f"{', '.join(data.styles) or 'one style'}; train on the same data sets"
+                    f"--init {arguments.init} has {list_of(start.config.styles)}, these data files "
+                    f"{list_of(data.styles)}; train on the same data sets"
                 )
         elif critical:
             raise UserError(
@@ -140,6 +145,11 @@ def run(argv: list[str] | None, processes: Processes) -> int:
     train(task, train_config, output, resumed, quiet=arguments.quiet)
     print(f"best model: {output / 'best.pt'}")
     return 0
+
+
+def list_of(styles: tuple[str, ...]) -> str:
+    """The styles of a model or of data files, for messages."""
+    return f"the styles {', '.join(styles)}" if styles else "one style"
 
 
 def recipe_of(arguments: argparse.Namespace) -> dict[str, Any]:
