@@ -148,8 +148,8 @@ class CaptionPipeline:
         several = [checkpoint] if single else checkpoint  # type: ignore[list-item,assignment]
         loaded = [each if isinstance(each, Checkpoint) else checkpoints.load(each) for each in several]
         require_same_inputs(several, loaded)
-        for each in loaded if style else ():
-            each.captioner.set_style(style)
+        if style:
+            loaded = [with_style(each, style) for each in loaded]
         model, guides = TorchCaptioner.from_checkpoints(loaded, find_device(device))
         return cls(model, guides, **options)
 
@@ -388,6 +388,13 @@ class CaptionPipeline:
             else:
                 captions, attention = found
                 yield Result(item, captions, trace=attention)
+
+
+def with_style(checkpoint: Checkpoint, style: str) -> Checkpoint:
+    """The checkpoint with another default style; its weights are shared. Raises UserError if it has no such style."""
+    model = copy.copy(checkpoint.captioner)
+    model.set_style(style)
+    return replace(checkpoint, model=model)
 
 
 def require_same_inputs(names: Sequence, loaded: Sequence[Checkpoint]) -> None:
