@@ -17,7 +17,7 @@ def average(paths: Sequence[str | Path], shares: Sequence[float]) -> Checkpoint:
     found = load(paths[0])
     total = {name: value * shares[0] for name, value in found.model.state_dict().items()}
     weight = dict.fromkeys(total, shares[0])
-    free = dict.fromkeys(("attention", "dropout", "feature_dropout"))
+    free = dict.fromkeys(("attention", "dropout", "feature_dropout", "word_dropout_rate"))
     for path, share in zip(paths[1:], shares[1:], strict=True):
         other = load(path)
         same = {**vars(other.config), **free} == {**vars(found.config), **free}

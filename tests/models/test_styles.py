@@ -15,6 +15,7 @@ from sca_caption.checkpoint import Checkpoint
 from sca_caption.decoding.beam_search import beam_search, greedy
 from sca_caption.images import Transform
 from sca_caption.models.sca_cnn import SCACNN
+from sca_caption.training import weight_soup
 from sca_caption.training.losses import caption_loss
 from sca_caption.training.text_only import TextBatch, text_loss
 from sca_caption.vocab import BOS, EOS, Vocabulary
@@ -310,6 +311,21 @@ def test_a_checkpoint_keeps_styles_and_idf(tie, dtype, tmp_path):
         for each, style in ((found, None), (model, torch.tensor([2, 2, 2])))
     ]
     torch.testing.assert_close(*logits, rtol=0 if exact else 0.05, atol=0 if exact else 0.05)
+
+
+@torch.no_grad()
+def test_runs_with_other_dropout_of_predicted_words_are_averaged(tmp_path):
+    """Dropout is no part of the trained model."""
+    one, two = styled(), styled()
+    two.config = dataclasses.replace(two.config, word_dropout_rate=0.4)
+    for parameter in two.parameters():
+        parameter += 1
+    for name, model in (("one.pt", one), ("two.pt", two)):
+        save(tmp_path / name, model)
+    found = weight_soup.average([tmp_path / "one.pt", tmp_path / "two.pt"], [3, 1]).model
+    torch.testing.assert_close(found.style.weight, one.style.weight + 0.25)
+    torch.testing.assert_close(found.word_predictor.up.weight, one.word_predictor.up.weight + 0.25)
+    torch.testing.assert_close(found.word_predictor.idf, one.word_predictor.idf)
 
 
 def test_settings_of_the_predictor_are_checked():
