@@ -203,7 +203,7 @@ class SCACNN(nn.Module):
             image=torch.arange(v.shape[0], device=v.device),
             hidden=torch.tanh(self.initial_hidden(v)),
             cell=torch.tanh(self.initial_cell(v)),
-            context=self._context(len(v), probabilities, styles),
+            context=self._context(v.shape[0], probabilities, styles),
         )
 
     def _context(self, images: int, probabilities: Tensor | None, styles: Tensor | None) -> Tensor | None:

@@ -181,6 +181,39 @@ def test_captions_are_pytorchs(given, exported, search):
         assert [caption.text for caption in alone] == [caption.text for caption in a]
 
 
+@pytest.mark.parametrize(("mode", "style"), [("C-S", "plain"), ("S-C", "loud"), ("S-C", "plain")])
+def test_predicted_words_and_the_style_are_exported(mode, style, tmp_path):
+    """As the context of each image, with and without keys of spatial attention; the default style is the exported one."""
+    config = replace(TINY, attention=mode, layers=CASES[mode], word_rank=6, styles=("plain", "loud"))
+    model = tiny_captioner(config=config)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        model.style.weight.normal_(0, 3, generator=generator)
+        model.context.weight.normal_(0, 0.5, generator=generator)
+        model.word_predictor.up.weight.normal_(0, 3, generator=generator)
+        model.word_predictor.up.bias.normal_(0, 2, generator=generator)
+        model.word_predictor.idf.uniform_(0.5, 3, generator=generator)
+    given, x = Checkpoint(model, WORDS, Transform(32)), pixels(6)
+    other = CaptionPipeline.load(given, style="loud" if style == "plain" else "plain").caption_batch(x)
+    model.set_style(style)
+    export(tmp_path / "model", given, dtypes=["float32"])
+    theirs, ours = CaptionPipeline.load(given), load_pipeline(tmp_path / "model")
+    inputs = ours.model.description["inputs"]["step"]
+    assert inputs[-1] == "context" and ("keys" in inputs) == (mode == "S-C")
+    with torch.inference_mode():
+        context = model.start(model.encode(x)).context
+    assert context.std(0).max() > 0.05  # images differ
+    state, _ = ours.model.start(x, [])
+    assert_close(torch.from_numpy(state.maps["context"]), context, rtol=1e-3, atol=1e-3)
+    wanted, found = theirs.caption_batch(x), ours.caption_batch(x)
+    assert [[each.text for each in y] for y in found] == [[each.text for each in y] for y in wanted]
+    for a, b in zip(found, wanted, strict=True):
+        assert [each.score for each in a] == pytest.approx([each.score for each in b], abs=1e-3)
+    assert [y[0].text for y in wanted] != [y[0].text for y in other]
+    (alone,) = ours.caption_batch(x[4:5])
+    assert [each.text for each in alone] == [each.text for each in found[4]]
+
+
 def test_words_that_must_come_come(given, exported):
     x = pixels(3)
     found = load_pipeline(exported, force_words=["dog", "ball/water"]).caption_batch(x)
