@@ -31,6 +31,9 @@ class ModelConfig:
     layers: tuple[str, ...] = setting(
         ("2",), "attended layers: the last so many, or names, lowest first", common=True
     )
+    unattended: int = setting(
+        0, "of these layers, how many of the lowest are not attended, to train upper ones first"
+    )
     attention: str = setting(
         "C-S", "spatial (S), channel-wise (C), or both in that order", ("S", "C", "S-C", "C-S"), common=True
     )
@@ -41,6 +44,10 @@ class ModelConfig:
     feature_dropout: float = setting(0.0, "dropout of whole channels of the image's map")
     tie_embeddings: bool = setting(False, "share the input and output word embeddings")
     pool_norm: float = setting(30.0, "norm of the pooled top feature (paper: 1)")
+    neck: int = setting(
+        0,
+        "channels of a new last layer of the CNN, which runs at every word (EfficientNet-Lite); 0: its own 1,280",
+    )
     word_rank: int = setting(
         0, "rank of the predictor of words, which the decoder reads (see models.word_predictor); 0: none"
     )
@@ -52,7 +59,8 @@ class ModelConfig:
     def __post_init__(self):
         for name in ("attention_width", "embedding_size", "lstm_size"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
-        require(self, "word_rank", self.word_rank >= 0, "0 or more")
+        for name in ("word_rank", "neck", "unattended"):
+            require(self, name, getattr(self, name) >= 0, "0 or more")
         for name in ("dropout", "feature_dropout", "word_dropout_rate"):
             require(self, name, 0 <= getattr(self, name) < 1, "from 0 to below 1")
         require(self, "pool_norm", self.pool_norm > 0, "above 0")

@@ -112,8 +112,11 @@ def layers_of(model: SCACNN, size: int) -> list[dict]:
     with torch.no_grad():
         maps = model.encode(torch.zeros(1, 3, size, size, dtype=torch.uint8))
         found = []
-        for i, (name, attend) in enumerate(zip(model.backbone.layers, model.attention.values(), strict=True)):
+        for i, name in enumerate(model.backbone.layers):
             maps = model.backbone.segment(i - 1, maps[0], maps[1:]) if i else maps
+            if name not in model.attended:
+                continue
+            attend = list(model.attention.values())[i - model.unattended]
             _, channels, height, width = maps[0].shape
             sides = {"height": height, "width": width, "channels": channels}
             has = {"spatial": attend.spatial is not None, "channel": attend.channel is not None}

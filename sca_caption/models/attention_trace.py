@@ -69,7 +69,7 @@ def trace(
             _stack_words(probabilities, row, len(caption)),
             tuple(
                 _layer_trace(name, [weights[index] for weights in attention], row, len(caption))
-                for index, name in enumerate(model.backbone.layers)
+                for index, name in enumerate(model.attended)
             ),
         )
         for row, caption in enumerate(captions)
@@ -84,7 +84,7 @@ def unattended_maps(model: SCACNN, images: Tensor) -> list[np.ndarray]:
     for index in range(len(model.backbone.layers) - 1):
         maps = model.backbone.segment(index, maps[0], maps[1:])
         found.append(maps[0])
-    return [each.float().cpu().numpy() for each in found]
+    return [each.float().cpu().numpy() for each in found[model.unattended :]]
 
 
 def trace_to_json(trace: Trace, words: Sequence[str]) -> dict:

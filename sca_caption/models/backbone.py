@@ -87,9 +87,12 @@ class Backbone(nn.Module):
     weights: a state dict with torchvision's names for this network (of EfficientNet-Lite see
     `efficientnet_lite.folded_weights`), or None for random initialisation.
     attention, at: attention blocks and their stages, as for `networks.build_network`.
+    neck: channels of a new last layer in place of the network's last 1x1 convolution, which has 1,280 and would run at
+    every word; the old one stays as `head`, which runs once per image. 0: none.
     `channels[i]` is the number of channels of attended layer i.
 
-    Raises UserError for unknown names, for weights that do not fit, and if all blocks are above the attended layers.
+    Raises UserError for unknown names, for weights that do not fit, if all blocks are above the attended layers, and for
+    a neck without at least two attended layers, the last one the network's last block.
     """
 
     def __init__(
@@ -99,17 +102,32 @@ class Backbone(nn.Module):
         weights: dict[str, Tensor] | None = None,
         attention: str = "",
         at: Sequence[str] = (),
+        neck: int = 0,
     ):
         super().__init__()
         self.name, self.layers = name, tuple(layers)
+        self.head: nn.Module | None = None
         # The segments are kept in a plain list, so that parameters are registered only once, under `network`.
         spec = None if attention or at else BLOCK_NETWORKS.get(name)
         network = spec and build_block_network(spec, name, layers, weights)
         if network:  # does not import torchvision
             self.network, self._block_paths = network.eval(), ()
             blocks = block_numbers(layers, spec.blocks)
+            if neck:
+                if len(layers) < 2 or blocks[-1] != spec.blocks - 1:
+                    last = f"features.{spec.blocks - 1}"
+                    raise UserError(
+                        f"--neck {neck} needs two attended layers, the last one {last}; add --layers 2"
+                    )
+                self.head = network.replace_last(neck)
+                self._block_paths = (f"features.{blocks[-1]}",)
             self._segments = network.cut(blocks)
             self.channels = tuple(network.channels[block] for block in blocks)
+        elif neck:
+            names = ", ".join(key for key, each in BLOCK_NETWORKS.items() if each.convert)
+            raise UserError(
+                f"--neck {neck}: {name} cannot have one; choose --backbone {names}, or leave it out"
+            )
         else:
             self._segments = self._trace_and_cut(name, layers, weights, attention, at)
             self.channels = self._probe_channels()
@@ -162,7 +180,7 @@ class Backbone(nn.Module):
         return super().train(False)
 
     def blocks(self) -> dict[str, nn.Module]:
-        """Return the attention blocks of the CNN by module path."""
+        """Return the attention blocks of the CNN, and its neck, by module path: layers without pretrained weights."""
         return {path: self.network.get_submodule(path) for path in self._block_paths}
 
     def set_trainable(self, trainable: bool, first: str = "") -> None:

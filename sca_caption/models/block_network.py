@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from sca_caption.runtime.errors import UserError
@@ -35,6 +36,21 @@ class BlockNetwork(nn.Module):
         self.channels = tuple(channels)
         self.scaling = scaling
         self.features = nn.Sequential(*blocks)
+
+    def replace_last(self, channels: int) -> nn.Module:
+        """Put a 1x1 convolution with ReLU6 in the place of the last block, which is returned.
+
+        It starts as the `channels` outputs of the last block whose weights are largest.
+        """
+        old = self.features[-1]
+        weight, bias = (p.detach() for p in old.parameters())
+        kept = weight.flatten(1).norm(dim=1).topk(min(channels, len(weight))).indices.sort().values
+        new = nn.Conv2d(weight.shape[1], channels, 1)
+        with torch.no_grad():
+            new.weight[: len(kept)], new.bias[: len(kept)] = weight[kept], bias[kept]
+        self.features[-1] = nn.Sequential(new, nn.ReLU6())
+        self.channels = (*self.channels[:-1], channels)
+        return old
 
     def cut(self, blocks: Sequence[int]) -> list[Segment]:
         """Cut the network after the given blocks (lowest first). The segments share its parameters."""

@@ -31,6 +31,7 @@ from sca_caption.attention.sca import ConditionedAttention, mean_over_positions,
 from sca_caption.config import ModelConfig
 from sca_caption.images import MEAN, STD
 from sca_caption.models.backbone import Backbone
+from sca_caption.models.efficientnet_lite import HEAD_CHANNELS
 from sca_caption.models.word_predictor import WordPredictor
 from sca_caption.runtime.errors import UserError, choice
 from sca_caption.vocab import PAD
@@ -104,14 +105,26 @@ class SCACNN(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = Backbone(
-            config.backbone, config.layers, backbone_weights, config.backbone_attention, config.backbone_at
+            config.backbone,
+            config.layers,
+            backbone_weights,
+            config.backbone_attention,
+            config.backbone_at,
+            config.neck,
         )
+        self.unattended = config.unattended  # how many of the backbone's layers, the lowest ones
+        self.attended = self.backbone.layers[self.unattended :]
+        attended_channels = self.backbone.channels[self.unattended :]
+        if not self.attended:
+            raise UserError(
+                f"--unattended {config.unattended} leaves no layer; there are {len(config.layers)}"
+            )
         self.attention = nn.ModuleDict(
             {
                 layer.replace(".", "_"): ConditionedAttention(
                     channels, config.lstm_size, config.attention_width, config.attention
                 )
-                for layer, channels in zip(self.backbone.layers, self.backbone.channels, strict=True)
+                for layer, channels in zip(self.attended, attended_channels, strict=True)
             }
         )
         C, d, E = self.backbone.channels[-1], config.lstm_size, config.embedding_size
@@ -123,8 +136,9 @@ class SCACNN(nn.Module):
         self.word = nn.Linear(E, vocabulary_size)  # W_o
         self.word_predictor = self.null_image = self.style = self.context = None
         if config.word_rank:
+            seen = C if self.backbone.head is None else HEAD_CHANNELS
             self.word_predictor = WordPredictor(
-                C, config.word_rank, vocabulary_size, config.word_dropout_rate
+                seen, config.word_rank, vocabulary_size, config.word_dropout_rate
             )
             self.null_image = nn.Parameter(torch.zeros(C))  # v of a caption without a photograph
         if config.styles:
@@ -170,19 +184,23 @@ class SCACNN(nn.Module):
         h_0 = tanh(W v + b) and c_0 = tanh(W' v + b'), where v is the pooled top map without attention. styles: index of
         each image's style (B,), by default `default_style`.
         """
-        maps = encoded
-        for layer in range(len(self.attention) - 1):
+        maps, below, lowest_maps = encoded, encoded[0], encoded
+        for layer in range(len(self.backbone.layers) - 1):
+            below = maps[0]
             maps = self.backbone.segment(layer, maps[0], maps[1:])
+            if layer < self.unattended:
+                lowest_maps = maps
         pooled = mean_over_positions(maps[0])  # (B, C)
         lowest = next(iter(self.attention.values()))
         logits = probabilities = None
         if self.word_predictor is not None:
-            logits = self.word_predictor(pooled)
+            head = self.backbone.head
+            logits = self.word_predictor(pooled if head is None else mean_over_positions(head(below)))
             probabilities = (
                 logits.detach().sigmoid()
             )  # words are learnt from captions alone, not from the decoder
         state = self._initial_state(self._normalize(pooled), probabilities, styles)
-        return replace(state, maps=encoded, keys=lowest.prepare(encoded[0]), words=logits)
+        return replace(state, maps=lowest_maps, keys=lowest.prepare(lowest_maps[0]), words=logits)
 
     def start_without_image(self, probabilities: Tensor, styles: Tensor | None = None) -> State:
         """The state before the first word of captions whose photograph is not known.
@@ -275,7 +293,7 @@ class SCACNN(nn.Module):
         for layer, attend in enumerate(lower):
             attended, beta, alpha = attend(maps[0], state.hidden, keys)
             weights.append((beta, alpha))
-            maps, keys = self.backbone.segment(layer, attended, maps[1:]), None
+            maps, keys = self.backbone.segment(self.unattended + layer, attended, maps[1:]), None
         weights.append(top.weights(maps[0], state.hidden, keys))
         # The attended top map itself is not needed, only its mean over positions.
         return pool_modulated(maps[0], *weights[-1]), tuple(weights)

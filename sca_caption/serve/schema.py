@@ -148,7 +148,7 @@ def model_card(name: str, pipeline: Any, defaults: Options, limits: Limits) -> M
         image_size=pipeline.transform.size,
         objects=any(guide.about_objects for guide in pipeline.guides),
         calibrated=pipeline.gives_confidence,
-        layers=list(pipeline.networks[0].backbone.layers) if len(pipeline.networks) == 1 else [],
+        layers=list(pipeline.networks[0].attended) if len(pipeline.networks) == 1 else [],
         defaults=Defaults(**vars(search), force_words=list(defaults.force_words), objects=defaults.objects),
         limits=RequestLimits(
             upload_bytes=limits.upload_bytes,

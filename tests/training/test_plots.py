@@ -174,5 +174,5 @@ def test_tensorboard_gets_the_attention_of_the_printed_captions(data, tmp_path, 
 
 def test_stored_features_give_no_images(data):
     task = CaptionTask(captioner(data), data, QUICK)
-    data.encoding = "features"
+    task.data.encoding = "features"
     assert task.images() == {}
