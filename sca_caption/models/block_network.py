@@ -46,6 +46,7 @@ class BlockNetwork(nn.Module):
         weight, bias = (p.detach() for p in old.parameters())
         kept = weight.flatten(1).norm(dim=1).topk(min(channels, len(weight))).indices.sort().values
         new = nn.Conv2d(weight.shape[1], channels, 1)
+        assert new.bias is not None
         with torch.no_grad():
             new.weight[: len(kept)], new.bias[: len(kept)] = weight[kept], bias[kept]
         self.features[-1] = nn.Sequential(new, nn.ReLU6())
