@@ -4,6 +4,11 @@
 """
 
 import importlib
+import os
+
+# oneDNN generates code for every shape of a matrix, and keeps it for 1,024 of them by default. Searches and training on
+# sentences have more: with captions that end at different words, the number of rows is another one at every step.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "16384")
 
 __version__ = "0.1.0"
 __all__ = ["Caption", "Captioner", "ImageError", "Result", "UserError"]
