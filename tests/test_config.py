@@ -26,6 +26,11 @@ def test_without_flags_the_defaults(config):
     assert make(config, parse()) == config()
 
 
+def flagged(config: type) -> list[dataclasses.Field]:
+    """The fields with a flag. Others are set from the data, as the styles of a captioner."""
+    return [field for field in dataclasses.fields(config) if field.metadata]
+
+
 def test_every_field_has_a_flag_that_sets_it():
     given = {
         "backbone": "resnet18", "backbone_attention": "se", "backbone_at": ("layer2",),
@@ -40,8 +45,10 @@ def test_every_field_has_a_flag_that_sets_it():
         "word_dropout": 0.1, "scheduled_sampling": 0.2, "teacher": ("a.pt", "b.pt"), "teacher_weight": 0.5,
         "schedule": "step", "ema": 0.9, "amp": False, "cpu_amp": True,
         "feature_dropout": 0.1, "crop_scale": 0.4, "color_jitter": 0.3,
+        "word_rank": 8, "word_dropout_rate": 0.2, "word_loss_weight": 0.7, "captions_per_image": 2,
+        "texts_per_step": 4, "text_weight": 0.2, "cache_features": True, "neck": 64, "unattended": 1,
     }  # fmt: skip
-    assert set(given) == {field.name for config in CONFIGS for field in dataclasses.fields(config)}
+    assert set(given) == {field.name for config in CONFIGS for field in flagged(config)}
     flags = []
     for name, value in given.items():
         flag = "--" + name.replace("_", "-")
@@ -52,7 +59,7 @@ def test_every_field_has_a_flag_that_sets_it():
     arguments = parse(*flags)
     for config in CONFIGS:
         made = make(config, arguments)
-        for field in dataclasses.fields(config):
+        for field in flagged(config):
             assert getattr(made, field.name) == given[field.name] != getattr(config(), field.name), field.name
 
 
@@ -146,6 +153,8 @@ def test_settings_this_version_does_not_know():
         (ModelConfig, "lstm_size", -4, "at least 1"),
         (ModelConfig, "dropout", 1.0, "from 0 to below 1"),
         (ModelConfig, "dropout", -0.1, "from 0 to below 1"),
+        (ModelConfig, "word_rank", -1, "0 or more"),
+        (ModelConfig, "word_dropout_rate", 1.0, "from 0 to below 1"),
         (ModelConfig, "pool_norm", 0.0, "above 0"),
         (ModelConfig, "attention", "SC", "S, C, S-C or C-S"),
         (TrainConfig, "epochs", 0, "at least 1"),
@@ -159,6 +168,10 @@ def test_settings_this_version_does_not_know():
         (TrainConfig, "weight_decay", -1.0, "0 or more"),
         (TrainConfig, "clip", -1.0, "0 or more"),
         (TrainConfig, "attention_penalty", float("nan"), "0 or more"),
+        (TrainConfig, "captions_per_image", -1, "0 or more"),
+        (TrainConfig, "word_loss_weight", -0.5, "0 or more"),
+        (TrainConfig, "texts_per_step", -1, "0 or more"),
+        (TrainConfig, "text_weight", float("nan"), "0 or more"),
         (TrainConfig, "patience", -1, "0 or more"),
         (TrainConfig, "workers", -1, "0 or more"),
         (TrainConfig, "warmup", 1.0, "from 0 to below 1"),
@@ -189,6 +202,6 @@ def test_help_shows_every_flag_with_its_default():
     add_flags(parser, *CONFIGS)
     shown = " ".join(parser.format_all_help().split())
     for config in CONFIGS:
-        for field in dataclasses.fields(config):
+        for field in flagged(config):
             assert f"--{field.name.replace('_', '-')}" in shown
     assert "(default: mobilenet_v2)" in shown and "(default: 0.0008)" in shown and "(default: on)" in shown

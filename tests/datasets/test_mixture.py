@@ -80,7 +80,7 @@ def test_captions_have_the_ids_of_the_common_vocabulary(dogs_and_cats):
         wanted = [[word if word in known else "<unk>" for word in caption.split()] for caption in captions]
         assert [list(mixture.vocabulary.to_words(ids)) for ids in mixture.captions(row)] == wanted
     assert mixture.captions(1)[0] == [UNK, UNK]
-    # The same words have the same ids, whichever file they are from.
+    # A word has the same id in both files.
     assert mixture.captions(4) == [mixture.vocabulary.encode(["a", "dog", "sleeps"])]
 
 

@@ -326,12 +326,3 @@ def test_runs_with_other_dropout_of_predicted_words_are_averaged(tmp_path):
     torch.testing.assert_close(found.style.weight, one.style.weight + 0.25)
     torch.testing.assert_close(found.word_predictor.up.weight, one.word_predictor.up.weight + 0.25)
     torch.testing.assert_close(found.word_predictor.idf, one.word_predictor.idf)
-
-
-def test_settings_of_the_predictor_are_checked():
-    config = captioner().config
-    for changes, text in (
-        ({"word_rank": -1}, "--word-rank -1: must be 0 or more"),
-        ({"word_dropout_rate": 1.0}, "--word-dropout-rate 1.0: must be from 0 to below 1"),
-    ):
-        assert message(lambda changes=changes: dataclasses.replace(config, **changes)) == text
