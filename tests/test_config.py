@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from sca_caption.cli import train
 from sca_caption.cli.flags import add_flags, make
 from sca_caption.cli.parser import Parser
 from sca_caption.config import ClassifierConfig, ClassifierTrainConfig, ModelConfig, TrainConfig, from_dict
@@ -87,8 +88,12 @@ CLASSIFIER_RECIPES = {
 
 
 def test_recipes_are_the_files():
+    assert recipe_names("caption") == sorted(train.RECIPES)
+    assert recipe_names("classify") == sorted(CLASSIFIER_RECIPES)
+    for name in set(train.RECIPES) - set(RECIPES):
+        values = load_recipe(name, "caption")
+        assert make(ModelConfig, parse(), values) and make(TrainConfig, parse(), values)
     for task, recipes in (("caption", RECIPES), ("classify", CLASSIFIER_RECIPES)):
-        assert recipe_names(task) == sorted(recipes)
         for name, values in recipes.items():
             assert load_recipe(name, task) == values
     for values in CLASSIFIER_RECIPES.values():

@@ -98,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
     add = p.add_argument_group(
         "features", "for --encoding features; train with the same --backbone and --layers"
     ).add_argument
-    add("--backbone", metavar="NAME", help="a classification model of torchvision (default: "
+    add("--backbone", metavar="NAME", help="a classifier of torchvision, or efficientnet_lite0, 1 or 2 (default: "
         f"{ModelConfig.backbone})")  # fmt: skip
     add("--layers", nargs="+", metavar="LAYER", help="attended layers: names, lowest first, or the number of "
         f"last layers (default: {' '.join(ModelConfig.layers)})")  # fmt: skip
@@ -239,5 +239,5 @@ def make_encoder(arguments: argparse.Namespace) -> dict:
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device)
         return [features.cpu().numpy() for features in model.encode(images)]
 
-    described = {"backbone": backbone, "layers": list(layers), "weights": file or "torchvision's default"}
+    described = {"backbone": backbone, "layers": list(layers), "weights": file or "default"}
     return {"encode": encode, "features_of": described}

