@@ -71,18 +71,18 @@ class Captioner:
         style: str = "",
         batch_size: int = BATCH_SIZE,
         objects: bool = True,
+        neutral: bool = False,
     ) -> Self:
         """Load a checkpoint: the model that ships (None), one of train.py's, or several as an ensemble.
 
         device: "cpu", "cuda", "cuda:1", ... or "auto", the first GPU if there is one. style: the data set whose manner
         captions shall have (default: the model's first). batch_size: images per batch.
         objects: whether object guidance is on (ImageNet nouns are inserted, unlikely people, dogs and colours are
-        masked).
+        masked). neutral: never use words for one gender, such as man, girl and his.
         """
         several: Any = [Path(checkpoint)] if isinstance(checkpoint, str | os.PathLike) else checkpoint
-        return cls(
-            CaptionPipeline.load(several, device=device, style=style, batch_size=batch_size, objects=objects)
-        )
+        options: dict[str, Any] = {"batch_size": batch_size, "objects": objects, "neutral": neutral}
+        return cls(CaptionPipeline.load(several, device=device, style=style, **options))
 
     @overload
     def caption(self, pictures: Picture, *, force_words: Sequence[str] = (), **search: Any) -> str: ...

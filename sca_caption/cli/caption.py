@@ -86,6 +86,9 @@ def parser() -> Parser:
                    "most three; dog/puppy: one of them")  # fmt: skip
     g.add_argument("--no-objects", dest="objects", action="store_false", help="turn object guidance off: ImageNet nouns "
                    "are not inserted, unlikely people, dogs and colours not suppressed")  # fmt: skip
+    g.add_argument(
+        "--neutral", action="store_true", help="never use words for one gender, such as man, girl and his"
+    )
     g.add_argument("--sample", action="store_true", help="sample captions instead of beam search")
     add_page_flags(p)
     p.add_rare(overwrite, sort, patches, attention)
@@ -139,6 +142,7 @@ def run(argv: list[str] | None, processes: Processes) -> int:
         force_words=arguments.force_words,
         sampling=sampling if arguments.sample else None,
         objects=arguments.objects,
+        neutral=arguments.neutral,
     )
     with ExitStack() as opened:
         outputs = Outputs(arguments, paths, single)
@@ -214,6 +218,7 @@ def made_with(arguments: argparse.Namespace, search: SearchConfig, sampling: Sam
         **(vars(sampling) if arguments.sample else {}),
         "force_words": list(arguments.force_words),
         "no_objects": not arguments.objects,
+        **({"neutral": True} if arguments.neutral else {}),
         **({"save_attention": True} if arguments.save_attention else {}),
     }
 

@@ -26,6 +26,7 @@ and m = H W positions. B and N may differ from call to call.
     noun_probabilities  float32 (B, nouns), in the order of the guide's `nouns`
     expected       float32 (B, vocabulary_size): predicted tf-idf of the words that annotators would use
     mention_rates  float32 (B, K): fraction of annotators that would mention each subject of the guide's `rules`
+    word_probabilities  float32 (B, vocabulary_size): fraction of captions that would contain each word
 
 model.json, UTF-8:
 
@@ -41,6 +42,7 @@ model.json, UTF-8:
     search          default settings, see `config.SearchConfig`; the search is `decoding.beam_search`
     bad_endings     ids of words that no caption ends in if search.remove_bad_endings is true
     conjunctions    ids of words that never join a word with itself if search.block_ngrams is not 0
+    gendered        ids of the words for one gender, which neutral captions never contain; missing in earlier exports
     guides          in the order in which they act, each with its name, the name of its prediction among the outputs (or
                     null), and its own fields:
         objects     novel object captioning (`guidance.novel_objects`): threshold, margin, margin_per_probability,
@@ -54,6 +56,12 @@ model.json, UTF-8:
         consensus   consensus reranking (`guidance.consensus`): idf of the captioner's words. A caption's rating is the
                     dot product of its unit tf-idf vector (added words count for nothing) with `expected`; captions are
                     ranked by score + search.rerank_weight * rating; novel object captioning compares scores without it
+        words       predicted words (`guidance.words`): idf of the captioner's words; min_probability; rules, of each its
+                    words (ids) and threshold; gender, male and female words (ids) and threshold, or null. A caption's
+                    rating is the dot product of its unit tf-idf vector with max(0, word_probabilities -
+                    min_probability) * idf, scaled to unit length. The words of a rule are excluded if the sum of their
+                    probabilities is below its threshold; those of a gender unless their sum is the larger one and at
+                    least the threshold times both sums. Forced words are never excluded
         confidence  calibrated confidence (`guidance.confidence`): slope, intercept and ratings, a weight per guide. A
                     caption is better than the median with probability 1 / (1 + exp(-(slope x + sum weight * rating +
                     intercept))), x the mean log-probability per word, the end word included
@@ -77,6 +85,7 @@ from sca_caption.export.model_json import DESCRIPTION, DTYPES, FORMAT_VERSION, g
 from sca_caption.export.onnx_graphs import graphs_of, layers_of
 from sca_caption.export.onnx_int8 import quantize
 from sca_caption.guidance import GUIDES
+from sca_caption.guidance.groups import gendered_words
 from sca_caption.inference.torch_captioner import TorchCaptioner
 from sca_caption.runtime.atomic_files import atomic_folder
 from sca_caption.vocab import BOS, EOS, PAD, UNK
@@ -126,6 +135,7 @@ def export(
             "search": vars(SearchConfig()),
             "bad_endings": list(bad_endings(given.vocabulary)),
             "conjunctions": list(conjunctions(given.vocabulary)),
+            "gendered": list(gendered_words(given.vocabulary)),
             "guides": [
                 {"name": each.name, "prediction": each.prediction} | each.to_json() for each in guides
             ],

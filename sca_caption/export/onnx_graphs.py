@@ -6,7 +6,7 @@ W words, d LSTM size, k attention width; of a layer C channels and m = H * W pos
 
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +40,8 @@ class Trunk(nn.Module):
         encoded = self.model.encode(images)
         state = self.model.start(encoded)
         optional = (x for x in (state.keys, state.context) if x is not None)
-        predictions = [predictor(encoded[0], features) for predictor in self.predictors]
+        predictors = cast(Sequence[TrainedGuide], self.predictors)
+        predictions = [each.predict(encoded[0], features, state.words) for each in predictors]
         return *state.maps, *optional, state.hidden, state.cell, *predictions
 
 

@@ -7,10 +7,12 @@ from sca_caption.guidance.consensus import ConsensusReranker
 from sca_caption.guidance.guide import Guide
 from sca_caption.guidance.hallucination import HallucinationMask
 from sca_caption.guidance.novel_objects import ObjectLexicon
+from sca_caption.guidance.words import WordGuide
 from sca_caption.runtime.errors import UserError
 
 GUIDES: dict[str, type[Guide]] = {
-    guide.name: guide for guide in (ObjectLexicon, HallucinationMask, ConsensusReranker, ConfidenceGuide)
+    guide.name: guide
+    for guide in (ObjectLexicon, HallucinationMask, ConsensusReranker, WordGuide, ConfidenceGuide)
 }
 
 

@@ -35,6 +35,9 @@ class TrainedGuide(nn.Module):
     """The trained half of a guide."""
 
     int8_convolutions: ClassVar[bool] = False  # whether its 1x1 convolutions may be stored as int8
+    reads_words: ClassVar[bool] = (
+        False  # whether `predict` needs the logits of the captioner's word predictor
+    )
 
     @property
     def reads_features(self) -> bool:
@@ -57,6 +60,13 @@ class TrainedGuide(nn.Module):
     def forward(self, maps: Tensor, features: Tensor | None) -> Tensor:
         """The encoder's map (B, C, H, W) and a FeatureEncoder's features (B, C') -> one row per image."""
         raise TypeError(f"{type(self).__name__} predicts nothing of images")
+
+    def predict(self, maps: Tensor, features: Tensor | None, words: Tensor | None) -> Tensor:
+        """Its row per image: by default what `forward` computes of maps and features.
+
+        words: `State.words`, the logits of the captioner's word predictor (B, W), for a guide that `reads_words`.
+        """
+        return self(maps, features)
 
 
 class FeatureEncoder(TrainedGuide):
@@ -104,7 +114,7 @@ class Guide:
     name: ClassVar[str]  # in checkpoints, in model.json and in `guidance.GUIDES`
     prediction: ClassVar[str | None] = None  # name of its row per image, if it predicts one
     trained_type: ClassVar[type[TrainedGuide]]
-    about_objects: ClassVar[bool] = False  # turned off by --no-objects
+    about_objects: ClassVar[bool] = False  # turned off by --no-objects, see `without_objects`
     rates: ClassVar[bool] = False  # whether `rate` has something to say
     inserts: ClassVar[bool] = False  # whether `insertion` has something to say
     gives_confidence: ClassVar[bool] = False  # whether `confidence` does
@@ -121,6 +131,10 @@ class Guide:
     def from_json(cls, description: Mapping[str, Any], vocabulary: Vocabulary) -> Self:
         """From what `to_json` returned; vocabulary: all words, including those that guides add."""
         raise NotImplementedError(cls.__name__)
+
+    def without_objects(self) -> "Guide | None":
+        """What --no-objects leaves of the guide: all, or nothing if it is about objects."""
+        return None if self.about_objects else self
 
     def to_json(self) -> dict[str, Any]:
         """The description that `from_json` and the JavaScript search read; see `export.onnx_folder` for its fields."""

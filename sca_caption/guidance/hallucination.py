@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from sca_caption.guidance.guide import ForcedWords, Guide
 from sca_caption.guidance.image_features import PooledFeaturesGuide, center_and_normalize
+from sca_caption.guidance.masking import without_forced
 from sca_caption.guidance.object_nouns import read_nouns
 from sca_caption.vocab import Vocabulary
 
@@ -158,9 +159,7 @@ class HallucinationMask(Guide):
         no_primary = absent[:, [rule.primary for rule in self.rules]].all(1)
         for absent_here, rule in zip(absent.unbind(1), self.rules, strict=True):
             banned[:, list(rule.words)] |= (absent_here & no_primary)[:, None]
-        for row, groups in zip(banned, forced, strict=True):
-            row[[word for group in groups for word in group]] = False
-        return banned
+        return without_forced(banned, forced)
 
 
 def mention_rate(references: Sequence[Sequence[str]], words: frozenset[str]) -> float:

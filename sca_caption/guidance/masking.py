@@ -6,7 +6,7 @@ was excluded (see `decoding.stepper`).
 Shapes: B images, W words.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,3 +45,10 @@ def word_mask(ids: list[int] | tuple[int, ...], size: int) -> Tensor:
     mask = torch.zeros(size, dtype=torch.bool)
     mask[list(ids)] = True
     return mask
+
+
+def without_forced(banned: Tensor, forced: Sequence[Sequence[Collection[int]]]) -> Tensor:
+    """The mask, bool (B, W), changed in place so that it excludes no forced word (per image, per group, ids)."""
+    for row, groups in zip(banned, forced, strict=True):
+        row[[word for group in groups for word in group]] = False
+    return banned

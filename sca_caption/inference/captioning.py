@@ -20,6 +20,7 @@ from sca_caption.decoding.lexical_constraints import word_groups
 from sca_caption.decoding.rules import bad_endings, conjunctions
 from sca_caption.decoding.sampling import draw
 from sca_caption.decoding.stepper import Hypothesis
+from sca_caption.guidance.groups import gendered_words
 from sca_caption.guidance.guide import ForcedWords, Guide, Insertion
 from sca_caption.guidance.masking import MaskedWords
 from sca_caption.images import Transform
@@ -99,7 +100,8 @@ class CaptionPipeline:
         batch_size: images per search, an upper bound on memory: batch_size * beam_size captions grow together.
         force_words: words that every caption must contain, or of which it must contain one: "dog", "cat/cats/kitten".
         objects: whether guides about objects are active (nouns are inserted, unlikely people, dogs and colours are
-        masked). sampling: draw captions at random instead of searching.
+        masked). neutral: never use words for one gender (man, girl, his, ...), with any model.
+        sampling: draw captions at random instead of searching.
 
     Raises UserError for unknown words and contradicting settings.
     """
@@ -113,6 +115,7 @@ class CaptionPipeline:
         batch_size: int = BATCH_SIZE,
         force_words: Sequence[str] = (),
         objects: bool = True,
+        neutral: bool = False,
         sampling: SamplingConfig | None = None,
     ):
         if batch_size < 1:
@@ -121,7 +124,7 @@ class CaptionPipeline:
             raise UserError("--force-words needs a search; leave --sample out")
         self.model, self.batch_size, self.sampling = model, batch_size, sampling
         self.vocabulary, self.transform, self.device = model.vocabulary, model.transform, model.device
-        self.guides = [guide for guide in guides if objects or not guide.about_objects]
+        self.guides, self.neutral = active(guides, objects), neutral
         self._configure(search or SearchConfig(), force_words)
         if sampling:
             self._generator = torch.Generator(self.device).manual_seed(sampling.seed)
@@ -154,18 +157,31 @@ class CaptionPipeline:
         return cls(model, guides, **options)
 
     def with_search(
-        self, search: SearchConfig, force_words: Sequence[str] = (), *, objects: bool = True
+        self,
+        search: SearchConfig,
+        force_words: Sequence[str] = (),
+        *,
+        objects: bool = True,
+        neutral: bool | None = None,
     ) -> "CaptionPipeline":
-        """Copy the pipeline with other settings. objects=False removes the guides about objects."""
+        """Copy the pipeline with other settings. objects=False removes the guides about objects.
+
+        neutral: None keeps the pipeline's own.
+        """
         other = copy.copy(self)
         other.sampling = None
-        other.guides = [guide for guide in self.guides if objects or not guide.about_objects]
+        other.guides = active(self.guides, objects)
+        other.neutral = self.neutral if neutral is None else neutral
         other._configure(search, force_words)
         return other
 
     def _configure(self, search: SearchConfig, force_words: Sequence[str]) -> None:
         own_words = Vocabulary(self.vocabulary.words[len(SPECIALS) : self.model.vocabulary_size])
         self.search, self.force_words = search, word_groups(force_words, own_words)
+        self._gendered = list(gendered_words(own_words)) if self.neutral else []
+        for text, group in zip(force_words, self.force_words, strict=True):
+            if set(group) <= set(self._gendered):
+                raise UserError(f"--force-words {text}: --neutral excludes it; leave one of them out")
         self._rules: dict[str, Any] = {
             "min_length": search.min_length,
             "max_length": search.max_length,
@@ -258,7 +274,7 @@ class CaptionPipeline:
         return captions, state
 
     def _banned_words(self, predictions: Mapping[str, Tensor], forced: ForcedWords) -> Tensor | None:
-        """Words that guides exclude, and all words that they have added: bool (B, W), or None for no word."""
+        """Words that guides exclude and neutral captions lack, and all that guides have added: bool (B, W), or None."""
         words, own = len(self.vocabulary), self.model.vocabulary_size
         found = [
             guide.banned_words(predictions[guide.name], forced, words)
@@ -266,12 +282,14 @@ class CaptionPipeline:
             if guide.name in predictions
         ]
         masks = [mask for mask in found if mask is not None]
-        if not masks and words == own and not any(guide.inserts for guide in self.guides):
+        inserts = any(guide.inserts for guide in self.guides)
+        if not masks and not self._gendered and words == own and not inserts:
             return None
         banned = torch.zeros(len(forced), words, dtype=torch.bool, device=self.device)
         banned[:, own:] = True
         for mask in masks:
             banned |= mask
+        banned[:, self._gendered] = True
         return banned
 
     def rate(
@@ -388,6 +406,13 @@ class CaptionPipeline:
             else:
                 captions, attention = found
                 yield Result(item, captions, trace=attention)
+
+
+def active(guides: Sequence[Guide], objects: bool) -> list[Guide]:
+    """The guides, or without guidance about objects what is left of them."""
+    if objects:
+        return list(guides)
+    return [left for guide in guides if (left := guide.without_objects()) is not None]
 
 
 def with_style(checkpoint: Checkpoint, style: str) -> Checkpoint:

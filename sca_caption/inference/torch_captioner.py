@@ -45,13 +45,19 @@ class TorchCaptioner:
     def from_checkpoints(
         cls, checkpoints: Sequence[Checkpoint], device: torch.device
     ) -> tuple["TorchCaptioner", list[Guide]]:
-        """The captioner and its guides, on a device. An ensemble of several checkpoints has no guides."""
+        """The captioner and its guides, on a device. An ensemble of several checkpoints has no guides.
+
+        Raises UserError for a guide that reads predicted words, with a captioner that predicts none.
+        """
         first = checkpoints[0]
         assert first.vocabulary is not None
         networks = [checkpoint.captioner.to(device).eval() for checkpoint in checkpoints]
         words, guides, trained = first.vocabulary, [], {}
         if len(checkpoints) == 1:
             trained = {name: part.to(device) for name, part in first.guides.items()}
+            for name, part in trained.items():
+                if part.reads_words:
+                    require_word_predictor(first.captioner, name)
             guides = [
                 kind.from_trained(trained[name], words) for name, kind in GUIDES.items() if name in trained
             ]
@@ -92,13 +98,24 @@ class TorchCaptioner:
         A guide whose inputs are missing has no prediction.
         """
         maps, features = self.encode(batch, guides)
+        state = self.decoder.start(maps)
         predictions = {}
         for guide in guides:
             trained = self.trained[guide.name]
             if guide.prediction and (features is not None or not trained.reads_features):
-                predictions[guide.name] = trained(maps[0], features)
-        return self.decoder.start(maps), predictions
+                words = state.words if trained.reads_words else None
+                predictions[guide.name] = trained.predict(maps[0], features, words)
+        return state, predictions
 
     def step(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:
         """Previous words (rows,) -> logits of all words (rows, W), and the state after them."""
         return self.decoder.step(tokens, state)
+
+
+def require_word_predictor(captioner: SCACNN, guide: str) -> None:
+    """Raise UserError if a guide that reads predicted words has none to read."""
+    if captioner.word_predictor is None:
+        raise UserError(
+            f"the guide {guide} reads predicted words, but this captioner has no word predictor; train one with "
+            "--word-rank"
+        )

@@ -36,7 +36,9 @@ def caption_image(
     UserError for forced words that the model does not know.
     """
     start = time.perf_counter()
-    pipeline = pipeline.with_search(options.search, options.force_words, objects=options.objects)
+    pipeline = pipeline.with_search(
+        options.search, options.force_words, objects=options.objects, neutral=options.neutral
+    )
     try:
         pixels, width, height = read_image(data, pipeline.transform, limits)
         preview = jpeg_data_url(data) if options.preview else None

@@ -21,12 +21,14 @@ class Options:
         search: settings of beam search.
         force_words: words that the caption must contain, see `CaptionPipeline`.
         objects: whether guides about objects are active.
+        neutral: whether captions never use words for one gender.
         preview: whether to return the photograph as a JPEG, for formats that browsers cannot show.
     """
 
     search: SearchConfig
     force_words: tuple[str, ...] = ()
     objects: bool = True
+    neutral: bool = False
     preview: bool = False
 
 
@@ -34,6 +36,7 @@ SEARCH_FIELDS = {field.name: field for field in dataclasses.fields(SearchConfig)
 OTHER_FIELDS = {
     "force_words": "words that the caption must contain, at most three, separated by spaces; dog/puppy: one of them",
     "objects": "object guidance: ImageNet nouns are inserted, unlikely people, dogs and colours are suppressed",
+    "neutral": "never use words for one gender, such as man, girl and his",
     "preview": "return the photograph as a JPEG, for formats that browsers cannot show",
 }
 # Name in earlier versions -> name. Clients may still send the earlier ones.
@@ -68,7 +71,9 @@ def read_options(fields: Mapping[str, str], defaults: Options, limits: Limits) -
         settings["num_captions"] = min(settings["num_captions"], max(1, settings["beam_size"]))
     search = SearchConfig(**settings)
     switches = {
-        name: parse_value(name, fields[name], bool) for name in ("objects", "preview") if name in fields
+        name: parse_value(name, fields[name], bool)
+        for name in ("objects", "neutral", "preview")
+        if name in fields
     }
     words = defaults.force_words
     if "force_words" in fields:

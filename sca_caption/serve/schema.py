@@ -95,6 +95,7 @@ Defaults = create_model(
     },
     force_words=(list[str], Field(description=OTHER_FIELDS["force_words"])),
     objects=(bool, Field(description=OTHER_FIELDS["objects"])),
+    neutral=(bool, Field(description=OTHER_FIELDS["neutral"])),
 )
 
 
@@ -149,7 +150,12 @@ def model_card(name: str, pipeline: Any, defaults: Options, limits: Limits) -> M
         objects=any(guide.about_objects for guide in pipeline.guides),
         calibrated=pipeline.gives_confidence,
         layers=list(pipeline.networks[0].attended) if len(pipeline.networks) == 1 else [],
-        defaults=Defaults(**vars(search), force_words=list(defaults.force_words), objects=defaults.objects),
+        defaults=Defaults(
+            **vars(search),
+            force_words=list(defaults.force_words),
+            objects=defaults.objects,
+            neutral=defaults.neutral,
+        ),
         limits=RequestLimits(
             upload_bytes=limits.upload_bytes,
             pixels=limits.pixels,

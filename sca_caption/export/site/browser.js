@@ -27,7 +27,7 @@ async function start() {
   worker.onmessage = ({ data }) => receive(data);
   worker.onerror = (error) => fail(error.message || "the worker could not be started");
   worker.postMessage({ kind: "load", base: new URL(".", location.href).href, files, dtype });
-  for (const [id, { file }] of cards) worker.postMessage({ kind: "caption", id, file });
+  for (const [id, card] of cards) ask(id, card);
 }
 
 function receive(data) {
@@ -67,12 +67,18 @@ function about(site, dtype) {
   }
 }
 
+/** Ask the worker, once there is one, for the caption of a card. */
+function ask(id, { file, neutral }) {
+  worker?.postMessage({ kind: "caption", id, file, neutral });
+}
+
 function add(files) {
   for (const file of files) {
     const id = (next += 1);
     const card = new Card(file, () => forget([id]));
+    card.neutral = find("neutral").checked;
     cards.set(id, card);
-    worker?.postMessage({ kind: "caption", id, file });
+    ask(id, card);
   }
   arrange();
 }

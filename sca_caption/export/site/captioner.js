@@ -39,13 +39,14 @@ export class Captioner {
   /**
    * Captions of an image at model size, Uint8Array (3, S, S), best first, each as {text, score, confidence}; and of the
    * best one its words, {text, probability}, and per layer the spatial attention at each word, {layer, grid, spatial}.
+   * options: of CaptionPipeline.
    */
-  async caption(pixels, count) {
+  async caption(pixels, count, options = {}) {
     const { described } = this;
     const { state, predictions } = await this.start(pixels);
     const pipeline = new CaptionPipeline(this, described, {
       num_captions: Math.min(count, described.search.beam_size),
-    });
+    }, options);
     const captions = await pipeline.caption(state, predictions);
     return {
       captions: captions.map(({ text, score, confidence }) => ({ text, score, confidence })),

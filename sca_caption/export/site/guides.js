@@ -16,11 +16,13 @@ import { ConfidenceGuide } from "./confidence.js";
 import { ConsensusReranker } from "./consensus.js";
 import { HallucinationMask } from "./hallucination_mask.js";
 import { ObjectLexicon } from "./novel_objects.js";
+import { WordGuide } from "./words.js";
 
 const GUIDES = {
   objects: ObjectLexicon,
   presence: HallucinationMask,
   consensus: ConsensusReranker,
+  words: WordGuide,
   confidence: ConfidenceGuide,
 };
 

@@ -9,12 +9,13 @@ import { decode } from "./vocabulary.js";
 const candidatesOf = (beamSize) => (beamSize > 1 ? 2 * beamSize : 1);
 
 export class CaptionPipeline {
-  /** model: see search.js; described: model.json; settings: override its search. */
-  constructor(model, described, settings = {}) {
+  /** model: see search.js; described: model.json; settings: override its search; neutral: without words for one gender. */
+  constructor(model, described, settings = {}, { neutral = false } = {}) {
     const search = { ...described.search, ...settings };
     if (search.diverse_groups > 1) throw new Error("diverse beam search runs in Python only; set diverse_groups to 1");
     Object.assign(this, { model, search, words: described.words, vocabularySize: described.vocabulary_size });
     this.guides = guidesOf(described);
+    this.gendered = neutral ? described.gendered : [];
     this.rules = {
       ...search,
       bad_endings: search.remove_bad_endings ? described.bad_endings : [],
@@ -49,7 +50,7 @@ export class CaptionPipeline {
     return found.slice(0, this.search.num_captions).map((each) => this.finish(each));
   }
 
-  /** Ids that guides exclude, and all words that they have added. */
+  /** Ids that guides exclude and neutral captions lack, and all words that guides have added. */
   bannedWords(predictions, forced) {
     const banned = new Set(this.words.keys());
     for (let id = 0; id < this.vocabularySize; id += 1) banned.delete(id);
@@ -57,6 +58,7 @@ export class CaptionPipeline {
       if (!guide.bannedWords || !predictions[name]) continue;
       for (const id of guide.bannedWords(predictions[name], forced)) banned.add(id);
     }
+    for (const id of this.gendered) banned.add(id);
     return banned;
   }
 

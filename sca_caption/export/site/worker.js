@@ -1,6 +1,6 @@
 // The worker that captions photographs, so that the page responds meanwhile.
 //
-// In:  {kind: "load", base, files: [{path, bytes}], dtype}, then {kind: "caption", id, file} per photograph, and
+// In:  {kind: "load", base, files: [{path, bytes}], dtype}, then {kind: "caption", id, file, neutral} per photograph, and
 //      {kind: "forget", ids} for photographs that were removed from the page.
 // Out: {kind: "progress", loaded, total}, then {kind: "ready"}, or {kind: "failed", reason} if the model cannot be
 //      loaded; per photograph {kind: "begun", id}, then {kind: "captioned", id, ...}, or {kind: "refused", id, reason}
@@ -70,13 +70,13 @@ async function fetched(address, expected, count) {
   return content;
 }
 
-async function caption({ id, file }) {
+async function caption({ id, file, neutral }) {
   if (!captioner || forgotten.has(id)) return;
   postMessage({ kind: "begun", id });
   try {
     const began = performance.now();
     const { pixels, ...shown } = await readPhotograph(file, captioner.described.transform);
-    const found = await captioner.caption(pixels, CAPTIONS);
+    const found = await captioner.caption(pixels, CAPTIONS, { neutral });
     postMessage({ kind: "captioned", id, ...shown, ...found, seconds: (performance.now() - began) / 1000 });
   } catch (error) {
     const reason = error instanceof PhotographError ? error.message : `cannot be captioned (${error.message})`;

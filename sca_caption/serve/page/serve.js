@@ -62,7 +62,7 @@ async function caption(entry, turn, count = "") {
     const readable = await show(entry.url);
     setBusy(count ? `Captioning ${count}` : "Captioning");
     const form = new FormData(controls);
-    form.set("objects", controls.elements.objects.checked);
+    for (const name of ["objects", "neutral"]) form.set(name, controls.elements[name].checked);
     form.set("preview", !entry.answer && (!readable || entry.file.type === "image/gif")); // of an animation, the model sees the first frame
     form.append("image", entry.file, entry.file.name || "image.png");
     const answer = await fetchJson("api/caption", { method: "POST", body: form, signal: turn.signal });
