@@ -10,30 +10,41 @@ examples:
   python -m sca_caption fit consensus runs/flickr8k/best.pt --data data/flickr8k.h5
   python -m sca_caption fit presence runs/flickr8k/best.pt --data data/coco.h5
   python -m sca_caption fit confidence runs/flickr8k/best.pt --data data/flickr8k.h5
+  python -m sca_caption fit confidence runs/both/best.pt --data data/flickr8k.h5 data/coco.h5 --plot confidence.svg
 
 consensus: reranks candidates by the words that annotators would use (expected CIDEr).
 
 presence: keeps people, dogs and colours that are not in the image out of its caption. Fit it to data that includes
 photographs without people and dogs.
 
-confidence: calibrates the probability that a caption is better than the median. Fit it last, to images that the
-captioner was not trained on.
+confidence: calibrates the probability that a caption is better than the median of its data file. Fit it last, to
+images that the captioner was not trained on. Each file is captioned in the style of its name, if the model has it.
 """
 
 
 def parser() -> Parser:
     p = Parser(
         prog="python -m sca_caption fit",
-        description="Fit one guide of a captioner to a data file, and store it in the checkpoint.",
+        description="Fit one guide of a captioner to data files, and store it in the checkpoint.",
         epilog=EPILOG,
     )
     p.add_argument("guide", choices=("consensus", "presence", "confidence"), help="what to fit")
     p.add_argument(
         "checkpoint", type=Path, help="best.pt of a run, or another captioner; the file is changed"
     )
-    p.add_argument("--data", type=Path, required=True, metavar="FILE.h5", help="see preprocess.py")
     p.add_argument(
-        "--split", choices=("train", "val", "test"), help="images to fit to (default: train; confidence: val)"
+        "--data", type=Path, nargs="+", required=True, metavar="FILE.h5", help="data files, see preprocess.py"
+    )
+    p.add_argument(
+        "--split",
+        choices=("train", "val", "test"),
+        help="images to fit to (default: train; confidence: val)",
+    )
+    p.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="confidence: reliability diagram of held-out captions: .svg, .png or .pdf",
     )
     add_device(p)
     return p
@@ -44,13 +55,26 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     from sca_caption import checkpoint
     from sca_caption.datasets.hdf5_reader import CaptionDataset
+    from sca_caption.datasets.mixture import Mixture
     from sca_caption.runtime.devices import find_device
+    from sca_caption.runtime.errors import UserError
+    from sca_caption.runtime.figures import check_figure, save_figure
     from sca_caption.training.fit_guidance import FITS
+    from sca_caption.training.reliability_plot import draw_reliability
 
-    data, found = CaptionDataset(arguments.data), checkpoint.load(arguments.checkpoint)
+    if arguments.plot:
+        if arguments.guide != "confidence":
+            raise UserError(
+                f"--plot {arguments.plot}: fit {arguments.guide} draws no figure; leave the flag out"
+            )
+        check_figure(arguments.plot, "--plot")
+    data = Mixture([CaptionDataset(path) for path in arguments.data])
+    found = checkpoint.load(arguments.checkpoint)
     fit, split = FITS[arguments.guide]
     rows = data.indices(arguments.split or split).tolist()
-    guide, lines = fit(found, data, rows, find_device(arguments.device))
-    checkpoint.add_guide(arguments.checkpoint, arguments.guide, guide)
-    print(f"{arguments.checkpoint}: {lines[0]}", *lines[1:], sep="\n")
+    fitted = fit(found, data, rows, find_device(arguments.device))
+    checkpoint.add_guide(arguments.checkpoint, arguments.guide, fitted.guide)
+    print(f"{arguments.checkpoint}: {fitted.lines[0]}", *fitted.lines[1:], sep="\n")
+    if arguments.plot:
+        save_figure(draw_reliability(fitted.held_out), arguments.plot, "--plot")
     return 0

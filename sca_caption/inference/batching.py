@@ -18,6 +18,7 @@ from sca_caption.runtime.errors import UserError, warn
 if TYPE_CHECKING:
     # It imports h5py, which captioning does not need.
     from sca_caption.datasets.hdf5_reader import CaptionDataset
+    from sca_caption.datasets.mixture import Mixture
 
 READERS = 2  # threads that decode images; Pillow releases the interpreter lock while it decodes
 
@@ -60,9 +61,9 @@ def stack(contents: list[np.ndarray] | list[tuple[np.ndarray, ...]]) -> Tensor |
 
 
 def reader(
-    data: "CaptionDataset", networks: Sequence[SCACNN], transform: Transform
+    data: "CaptionDataset | Mixture", networks: Sequence[SCACNN], transform: Transform
 ) -> Callable[[int], np.ndarray | tuple[np.ndarray, ...]]:
-    """A function that reads one row of a data file as the model's input: an image, or stored features.
+    """A function that reads one row of a data file, or of several, as the model's input: an image, or stored features.
 
     Raises UserError for features of another encoder than the networks'.
     """

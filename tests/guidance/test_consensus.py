@@ -12,6 +12,7 @@ from sca_caption import checkpoint
 from sca_caption.cli import average, fit
 from sca_caption.config import SamplingConfig, SearchConfig
 from sca_caption.datasets.hdf5_reader import CaptionDataset
+from sca_caption.datasets.mixture import Mixture
 from sca_caption.datasets.sources.records import Source
 from sca_caption.decoding.beam_search import beam_search
 from sca_caption.decoding.rules import bad_endings
@@ -208,7 +209,7 @@ def test_the_program_fits_the_train_split(fitted, tiny_checkpoint, data):
     for name, value in before.model.state_dict().items():
         assert_close(after.model.state_dict()[name], value, rtol=0, atol=0)
     rows = data.indices("train").tolist()
-    again, _ = fit_consensus_from_dataset(before, data, rows, torch.device("cpu"))
+    again = fit_consensus_from_dataset(before, Mixture([data]), rows, torch.device("cpu")).guide
     for name, value in again.state_dict().items():
         assert_close(after.guides["consensus"].state_dict()[name], value, rtol=0, atol=0)
     with torch.inference_mode():

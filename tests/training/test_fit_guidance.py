@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from sca_caption import checkpoint
 from sca_caption.cli import fit
 from sca_caption.datasets.hdf5_reader import CaptionDataset
+from sca_caption.datasets.mixture import Mixture
 from sca_caption.datasets.sources.records import Source
 from sca_caption.evaluation.cider import Cider
 from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
@@ -99,7 +100,8 @@ def test_the_program_replaces_one_guide_and_keeps_the_others(guide, guided, tmp_
     path.write_bytes(guided.read_bytes())
     data = CaptionDataset(as_images(tmp_path / "images.h5", SIZE))
     before = checkpoint.load(path)
-    fitted, _ = FITS[guide][0](before, data, data.indices(FITS[guide][1]).tolist(), CPU)
+    rows = data.indices(FITS[guide][1]).tolist()
+    fitted = FITS[guide][0](before, Mixture([data]), rows, CPU).guide
     assert run(guide, path, data.path) == 0
     after = checkpoint.load(path)
     assert set(after.guides) == set(before.guides) and after.metrics == before.metrics
@@ -134,7 +136,8 @@ def test_confidence_is_fitted_to_the_captions_of_the_pipeline(path, tmp_path):
     data = CaptionDataset(as_images(tmp_path / "images.h5"))
     assert run("consensus", path, data.path) == 0
     rows = data.indices("val").tolist()[:22]
-    found, lines = FITS["confidence"][0](checkpoint.load(path), data, rows, CPU)
+    fitted = FITS["confidence"][0](checkpoint.load(path), Mixture([data]), rows, CPU)
+    found, lines = fitted.guide, fitted.lines
     pipeline = CaptionPipeline.load(path, device="cpu")
     read = reader(data, pipeline.networks, pipeline.transform)
     best = [result.captions[0] for result in pipeline.stream(rows, read)]
@@ -167,8 +170,9 @@ def test_held_out_confidence_is_of_models_that_did_not_see_the_caption():
 @pytest.mark.parametrize("guide", FITS)
 def test_a_split_without_images_is_named(guide, path, tmp_path):
     data = as_images(tmp_path / "images.h5")
-    found, rows = checkpoint.load(path), CaptionDataset(data).indices("test").tolist()
-    message(lambda: FITS[guide][0](found, CaptionDataset(data), rows, CPU), str(data), "0 images")
+    found, mixture = checkpoint.load(path), Mixture([CaptionDataset(data)])
+    rows = mixture.indices("test").tolist()
+    message(lambda: FITS[guide][0](found, mixture, rows, CPU), str(data), "0 images")
 
 
 @pytest.mark.parametrize("guide", FITS)
@@ -186,7 +190,7 @@ def test_an_image_that_cannot_be_read_is_named(guide, path, tmp_path, monkeypatc
 def test_features_are_those_of_the_encoder(path, tmp_path):
     found, data = checkpoint.load(path), CaptionDataset(as_images(tmp_path / "images.h5"))
     rows = [3, 0, 60]
-    features, channels = features_from_dataset(found, data, rows, CPU)
+    features, channels = features_from_dataset(found, Mixture([data]), rows, CPU)
     with torch.inference_mode():
         images = torch.from_numpy(np.stack([data.image(row) for row in rows])).permute(0, 3, 1, 2)
         means = found.captioner.encode(images)[0].mean((2, 3))
