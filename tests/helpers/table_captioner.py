@@ -10,7 +10,8 @@ A case is a dict:
     counts       by last words, separated by spaces, then by following word
     guides       as in model.json
     search       fields of SearchConfig that differ from SEARCH
-    force_words  as CaptionPipeline takes them
+    force_words, neutral   as CaptionPipeline takes them
+    gendered     as in model.json, of a captioner with words for one gender
     images       of each: counts that replace rows of the table, and predictions by the name of the guide
 
 In tests/export/search_cases.json, several cases share a captioner with its guides, see `whole`.
@@ -110,7 +111,8 @@ def in_python(case: Case) -> list[list[dict]]:
     given = {each["name"]: each for each in case["guides"]}
     guides = [kind.from_json(given[name], model.vocabulary) for name, kind in GUIDES.items() if name in given]
     search = SearchConfig(**SEARCH | case.get("search", {}))
-    pipeline = CaptionPipeline(model, guides, search=search, force_words=case.get("force_words", ()))
+    options = {name: case[name] for name in ("force_words", "neutral") if name in case}
+    pipeline = CaptionPipeline(model, guides, search=search, **options)
     found = pipeline.caption_batch(torch.arange(len(case["images"])))
     return [[described(caption) for caption in captions] for captions in found]
 
@@ -155,7 +157,7 @@ function captionerOf({ words }, table) {
 }
 
 async function captionsOf(given, { counts, predictions = {} }) {
-  const pipeline = new CaptionPipeline(captionerOf(given, { ...given.counts, ...counts }), given);
+  const pipeline = new CaptionPipeline(captionerOf(given, { ...given.counts, ...counts }), given, {}, given);
   const forced = given.force_words.map((group) => group.split("/").map((word) => given.words.indexOf(word)));
   const read = Object.fromEntries(
     Object.entries(predictions).map(([name, values]) => [name, Float32Array.from(values)]),
