@@ -9,6 +9,7 @@ EPILOG = """\
 examples:
   python -m sca_caption fit consensus runs/flickr8k/best.pt --data data/flickr8k.h5
   python -m sca_caption fit presence runs/flickr8k/best.pt --data data/coco.h5
+  python -m sca_caption fit words runs/everyday/best.pt --data data/everyday.h5
   python -m sca_caption fit confidence runs/flickr8k/best.pt --data data/flickr8k.h5
   python -m sca_caption fit confidence runs/both/best.pt --data data/flickr8k.h5 data/coco.h5 --plot confidence.svg
 
@@ -16,6 +17,9 @@ consensus: reranks candidates by the words that annotators would use (expected C
 
 presence: keeps people, dogs and colours that are not in the image out of its caption. Fit it to data that includes
 photographs without people and dogs.
+
+words: ranks candidates by the words that the captioner's own word predictor predicts, and keeps unlikely people, animals,
+colours and genders out of captions. Only for captioners with --word-rank. Prints a table of the thresholds.
 
 confidence: calibrates the probability that a caption is better than the median of its data file. Fit it last, to
 images that the captioner was not trained on. Each file is captioned in the style of its name, if the model has it.
@@ -28,7 +32,7 @@ def parser() -> Parser:
         description="Fit one guide of a captioner to data files, and store it in the checkpoint.",
         epilog=EPILOG,
     )
-    p.add_argument("guide", choices=("consensus", "presence", "confidence"), help="what to fit")
+    p.add_argument("guide", choices=("consensus", "presence", "words", "confidence"), help="what to fit")
     p.add_argument(
         "checkpoint", type=Path, help="best.pt of a run, or another captioner; the file is changed"
     )
@@ -38,7 +42,7 @@ def parser() -> Parser:
     p.add_argument(
         "--split",
         choices=("train", "val", "test"),
-        help="images to fit to (default: train; confidence: val)",
+        help="images to fit to (default: train; words and confidence: val)",
     )
     p.add_argument(
         "--plot",

@@ -1,7 +1,7 @@
-"""Fit guides to a trained captioner and data files: consensus reranking, presence of subjects, confidence."""
+"""Fit guides to a trained captioner and data files: consensus reranking, presence of subjects, words, confidence."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -16,12 +16,14 @@ from sca_caption.evaluation.cider import Cider
 from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
 from sca_caption.guidance.confidence import HeldOut, fit_confidence, ranks, spearman
 from sca_caption.guidance.consensus import fit_consensus
+from sca_caption.guidance.groups import genders, mention_groups
 from sca_caption.guidance.guide import TrainedGuide
 from sca_caption.guidance.hallucination import MIN_IMAGES, fit_presence
 from sca_caption.guidance.image_features import signed_sqrt_pool
+from sca_caption.guidance.words import fit_words, gender_sums, mention_rates
 from sca_caption.inference.batching import in_batches, reader, stack
 from sca_caption.inference.captioning import Caption, CaptionPipeline
-from sca_caption.inference.torch_captioner import TorchCaptioner
+from sca_caption.inference.torch_captioner import TorchCaptioner, require_word_predictor
 from sca_caption.runtime.errors import UserError
 
 RANK = 256  # of the consensus map: as good as full rank on Flickr8k's dev, and smaller
@@ -110,6 +112,40 @@ def features_from_dataset(
             found.append(each)
     stacked, own = torch.stack(found), checkpoint.captioner.backbone.channels[0]
     return stacked, [count for count in (own, stacked.shape[1] - own) if count]
+
+
+def fit_words_from_dataset(
+    checkpoint: Checkpoint, data: Mixture, rows: Sequence[int], device: torch.device
+) -> Fitted:
+    """The guide by predicted words, with thresholds for the images `rows`.
+
+    Raises UserError for a captioner without a word predictor, if a file has no rows, and for an image that cannot be
+    read.
+    """
+    require_word_predictor(checkpoint.captioner, "words")
+    require_images(data, rows)
+    predictor, words = checkpoint.captioner.word_predictor, checkpoint.vocabulary
+    assert predictor is not None and words is not None
+    groups, (male, female, _) = [*mention_groups(words).values()], genders(words)
+    model, _ = TorchCaptioner.from_checkpoints([replace(checkpoint, guides={})], device)
+    read = reader(data, model.networks, model.transform)
+
+    def summary_of(contents: list) -> Tensor:
+        state, _ = model.start(stack(contents), [])
+        predicted = state.words.sigmoid()
+        return torch.cat([mention_rates(predicted, groups), gender_sums(predicted, male, female)], 1).cpu()
+
+    found = []
+    with torch.inference_mode():
+        answers = in_batches(rows, read, summary_of, BATCH_SIZE)
+        for _, each in tqdm(answers, total=len(rows), unit="image", disable=None, dynamic_ncols=True):
+            if isinstance(each, UserError):
+                raise each
+            found.append(each)
+    rates, sums = torch.stack(found).split([len(groups), 2], 1)
+    references = [[words.encode(ptb_tokenize(text)) for text in data.references(row)] for row in rows]
+    fitted, lines = fit_words(predictor.idf.cpu(), words, rates, sums, references)
+    return Fitted(fitted, [f"thresholds chosen by the references of {count_images(data, rows)}", *lines])
 
 
 # ---- confidence ------------------------------------------------------------------------------------------------------
@@ -266,5 +302,6 @@ def count_images(data: Mixture, rows: Sequence[int]) -> str:
 FITS: dict[str, tuple[Fit, str]] = {
     "consensus": (fit_consensus_from_dataset, "train"),
     "presence": (fit_presence_from_dataset, "train"),
+    "words": (fit_words_from_dataset, "val"),
     "confidence": (fit_confidence_from_dataset, "val"),
 }
