@@ -72,7 +72,8 @@ RECIPES = {
               "label_smoothing": 0.0, "finetune_backbone_at": -1, "schedule": "constant", "warmup": 0.0, "epochs": 50,
               "validation_beam": 5, "augment": False},
     "shapes": {"attention_width": 64, "embedding_size": 64, "lstm_size": 128, "epochs": 8, "finetune_backbone_at": -1,
-               "augment": False, "batch_size": 16, "lr": 3e-3, "label_smoothing": 0.0, "dropout": 0.1},
+               "augment": False, "cache_features": True, "batch_size": 16, "lr": 3e-3, "label_smoothing": 0.0,
+               "dropout": 0.1},
     "self-critical": {"objective": "cider", "lr": 4e-5, "epochs": 5, "finetune_backbone_at": -1, "patience": 2,
                       "validation_beam": 5, "label_smoothing": 0.0},
 }  # fmt: skip

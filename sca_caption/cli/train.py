@@ -122,16 +122,11 @@ def run(argv: list[str] | None, processes: Processes) -> int:
         check_no_run_in(output)
         resumed = None
         model_config, train_config = settings
-        if arguments.init:
-            start = initial(arguments.init)
+        start = initial(arguments.init) if arguments.init else None
+        if start:
             if critical:
                 check_same_words(arguments.init, start, data)
             model_config = continued(arguments, start.config)
-            if start.config.styles and set(start.config.styles) != set(data.styles):
-                raise UserError(
-                    f"--init {arguments.init} has {list_of(start.config.styles)}, these data files "
-                    f"{list_of(data.styles)}; train on the same data sets"
-                )
         elif critical:
             raise UserError(
                 "--objective cider needs a trained captioner; add --init runs/NAME/best.pt, or --init shipped"
@@ -140,7 +135,7 @@ def run(argv: list[str] | None, processes: Processes) -> int:
         model_config = dataclasses.replace(model_config, layers=layers, styles=data.styles)
         check_features(data, model_config, train_config)
         with processes.local_first():
-            model = new_model(model_config, data, arguments)
+            model = new_model(model_config, data, arguments, start)
     task = CaptionTask(model.to(device), data, train_config, processes, arguments.quiet)
     train(task, train_config, output, resumed, quiet=arguments.quiet)
     print(f"best model: {output / 'best.pt'}")
@@ -153,9 +148,14 @@ def list_of(styles: tuple[str, ...]) -> str:
 
 
 def recipe_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The settings of --recipe, else of the data set's default; --objective cider adds those of self-critical."""
-    name = arguments.recipe or ("shapes" if arguments.dataset == ["shapes"] else "default")
-    values = load_recipe(name, "caption")
+    """The settings of --recipe, else of the data set's default; --objective cider adds those of self-critical.
+
+    The CNN of `shapes` is by default that of the model that ships.
+    """
+    shapes = arguments.dataset == ["shapes"]
+    values = load_recipe(arguments.recipe or ("shapes" if shapes else "default"), "caption")
+    if shapes and not (arguments.init or arguments.backbone_weights or "backbone" in vars(arguments)):
+        values = {"backbone": initial("shipped").config.backbone} | values
     objective = getattr(arguments, "objective", values.get("objective"))
     if objective == "cider":
         return values | load_recipe("self-critical", "caption") | (values if "objective" in values else {})
@@ -197,7 +197,7 @@ def check_features(data, model_config: config.ModelConfig, train_config: config.
     if train_config.cache_features and (fine_tunes or train_config.augment):
         raise UserError(
             "--cache-features keeps the maps of a frozen CNN of unchanged images; add --finetune-backbone-at -1 and "
-            "--no-augment, or leave it out"
+            "--no-augment, or use --no-cache-features"
         )
     if data.encoding == "features" and fine_tunes:
         raise UserError(
@@ -206,25 +206,45 @@ def check_features(data, model_config: config.ModelConfig, train_config: config.
         )
 
 
-def new_model(model_config: config.ModelConfig, data, arguments: argparse.Namespace):
-    """The model to train: random weights, except the backbone's and those that --init has."""
+def new_model(model_config: config.ModelConfig, data, arguments: argparse.Namespace, start=None):
+    """The model to train: random weights, except the backbone's and those of `start`, the checkpoint of --init.
+
+    Without --init and --backbone-weights, the generated shapes start from the model that ships, if it has the same CNN,
+    which spares a download.
+    """
     import torch
 
     from sca_caption.models.pretrained import pretrained_weights
     from sca_caption.models.sca_cnn import SCACNN
     from sca_caption.training.caption_task import initialise_from
 
-    torch.manual_seed(getattr(arguments, "seed", config.TrainConfig.seed))
-    init, weights_file = arguments.init, arguments.backbone_weights
-    shippable = model_config.backbone == config.ModelConfig.backbone
-    if init is None and weights_file is None and arguments.dataset == ["shapes"] and shippable:
-        init = "shipped"  # spares a download
+    name, weights_file = arguments.init, arguments.backbone_weights
+    if start is None and weights_file is None and arguments.dataset == ["shapes"]:
+        shipped = initial("shipped")
+        if shipped.config.backbone == model_config.backbone:
+            name, start = "shipped", shipped
     weights = None
-    if weights_file != "none" and not (init and weights_file is None):
+    if weights_file != "none" and not (start and weights_file is None):
         weights = pretrained_weights(model_config.backbone, weights_file)
+    torch.manual_seed(getattr(arguments, "seed", config.TrainConfig.seed))
     model = SCACNN(model_config, len(data.vocabulary), weights)
-    if init:
-        fresh = initialise_from(model, initial(init), data.vocabulary.words)
-        parts = sorted({name.split(".")[0] for name in fresh})
-        print(f"starting from {init}; new weights in: {', '.join(parts) or 'nothing'}")
+    if start:
+        style = choose_style(start.captioner, data)
+        fresh = initialise_from(model, start, data.vocabulary.words)
+        style = "" if "lstm.bias_ih" in fresh else style  # the decoder is new
+        parts = sorted({each.split(".")[0] for each in fresh})
+        print(f"starting from {name}{style}; new weights in: {', '.join(parts) or 'nothing'}")
     return model
+
+
+def choose_style(start, data) -> str:
+    """Make the style that the data files continue the default of the captioner `start`; return it for a message.
+
+    A single data file continues the style of its name, or else the default one, as do data files of new names.
+    """
+    styles, name = start.config.styles, data.files[0].path.stem
+    if not styles or set(data.styles) == set(styles):
+        return ""
+    if not data.styles and name in styles:
+        start.set_style(name)
+    return f" in the style {styles[start.default_style]}"

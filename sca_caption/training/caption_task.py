@@ -295,24 +295,49 @@ def document_frequency(data: Mixture, rows: Sequence[int]) -> tuple[Tensor, int]
 def initialise_from(model: SCACNN, other: Checkpoint, words: tuple[str, ...]) -> list[str]:
     """Copy every tensor of `other` whose name and shape fit, and the vectors of the words and styles that both have.
 
+    Styles that `other` lacks start as its default style. A `model` without styles always captions as `other` does in its
+    default style. If `other` has a neck and `model` has none, the last layer of its CNN is what `other` kept as head.
+
     words: the vocabulary of `model`. Returns the names of tensors that were not copied, among them the idf of predicted
     words if the vocabularies differ.
     """
     assert other.vocabulary is not None
     own, copied = model.state_dict(), {}
     of_words = in_both(words, other.vocabulary.words)
-    of_styles = in_both(model.config.styles, other.captioner.config.styles)
-    for name, value in other.model.state_dict().items():
+    for name, value in without_unused(model, other.captioner).items():
         if name not in own or (name == "word_predictor.idf" and words != other.vocabulary.words):
             continue
-        named = name.startswith(("word.", "embedding.", "word_predictor.up.", "style."))
+        named = name.startswith(("word.", "embedding.", "word_predictor.up."))
         if named and own[name].shape[1:] == value.shape[1:]:
-            rows, sources = of_styles if name.startswith("style.") else of_words
+            rows, sources = of_words
             copied[name] = own[name].index_copy(0, rows, value[sources])
         elif not named and own[name].shape == value.shape:
             copied[name] = value
     model.load_state_dict(copied, strict=False)
     return sorted(set(own) - set(copied))
+
+
+def without_unused(model: SCACNN, other: SCACNN) -> dict[str, Tensor]:
+    """The tensors of `other`, with what `model` has no part for moved to where it has the same effect.
+
+    The styles are those of `model`. W_u s of the default style is a constant of the LSTM (see `sca_cnn`), and so part of
+    its bias in a model without styles.
+    """
+    found = other.state_dict()
+    if other.style is not None:
+        if model.style is None:
+            assert other.context is not None
+            style = other.style.weight[other.default_style].detach()
+            found["lstm.bias_ih"] = found["lstm.bias_ih"] + other.context.weight.detach() @ style
+        else:
+            index = {name: i for i, name in enumerate(other.config.styles)}
+            rows = [index.get(name, other.default_style) for name in model.config.styles]
+            found["style.weight"] = found["style.weight"][rows]
+    if other.backbone.head is not None and model.backbone.head is None:
+        last = f"backbone.network.{other.backbone.layers[-1]}."
+        found = {name: value for name, value in found.items() if not name.startswith(last)}
+        found = {name.replace("backbone.head.", last): value for name, value in found.items()}
+    return found
 
 
 def in_both(own: Sequence[str], theirs: Sequence[str]) -> tuple[Tensor, Tensor]:

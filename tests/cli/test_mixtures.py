@@ -118,11 +118,6 @@ def test_a_run_is_resumed_with_its_own_data_sets(here, capsys):
 def test_a_trained_mixture_is_trained_on_with_the_same_data_sets(here, capsys):
     assert run(capsys, train, *BOTH, *SMALL, *QUICK)[0] == 0
     init = ["--init", "runs/squares-animals/best.pt"]
-    text = mistake(capsys, train, "--dataset", "squares", *QUICK, *init)
-    assert text == (
-        "--init runs/squares-animals/best.pt has the styles squares, animals, these data files one style; "
-        "train on the same data sets"
-    )
     cider = ["--objective", "cider", "--epochs", 1, "--batch-size", 3, "--workers", 0, "--device", "cpu"]
     status, out, err = run(capsys, train, *BOTH, *init, *cider, "--train-sample-n", 2)
     assert (status, err) == (0, "") and "; new weights in: nothing\n" in out
@@ -132,6 +127,28 @@ def test_a_trained_mixture_is_trained_on_with_the_same_data_sets(here, capsys):
     )
     assert after.config.styles == ("squares", "animals")
     assert torch.equal(after.captioner.word_predictor.idf, before.captioner.word_predictor.idf)
+
+
+def test_a_trained_mixture_is_fine_tuned_on_other_data_sets(here, capsys):
+    """One data set continues the style of its name, or else the default one; several have new styles of their names."""
+    assert run(capsys, train, *BOTH, *SMALL, *QUICK)[0] == 0
+    name = "runs/squares-animals/best.pt"
+    flags = ["--init", name, "--epochs", 1, "--lr", 1e-9, *QUICK[2:], "--output"]
+    write(dataset(6), here / "data" / "own.h5", encoding="raw")
+    for files, style, styles in (
+        (["own"], "squares", ()),
+        (["animals"], "animals", ()),
+        (["own", "animals"], "squares", ("own", "animals")),
+    ):
+        status, out, err = run(capsys, train, "--dataset", *files, *flags, "-".join(["new", *files]))
+        assert (status, err) == (
+            0,
+            "",
+        ) and f"starting from {name} in the style {style}; new weights in: " in out
+        found = checkpoint.load("-".join(["new", *files]) + "/best.pt").captioner
+        assert found.config.styles == styles
+    before = checkpoint.load(name).captioner
+    assert torch.allclose(found.style.weight, before.style.weight[[0, 1]], atol=1e-6)
 
 
 def test_the_cache_needs_a_frozen_cnn_and_unchanged_images(here, capsys):

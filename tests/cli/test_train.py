@@ -254,17 +254,25 @@ def test_init_from_another_backbone_is_refused(here, capsys):
     assert all(part in text for part in ("--init initial.pt", "resnet18", "mobilenet_v2", "--backbone"))
 
 
-def test_shapes_start_from_the_model_that_ships_where_it_fits(here, capsys, first_model, monkeypatch, made):
-    save_initial(
-        here / "shipped.safetensors", WORDS, backbone="mobilenet_v2", layers=("features.2", "features.4")
-    )
+@pytest.mark.parametrize(
+    ("backbone", "styles"), [("mobilenet_v2", ()), ("efficientnet_lite0", ("everyday", "flickr8k"))]
+)
+def test_shapes_start_from_the_model_that_ships_where_it_fits(
+    backbone, styles, here, capsys, first_model, monkeypatch, made
+):
+    """They have its CNN, so that nothing is downloaded."""
+    layers = ("features.2", "features.4")
+    saved = save_initial(here / "shipped.safetensors", WORDS, backbone=backbone, layers=layers, styles=styles)
     monkeypatch.setattr(checkpoint, "SHIPPED", here / "shipped.safetensors")
     monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", lambda *_, **__: {})
     common = ["--dataset", "shapes", "--data", str(made), "--device", "cpu"]
-    assert main([*common, "--layers", "features.2", "features.4"]) == 2
+    assert main([*common, "--layers", *layers]) == 2
     out, err = capsys.readouterr()
     assert (out.split(";")[0], err) == ("starting from shipped", "error: seen\n")
+    assert (first_model[0].config.backbone, first_model[0].config.styles) == (backbone, ())
     assert first_model[0].config.lstm_size == 128  # the preset's
+    found = first_model[0].state_dict()
+    assert all(torch.equal(found[name], saved[name]) for name in found if name.startswith("backbone."))
     assert main([*common, *SMALL]) == 2  # another network downloads its own weights
     err = capsys.readouterr().err
     assert err.startswith("error: ") and "weights" in err and "resnet18" in err

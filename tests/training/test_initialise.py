@@ -1,5 +1,6 @@
 """`--init` with another vocabulary: the vectors of shared words are kept."""
 
+import pytest
 import torch
 
 from sca_caption.checkpoint import Checkpoint
@@ -72,3 +73,47 @@ def test_styles_are_matched_by_name():
     )
     assert initialise_from(new, Checkpoint(old, words, Transform(32), {}), words.words) == []
     assert torch.equal(new.style.weight, old.style.weight.flip(0))
+
+
+@pytest.mark.parametrize("reads_words", [False, True])
+@torch.no_grad()
+def test_a_model_without_styles_captions_in_the_default_style(reads_words):
+    sizes = {"word_rank": 3} if reads_words else {}
+    (old, words), (new, _) = captioner("dog a", styles=("one", "two"), **sizes), captioner("dog a", **sizes)
+    if reads_words:
+        old.word_predictor.idf.uniform_(1, 2)
+        old.word_predictor.up.bias.fill_(0.0)  # so that words are read
+    old.style.weight.mul_(200)
+    old.set_style("two")
+    assert initialise_from(new, Checkpoint(old, words, Transform(32), {}), words.words) == []
+    images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    tokens = torch.tensor([words.words.index("dog"), words.words.index("a")])
+    starts = [lambda model: model.start(model.encode(images))]
+    if reads_words:
+        starts.append(lambda model: model.start_without_image(torch.full((2, len(words)), 0.5)))
+    for start in starts:
+        found, wanted = (model.eval().step(tokens, start(model))[0] for model in (new, old))
+        torch.testing.assert_close(found, wanted)
+        old.set_style("one")
+        assert (old.step(tokens, start(old))[0] - wanted).abs().max() > 1e-3
+        old.set_style("two")
+
+
+def test_new_styles_start_as_the_default_one():
+    (old, words), (new, _) = (
+        captioner("dog a", styles=styles) for styles in (("one", "two"), ("own", "one", "other"))
+    )
+    old.set_style("two")
+    assert initialise_from(new, Checkpoint(old, words, Transform(32), {}), words.words) == []
+    assert torch.equal(new.style.weight, old.style.weight[[1, 0, 1]])
+
+
+def test_a_model_without_a_neck_has_the_head_as_its_last_layer():
+    cnn = {"backbone": "efficientnet_lite0", "layers": ("features.16", "features.17")}
+    models = [SCACNN(ModelConfig(**(SIZES | cnn), neck=neck), 6) for neck in (10, 0)]
+    (old, new), words = models, Vocabulary(["dog", "a"])
+    fresh = initialise_from(new, Checkpoint(old, words, Transform(32), {}), words.words)
+    assert not [name for name in fresh if name.startswith("backbone.")]
+    last = new.backbone.network.features[17]
+    assert torch.equal(last.weight, old.backbone.head.weight)
+    assert torch.equal(last.bias, old.backbone.head.bias)
