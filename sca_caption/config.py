@@ -25,7 +25,9 @@ def setting(
 class ModelConfig:
     """Architecture of captioners. When a model is built, `layers` holds layer names."""
 
-    backbone: str = setting("mobilenet_v2", "the CNN: a classifier of torchvision, or efficientnet_lite0, 1 or 2", common=True)
+    backbone: str = setting(
+        "mobilenet_v2", "the CNN: a classifier of torchvision, or efficientnet_lite0, 1 or 2", common=True
+    )
     backbone_attention: str = setting("", "attention block inside the CNN, e.g. se, cbam (default: none)")
     backbone_at: tuple[str, ...] = setting((), "stages with that block (default: where its authors put it)")
     layers: tuple[str, ...] = setting(
