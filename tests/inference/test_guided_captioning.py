@@ -196,6 +196,7 @@ def test_a_guide_is_one_class_and_one_line(given, monkeypatch, tmp_path):
     assert sum(abs(n - 6) for n in guided) < sum(abs(n - 6) for n in unequal)
 
 
-def test_the_shipped_model_has_every_guide():
-    captioner = Captioner.load(device="cpu")
-    assert {guide.name for guide in captioner.pipeline.guides} == set(GUIDES)
+def test_the_shipped_model_runs_the_guides_of_its_file():
+    stored = set(checkpoint.load().guides)
+    guides = [guide.name for guide in Captioner.load(device="cpu").pipeline.guides]
+    assert guides == [name for name in GUIDES if name in stored]
