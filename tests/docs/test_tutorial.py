@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sca_caption import checkpoint
 from tests.helpers.documents import PROGRAMS, ROOT, blocks
 
 TUTORIAL = ROOT / "docs" / "tutorial.md"
@@ -20,6 +21,11 @@ def clone(tmp_path) -> Path:
         (tmp_path / name).symlink_to(ROOT / name)
     (tmp_path / "data").mkdir()
     return tmp_path
+
+
+def test_photographs_are_prepared_at_the_size_of_the_pretrained_model():
+    sizes = re.findall(r"--image-size (\d+)", TUTORIAL.read_text(encoding="utf-8"))
+    assert sizes == [str(checkpoint.load().transform.size)]
 
 
 @pytest.mark.slow
