@@ -6,7 +6,13 @@ import pytest
 from sca_caption import checkpoint
 from sca_caption.cli import caption, fit
 from sca_caption.datasets.sources.records import Source
-from sca_caption.guidance.confidence import RIDGE, fit_confidence, spearman
+from sca_caption.guidance.confidence import (
+    RIDGE,
+    expected_calibration_error,
+    fit_confidence,
+    reliability_bins,
+    spearman,
+)
 from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.training.fit_guidance import held_out_confidence
 from tests.helpers.made_photos import record, write
@@ -38,6 +44,50 @@ def test_held_out_confidence_is_calibrated():
     for quarter in np.array_split(confidence.argsort(), 4):
         low, high = confidence[quarter].min(), confidence[quarter].max()
         assert low - 0.02 <= good[quarter].mean() <= high + 0.02
+
+
+def test_bins_and_calibration_error_by_hand():
+    """45 captions are two bins, of 23 and 22: a third would leave only 15 for each."""
+    confidence = np.array([0.1] * 20 + [0.4] * 3 + [0.6] * 12 + [0.9] * 10)
+    good = np.array([1] * 5 + [0] * 18 + [1] * 6 + [0] * 6 + [1] * 8 + [0] * 2).astype(bool)
+    means, shares, counts = reliability_bins(confidence, good)
+    assert counts.tolist() == [23, 22]
+    assert means == pytest.approx([(20 * 0.1 + 3 * 0.4) / 23, (12 * 0.6 + 10 * 0.9) / 22])
+    assert shares == pytest.approx([5 / 23, 14 / 22])
+    # Captions that are expected to be good, and those that are: 3.2 and 5, then 16.2 and 14, of 45.
+    error = (abs(5 - 3.2) + abs(14 - 16.2)) / 45
+    assert expected_calibration_error(confidence, good) == pytest.approx(error)
+    order = np.random.default_rng(0).permutation(
+        45
+    )  # mixes captions of equal confidence only within their bin
+    assert expected_calibration_error(confidence[order], good[order]) == pytest.approx(error)
+
+
+@pytest.mark.parametrize(
+    ("captions", "sizes"),
+    [
+        (5, [5]),
+        (39, [39]),
+        (40, [20, 20]),
+        (199, [23] + [22] * 8),
+        (200, [20] * 10),
+        (1001, [101] + [100] * 9),
+    ],
+)
+def test_bins_have_equal_counts(captions, sizes):
+    confidence = np.random.default_rng(0).permutation(np.linspace(0.2, 0.8, captions))
+    means, shares, counts = reliability_bins(confidence, confidence > 0.5)
+    assert counts.tolist() == sizes and (np.diff(means) > 0).all() and (np.diff(shares) >= 0).all()
+
+
+def test_true_probabilities_have_no_calibration_error():
+    """Up to chance; a constant one half has that of each share's distance from it."""
+    random = np.random.default_rng(0)
+    confidence = random.random(200_000)
+    good = random.random(200_000) < confidence
+    assert expected_calibration_error(confidence, good) < 0.005
+    assert expected_calibration_error(confidence / 2, good) == pytest.approx(0.25, abs=0.005)
+    assert expected_calibration_error(good.astype(float), good) == 0
 
 
 def test_spearman_with_ties():

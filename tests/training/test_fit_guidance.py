@@ -1,5 +1,7 @@
 """Guides fitted to data files: images or stored features, what is stored, and data that cannot be used."""
 
+import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,20 +10,23 @@ import torch
 from torch.testing import assert_close
 
 from sca_caption import checkpoint
+from sca_caption.checkpoint import Checkpoint
 from sca_caption.cli import fit
 from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.datasets.mixture import Mixture
 from sca_caption.datasets.sources.records import Source
 from sca_caption.evaluation.cider import Cider
 from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
-from sca_caption.guidance.confidence import RIDGE, spearman
+from sca_caption.guidance.confidence import RIDGE, ranks, spearman
 from sca_caption.images import ImageError, Transform
 from sca_caption.inference.batching import reader
 from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.training.fit_guidance import FITS, features_from_dataset, held_out_confidence
+from sca_caption.vocab import Vocabulary
 from tests.helpers.guided_captioners import SIZE, guided_checkpoint
-from tests.helpers.made_photos import fail, message, record, write
+from tests.helpers.made_photos import error_line, fail, message, record, write
+from tests.helpers.tiny_captioner import TINY, TINY_WORDS, tiny_captioner
 
 TEXTS = ("a man runs", "a dog sits on grass", "red water", "blue water", "the cat runs")
 CPU = torch.device("cpu")
@@ -56,10 +61,14 @@ def run(guide: str, path: Path, data: Path, *flags: str) -> int:
 
 
 @pytest.fixture
-def path(tiny_checkpoint, tmp_path):
-    """A checkpoint to change, without guides."""
+def path(request, tiny_checkpoint, tmp_path):
+    """A checkpoint to change, without guides; with a word predictor for the guide that reads it."""
     copy = tmp_path / "best.pt"
-    copy.write_bytes(tiny_checkpoint.read_bytes())
+    if "callspec" in dir(request.node) and request.node.callspec.params.get("guide") == "words":
+        model = tiny_captioner(config=dataclasses.replace(TINY, word_rank=4))
+        checkpoint.save(copy, Checkpoint(model, Vocabulary(TINY_WORDS), Transform(32)))
+    else:
+        copy.write_bytes(tiny_checkpoint.read_bytes())
     return copy
 
 
@@ -87,6 +96,9 @@ def test_stored_features_fit_the_guides_that_images_fit(guide, path, tmp_path):
         assert set(ours.ratings) == set(theirs.ratings) == {"consensus"}
         assert (theirs.slope, theirs.intercept) == pytest.approx((ours.slope, ours.intercept), abs=0.1)
         return
+    if guide == "words":
+        assert ours.thresholds == pytest.approx(theirs.thresholds, abs=1e-3)
+        return
     data = CaptionDataset(features)
     maps = torch.from_numpy(np.stack([data.features(row)[0] for row in range(20)])).float()
     assert ours.channels == theirs.channels == (64,)
@@ -94,7 +106,7 @@ def test_stored_features_fit_the_guides_that_images_fit(guide, path, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("guide", FITS)
+@pytest.mark.parametrize("guide", [each for each in FITS if each != "words"])
 def test_the_program_replaces_one_guide_and_keeps_the_others(guide, guided, tmp_path):
     path = tmp_path / "best.pt"
     path.write_bytes(guided.read_bytes())
@@ -196,3 +208,162 @@ def test_features_are_those_of_the_encoder(path, tmp_path):
         means = found.captioner.encode(images)[0].mean((2, 3))
     assert channels == [64]
     assert_close(features, means.sign() * means.abs().sqrt(), rtol=1e-4, atol=1e-5)
+
+
+# ---- several data files ----------------------------------------------------------------------------------------------
+
+STYLES = ("made", "everyday", "news")
+
+
+@pytest.fixture(scope="module")
+def styled(tmp_path_factory) -> Path:
+    """The file of a captioner whose styles say different things of one image."""
+    model = tiny_captioner(config=dataclasses.replace(TINY, styles=STYLES))
+    with torch.no_grad():
+        model.style.weight.normal_(0, 6, generator=torch.Generator().manual_seed(3))
+    saved = tmp_path_factory.mktemp("styled") / "best.pt"
+    checkpoint.save(saved, Checkpoint(model, Vocabulary(TINY_WORDS), Transform(32)))
+    return saved
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> list[Path]:
+    """everyday.h5 and others.h5: 24 and 31 validation images, with other photographs and captions."""
+    folder = tmp_path_factory.mktemp("files")
+    texts = {"everyday": TEXTS, "others": ("two men", "a blue ball in the water", "the red cat sits")}
+    for number, (name, own) in enumerate(texts.items()):
+        splits = ["train"] * 40 + ["val"] * (24 + 7 * number)
+        records = [
+            record(500 * number + i, split, [own[i % len(own)], own[(i + 1) % len(own)]])
+            for i, split in enumerate(splits)
+        ]
+        write(Source(name, "made for a test", records), folder / f"{name}.h5", encoding="raw")
+    return [folder / f"{name}.h5" for name in texts]
+
+
+def captions_and_scores(path: Path, file: Path, style: str) -> tuple[list, np.ndarray]:
+    """Of the validation images of one file by the pipeline, in a style."""
+    data = CaptionDataset(file)
+    rows = data.indices("val").tolist()
+    pipeline = CaptionPipeline.load(path, device="cpu", style=style)
+    best = [result.captions[0] for result in pipeline.stream(rows, data.image)]
+    cider = Cider([[ptb_tokenize(text) for text in data.references(row)] for row in rows])
+    return best, np.array(cider.score([ptb_tokenize(each.text) for each in best])[1])
+
+
+def test_each_file_has_its_style_and_its_median(styled, files):
+    """The file everyday has a style of its own, others the default one; folds mix the captions of both."""
+    data = Mixture([CaptionDataset(file) for file in files])
+    fitted = FITS["confidence"][0](checkpoint.load(styled), data, data.indices("val").tolist(), CPU)
+    texts = {
+        style: [each.text for each in captions_and_scores(styled, files[0], style)[0]] for style in STYLES
+    }
+    assert len(set(map(tuple, texts.values()))) == 3
+    found = [
+        captions_and_scores(styled, file, style) for file, style in zip(files, STYLES[1::-1], strict=True)
+    ]
+    x = np.array([each.mean_log_prob for best, _ in found for each in best])
+    own = [scores > np.median(scores) for _, scores in found]
+    confidence = held_out_confidence(x, np.concatenate(own), {})
+    assert [*fitted.held_out] == ["everyday", "others"]
+    parts = np.split(confidence, [24])
+    for held, (_, scores), good, part in zip(fitted.held_out.values(), found, own, parts, strict=True):
+        assert np.array_equal(held.good, good) and held.quality == pytest.approx(scores)
+        assert held.confidence == pytest.approx(part, abs=1e-6)
+    pooled = np.concatenate([scores for _, scores in found])
+    assert (np.concatenate(own) != (pooled > np.median(pooled))).any()
+    residuals = np.concatenate(own) - np.array([fitted.guide.probability(each) for each in x])
+    assert residuals @ x == pytest.approx(RIDGE * fitted.guide.slope, abs=1e-6)
+    assert residuals.sum() == pytest.approx(RIDGE * fitted.guide.intercept, abs=1e-6)
+
+    lines = fitted.lines
+    assert len(lines) == 16 and lines[0] == "fitted to the captions of 2 files"
+    start = "Spearman's rank correlation with"
+    correlations = [spearman(*pair) for pair in zip(parts, (scores for _, scores in found), strict=True)]
+    assert lines[1] == f"everyday (style everyday): {start} CIDEr over 24 images: {correlations[0]:.2f}"
+    assert lines[6] == f"others (style made): {start} CIDEr over 31 images: {correlations[1]:.2f}"
+    within = np.concatenate([ranks(scores) / len(scores) for _, scores in found])
+    assert lines[11] == (
+        f"together: {start} the rank of CIDEr within each file over 55 images: {spearman(confidence, within):.2f}"
+    )
+    order = confidence.argsort()[:14]  # the first of four parts of 55
+    share = 100 * np.concatenate(own)[order].mean()
+    assert lines[12].endswith(f": {share:3.0f}% of 14 better than the median")
+
+
+@pytest.mark.parametrize("guide", ["consensus", "presence"])
+def test_a_file_cut_in_two_fits_what_the_whole_file_fits(guide, path, tmp_path):
+    """Whose vocabularies differ: word ids are the checkpoint's."""
+    whole, records = source(), source().records
+    halves = {"one": (records[:25], 1), "two": (records[25:], 20)}
+    write(whole, tmp_path / "whole.h5", encoding="raw")
+    for name, (half, least) in halves.items():
+        part = Source(name, "made for a test", half)
+        write(part, tmp_path / f"{name}.h5", encoding="raw", min_count=least)
+    mixture = Mixture([CaptionDataset(tmp_path / f"{name}.h5") for name in halves])
+    assert mixture.files[0].vocabulary != mixture.files[1].vocabulary
+    found = checkpoint.load(path)
+    cut = FITS[guide][0](found, mixture, mixture.indices("train").tolist(), CPU)
+    single = Mixture([CaptionDataset(tmp_path / "whole.h5")])
+    uncut = FITS[guide][0](found, single, single.indices("train").tolist(), CPU)
+    assert cut.lines == [f"{uncut.lines[0]} of 2 files"]
+    for key, value in cut.guide.state_dict().items():
+        assert torch.equal(value, uncut.guide.state_dict()[key]), key
+
+
+def test_one_file_gives_the_figures_of_a_fit_without_styles(path, tmp_path, capsys):
+    """Recorded before guides could be fitted to several files."""
+    records = source(val=47).records
+    write(Source("made", "made for a test", records), tmp_path / "made.h5")
+    for guide in ("presence", "consensus", "confidence"):
+        assert run(guide, path, tmp_path / "made.h5") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{path}: fitted people, dogs, red, blue to the references of 60 images",
+        f"{path}: fitted to the references of 60 images",
+        f"{path}: Spearman's rank correlation with CIDEr over 47 images: -0.66",
+        "confidence 0.30 to 0.37: 100% of 12 better than the median",
+        "confidence 0.38 to 0.43:  50% of 12 better than the median",
+        "confidence 0.43 to 0.47:  17% of 12 better than the median",
+        "confidence 0.49 to 0.90:   0% of 11 better than the median",
+    ]
+
+
+def test_the_program_plots_several_files(styled, files, tmp_path, capsys):
+    path, figure = tmp_path / "best.pt", tmp_path / "reliability.svg"
+    shutil.copy(styled, path)
+    arguments = ["confidence", path, "--data", *files, "--plot", figure, "--device", "cpu"]
+    assert fit.main([*map(str, arguments)]) == 0
+    assert capsys.readouterr().out.startswith(f"{path}: fitted to the captions of 2 files\neveryday (style ")
+    written = figure.read_text(encoding="utf-8")
+    assert "everyday: 24 captions, ECE 0." in written and "others: 31 captions, ECE 0." in written
+    assert set(checkpoint.load(path).guides) == {"confidence"}
+
+
+def test_files_that_cannot_be_fitted_are_one_line(styled, files, tmp_path, capsys):
+    path = tmp_path / "best.pt"
+    shutil.copy(styled, path)
+    before = path.read_bytes()
+
+    def mistake(guide: str, *arguments: object) -> str:
+        status = fit.main([guide, str(path), "--device", "cpu", "--data", *map(str, arguments)])
+        return error_line(status, *capsys.readouterr())
+
+    large = as_images(tmp_path / "large.h5", 48)
+    (tmp_path / "more").mkdir()
+    same = shutil.copy(files[0], tmp_path / "more")
+    few = tmp_path / "few.h5"
+    write(source(val=19), few, encoding="raw")
+    none = tmp_path / "none.h5"
+    write(source(val=0), none, encoding="raw")
+    cases = [
+        (("consensus", files[0], tmp_path / "no.h5"), f"no data file {tmp_path / 'no.h5'}; "),
+        (("confidence", files[0], large), f"{large} has another transform than {files[0]} ("),
+        (("presence", files[0], same), "two data files are named everyday; rename one"),
+        (("confidence", files[0], few), f"{few} has 19 images in that split; at least 20 are needed"),
+        (("consensus", files[0], none, "--split", "val"), f"{none} has 0 images in that split; choose another --split"),
+        (("presence", files[0], "--plot", "a.png"), "--plot a.png: fit presence draws no figure; leave the flag out"),
+        (("confidence", files[0], "--plot", "a.gif"), "--plot a.gif: unknown figure format '.gif'; one of: "),
+    ]  # fmt: skip
+    for (guide, *arguments), start in cases:
+        assert mistake(guide, *arguments).startswith(start)
+    assert path.read_bytes() == before and not Path("a.png").exists()
