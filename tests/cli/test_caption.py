@@ -45,6 +45,15 @@ def test_several_captions_of_one_image_are_lines_best_first(run, expected, photo
     assert run(photos[0], "--num-captions", 3, "--beam-size", 4) == (0, "\n".join(lines) + "\n", "")
 
 
+def test_neutral_captions_name_no_gender(run, photos):
+    """The tiny captioner speaks of men and women in some of its samples."""
+    sampled = [*photos, "--sample", "--num-captions", 5, "--top-p", 1]
+    plain, neutral = (run(*sampled, *flags)[1].split() for flags in ((), ("--neutral",)))
+    assert {"man", "woman"} & {*plain} and not {"man", "woman"} & {*neutral}
+    error = error_line(*run(photos[0], "--neutral", "--force-words", "man"))
+    assert "--neutral" in error and "man" in error
+
+
 def test_search_flags_reach_the_search(run, expected, photos):
     flags = {"beam_size": 2, "min_length": 3, "max_length": 3, "length_penalty": -1.0, "block_ngrams": 1}
     arguments = [x for name, value in flags.items() for x in ("--" + name.replace("_", "-"), value)]

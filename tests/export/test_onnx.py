@@ -47,6 +47,7 @@ from sca_caption.guidance.consensus import fit_consensus
 from sca_caption.guidance.hallucination import PresenceClassifier
 from sca_caption.guidance.novel_objects import Limits
 from sca_caption.guidance.object_classifier import SIZE, pretrained_classifier
+from sca_caption.guidance.words import PredictedWords
 from sca_caption.images import Transform, fit
 from sca_caption.inference.batching import stack
 from sca_caption.inference.captioning import CaptionPipeline
@@ -212,6 +213,39 @@ def test_predicted_words_and_the_style_are_exported(mode, style, tmp_path):
     assert [y[0].text for y in wanted] != [y[0].text for y in other]
     (alone,) = ours.caption_batch(x[4:5])
     assert [each.text for each in alone] == [each.text for each in found[4]]
+
+
+def test_the_guide_by_predicted_words_is_exported(tmp_path):
+    """Its prediction is an output of the trunk; rules, ranking and neutral captions are PyTorch's."""
+    model = tiny_captioner(config=replace(TINY, word_rank=6))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        model.word_predictor.up.weight.normal_(0, 3, generator=generator)
+        model.word_predictor.up.bias.normal_(0, 2, generator=generator)
+        model.word_predictor.idf.uniform_(0.5, 3, generator=generator)
+        model.word.bias[WORDS.encode(["man", "woman"])] += 4.0
+    thresholds = {"dogs": 0.5, "cat": 0.5, "red": 0.5, "blue": 0.5}
+    words = PredictedWords(len(WORDS), thresholds)
+    words.idf.copy_(model.word_predictor.idf)
+    given, x = Checkpoint(model, WORDS, Transform(32), guides={"words": words}), pixels(6)
+    export(tmp_path / "model", given, dtypes=["float32"])
+    about = json.loads((tmp_path / "model" / "model.json").read_text())
+    assert about["outputs"]["trunk"][-1] == described(tmp_path / "model", "words")["prediction"]
+    assert (
+        sorted(about["gendered"]) == sorted(WORDS.encode(["man", "woman"])) and about["format_version"] == 5
+    )
+    search = SearchConfig(num_captions=3, rerank_weight=20.0)
+    for options in ({}, {"objects": False}, {"neutral": True}):
+        theirs = CaptionPipeline.load(given, search=search, **options)
+        ours = load_pipeline(tmp_path / "model", search=search, **options)
+        _, found = ours.model.start(x, ours.guides)
+        with torch.inference_mode():
+            _, wanted = theirs.model.start(x, theirs.guides)
+        assert_close(found["words"], wanted["words"], rtol=1e-3, atol=1e-4)
+        assert found["words"].std(0).max() > 0.03  # images differ
+        for a, b in zip(ours.caption_batch(x), theirs.caption_batch(x), strict=True):
+            assert [each.text for each in a] == [each.text for each in b]
+            assert [each.score for each in a] == pytest.approx([each.score for each in b], abs=1e-2)
 
 
 def test_words_that_must_come_come(given, exported):
