@@ -110,7 +110,7 @@ class WordGuide(Guide):
         rules = [
             MentionRule(words, thresholds[name]) for name, words in groups.items() if thresholds.get(name)
         ]
-        # Without a word for people of either gender, captions could not speak of them at all.
+        # Without a word for people of either gender, captions could not mention them at all.
         has_rule = GENDER in thresholds and bool(neutral)
         gender = GenderRule(male, female, thresholds[GENDER]) if has_rule else None
         return cls(trained.idf.tolist(), rules, gender)

@@ -46,7 +46,7 @@ def test_several_captions_of_one_image_are_lines_best_first(run, expected, photo
 
 
 def test_neutral_captions_name_no_gender(run, photos):
-    """The tiny captioner speaks of men and women in some of its samples."""
+    """The tiny captioner mentions men and women in some of its samples."""
     sampled = [*photos, "--sample", "--num-captions", 5, "--top-p", 1]
     plain, neutral = (run(*sampled, *flags)[1].split() for flags in ((), ("--neutral",)))
     assert {"man", "woman"} & {*plain} and not {"man", "woman"} & {*neutral}

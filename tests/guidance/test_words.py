@@ -354,7 +354,7 @@ def test_the_program_chooses_the_thresholds(given, data, tmp_path, capsys):
 
 @pytest.fixture(scope="module")
 def gendered() -> Checkpoint:
-    """A captioner without guides that always speaks of a man, a woman or his."""
+    """A captioner without guides that always says man, woman or his."""
     model = tiny_captioner(len(WORDS))
     with torch.no_grad():
         model.word.bias[WORDS.encode(["man", "woman", "his"])] += 30.0
