@@ -11,6 +11,7 @@ examples:
   python -m sca_caption fit presence runs/flickr8k/best.pt --data data/coco.h5
   python -m sca_caption fit words runs/everyday/best.pt --data data/everyday.h5
   python -m sca_caption fit confidence runs/flickr8k/best.pt --data data/flickr8k.h5
+  python -m sca_caption fit words confidence runs/both/best.pt --data data/flickr8k.h5 data/coco.h5
   python -m sca_caption fit confidence runs/both/best.pt --data data/flickr8k.h5 data/coco.h5 --plot confidence.svg
 
 consensus: reranks candidates by the words that annotators would use (expected CIDEr).
@@ -29,10 +30,16 @@ images that the captioner was not trained on. Each file is captioned in the styl
 def parser() -> Parser:
     p = Parser(
         prog="python -m sca_caption fit",
-        description="Fit one guide of a captioner to data files, and store it in the checkpoint.",
+        description="Fit guides of a captioner to data files, and store them in the checkpoint.",
         epilog=EPILOG,
     )
-    p.add_argument("guide", choices=("consensus", "presence", "words", "confidence"), help="what to fit")
+    p.add_argument(
+        "guides",
+        nargs="+",
+        choices=("consensus", "presence", "words", "confidence"),
+        metavar="GUIDE",
+        help="what to fit: consensus, presence, words, confidence; several are fitted one after the other",
+    )
     p.add_argument(
         "checkpoint", type=Path, help="best.pt of a run, or another captioner; the file is changed"
     )
@@ -67,18 +74,18 @@ def main(argv: list[str] | None = None) -> int:
     from sca_caption.training.reliability_plot import draw_reliability
 
     if arguments.plot:
-        if arguments.guide != "confidence":
+        if "confidence" not in arguments.guides:
             raise UserError(
-                f"--plot {arguments.plot}: fit {arguments.guide} draws no figure; leave the flag out"
+                f"--plot {arguments.plot}: fit {' '.join(arguments.guides)} draws no figure; leave the flag out"
             )
         check_figure(arguments.plot, "--plot")
     data = Mixture([CaptionDataset(path) for path in arguments.data])
-    found = checkpoint.load(arguments.checkpoint)
-    fit, split = FITS[arguments.guide]
-    rows = data.indices(arguments.split or split).tolist()
-    fitted = fit(found, data, rows, find_device(arguments.device))
-    checkpoint.add_guide(arguments.checkpoint, arguments.guide, fitted.guide)
-    print(f"{arguments.checkpoint}: {fitted.lines[0]}", *fitted.lines[1:], sep="\n")
-    if arguments.plot:
-        save_figure(draw_reliability(fitted.held_out), arguments.plot, "--plot")
+    for guide in arguments.guides:
+        fit, split = FITS[guide]
+        rows = data.indices(arguments.split or split).tolist()
+        fitted = fit(checkpoint.load(arguments.checkpoint), data, rows, find_device(arguments.device))
+        checkpoint.add_guide(arguments.checkpoint, guide, fitted.guide)
+        print(f"{arguments.checkpoint}: {fitted.lines[0]}", *fitted.lines[1:], sep="\n")
+        if arguments.plot and guide == "confidence":
+            save_figure(draw_reliability(fitted.held_out), arguments.plot, "--plot")
     return 0
