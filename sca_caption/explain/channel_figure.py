@@ -41,6 +41,7 @@ ACTIVE_COLOR = (0.0, 0.5, 0.5)
 class ChannelPanel:
     """Panel of the strongest and the most rising channels of an attended layer of an `explanation.Explanation`.
 
+    Channels that are zero everywhere in the photograph are left out, because their weights change nothing.
     height: height of the panel. subtitle: range of the weights of all channels.
     """
 
@@ -49,8 +50,11 @@ class ChannelPanel:
         self.channel = explanation.trace.layers[layer].channel
         T, C = self.channel.shape
         self.multiples = self.channel * C  # of uniform attention
-        self.strongest = strongest_channels(self.channel, GROUP if T > 1 else 2 * GROUP)
-        self.rising = rising_channels(self.channel, GROUP, self.strongest) if T > 1 else []
+        silent = np.flatnonzero(~explanation.maps[layer].any((1, 2))).tolist()
+        if C - len(silent) < 2 * GROUP:
+            silent = []
+        self.strongest = strongest_channels(self.channel, GROUP if T > 1 else 2 * GROUP, silent)
+        self.rising = rising_channels(self.channel, GROUP, [*self.strongest, *silent]) if T > 1 else []
         columns = 2 * GROUP
         self.left = max(
             WORD_COLUMN[0],

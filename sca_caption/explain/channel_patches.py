@@ -31,12 +31,12 @@ TIE_TOLERANCE = 1e-6  # relative difference below which maxima count as equal; R
 # ---- selection of channels by their weights --------------------------------------------------------------------------
 
 
-def strongest_channels(channel: np.ndarray, count: int) -> list[int]:
+def strongest_channels(channel: np.ndarray, count: int, exclude: Collection[int] = ()) -> list[int]:
     """Select the channels with the greatest weights (T, C): each word's greatest first, then each word's second, ...
 
     Within a rank, greater weights come first. The result is ordered by the word at which a channel was selected.
     """
-    return _select_per_word(channel, count)
+    return _select_per_word(channel, count, exclude)
 
 
 def relative_changes(channel: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 from PIL import Image
 
+from sca_caption.explain.channel_figure import ChannelPanel
 from sca_caption.explain.channel_patches import relative_changes, rising_channels, strongest_channels
 from sca_caption.explain.figure import image_dpi, panel_columns
 from sca_caption.runtime.figures import DPI, fit_text, text_width, wrap_text
@@ -58,6 +59,20 @@ def test_the_channels_are_the_strongest_and_the_most_changed():
     for t, channel in itertools.product(range(len(WORDS)), changed):
         percent = f"{100 * relative_changes(weights)[t, channel]:+.0f}".replace("-", "−")
         assert percent in found or percent[1:] == "0"
+
+
+def test_channels_that_are_zero_in_the_photograph_are_left_out():
+    made = made_explanation()
+    weights, maps = made.trace.layers[0].channel, made.maps[0].copy()
+    zero = [*strongest_channels(weights, 4), *rising_channels(weights, 3)]
+    maps[zero] = 0
+    found = ChannelPanel(dataclasses.replace(made, maps=(maps,)), 0)
+    assert len(found.strongest) == len(found.rising) == 6 and len({*found.strongest, *found.rising}) == 12
+    assert not {*found.strongest, *found.rising} & set(zero)
+    assert found.strongest == strongest_channels(weights, 6, zero)
+    # If too few channels are left, all are shown.
+    none = ChannelPanel(dataclasses.replace(made, maps=(0 * maps,)), 0)
+    assert none.strongest == strongest_channels(weights, 6)
 
 
 @pytest.mark.slow
