@@ -1,7 +1,7 @@
 """Captions, scores and confidences of the shipped model, and seeded training losses, against recorded values.
 
 A refactoring must not change them. Where a change is meant, record them again and read the difference:
-`python tests/test_golden.py` writes golden/shipped.json.
+`python -m tests.test_golden` writes golden/shipped.json.
 """
 
 import json
@@ -65,6 +65,9 @@ def captions_of_the_shipped_model() -> dict:
         device="cpu", sampling=SamplingConfig(seed=3), search=SearchConfig(num_captions=2), objects=True
     )
     found["sampled"] = numbers(Captioner(sampled).stream(PHOTOGRAPHS.values()))
+    for style in load().captioner.config.styles[1:]:
+        styled = Captioner.load(device="cpu", style=style)
+        found[f"style {style}"] = numbers(styled.stream(PHOTOGRAPHS.values()))
     return found
 
 
