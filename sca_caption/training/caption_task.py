@@ -134,9 +134,9 @@ class CaptionTask:
         self.model.backbone.set_trainable(finetune, self.config.finetune_from)
         if self.model.word_predictor is not None and self.model.null_image is not None:
             # DistributedDataParallel would wait for the gradients of parameters that no loss reaches.
-            learns_words = self.self_critical is None and self.config.word_loss_weight > 0
-            self.model.word_predictor.requires_grad_(learns_words)
-            self.model.null_image.requires_grad_(self.config.texts_per_step > 0)
+            supervised = self.self_critical is None
+            self.model.word_predictor.requires_grad_(supervised and self.config.word_loss_weight > 0)
+            self.model.null_image.requires_grad_(supervised and self.config.texts_per_step > 0)
 
     def batches(self, epoch: int) -> Iterator[tuple[list[int], bool, Batch, TextBatch | None]]:
         """Yield rows of the data, whether they count (see `Processes.shard_batch`), their batch, and one of texts."""
@@ -176,8 +176,8 @@ class CaptionTask:
                 self.model, shard, rows, lambda sampled_words: mean(counts * sampled_words)[0]
             )
             if batch[3] is not None:
-                of_texts = self.self_critical.text_loss(self.model, batch[3].to(self.device))
-                loss = loss + self.config.text_weight * of_texts
+                texts = self.self_critical.text_loss(self.model, batch[3].to(self.device))
+                loss = loss + self.config.text_weight * texts
             return counts * loss, reward, counts * words
         mean_words, mean_captions, mean_images = mean(counts * words, counts * captions, counts * images)
         # The cross-entropy is a mean over words, the penalty one over captions and the loss of predicted words one over

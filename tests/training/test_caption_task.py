@@ -173,8 +173,7 @@ def test_parameters_that_no_loss_reaches_do_not_learn(mixture):
         (MIXED, set()),
         (dataclasses.replace(MIXED, texts_per_step=0), {"null_image"}),
         (dataclasses.replace(MIXED, word_loss_weight=0.0), {"word_predictor"}),
-        (dataclasses.replace(MIXED, objective="cider"), {"word_predictor"}),
-        (dataclasses.replace(MIXED, objective="cider", texts_per_step=0), {"null_image", "word_predictor"}),
+        (dataclasses.replace(MIXED, objective="cider"), {"null_image", "word_predictor"}),
     ):
         task = task_of(mixture, config)
         task.start_epoch(0)
