@@ -53,14 +53,14 @@ class Cider:
         return (sum(scores) / len(scores) if scores else 0.0), scores
 
     def score_image(self, candidate: Tokens | Counter, references: list) -> float:
-        """Score a candidate against references as `vectorize` returns them: `self.references[image]`, or others."""
+        """Score a candidate against references as `vectorize` returns them, such as `self.references[image]`."""
         counts, norms, bigrams = self.vectorize(count_ngrams(candidate))
         total = 0.0
         for reference_counts, reference_norms, reference_bigrams in references:
             products = [0.0] * MAX_N
             for ngram, count in counts.items():
                 if reference_count := reference_counts.get(ngram):
-                    idf = self.idf.get(ngram, self.unseen_idf)  # references need not be the scorer's own
+                    idf = self.idf[ngram]
                     products[len(ngram) - 1] += (min(count, reference_count) * idf) * (reference_count * idf)
             cosines = sum(
                 product / (norm * reference_norm)

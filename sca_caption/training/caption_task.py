@@ -175,9 +175,6 @@ class CaptionTask:
             loss, reward = self.self_critical.loss(
                 self.model, shard, rows, lambda sampled_words: mean(counts * sampled_words)[0]
             )
-            if batch[3] is not None:
-                texts = self.self_critical.text_loss(self.model, batch[3].to(self.device))
-                loss = loss + self.config.text_weight * texts
             return counts * loss, reward, counts * words
         mean_words, mean_captions, mean_images = mean(counts * words, counts * captions, counts * images)
         # The cross-entropy is a mean over words, the penalty one over captions and the loss of predicted words one over

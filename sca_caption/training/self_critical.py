@@ -31,7 +31,6 @@ from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
 from sca_caption.models.sca_cnn import SCACNN, State
 from sca_caption.training.batches import Batch
 from sca_caption.training.losses import caption_loss
-from sca_caption.training.text_only import TextBatch
 from sca_caption.vocab import EOS, PAD
 
 END = "<eos>"  # counted as a word, so that a caption is also rewarded for ending where people's captions end
@@ -42,40 +41,27 @@ class Reward:
     """The reward of a caption: CIDEr-D + bleu_weight * BLEU-4, each in the form where 1.0 is printed as 100.
 
     rows: images whose captions can be rewarded. Their references give the document frequencies, for each data file of a
-    mixture its own. Captions of text groups can be rewarded as well; their row is `text_row`.
+    mixture its own.
     """
 
     def __init__(self, data: Mixture, rows: Sequence[int], bleu_weight: float = 0.0):
         self.vocabulary, self.bleu_weight = data.vocabulary, bleu_weight
-        self.data = data
         self.place: dict[int, tuple[Cider, int]] = {}  # by row: its scorer, and its number there
-        self.ciders: list[Cider] = []  # by data file
         for part in data.parts:
             own = [row for row in rows if row in part]
             cider = Cider([[[*ptb_tokenize(text), END] for text in data.references(row)] for row in own])
             self.place |= {row: (cider, i) for i, row in enumerate(own)}
-            self.ciders.append(cider)
 
     def __call__(self, caption: Caption) -> float:
         row, tokens, finished = caption
         counts = count_ngrams(ptb_tokenize(self.vocabulary.decode(tokens)) + [END] * finished)
-        if row < 0:
-            cider = self.ciders[self.data.text_style(text_row(row))]
-            words = map(self.vocabulary.decode, self.data.text_captions(text_row(row)))
-            references = [cider.vectorize(count_ngrams([*ptb_tokenize(text), END])) for text in words]
-        else:
-            cider, number = self.place[row]
-            references = cider.references[number]
+        cider, number = self.place[row]
+        references = cider.references[number]
         reward = cider.score_image(counts, references) / 100
         if self.bleu_weight:
             (statistics,) = bleu_statistics([counts], [[sentence for sentence, *_ in references]])
             reward += self.bleu_weight * bleu(statistics)[3] / 100
         return reward
-
-
-def text_row(number: int) -> int:
-    """The row of a text group in place of an image's, -1, -2, ..., and back."""
-    return -1 - number
 
 
 class RewardWorkers:
@@ -157,35 +143,11 @@ class SelfCritical:
 
         Each word of sample s weighs -(reward_s - mean reward of the image's other samples).
         """
-        self._without_dropout(model)
-        encoded = model.encode(batch.images)
-        loss, reward = self._policy_loss(model, model.start(encoded, batch.styles), rows, mean_over_processes)
-        if self.cross_entropy:
-            people = Batch(encoded, batch.captions, batch.image_index, batch.styles)
-            count = int((batch.captions != PAD).sum())
-            share = count / mean_over_processes(count)
-            loss = loss + self.cross_entropy * caption_loss(model, people) * share
-        return loss, reward
-
-    def text_loss(self, model: SCACNN, batch: TextBatch) -> Tensor:
-        """The same loss of captions that are sampled for photographs of which only captions are known."""
-        self._without_dropout(model)
-        start = model.start_without_image(batch.probabilities, batch.styles)
-        return self._policy_loss(model, start, [text_row(group) for group in batch.numbers.tolist()], float)[
-            0
-        ]
-
-    @staticmethod
-    def _without_dropout(model: SCACNN) -> None:
-        """Both passes must use the same network."""
-        model.dropout.eval()
+        model.dropout.eval()  # both passes must use the same network
         if model.word_predictor is not None:
             model.word_predictor.eval()
-
-    def _policy_loss(
-        self, model: SCACNN, start: State, rows: list[int], mean_over_processes: Callable[[int], float]
-    ) -> tuple[Tensor, float]:
-        """The loss per word, and the mean reward, of captions sampled from `start`, which has one row per image."""
+        encoded = model.encode(batch.images)
+        start = model.start(encoded, batch.styles)
         image = torch.arange(len(rows), device=model.mean.device).repeat_interleave(self.n)  # (R,)
         with torch.inference_mode():
             sampled = sampling.sample(model, start.select(image), rule=self.rule)
@@ -200,6 +162,11 @@ class SelfCritical:
         # reward - mean of the others = (reward - mean of all) * n / (n - 1)
         advantage = (reward - reward.mean(1, keepdim=True)) * (self.n / (self.n - 1))
         loss = -(advantage.flatten() * log_prob).sum() / mean_over_processes(words)
+        if self.cross_entropy:
+            people = Batch(encoded, batch.captions, batch.image_index, batch.styles)
+            count = int((batch.captions != PAD).sum())
+            share = count / mean_over_processes(count)
+            loss = loss + self.cross_entropy * caption_loss(model, people) * share
         return loss, reward.mean().item()
 
 

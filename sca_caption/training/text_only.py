@@ -6,7 +6,7 @@ and some words of another photograph are added.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -33,8 +33,6 @@ class TextBatch:
     captions: Tensor  # (N, T) word ids with EOS, padded with PAD
     group: Tensor  # (N,) row of `probabilities` that each caption belongs to
     styles: Tensor  # (G,)
-    # (G,) numbers of the text groups, which self-critical training needs
-    numbers: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long))
 
     def to(self, device: torch.device) -> "TextBatch":
         return TextBatch(*(x.to(device) for x in vars(self).values()))
@@ -54,7 +52,6 @@ def draw_texts(data: Mixture, groups: Sequence[int], random: np.random.Generator
         padded([[*caption[:MAX_WORDS], EOS] for several in chosen for caption in several]),
         torch.tensor([i for i, several in enumerate(chosen) for _ in several]),
         torch.tensor([data.text_style(group) for group in groups]),
-        torch.tensor(groups),
     )
 
 

@@ -11,14 +11,11 @@ import torch
 from sca_caption.decoding import sampling
 from sca_caption.decoding.teacher_forcing import padded
 from sca_caption.evaluation.caption_quality import has_bad_ending, quality, repeats
-from sca_caption.evaluation.cider import Cider
-from sca_caption.evaluation.ngrams import count_ngrams
 from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
 from sca_caption.training.batches import Batch
 from sca_caption.training.caption_task import CaptionTask
 from sca_caption.training.losses import caption_loss
-from sca_caption.training.self_critical import END, Reward, RewardWorkers, SelfCritical, text_row
-from sca_caption.training.text_only import TextBatch
+from sca_caption.training.self_critical import END, Reward, RewardWorkers, SelfCritical
 from sca_caption.vocab import BOS, EOS, PAD, UNK, Vocabulary
 from tests.helpers.tiny_captioner import TINY, TINY_WORDS, tiny_captioner
 from tests.helpers.toy_decoder import VOCABULARY, ToyRNN, made_images
@@ -165,46 +162,6 @@ def test_training_raises_the_reward():
 
 
 # ---- rewards ---------------------------------------------------------------------------------------------------------
-
-
-GROUPS = {3: [[4, 6, 10], [5, 6, 10, 12]], 5: [[15, 7, 11], [4, 16, 7]]}  # text groups' captions as word ids
-TEXT_DATA = SimpleNamespace(
-    **vars(DATA), text_captions=GROUPS.__getitem__, text_style=lambda group: 0 if group in GROUPS else None
-)
-
-
-def test_captions_of_text_groups_are_rewarded_with_their_own_references():
-    """With the document frequencies of the images of their data file."""
-    reward = Reward(TEXT_DATA, [7, 9])
-    known = Cider([[[*ptb_tokenize(text), END] for text in TEXTS[row]] for row in (7, 9)])
-    for group, captions in GROUPS.items():
-        said = [*ptb_tokenize(DATA.vocabulary.decode(captions[0])), END]
-        references = [
-            known.vectorize(count_ngrams([*ptb_tokenize(DATA.vocabulary.decode(each)), END]))
-            for each in captions
-        ]
-        wanted = known.score_image(said, references) / 100
-        assert reward((text_row(group), captions[0], True)) == pytest.approx(wanted) and wanted > 0
-
-
-def test_text_loss_is_reinforce_on_captions_without_an_image():
-    model = tiny_captioner(config=replace(TINY, word_rank=4, dropout=0.5)).train()
-    model.word_predictor.idf.fill_(1.0)
-    reward, n = Reward(TEXT_DATA, [7, 9]), 6
-    chances = torch.rand(2, len(DATA.vocabulary), generator=torch.Generator().manual_seed(1))
-    batch = TextBatch(chances, torch.zeros(2, 1), torch.arange(2), torch.zeros(2), torch.tensor([3, 5]))
-    torch.manual_seed(3)
-    found = gradients(model, critic(n, reward=reward).text_loss(model, batch))
-
-    torch.manual_seed(3)
-    start = model.start_without_image(chances).select(torch.arange(2).repeat_interleave(n))
-    drawn = sampling.sample(model, start)
-    rows = [text_row(group) for group in (3, 5) for _ in range(n)]
-    rewards = torch.tensor([reward(each) for each in zip(rows, drawn.tokens, drawn.finished, strict=True)])
-    others = (rewards.view(2, n).sum(1, keepdim=True) - rewards.view(2, n)) / (n - 1)
-    words = sum(map(len, drawn.tokens)) + sum(drawn.finished)
-    wanted = gradients(model, -((rewards.view(2, n) - others).flatten() * drawn.log_prob).sum() / words)
-    assert wanted.norm() > 0 and (found - wanted).norm() < 1e-6 * max(1, wanted.norm())
 
 
 @pytest.mark.parametrize("bleu_weight", [0.0, 0.5])
