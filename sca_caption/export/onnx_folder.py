@@ -56,10 +56,8 @@ model.json, UTF-8:
         consensus   consensus reranking (`guidance.consensus`): idf of the captioner's words. A caption's rating is the
                     dot product of its unit tf-idf vector (added words count for nothing) with `expected`; captions are
                     ranked by score + search.rerank_weight * rating; novel object captioning compares scores without it
-        words       predicted words (`guidance.words`): idf of the captioner's words; min_probability; rules, of each its
-                    words (ids) and threshold; gender, male and female words (ids) and threshold, or null. A caption's
-                    rating is the dot product of its unit tf-idf vector with max(0, word_probabilities -
-                    min_probability) * idf, scaled to unit length. The words of a rule are excluded if the sum of their
+        words       predicted words (`guidance.words`): rules, of each its words (ids) and threshold; gender, male and
+                    female words (ids) and threshold, or null. The words of a rule are excluded if the sum of their
                     probabilities is below its threshold; those of a gender unless their sum is the larger one and at
                     least the threshold times both sums. Forced words are never excluded
         confidence  calibrated confidence (`guidance.confidence`): slope, intercept and ratings, a weight per guide. A

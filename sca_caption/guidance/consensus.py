@@ -10,6 +10,8 @@ Shapes: B images, C features, W words, R rank of the linear map, N images to fit
 """
 
 import math
+import operator
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
@@ -20,7 +22,6 @@ from torch import Tensor, nn
 from sca_caption.guidance.contrastive import fit_infonce
 from sca_caption.guidance.guide import Guide
 from sca_caption.guidance.image_features import PooledFeaturesGuide, center_and_normalize
-from sca_caption.guidance.tfidf import tfidf_cosine
 from sca_caption.vocab import Vocabulary
 
 # Names of tensors in earlier checkpoints.
@@ -88,7 +89,13 @@ class ConsensusReranker(Guide):
         return {"idf": self.idf}
 
     def rate(self, predicted: Tensor, image: int, tokens: Sequence[int]) -> float:
-        return tfidf_cosine(tokens, self.idf, predicted[image])
+        counts = Counter(token for token in tokens if token < len(self.idf))
+        vector = {token: count * self.idf[token] for token, count in counts.items()}
+        norm = math.sqrt(sum(value * value for value in vector.values()))
+        if not norm:
+            return 0.0
+        expected = predicted[image, list(vector)].tolist()
+        return sum(map(operator.mul, vector.values(), expected)) / norm
 
 
 def mean_tfidf(captions: Sequence[Sequence[int]], idf: Tensor) -> Tensor:

@@ -114,7 +114,7 @@ class Guide:
     name: ClassVar[str]  # in checkpoints, in model.json and in `guidance.GUIDES`
     prediction: ClassVar[str | None] = None  # name of its row per image, if it predicts one
     trained_type: ClassVar[type[TrainedGuide]]
-    about_objects: ClassVar[bool] = False  # turned off by --no-objects, see `without_objects`
+    about_objects: ClassVar[bool] = False  # turned off by --no-objects
     rates: ClassVar[bool] = False  # whether `rate` has something to say
     inserts: ClassVar[bool] = False  # whether `insertion` has something to say
     gives_confidence: ClassVar[bool] = False  # whether `confidence` does
@@ -131,10 +131,6 @@ class Guide:
     def from_json(cls, description: Mapping[str, Any], vocabulary: Vocabulary) -> Self:
         """From what `to_json` returned; vocabulary: all words, including those that guides add."""
         raise NotImplementedError(cls.__name__)
-
-    def without_objects(self) -> "Guide | None":
-        """What --no-objects leaves of the guide: all, or nothing if it is about objects."""
-        return None if self.about_objects else self
 
     def to_json(self) -> dict[str, Any]:
         """The description that `from_json` and the JavaScript search read; see `export.onnx_folder` for its fields."""

@@ -1,9 +1,7 @@
-"""Guidance by predicted words: the captioner's word predictor ranks captions, and keeps unlikely words out of them.
+"""Guidance by predicted words: the captioner's word predictor keeps unlikely words out of captions.
 
 `models.word_predictor` predicts the fraction p_w of an image's captions that contain word w. This guide reads p alone.
-
-Ranking. A caption's rating is the cosine of its tf-idf vector with q of `models.word_predictor`, the tf-idf vector of the
-words that people would use. It is the part of CIDEr of single words that the caption can expect (see `tfidf`).
+Ranking candidates by p as well brought nothing, see docs/experiments.md.
 
 Mentions. r_g = min(1, sum of p_w over the words of a group) estimates the fraction of captions that mention the group:
 people, dogs, another animal, or a colour. The words of a group with r_g below the group's threshold are excluded, because
@@ -23,13 +21,11 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sca_caption.guidance.groups import animals_and_colours, genders, mention_groups
 from sca_caption.guidance.guide import ForcedWords, Guide, TrainedGuide
 from sca_caption.guidance.masking import without_forced
-from sca_caption.guidance.tfidf import tfidf_cosine
-from sca_caption.models.word_predictor import MIN_PROBABILITY, query
 from sca_caption.vocab import Vocabulary
 
 GENDER = "gender"  # name of its threshold among those of the groups
@@ -47,22 +43,15 @@ class PredictedWords(TrainedGuide):
 
     reads_words = True
 
-    def __init__(self, words: int, thresholds: Mapping[str, float]):
+    def __init__(self, thresholds: Mapping[str, float]):
         super().__init__()
         unknown = set(thresholds) - {"people", GENDER, *animals_and_colours()}
         if unknown:
             raise KeyError(f"unknown groups {', '.join(sorted(unknown))}")
         self.thresholds = dict(thresholds)
-        self.idf = nn.Parameter(torch.zeros(words), requires_grad=False)
 
     def settings(self) -> dict[str, Any]:
         return {"thresholds": self.thresholds}
-
-    @classmethod
-    def restore(
-        cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor], vocabulary_size: int
-    ) -> Self:
-        return super().restore({"words": vocabulary_size, **settings}, tensors, vocabulary_size)
 
     def predict(self, maps: Tensor, features: Tensor | None, words: Tensor | None) -> Tensor:
         assert words is not None  # `TorchCaptioner` refuses captioners without a word predictor
@@ -87,21 +76,15 @@ class GenderRule:
 
 
 class WordGuide(Guide):
-    """Rates captions by the predicted words, and excludes words of groups that few captions would mention.
-
-    idf: of each of the captioner's words; words that guides add count for nothing.
-    """
+    """Excludes words of groups that few captions would mention."""
 
     name = "words"
     prediction = "word_probabilities"
     trained_type = PredictedWords
     about_objects = True
-    rates = True
 
-    def __init__(
-        self, idf: Sequence[float], rules: Sequence[MentionRule] = (), gender: GenderRule | None = None
-    ):
-        self.idf, self.rules, self.gender = list(idf), list(rules), gender
+    def __init__(self, rules: Sequence[MentionRule] = (), gender: GenderRule | None = None):
+        self.rules, self.gender = list(rules), gender
 
     @classmethod
     def from_trained(cls, trained: PredictedWords, vocabulary: Vocabulary) -> Self:
@@ -113,13 +96,12 @@ class WordGuide(Guide):
         # Without a word for people of either gender, captions could not mention them at all.
         has_rule = GENDER in thresholds and bool(neutral)
         gender = GenderRule(male, female, thresholds[GENDER]) if has_rule else None
-        return cls(trained.idf.tolist(), rules, gender)
+        return cls(rules, gender)
 
     @classmethod
     def from_json(cls, description: Mapping[str, Any], vocabulary: Vocabulary) -> Self:
         gender = description["gender"]
         return cls(
-            description["idf"],
             [MentionRule(tuple(each["words"]), each["threshold"]) for each in description["rules"]],
             gender and GenderRule(tuple(gender["male"]), tuple(gender["female"]), gender["threshold"]),
         )
@@ -127,10 +109,7 @@ class WordGuide(Guide):
     def to_json(self) -> dict[str, Any]:
         rules = [asdict(rule) for rule in self.rules]
         gender = self.gender and asdict(self.gender)
-        return {"idf": self.idf, "min_probability": MIN_PROBABILITY, "rules": rules, "gender": gender}
-
-    def without_objects(self) -> Guide:
-        return WordGuide(self.idf)
+        return {"rules": rules, "gender": gender}
 
     def banned_words(self, predicted: Tensor, forced: ForcedWords, words: int) -> Tensor | None:
         """bool (B, words) from probabilities (B, W); forced words are never banned. None without rules."""
@@ -146,9 +125,6 @@ class WordGuide(Guide):
             banned[:, list(self.gender.male)] |= ~(is_sure & (male > female))[:, None]
             banned[:, list(self.gender.female)] |= ~(is_sure & (female > male))[:, None]
         return without_forced(banned, forced)
-
-    def rate(self, predicted: Tensor, image: int, tokens: Sequence[int]) -> float:
-        return tfidf_cosine(tokens, self.idf, query(predicted[image], predicted.new_tensor(self.idf)))
 
 
 def mention_rates(probabilities: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
@@ -168,7 +144,6 @@ def gender_share(male: Tensor, female: Tensor) -> Tensor:
 
 
 def fit_words(
-    idf: Tensor,
     vocabulary: Vocabulary,
     rates: Tensor,
     sums: Tensor,
@@ -177,7 +152,6 @@ def fit_words(
     """Choose the thresholds, in closed form, and describe them by the rows of a table.
 
     Args:
-        idf: of the word predictor, (W,).
         rates: `mention_rates` of the N images for `groups.mention_groups` (N, G). sums: their `gender_sums` (N, 2).
         references: of each image, the ids of each reference's words.
 
@@ -214,9 +188,7 @@ def fit_words(
             f"gender: threshold {chosen:.3f}; of {len(rows)} images whose references mention one gender, "
             f"{int(sure.sum())} are sure, {int(wrong.sum())} of them wrong"
         )
-    fitted = PredictedWords(len(vocabulary), thresholds)
-    fitted.idf.copy_(idf)
-    return fitted, lines
+    return PredictedWords(thresholds), lines
 
 
 def mention_threshold(rates: Tensor) -> float:

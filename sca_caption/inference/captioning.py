@@ -409,10 +409,8 @@ class CaptionPipeline:
 
 
 def active(guides: Sequence[Guide], objects: bool) -> list[Guide]:
-    """The guides, or without guidance about objects what is left of them."""
-    if objects:
-        return list(guides)
-    return [left for guide in guides if (left := guide.without_objects()) is not None]
+    """All guides, or those that are not about objects."""
+    return [guide for guide in guides if objects or not guide.about_objects]
 
 
 def with_style(checkpoint: Checkpoint, style: str) -> Checkpoint:

@@ -49,9 +49,4 @@ class WordPredictor(nn.Module):
 
     def query(self, probabilities: Tensor) -> Tensor:
         """q of the module's docstring: probabilities (B, W) -> (B, W), each row of length one, or zero."""
-        return query(probabilities, self.idf)
-
-
-def query(probabilities: Tensor, idf: Tensor) -> Tensor:
-    """q of the module's docstring: probabilities (..., W), idf (W,) -> (..., W) of length one, or zero."""
-    return F.normalize((probabilities - MIN_PROBABILITY).clamp_min(0) * idf, dim=-1)
+        return F.normalize((probabilities - MIN_PROBABILITY).clamp_min(0) * self.idf, dim=1)

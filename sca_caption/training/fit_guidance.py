@@ -124,8 +124,8 @@ def fit_words_from_dataset(
     """
     require_word_predictor(checkpoint.captioner, "words")
     require_images(data, rows)
-    predictor, words = checkpoint.captioner.word_predictor, checkpoint.vocabulary
-    assert predictor is not None and words is not None
+    words = checkpoint.vocabulary
+    assert words is not None
     groups, (male, female, _) = [*mention_groups(words).values()], genders(words)
     model, _ = TorchCaptioner.from_checkpoints([replace(checkpoint, guides={})], device)
     read = reader(data, model.networks, model.transform)
@@ -144,7 +144,7 @@ def fit_words_from_dataset(
             found.append(each)
     rates, sums = torch.stack(found).split([len(groups), 2], 1)
     references = [[words.encode(ptb_tokenize(text)) for text in data.references(row)] for row in rows]
-    fitted, lines = fit_words(predictor.idf.cpu(), words, rates, sums, references)
+    fitted, lines = fit_words(words, rates, sums, references)
     return Fitted(fitted, [f"thresholds chosen by the references of {count_images(data, rows)}", *lines])
 
 

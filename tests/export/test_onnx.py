@@ -225,8 +225,7 @@ def test_the_guide_by_predicted_words_is_exported(tmp_path):
         model.word_predictor.idf.uniform_(0.5, 3, generator=generator)
         model.word.bias[WORDS.encode(["man", "woman"])] += 4.0
     thresholds = {"dogs": 0.5, "cat": 0.5, "red": 0.5, "blue": 0.5}
-    words = PredictedWords(len(WORDS), thresholds)
-    words.idf.copy_(model.word_predictor.idf)
+    words = PredictedWords(thresholds)
     given, x = Checkpoint(model, WORDS, Transform(32), guides={"words": words}), pixels(6)
     export(tmp_path / "model", given, dtypes=["float32"])
     about = json.loads((tmp_path / "model" / "model.json").read_text())

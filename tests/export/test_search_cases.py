@@ -185,20 +185,6 @@ def test_enumeration_without_the_words_that_are_improbable(image, banned):
     assert best_of(captions)[:2] == listed(name, image)
 
 
-def test_enumeration_reranks_by_the_cosine_with_the_probable_words():
-    name = "ranking by probable words"
-    case = CASES[name]
-    (idf,) = [guide["idf"] for guide in case["guides"]]
-    for image, given in enumerate(case["images"]):
-        query = [max(0, p - 0.1) * value for p, value in zip(given["predictions"]["words"], idf, strict=True)]
-        rated = []
-        for log_prob, words in every_caption(name, image):
-            vector = [words.count(word) * value for word, value in zip(case["words"], idf, strict=True)]
-            cosine = sum(map(operator.mul, vector, query)) / math.hypot(*vector) / math.hypot(*query)
-            rated.append((log_prob + 3 * cosine, words))
-        assert best_of(rated)[:3] == listed(name, image)
-
-
 def test_enumeration_of_neutral_captions():
     captions = [each for each in every_caption("neutral captions", 0) if {"man", "woman"}.isdisjoint(each[1])]
     assert best_of(captions)[:2] == listed("neutral captions")

@@ -315,7 +315,16 @@ def test_one_file_gives_the_figures_of_a_fit_without_styles(path, tmp_path, caps
     """Recorded before guides could be fitted to several files."""
     records = source(val=47).records
     write(Source("made", "made for a test", records), tmp_path / "made.h5")
-    arguments = ["presence", "consensus", "confidence", path, "--data", tmp_path / "made.h5", "--device", "cpu"]
+    arguments = [
+        "presence",
+        "consensus",
+        "confidence",
+        path,
+        "--data",
+        tmp_path / "made.h5",
+        "--device",
+        "cpu",
+    ]
     assert fit.main([*map(str, arguments)]) == 0  # one after the other: confidence sees the other two
     assert capsys.readouterr().out.splitlines() == [
         f"{path}: fitted people, dogs, red, blue to the references of 60 images",

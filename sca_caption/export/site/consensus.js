@@ -1,7 +1,5 @@
 // Consensus reranking: sca_caption/guidance/consensus.py in JavaScript.
 
-import { tfidfCosine } from "./tfidf.js";
-
 /** Rates a caption by the cosine of its tf-idf vector with the predicted one. */
 export class ConsensusReranker {
   /** idf: of each of the captioner's words; words that guides add count for nothing. */
@@ -10,6 +8,15 @@ export class ConsensusReranker {
   }
 
   rate(predicted, tokens) {
-    return tfidfCosine(tokens, this.idf, predicted);
+    const counts = new Map();
+    for (const id of tokens) if (id < this.idf.length) counts.set(id, (counts.get(id) ?? 0) + 1);
+    let product = 0;
+    let square = 0;
+    for (const [id, count] of counts) {
+      const value = count * this.idf[id];
+      product += value * predicted[id];
+      square += value * value;
+    }
+    return square ? product / Math.sqrt(square) : 0;
   }
 }

@@ -1,12 +1,10 @@
 // Guidance by predicted words: sca_caption/guidance/words.py in JavaScript.
 
-import { tfidfCosine } from "./tfidf.js";
-
-/** Rates captions by the predicted words, and excludes words of groups that few captions would mention. */
+/** Excludes words of groups that few captions would mention. */
 export class WordGuide {
   /** described: the fields of the guide in model.json. */
-  constructor({ idf, min_probability: minProbability, rules, gender }) {
-    Object.assign(this, { idf, minProbability, rules, gender });
+  constructor({ rules, gender }) {
+    Object.assign(this, { rules, gender });
   }
 
   /** Ids to exclude, from the probability of each word; forced words are never banned. */
@@ -22,11 +20,5 @@ export class WordGuide {
     }
     const needed = new Set(forced.flat());
     return banned.filter((id) => !needed.has(id));
-  }
-
-  rate(predicted, tokens) {
-    const query = this.idf.map((idf, id) => Math.max(0, predicted[id] - this.minProbability) * idf);
-    const norm = Math.sqrt(query.reduce((sum, value) => sum + value * value, 0));
-    return norm ? tfidfCosine(tokens, this.idf, query) / norm : 0;
   }
 }
