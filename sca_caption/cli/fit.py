@@ -19,8 +19,8 @@ consensus: reranks candidates by the words that annotators would use (expected C
 presence: keeps people, dogs and colours that are not in the image out of its caption. Fit it to data that includes
 photographs without people and dogs.
 
-words: ranks candidates by the words that the captioner's own word predictor predicts, and keeps unlikely people, animals,
-colours and genders out of captions. Only for captioners with --word-rank. Prints a table of the thresholds.
+words: keeps people, animals, colours and genders that the captioner's own word predictor finds unlikely out of
+captions. Only for captioners with --word-rank. Prints a table of the thresholds.
 
 confidence: calibrates the probability that a caption is better than the median of its data file. Fit it last, to
 images that the captioner was not trained on. Each file is captioned in the style of its name, if the model has it.
