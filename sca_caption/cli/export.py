@@ -4,9 +4,11 @@ import sys
 from pathlib import Path
 
 from sca_caption import checkpoint
+from sca_caption.cli.flags import add_style
 from sca_caption.cli.parser import Parser, program
 from sca_caption.export.model_json import DTYPES
 from sca_caption.export.onnx_folder import export
+from sca_caption.inference.captioning import with_style
 
 EPILOG = """\
 examples:
@@ -24,6 +26,7 @@ def parser() -> Parser:
     )
     p.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write or to replace")
     p.add_argument("--checkpoint", type=Path, metavar="FILE", help="captioner (default: the packaged model)")
+    add_style(p, "the model's first")
     p.add_argument(
         "--dtype", nargs="+", choices=DTYPES, default=["float32"], metavar="NAME",
         help="data types of the weights: float32, which is always written, and int8 (default: float32)",
@@ -39,9 +42,10 @@ def parser() -> Parser:
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     dtypes = [dtype for dtype in DTYPES if dtype == "float32" or dtype in arguments.dtype]
+    given = checkpoint.load(arguments.checkpoint)
     export(
         arguments.output,
-        checkpoint.load(arguments.checkpoint),
+        with_style(given, arguments.style) if arguments.style else given,
         arguments.checkpoint,
         dtypes,
         arguments.browser,
