@@ -8,7 +8,7 @@ from sca_caption.runtime.errors import choice
 
 # Command: module that has its `main`, and a line of help.
 COMMANDS = {
-    "fit": ("sca_caption.cli.fit", "fit guides: consensus, presence, words, confidence"),
+    "fit": ("sca_caption.cli.fit", "fit guides of a trained captioner"),
     "average": (
         "sca_caption.cli.average",
         "average checkpoints, or convert one to ship",

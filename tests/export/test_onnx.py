@@ -529,6 +529,7 @@ def test_what_a_folder_holds(given, exported):
     about = json.loads((exported / "model.json").read_text(encoding="utf-8"))
     assert about.pop("words") == list(WORDS) and about.pop("vocabulary_size") == len(WORDS)
     assert about.pop("bad_endings") == sorted(WORDS.encode(["a", "the", "in"]))  # "on" may: "looks on"
+    assert about.pop("gendered") == sorted(WORDS.encode(["man", "woman"]))
     assert about.pop("conjunctions") == []  # neither "and" nor "or" is among these words
     assert about.pop("search") == vars(SearchConfig())
     steps = ["tokens", "image", "hidden", "cell", "map_0"]

@@ -44,7 +44,7 @@ def own_log_prob(pipeline, image, caption) -> float:
 def test_every_guide_changes_captions(given, pipeline):
     batch, search = pixels(8), SearchConfig(rerank_weight=200.0)
     whole = [captions[0].text for captions in pipeline.with_search(search).caption_batch(batch)]
-    assert {guide.name for guide in pipeline.guides} == set(GUIDES)
+    assert {guide.name for guide in pipeline.guides} == set(GUIDES) - {"words"}  # needs a word predictor
     for name in ("objects", "presence", "consensus"):
         guides = {other: guide for other, guide in given.guides.items() if other != name}
         less = CaptionPipeline.load(dataclasses.replace(given, guides=guides), search=search).caption_batch(
