@@ -54,9 +54,7 @@ class ModelConfig:
         0, "rank of the predictor of words, which the decoder reads (see models.word_predictor); 0: none"
     )
     word_dropout_rate: float = setting(0.5, "dropout in the predictor of words")
-    styles: tuple[str, ...] = field(
-        default=()
-    )  # names of the data sets whose manner a caption may have, from the data
+    styles: tuple[str, ...] = field(default=())  # from the data: data sets whose manner a caption may have
 
     def __post_init__(self):
         for name in ("attention_width", "embedding_size", "lstm_size"):

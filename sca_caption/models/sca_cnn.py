@@ -51,9 +51,8 @@ class State:
     words so far therefore share one parent: attention runs on P parents, and `parent` maps each row to its parent.
     """
 
-    maps: tuple[
-        Tensor, ...
-    ]  # V1 (B, C, H, W) and the carried tensors (see `Backbone`), one per image; () without image
+    # V1 (B, C, H, W) and the carried tensors (see `Backbone`), one per image; () for captions without an image
+    maps: tuple[Tensor, ...]
     keys: Tensor | None  # spatial keys of V1 (B, m, k) if they do not depend on the hidden state, else None
     input_weights: tuple[Tensor, Tensor]  # W_ih in two parts: (4d, E) for the word, (4d, C) for the image
     image: Tensor  # (P,) indices into maps

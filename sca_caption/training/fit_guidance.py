@@ -97,21 +97,33 @@ def features_from_dataset(
     """
     require_images(data, rows)
     model, guides = TorchCaptioner.from_checkpoints([checkpoint], device)
-    read = reader(data, model.networks, model.transform)
 
     def features_of(contents: list) -> Tensor:
         maps, features = model.encode(stack(contents), guides)
         return signed_sqrt_pool(maps[0], features).cpu()
 
+    stacked, own = (
+        compute_for_images(features_of, model, data, rows),
+        checkpoint.captioner.backbone.channels[0],
+    )
+    return stacked, [count for count in (own, stacked.shape[1] - own) if count]
+
+
+def compute_for_images(
+    compute: Callable[[list], Tensor], model: TorchCaptioner, data: Mixture, rows: Sequence[int]
+) -> Tensor:
+    """What `compute` returns for batches of the images `rows`, in their order: (N, ...), with a progress bar.
+
+    Raises UserError for an image that cannot be read.
+    """
     found = []
     with torch.inference_mode():
-        answers = in_batches(rows, read, features_of, BATCH_SIZE)
+        answers = in_batches(rows, reader(data, model.networks, model.transform), compute, BATCH_SIZE)
         for _, each in tqdm(answers, total=len(rows), unit="image", disable=None, dynamic_ncols=True):
             if isinstance(each, UserError):
                 raise each
             found.append(each)
-    stacked, own = torch.stack(found), checkpoint.captioner.backbone.channels[0]
-    return stacked, [count for count in (own, stacked.shape[1] - own) if count]
+    return torch.stack(found)
 
 
 def fit_words_from_dataset(
@@ -128,21 +140,13 @@ def fit_words_from_dataset(
     assert words is not None
     groups, (male, female, _) = [*mention_groups(words).values()], genders(words)
     model, _ = TorchCaptioner.from_checkpoints([replace(checkpoint, guides={})], device)
-    read = reader(data, model.networks, model.transform)
 
     def summary_of(contents: list) -> Tensor:
         state, _ = model.start(stack(contents), [])
         predicted = state.words.sigmoid()
         return torch.cat([mention_rates(predicted, groups), gender_sums(predicted, male, female)], 1).cpu()
 
-    found = []
-    with torch.inference_mode():
-        answers = in_batches(rows, read, summary_of, BATCH_SIZE)
-        for _, each in tqdm(answers, total=len(rows), unit="image", disable=None, dynamic_ncols=True):
-            if isinstance(each, UserError):
-                raise each
-            found.append(each)
-    rates, sums = torch.stack(found).split([len(groups), 2], 1)
+    rates, sums = compute_for_images(summary_of, model, data, rows).split([len(groups), 2], 1)
     references = [[words.encode(ptb_tokenize(text)) for text in data.references(row)] for row in rows]
     fitted, lines = fit_words(words, rates, sums, references)
     return Fitted(fitted, [f"thresholds chosen by the references of {count_images(data, rows)}", *lines])

@@ -1,6 +1,5 @@
 """Several data sets and styles from the command line: train.py on a mixture, --style of caption.py and evaluate.py."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -8,17 +7,15 @@ import pytest
 import torch
 
 from sca_caption import checkpoint
-from sca_caption.checkpoint import Checkpoint
 from sca_caption.cli import caption, evaluate, train
 from sca_caption.evaluation import meteor_spice as java_metrics
 from sca_caption.evaluation.meteor_spice import MetricUnavailable
 from sca_caption.images import Transform
 from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.training import loop
-from sca_caption.vocab import Vocabulary
 from tests.helpers.made_photos import dataset, error_line, write
 from tests.helpers.mixtures import mixture_of, write_two
-from tests.helpers.tiny_captioner import TINY, TINY_WORDS, tiny_captioner
+from tests.helpers.tiny_captioner import STYLES, save_styled
 from tests.helpers.toy_backbone import toy  # noqa: F401
 from tests.helpers.training_runs import assert_equal_tensors
 
@@ -195,18 +192,10 @@ def test_mistakes_are_one_line_and_leave_nothing(here, capsys):
 
 # ---- styles ----------------------------------------------------------------------------------------------------------
 
-STYLES = ("made", "everyday", "news")
-
 
 @pytest.fixture(scope="module")
 def styled(tmp_path_factory) -> Path:
-    """The checkpoint of a captioner whose three styles say different things of one image."""
-    model = tiny_captioner(config=dataclasses.replace(TINY, styles=STYLES))
-    with torch.no_grad():
-        model.style.weight.normal_(0, 6, generator=torch.Generator().manual_seed(3))
-    path = tmp_path_factory.mktemp("styled") / "best.pt"
-    checkpoint.save(path, Checkpoint(model, Vocabulary(TINY_WORDS), Transform(size=32)))
-    return path
+    return save_styled(tmp_path_factory.mktemp("styled") / "best.pt")
 
 
 def captions_by_style(path: Path, photos: list[Path]) -> dict[str, list[str]]:

@@ -26,7 +26,7 @@ from sca_caption.training.fit_guidance import FITS, features_from_dataset, held_
 from sca_caption.vocab import Vocabulary
 from tests.helpers.guided_captioners import SIZE, guided_checkpoint
 from tests.helpers.made_photos import error_line, fail, message, record, write
-from tests.helpers.tiny_captioner import TINY, TINY_WORDS, tiny_captioner
+from tests.helpers.tiny_captioner import STYLES, TINY, TINY_WORDS, save_styled, tiny_captioner
 
 TEXTS = ("a man runs", "a dog sits on grass", "red water", "blue water", "the cat runs")
 CPU = torch.device("cpu")
@@ -212,18 +212,10 @@ def test_features_are_those_of_the_encoder(path, tmp_path):
 
 # ---- several data files ----------------------------------------------------------------------------------------------
 
-STYLES = ("made", "everyday", "news")
-
 
 @pytest.fixture(scope="module")
 def styled(tmp_path_factory) -> Path:
-    """The file of a captioner whose styles say different things of one image."""
-    model = tiny_captioner(config=dataclasses.replace(TINY, styles=STYLES))
-    with torch.no_grad():
-        model.style.weight.normal_(0, 6, generator=torch.Generator().manual_seed(3))
-    saved = tmp_path_factory.mktemp("styled") / "best.pt"
-    checkpoint.save(saved, Checkpoint(model, Vocabulary(TINY_WORDS), Transform(32)))
-    return saved
+    return save_styled(tmp_path_factory.mktemp("styled") / "best.pt")
 
 
 @pytest.fixture(scope="module")
