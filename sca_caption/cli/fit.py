@@ -1,9 +1,11 @@
 """`python -m sca_caption fit`: fit what guides the captions of a trained captioner."""
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from sca_caption.cli.flags import add_device
 from sca_caption.cli.parser import Parser, program
+from sca_caption.models import quantization
 
 EPILOG = """\
 examples:
@@ -13,6 +15,7 @@ examples:
   python -m sca_caption fit confidence runs/flickr8k/best.pt --data data/flickr8k.h5
   python -m sca_caption fit words confidence runs/both/best.pt --data data/flickr8k.h5 data/coco.h5
   python -m sca_caption fit confidence runs/both/best.pt --data data/flickr8k.h5 data/coco.h5 --plot confidence.svg
+  python -m sca_caption fit words confidence runs/both/best.pt --data data/both.h5 --output captioner.safetensors --dtype int8
 
 consensus: reranks candidates by the words that annotators would use (expected CIDEr).
 
@@ -57,6 +60,17 @@ def parser() -> Parser:
         metavar="FILE",
         help="confidence: reliability diagram of held-out captions: .svg, .png or .pdf",
     )
+    p.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="write the captioner with its guides to this file, without training state, and leave the checkpoint as it is",
+    )
+    p.add_argument(
+        "--dtype",
+        choices=quantization.DTYPES,
+        help="data type of the weights in --output (default: float16)",
+    )
     add_device(p)
     return p
 
@@ -67,11 +81,13 @@ def main(argv: list[str] | None = None) -> int:
     from sca_caption import checkpoint
     from sca_caption.datasets.hdf5_reader import CaptionDataset
     from sca_caption.datasets.mixture import Mixture
+    from sca_caption.runtime.atomic_files import atomic_write
     from sca_caption.runtime.devices import find_device
     from sca_caption.runtime.errors import UserError
     from sca_caption.runtime.figures import check_figure, save_figure
     from sca_caption.training.fit_guidance import FITS
     from sca_caption.training.reliability_plot import draw_reliability
+    from sca_caption.training.weight_soup import average
 
     if arguments.plot:
         if "confidence" not in arguments.guides:
@@ -79,13 +95,20 @@ def main(argv: list[str] | None = None) -> int:
                 f"--plot {arguments.plot}: fit {' '.join(arguments.guides)} draws no figure; leave the flag out"
             )
         check_figure(arguments.plot, "--plot")
+    if arguments.dtype and not arguments.output:
+        raise UserError(f"--dtype {arguments.dtype} is for --output, which is missing")
     data = Mixture([CaptionDataset(path) for path in arguments.data])
-    for guide in arguments.guides:
-        fit, split = FITS[guide]
-        rows = data.indices(arguments.split or split).tolist()
-        fitted = fit(checkpoint.load(arguments.checkpoint), data, rows, find_device(arguments.device))
-        checkpoint.add_guide(arguments.checkpoint, guide, fitted.guide)
-        print(f"{arguments.checkpoint}: {fitted.lines[0]}", *fitted.lines[1:], sep="\n")
-        if arguments.plot and guide == "confidence":
-            save_figure(draw_reliability(fitted.held_out), arguments.plot, "--plot")
+    with ExitStack() as files:
+        path = arguments.checkpoint
+        if arguments.output:
+            path = files.enter_context(atomic_write(arguments.output, make_folder=True))
+            checkpoint.save(path, average([arguments.checkpoint], [1.0]), arguments.dtype or "float16")
+        for guide in arguments.guides:
+            fit, split = FITS[guide]
+            rows = data.indices(arguments.split or split).tolist()
+            fitted = fit(checkpoint.load(path), data, rows, find_device(arguments.device))
+            checkpoint.add_guide(path, guide, fitted.guide)
+            print(f"{arguments.output or path}: {fitted.lines[0]}", *fitted.lines[1:], sep="\n")
+            if arguments.plot and guide == "confidence":
+                save_figure(draw_reliability(fitted.held_out), arguments.plot, "--plot")
     return 0

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from sca_caption import checkpoint
 from sca_caption.checkpoint import Checkpoint
-from sca_caption.cli import fit
+from sca_caption.cli import average, fit
 from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.datasets.mixture import Mixture
 from sca_caption.datasets.sources.records import Source
@@ -126,6 +126,20 @@ def test_the_program_replaces_one_guide_and_keeps_the_others(guide, guided, tmp_
             assert torch.equal(value, expected.state_dict()[key]), (name, key)
     if guide != "confidence":
         assert fitted.channels == (320, 1280)  # of both networks
+
+
+def test_output_is_a_new_file_with_the_same_guide(path, tmp_path):
+    data, output, before = as_images(tmp_path / "images.h5"), tmp_path / "new" / "output.st", path.read_bytes()
+    assert run("confidence", path, data, "--output", str(output), "--dtype", "int8") == 0
+    assert path.read_bytes() == before and [*output.parent.iterdir()] == [output]
+    average.main([str(tmp_path / "averaged.st"), str(path), "--dtype", "int8"])
+    assert run("confidence", tmp_path / "averaged.st", data) == 0
+    assert output.read_bytes() == (tmp_path / "averaged.st").read_bytes()
+
+
+def test_without_output_there_is_no_data_type_to_choose(path, tmp_path, capsys):
+    assert run("confidence", path, as_images(tmp_path / "images.h5"), "--dtype", "int8") == 2
+    assert "--output" in capsys.readouterr().err
 
 
 @pytest.mark.slow
