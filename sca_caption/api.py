@@ -70,18 +70,18 @@ class Captioner:
         device: str = "auto",
         style: str = "",
         batch_size: int = BATCH_SIZE,
-        objects: bool = True,
+        guidance: bool = True,
         neutral: bool = False,
     ) -> Self:
         """Load a checkpoint: the model that ships (None), one of train.py's, or several as an ensemble.
 
         device: "cpu", "cuda", "cuda:1", ... or "auto", the first GPU if there is one. style: the data set whose manner
         captions shall have (default: the model's first). batch_size: images per batch.
-        objects: whether object guidance is on (ImageNet nouns are inserted, unlikely people, dogs and colours are
-        masked). neutral: never use words for one gender, such as man, girl and his.
+        guidance: whether words that the model predicts to be unlikely for an image are excluded, if it has the guide
+        "words". neutral: never use words for one gender, such as man, girl and his.
         """
         several: Any = [Path(checkpoint)] if isinstance(checkpoint, str | os.PathLike) else checkpoint
-        options: dict[str, Any] = {"batch_size": batch_size, "objects": objects, "neutral": neutral}
+        options: dict[str, Any] = {"batch_size": batch_size, "guidance": guidance, "neutral": neutral}
         return cls(CaptionPipeline.load(several, device=device, style=style, **options))
 
     @overload
