@@ -95,7 +95,9 @@ def test_random_captioners(guides, tmp_path):
         captions += [each for several in expected for each in several]
         if not any("dog" in group for group in case["force_words"]):
             improbable = [image["predictions"]["words"][DOG] < 0.1 for image in case["images"]]
-            excluded += [each["text"] for several in itertools.compress(expected, improbable) for each in several]
+            excluded += [
+                each["text"] for several in itertools.compress(expected, improbable) for each in several
+            ]
     assert {each["finished"] for each in captions} == {True, False}
     assert any("dog" in text.split() for text in excluded) == ("words" not in guides)
 

@@ -274,8 +274,8 @@ def earlier_format(about: dict) -> dict:
     curve = guides["confidence"]
     return old | {
         "format_version": 4,
-        "naming": None,
-        "subjects": None,
+        "naming": {"threshold": 0.2},
+        "subjects": [{"words": [4], "least": 0.3, "main": True}],
         "consensus": {"idf": guides["consensus"]["idf"]},
         "calibration": {
             "slope": curve["slope"], "intercept": curve["intercept"], "consensus": curve["ratings"]["consensus"]
@@ -287,7 +287,9 @@ def test_exports_of_the_earlier_format_are_read(exported, tmp_path):
     about = json.loads((exported / "model.json").read_text())
     about["guides"] = [each for each in about["guides"] if each["name"] != "words"]  # a later guide
     old = earlier_format(about)
-    assert upgrade(copy.deepcopy(old)) == about
+    upgraded = upgrade(copy.deepcopy(old))
+    removed = [{"name": "objects"}, {"name": "presence"}]
+    assert upgraded | {"search": about["search"]} == about | {"guides": [*removed, *about["guides"]]}
     folder = copied(exported, tmp_path / "old", old)
     x = pixels(4)
     wanted = load_pipeline(copied(exported, tmp_path / "new", about)).caption_batch(x)
@@ -348,7 +350,12 @@ def with_features(about: dict, folder: Path) -> dict:
     return about | {"inputs": inputs, "outputs": outputs}
 
 
-OBJECTS = {"name": "objects", "prediction": "noun_probabilities", "nouns": [], "new_words": ["owl", "rooster"]}
+OBJECTS = {
+    "name": "objects",
+    "prediction": "noun_probabilities",
+    "nouns": [],
+    "new_words": ["owl", "rooster"],
+}
 PRESENCE = {"name": "presence", "prediction": "mention_rates", "rules": []}
 
 

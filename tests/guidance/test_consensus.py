@@ -21,8 +21,13 @@ from sca_caption.evaluation.cider import Cider
 from sca_caption.evaluation.ngrams import count_ngrams
 from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
 from sca_caption.guidance.confidence import fit_confidence
-from sca_caption.guidance.consensus import ConsensusPredictor, ConsensusReranker, fit_consensus, mean_tfidf, signed_sqrt_pool
-from sca_caption.images import Transform
+from sca_caption.guidance.consensus import (
+    ConsensusPredictor,
+    ConsensusReranker,
+    fit_consensus,
+    mean_tfidf,
+    signed_sqrt_pool,
+)
 from sca_caption.inference.batching import stack
 from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.training import weight_soup

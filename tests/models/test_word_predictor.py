@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from sca_caption.models.word_predictor import MIN_PROBABILITY, WordPredictor
 from sca_caption.training.batches import Batch
 from sca_caption.training.losses import caption_loss, word_loss
-from tests.helpers.small_captioner import WORDS, batch_of, captioner, pixels
+from tests.helpers.small_captioner import WORDS, batch_of, captioner
 from tests.helpers.toy_backbone import toy  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("toy")
