@@ -284,7 +284,7 @@ def test_a_file_cut_in_two_fits_what_the_whole_file_fits(path, tmp_path):
 
 
 def test_one_file_gives_the_figures_of_a_fit_without_styles(path, tmp_path, capsys):
-    """Recorded before guides could be fitted to several files."""
+    """Recorded with consensus reranking alone."""
     records = source(val=47).records
     write(Source("made", "made for a test", records), tmp_path / "made.h5")
     arguments = [
