@@ -12,7 +12,7 @@ from sca_caption.guidance.words import PredictedWords
 from sca_caption.images import Transform, fit
 from sca_caption.inference.batching import stack
 from sca_caption.models.sca_cnn import SCACNN
-from sca_caption.vocab import Vocabulary
+from sca_caption.vocab import EOS, Vocabulary
 from tests.helpers.made_photos import photo
 from tests.helpers.tiny_captioner import TINY, TINY_WORDS, tiny_captioner
 
@@ -56,6 +56,7 @@ def made_consensus(channels: int) -> ConsensusPredictor:
 def guided_checkpoint() -> Checkpoint:
     """A captioner with all guides, each of which changes captions of `pixels(8)`: of some images, not of all."""
     model = predicting_words()
+    model.word.bias.data[EOS] += 0.15  # captions of one word, of twenty, and between
     guides = {
         "consensus": made_consensus(model.backbone.channels[0]),
         "words": PredictedWords(THRESHOLDS),

@@ -145,12 +145,12 @@ def test_a_guide_is_one_class_and_one_line(given, monkeypatch, tmp_path):
 
     monkeypatch.setitem(GUIDES, "length", PreferLength)
     plain = dataclasses.replace(given, guides={})
-    checkpoint.save(tmp_path / "best.pt", dataclasses.replace(plain, guides={"length": Length(6)}))
+    checkpoint.save(tmp_path / "best.pt", dataclasses.replace(plain, guides={"length": Length(12)}))
     for captions in CaptionPipeline.load(tmp_path / "best.pt").caption_batch(pixels(8)):
         assert "a" not in captions[0].text.split()
     unequal = [len(c[0].tokens) for c in CaptionPipeline.load(plain).caption_batch(pixels(8))]
     guided = [len(c[0].tokens) for c in CaptionPipeline.load(tmp_path / "best.pt").caption_batch(pixels(8))]
-    assert sum(abs(n - 6) for n in guided) < sum(abs(n - 6) for n in unequal)
+    assert sum(abs(n - 12) for n in guided) < sum(abs(n - 12) for n in unequal)
 
 
 def test_the_shipped_model_runs_the_guides_of_its_file():

@@ -283,30 +283,6 @@ def test_a_file_cut_in_two_fits_what_the_whole_file_fits(path, tmp_path):
         assert torch.equal(value, uncut.guide.state_dict()[key]), key
 
 
-def test_one_file_gives_the_figures_of_a_fit_without_styles(path, tmp_path, capsys):
-    """Recorded with consensus reranking alone."""
-    records = source(val=47).records
-    write(Source("made", "made for a test", records), tmp_path / "made.h5")
-    arguments = [
-        "consensus",
-        "confidence",
-        path,
-        "--data",
-        tmp_path / "made.h5",
-        "--device",
-        "cpu",
-    ]
-    assert fit.main([*map(str, arguments)]) == 0  # one after the other: confidence sees the rating
-    assert capsys.readouterr().out.splitlines() == [
-        f"{path}: fitted to the references of 60 images",
-        f"{path}: Spearman's rank correlation with CIDEr over 47 images: -0.66",
-        "confidence 0.30 to 0.37: 100% of 12 better than the median",
-        "confidence 0.38 to 0.43:  50% of 12 better than the median",
-        "confidence 0.43 to 0.47:  17% of 12 better than the median",
-        "confidence 0.49 to 0.90:   0% of 11 better than the median",
-    ]
-
-
 def test_the_program_plots_several_files(styled, files, tmp_path, capsys):
     path, figure = tmp_path / "best.pt", tmp_path / "reliability.svg"
     shutil.copy(styled, path)
