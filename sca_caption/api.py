@@ -3,21 +3,23 @@
 >>> from sca_caption import Captioner
 >>> captioner = Captioner.load()
 >>> captioner.caption("docs/grace_hopper.jpg")
-'a man in a white shirt is wearing a black hat'
+'a ...'
+
+The words, for which the dots stand, depend on the model.
 
 An image is a path, a file's bytes, a PIL image, an array or a tensor; several are captioned together, which is faster:
 
 >>> from PIL import Image
 >>> with Image.open("docs/grace_hopper.jpg") as photograph:
 ...     captioner.caption([photograph, photograph.convert("L")])
-['a man in a white shirt is wearing a black hat', 'a man in a black shirt is wearing a helmet']
+['a ...', 'a ...']
 
 Keywords are the search flags of the command line:
 
 >>> for caption in captioner.captions("docs/grace_hopper.jpg", num_captions=2, force_words=["hat"]):
-...     print(f"{caption.confidence:.2f} {caption.text}")
-0.41 a man in a white shirt is wearing a black hat
-0.38 a man in a suit is wearing a black hat
+...     print(f"{caption.score:.2f} {caption.text}")
+-... hat...
+-... hat...
 
 Mistakes of a user raise `UserError`, with the message of the command line:
 
@@ -70,18 +72,18 @@ class Captioner:
         device: str = "auto",
         style: str = "",
         batch_size: int = BATCH_SIZE,
-        objects: bool = True,
+        guidance: bool = True,
         neutral: bool = False,
     ) -> Self:
         """Load a checkpoint: the model that ships (None), one of train.py's, or several as an ensemble.
 
         device: "cpu", "cuda", "cuda:1", ... or "auto", the first GPU if there is one. style: the data set whose manner
         captions shall have (default: the model's first). batch_size: images per batch.
-        objects: whether object guidance is on (ImageNet nouns are inserted, unlikely people, dogs and colours are
-        masked). neutral: never use words for one gender, such as man, girl and his.
+        guidance: whether words that the model predicts to be unlikely for an image are excluded, if it has the guide
+        "words". neutral: never use words for one gender, such as man, girl and his.
         """
         several: Any = [Path(checkpoint)] if isinstance(checkpoint, str | os.PathLike) else checkpoint
-        options: dict[str, Any] = {"batch_size": batch_size, "objects": objects, "neutral": neutral}
+        options: dict[str, Any] = {"batch_size": batch_size, "guidance": guidance, "neutral": neutral}
         return cls(CaptionPipeline.load(several, device=device, style=style, **options))
 
     @overload

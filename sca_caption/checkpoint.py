@@ -8,7 +8,7 @@ The format holds tensors and text, never code, so loading a stranger's file exec
     guides (of a captioner: the settings of each trained guide by name, see `guidance.guide`)
 
 Tensors are named model.*, extra.* (the optimizer's) and guides.NAME.*. Versions 1 and 2 (with int8 weights) had the
-guides under names of their own; they load as before.
+guides under names of their own; they load as before. Guides that this version no longer has are left out.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from sca_caption import config as configs
 from sca_caption.config import ClassifierConfig, ModelConfig
-from sca_caption.guidance import GUIDES, require_known_guides
+from sca_caption.guidance import GUIDES, removed_guides, require_known_guides, warn_of_removed
 from sca_caption.guidance.guide import TrainedGuide
 from sca_caption.images import Transform
 from sca_caption.models import quantization
@@ -115,19 +115,36 @@ def save(path: str | Path, checkpoint: Checkpoint, dtype: str = "float32") -> No
 
 
 def _stored_guide(name: str, guide: TrainedGuide, dtype: str) -> dict[str, Tensor]:
-    prefix = f"{_GUIDES}{name}."
-    tensors = {prefix + key: value for key, value in guide.state_dict().items()}
-    return quantization.quantize(tensors, dtype, [prefix] if guide.int8_convolutions else [])
+    tensors = {f"{_GUIDES}{name}.{key}": value for key, value in guide.state_dict().items()}
+    return quantization.quantize(tensors, dtype)
 
 
 def load(path: str | Path | None = None, task: str = "caption") -> Checkpoint:
     """Read a checkpoint; None means the captioner that ships. The model is in evaluation mode.
 
     task: "caption" or "classify". Raises UserError for a missing file, one that is no checkpoint or was cut short, one of
-    another format version, and one of the other task.
+    another format version, and one of the other task. Warns of guides that are left out (see `guidance.removed_guides`).
     """
     path = Path(path) if path is not None else SHIPPED
     text, stored = _read(path)
+    require_known_guides(path, text["guides"])
+    warn_of_removed(path, _drop_removed_guides(text, stored))
+    return _restore(path, text, stored, task)
+
+
+def _drop_removed_guides(text: dict, tensors: dict[str, Tensor]) -> set[str]:
+    """Delete what this version cannot run from what `_read` returned, and return the names."""
+    removed = removed_guides(text["guides"])
+    for name in removed:
+        del text["guides"][name]
+    prefixes = tuple(f"{start}{_GUIDES}{name}." for name in removed for start in ("", quantization.SCALE))
+    for key in [key for key in tensors if key.startswith(prefixes)]:
+        del tensors[key]
+    return removed
+
+
+def _restore(path: Path, text: dict, stored: dict[str, Tensor], task: str) -> Checkpoint:
+    """The checkpoint of what `_read` returned. Raises UserError as `load` does."""
     tensors = quantization.dequantize(stored)
     if text.get("task", "caption") != task:
         raise UserError(f"{path} {_OTHER_TASK[task]}")
@@ -141,7 +158,6 @@ def load(path: str | Path | None = None, task: str = "caption") -> Checkpoint:
 
         model = Classifier(configs.from_dict(ClassifierConfig, text["config"]))
     weights = _with_prefix(tensors, _MODEL)
-    require_known_guides(path, text["guides"])
     try:
         if getattr(model.config, "tie_embeddings", False):
             weights["word.weight"] = weights["embedding.weight"]
@@ -225,10 +241,12 @@ def _upgrade(text: dict, tensors: dict[str, Tensor]) -> tuple[dict, dict[str, Te
 def add_guide(path: Path, name: str, guide: TrainedGuide) -> None:
     """Put a trained guide into a checkpoint's file, or replace it; all other tensors stay as they are stored.
 
-    Raises UserError for what `load` refuses.
+    Guides that this version no longer has are deleted. Raises UserError for what `load` refuses.
     """
-    load(path)
     text, tensors = _read(path)
+    require_known_guides(path, text["guides"])
+    _drop_removed_guides(text, tensors)
+    _restore(path, text, tensors, "caption")
     quantized = any(value.dtype == torch.int8 for value in tensors.values())
     dtype = "int8" if quantized else str(tensors["model.word.bias"].dtype).removeprefix("torch.")
     tensors = {key: value for key, value in tensors.items() if f"{_GUIDES}{name}." not in key}

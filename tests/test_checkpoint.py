@@ -15,14 +15,14 @@ from sca_caption import checkpoint
 from sca_caption.checkpoint import Checkpoint
 from sca_caption.cli import average
 from sca_caption.config import ModelConfig
-from sca_caption.guidance.hallucination import PresenceClassifier
+from sca_caption.guidance.words import PredictedWords
 from sca_caption.images import Transform
 from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.runtime.errors import UserError
 from sca_caption.training import weight_soup
 from sca_caption.vocab import Vocabulary
-from tests.helpers.guided_captioners import CHANNELS, guided_checkpoint, pixels
+from tests.helpers.guided_captioners import guided_checkpoint, pixels
 from tests.helpers.made_photos import message
 from tests.helpers.tiny_captioner import TINY, TINY_WORDS, tiny_captioner
 from tests.helpers.toy_backbone import toy  # noqa: F401
@@ -322,63 +322,106 @@ def test_another_version(saved):
     assert str(saved) in error and "format 9" in error and "1, 2, 3" in error
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("version", "dtype"), [(1, "float32"), (2, "int8")])
-def test_earlier_formats_load_with_their_guides(version, dtype, tmp_path):
-    """Versions 1 and 2 had each guide under a name of its own, and confidence among the metrics."""
-    given = guided_checkpoint()
-    checkpoint.save(tmp_path / "new.pt", given, dtype)
-    with safe_open(tmp_path / "new.pt", "pt") as file:
-        text = json.loads(file.metadata()["sca_caption"])
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    old_names = {
-        "guides.objects.": "objects.",
-        "guides.consensus.": "consensus.",
-        "guides.presence.": "subjects.",
-    }
-    renamed = {
-        "center": "centre",
-        "down.weight": "narrow.weight",
-        "up.weight": "widen.weight",
-        "up.bias": "widen.bias",
-    }
-    old = {}
-    for key, value in tensors.items():
-        for new_prefix, old_prefix in old_names.items():
-            if new_prefix in key:
-                start, rest = key.split(new_prefix)
-                rest = rest if old_prefix == "objects." else renamed.get(rest, rest)
-                key = start + old_prefix + rest
-                break
-        old[key] = value
-    guides = text.pop("guides")
-    text |= {"format_version": version, "objects": guides["objects"], "consensus": guides["consensus"]}
-    text["subjects"] = guides["presence"]
-    text["metrics"] |= {"confidence_slope": 2.0, "confidence_intercept": 1.5, "confidence_consensus": 4.0}
-    save_file(old, tmp_path / "old.pt", {"sca_caption": json.dumps(text)})
-    loaded = checkpoint.load(tmp_path / "old.pt")
-    assert loaded.metrics == given.metrics and set(loaded.guides) == set(given.guides)
-    expected, found = (
-        CaptionPipeline.load(tmp_path / name).caption_batch(pixels(4)) for name in ("new.pt", "old.pt")
-    )
-    assert found == expected and found[0][0].confidence is not None
+# ---- guides of earlier versions --------------------------------------------------------------------------------------
 
-    # A guide put into such a file replaces the earlier one with its scales of int8, and leaves the others alone.
-    small = torch.nn.init.normal_(torch.empty(2, sum(CHANNELS)), generator=torch.Generator().manual_seed(0))
-    presence = PresenceClassifier(CHANNELS, ("people", "dogs"))
-    presence.classifier.weight.copy_(small)
-    checkpoint.add_guide(tmp_path / "old.pt", "presence", presence)
-    names = [name for name in load_file(tmp_path / "old.pt") if "presence" in name]
-    assert len(names) == 3 and not any(name.startswith("scale.") for name in names)
-    again = checkpoint.load(tmp_path / "old.pt")
-    assert set(again.guides) == set(given.guides) and again.metrics == given.metrics
-    tolerance = 0 if dtype == "float32" else 1e-3
-    torch.testing.assert_close(
-        again.guides["presence"].classifier.weight, small, rtol=tolerance, atol=tolerance
-    )
-    for name in ("objects", "consensus"):
-        for key, value in loaded.guides[name].state_dict().items():
-            assert torch.equal(again.guides[name].state_dict()[key], value), (name, key)
+
+def without_guides(given: Checkpoint, *names: str) -> Checkpoint:
+    guides = {name: each for name, each in given.guides.items() if name not in names}
+    return dataclasses.replace(given, guides=guides)
+
+
+def test_earlier_formats_load_with_their_guides(tmp_path):
+    """Versions 1 and 2 had each guide under a name of its own, and confidence among the metrics."""
+    given = without_guides(guided_checkpoint(), "words")
+    for version, dtype in ((1, "float32"), (2, "int8")):
+        new, path = tmp_path / f"new{version}.pt", tmp_path / f"old{version}.pt"
+        checkpoint.save(new, given, dtype)
+        text, tensors = text_of(new), load_file(new)
+        renamed = {
+            "guides.consensus.center": "consensus.centre",
+            "guides.consensus.down.weight": "consensus.narrow.weight",
+            "guides.consensus.up.weight": "consensus.widen.weight",
+            "guides.consensus.up.bias": "consensus.widen.bias",
+            "guides.consensus.idf": "consensus.idf",
+        }
+        old = {}
+        for key, value in tensors.items():
+            scale = "scale." if key.startswith("scale.") else ""
+            plain = key.removeprefix("scale.")
+            old[scale + renamed.get(plain, plain)] = value
+        old["subjects.classifier.bias"] = torch.zeros(2)  # the hallucination mask, which is left out
+        guides = text.pop("guides")
+        text |= {"format_version": version, "consensus": guides["consensus"]}
+        text["subjects"] = {"channels": [64], "names": ["people", "dogs"]}
+        text["metrics"] |= {
+            "confidence_slope": 2.0,
+            "confidence_intercept": 1.5,
+            "confidence_consensus": 4.0,
+        }
+        save_file(old, path, {"sca_caption": json.dumps(text)})
+        loaded = checkpoint.load(path)
+        assert loaded.metrics == given.metrics and set(loaded.guides) == set(given.guides)
+        expected, found = (CaptionPipeline.load(each).caption_batch(pixels(4)) for each in (new, path))
+        assert found == expected and found[0][0].confidence is not None
+
+
+REMOVED = {
+    "objects": ({"first": 14, "network": "mobilenet_v2"}, {"classifier.bias": torch.zeros(1000)}),
+    "presence": ({"channels": [64], "names": ["dogs"]}, {"classifier.weight": torch.ones(1, 64)}),
+}
+
+
+def with_removed(path, given: Checkpoint, *names: str, channels: list[int] | None = None) -> None:
+    """Save a checkpoint with guides that this version no longer has. channels: of the consensus predictor's networks."""
+    checkpoint.save(path, given, "int8")
+
+    def change_text(text: dict) -> None:
+        text["guides"] |= {name: REMOVED[name][0] for name in names}
+        text["guides"].get("consensus", {}).update({"channels": channels} if channels else {})
+
+    def change_tensors(tensors: dict) -> None:
+        for name in names:
+            tensors |= {f"guides.{name}.{key}": value for key, value in REMOVED[name][1].items()}
+        tensors |= {f"scale.guides.{name}.features.weight": torch.ones(3) for name in names}
+
+    rewrite(path, change_text, change_tensors)
+
+
+@pytest.mark.parametrize(
+    ("names", "channels", "left_out"),
+    [
+        (["presence"], None, {"presence"}),
+        (["objects"], [64], {"objects"}),
+        # Consensus of two networks needs the features of objects, and confidence needs its rating.
+        (["objects", "presence"], [40, 24], {"objects", "presence", "consensus", "confidence"}),
+    ],
+)
+def test_removed_guides_are_left_out_with_a_note(names, channels, left_out, tmp_path, capsys):
+    """Captions are those of the model without them; a guide that is added replaces them."""
+    given, path = guided_checkpoint(), tmp_path / "old.pt"
+    with_removed(path, given, *names, channels=channels)
+    checkpoint.save(tmp_path / "plain.pt", without_guides(given, *left_out), "int8")
+    found = checkpoint.load(path)
+    warning = capsys.readouterr().err
+    assert warning.count("\n") == 1 and warning.startswith("warning: ") and str(path) in warning
+    assert all((name in warning) == (name in left_out) for name in (*REMOVED, "consensus", "confidence"))
+    assert set(found.guides) == set(given.guides) - left_out
+    expected = CaptionPipeline.load(tmp_path / "plain.pt").caption_batch(pixels(4))
+    assert CaptionPipeline.load(found).caption_batch(pixels(4)) == expected
+    assert capsys.readouterr().err == ""
+
+    checkpoint.add_guide(path, "words", PredictedWords({"dogs": 0.25}))
+    again = checkpoint.load(path)
+    assert set(again.guides) == set(given.guides) - left_out
+    assert again.guides["words"].thresholds == {"dogs": 0.25}
+    assert capsys.readouterr().err == ""
+    assert not [key for key in load_file(path) if any(f"guides.{name}." in key for name in left_out)]
+
+
+def test_words_that_only_a_removed_guide_knew(tmp_path):
+    with_removed(tmp_path / "old.pt", guided_checkpoint(), "objects")
+    error = message(lambda: CaptionPipeline.load(tmp_path / "old.pt", force_words=["owl"]))
+    assert "--force-words 'owl'" in error
 
 
 def test_settings_of_a_newer_version(saved):
@@ -397,7 +440,7 @@ def test_guides_of_a_newer_version(saved):
         (lambda text: text["config"].update(lstm_size=9), None),
         (lambda text: text["guides"].update(confidence={"slope": 1.0}), None),
         (lambda text: text["guides"].update(confidence={"slope": 1.0, "intercept": 0.0, "jokes": 2}), None),
-        (lambda text: text["guides"].update(presence={"channels": [3], "names": ["dogs"]}), None),
+        (lambda text: text["guides"].update(words={"thresholds": {"jokes": 0.1}}), None),
         (lambda text: text["words"].pop(), None),
         (lambda text: text["config"].update(attention="S"), None),
         (None, lambda tensors: tensors.pop("model.lstm.weight_hh")),

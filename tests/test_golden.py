@@ -60,9 +60,10 @@ def captions_of_the_shipped_model() -> dict:
     found = {
         name: numbers(captioner.stream(PHOTOGRAPHS.values(), **search)) for name, search in SEARCHES.items()
     }
-    found["no objects"] = numbers(Captioner.load(device="cpu", objects=False).stream(PHOTOGRAPHS.values()))
+    unguided = Captioner.load(device="cpu", guidance=False)
+    found["no guidance"] = numbers(unguided.stream(PHOTOGRAPHS.values()))
     sampled = CaptionPipeline.load(
-        device="cpu", sampling=SamplingConfig(seed=3), search=SearchConfig(num_captions=2), objects=True
+        device="cpu", sampling=SamplingConfig(seed=3), search=SearchConfig(num_captions=2)
     )
     found["sampled"] = numbers(Captioner(sampled).stream(PHOTOGRAPHS.values()))
     for style in load().captioner.config.styles[1:]:

@@ -2,9 +2,9 @@
 
 folder (default): the whole program, compared with its floor and with a beam search of one image at a time. The floor
 decodes the same files and runs the first part of the CNN on them in batches, and does nothing else. The search of one
-image at a time computes the model's equations as the paper writes them, with an image's beams as the rows of a batch; it
-is timed on the first images only. The program is timed from the start of Python to the last line written, without and
-with object guidance. Floor and search run in a process that has imported everything and loaded the model.
+image at a time computes the model's equations as the paper writes them, with an image's beams as the rows of a batch;
+it is timed on the first images only. The program is timed from the start of Python to the last line written. Floor and
+search run in a process that has imported everything and loaded the model.
 
 start: `caption.py IMAGE` compared with the bare import of torch and torchvision, as whole processes in turn, after one
 run of each that warms the disk's cache. The ratios are medians over rounds, of wall time and of processor time, which
@@ -104,16 +104,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def report_folder(arguments: argparse.Namespace) -> None:
     paths = images.find_images([arguments.path])
-    pipeline = CaptionPipeline.load(arguments.checkpoint, device="cpu", objects=False)
+    pipeline = CaptionPipeline.load(arguments.checkpoint, device="cpu", guidance=False)
     few = paths[: arguments.singly]
     ways: dict[str, tuple[int, Callable[[], object]]] = {
         "floor: decode files, first part of the CNN": (len(paths), lambda: floor(pipeline, paths)),
-        "caption.py --no-objects, whole program": (
-            len(paths),
-            lambda: whole_program(arguments, "--no-objects"),
-        ),
-        "caption.py, whole program": (len(paths), lambda: whole_program(arguments)),
-        "CaptionPipeline, loaded, without objects": (len(paths), lambda: ours(pipeline, paths)),
+        "caption.py --no-guidance, whole program": (len(paths), lambda: whole_program(arguments)),
+        "CaptionPipeline, loaded": (len(paths), lambda: ours(pipeline, paths)),
         "one image at a time": (len(few), lambda: [singly(pipeline, path) for path in few]),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -125,9 +121,7 @@ def report_folder(arguments: argparse.Namespace) -> None:
             seconds[name].append((time.perf_counter() - began) / count)
     least, whole, *_ = (statistics.median(times) for times in seconds.values())
     print(f"{len(paths)} images, beam {SearchConfig.beam_size}, {torch.get_num_threads()} threads\n")
-    print(
-        "| | ms per image | times the floor | times caption.py --no-objects |\n| --- | ---: | ---: | ---: |"
-    )
+    print("| | ms per image | times the floor | times caption.py |\n| --- | ---: | ---: | ---: |")
     for name, times in seconds.items():
         median = statistics.median(times)
         print(f"| {name} | {1000 * median:.2f} | {median / least:.2f} | {median / whole:.2f} |")
@@ -143,7 +137,7 @@ def floor(pipeline: CaptionPipeline, paths: list[Path]) -> None:
     assert isinstance(model, TorchCaptioner)
 
     def encode(contents: list) -> list:
-        model.encode(stack(contents), ())
+        model.encode(stack(contents))
         return contents
 
     read = partial(images.load, transform=pipeline.transform)
@@ -152,13 +146,12 @@ def floor(pipeline: CaptionPipeline, paths: list[Path]) -> None:
             raise UserError(f"{path} cannot be read; take it out of the folder")
 
 
-def whole_program(arguments: argparse.Namespace, *more: str) -> list[str]:
-    """The captions that caption.py writes, with `more` flags."""
+def whole_program(arguments: argparse.Namespace) -> list[str]:
+    """The captions that caption.py --no-guidance writes."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "captions.json")
-        flags = [str(arguments.path), "--device", "cpu", "--output", str(output)]
+        flags = [str(arguments.path), "--device", "cpu", "--no-guidance", "--output", str(output)]
         flags += ["--checkpoint", arguments.checkpoint] if arguments.checkpoint else []
-        flags += more
         subprocess.run([sys.executable, "-c", CAPTION, *flags], check=True, stderr=subprocess.DEVNULL)
         return [entry["caption"] for entry in json.loads(output.read_text(encoding="utf-8"))]
 

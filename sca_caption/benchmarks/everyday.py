@@ -8,11 +8,10 @@ CIDEr, BLEU-4, METEOR: as evaluate.py computes them. CIDEr's document frequencie
 main noun: share of captions, in per cent, whose main noun is the same noun as a word of a reference.
 
 people, dogs, other animals invented: images whose caption mentions them and whose references do not, as CHAIR counts
-hallucinated objects (Rohrbach et al. 2018, arXiv 1809.02156). People: the words of the hallucination mask and those of
-`evaluation.caption_errors`, singular or plural; references also mention people by hands, arms and fingers. Dogs: the
-words of the hallucination mask. Other animals: the animals of `guidance.object_nouns` except dogs. A reference must
-mention the same animal, by any of its words, or "animal"; any animal permits "animal". A hot dog is no dog, a teddy
-bear no bear.
+hallucinated objects (Rohrbach et al. 2018, arXiv 1809.02156). The words for people, dogs and other animals are those of
+`guidance.groups`, for people also those of `evaluation.caption_errors`, singular or plural; references also mention
+people by hands, arms and fingers. A reference must mention the same animal, by any of its words, or "animal"; any
+animal permits "animal". A hot dog is no dog, a teddy bear no bear.
 
 wrong colour, number, gender: images whose caption contradicts its references, as `evaluation.caption_errors` defines
 it. It also defines the main noun and which nouns are the same.
@@ -24,31 +23,29 @@ from collections.abc import Collection, Sequence, Set
 from functools import cache
 from pathlib import Path
 
-from sca_caption.benchmarks.guidance import counts, without
 from sca_caption.cli.evaluate import open_data
 from sca_caption.cli.parser import Parser, program
 from sca_caption.datasets.hdf5_reader import SPLITS
 from sca_caption.evaluation import caption_errors as errors
 from sca_caption.evaluation.caption_metrics import Scores, evaluate
 from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
-from sca_caption.guidance.hallucination import COLOURS, SUBJECTS
-from sca_caption.guidance.object_nouns import read_nouns
+from sca_caption.guidance import groups
 from sca_caption.inference.batching import reader
 from sca_caption.inference.captioning import CaptionPipeline
+from sca_caption.runtime.errors import UserError
 
 EPILOG = """\
 examples:
   python -m sca_caption.benchmarks.everyday --data data/everyday.h5
   python -m sca_caption.benchmarks.everyday --data data/everyday.h5 --checkpoint best.pt --by-guide
-  python -m sca_caption.benchmarks.everyday --data data/everyday.h5 --without presence --captions
+  python -m sca_caption.benchmarks.everyday --data data/everyday.h5 --without words --captions
 """
 METRICS = ("CIDEr", "BLEU-4", "METEOR")
 MISTAKES = ("people", "dogs", "animals", "colour", "number", "gender")
 INVENTED = ("people invented", "dogs invented", "other animals invented")
 HEADS = (*METRICS, "main noun, %", *INVENTED, "wrong colour", "wrong number", "wrong gender")
-PEOPLE = SUBJECTS["people"].words | errors.EVERYONE
+PEOPLE = groups.PEOPLE | errors.EVERYONE
 PEOPLE_IN_REFERENCES = PEOPLE | {"hand", "arm", "finger"}
-DOGS = SUBJECTS["dogs"].words
 ANIMAL = frozenset(("animal", "animals"))
 NOT_ALWAYS_ANIMALS = frozenset(
     ("crane", "ray", "rays", "shell", "shells", "seashell", "seashells", "coral", "corals", "reef")
@@ -107,6 +104,14 @@ def ways(guides: Sequence[str], by_guide: bool) -> dict[str, tuple[str, ...]]:
     return found
 
 
+def without(pipeline: CaptionPipeline, name: str) -> CaptionPipeline:
+    """Copy the pipeline without the guide `name`. Raises UserError if there is no such guide."""
+    guides = [guide for guide in pipeline.guides if guide.name != name]
+    if len(guides) == len(pipeline.guides):
+        raise UserError(f"this model has no guide {name!r}; python -m sca_caption fit adds one")
+    return CaptionPipeline(pipeline.model, guides, search=pipeline.search, batch_size=pipeline.batch_size)
+
+
 def with_guides(pipeline: CaptionPipeline, names: Sequence[str]) -> CaptionPipeline:
     """Copy the pipeline with these of its guides."""
     for guide in pipeline.guides:
@@ -146,9 +151,9 @@ def mistakes(caption: list[str], references: list[list[str]]) -> list[str]:
     mentioned: set[str] = set().union(*references)
     found = {
         "people": has_noun(caption, PEOPLE) and not has_noun(mentioned, PEOPLE_IN_REFERENCES),
-        "dogs": counts([caption], [references], DOGS)[0] > 0,
+        "dogs": not groups.DOGS.isdisjoint(caption) and groups.DOGS.isdisjoint(mentioned),
         "animals": any(mentioned.isdisjoint(same_animal(word)) for word in caption if same_animal(word)),
-        "colour": errors.wrong_colour(caption, references, COLOURS),
+        "colour": errors.wrong_colour(caption, references, groups.COLOURS),
         "number": errors.wrong_number(caption, references),
         "gender": errors.wrong_gender(caption, references),
     }
@@ -163,12 +168,12 @@ def has_noun(words: Collection[str], nouns: Set[str]) -> bool:
 @cache
 def same_animal(word: str) -> frozenset[str]:
     """Words of which a reference must have one if a caption has `word`; none if `word` is no animal except dogs."""
-    nouns = [frozenset(noun.forms) for noun in read_nouns() if noun.kind == "animals"]
+    animals = groups.animals().values()
     if word in ANIMAL:
-        return ANIMAL.union(*nouns)
-    if word in DOGS | NOT_ALWAYS_ANIMALS:
+        return ANIMAL.union(groups.DOGS, *animals)
+    if word in groups.DOGS | NOT_ALWAYS_ANIMALS:
         return frozenset()
-    same = [forms for forms in nouns if word in forms]
+    same = [words for words in animals if word in words]
     return ANIMAL.union(*same) if same else frozenset()
 
 

@@ -1,15 +1,11 @@
 """`python -m sca_caption average`: write a checkpoint for distribution, from one checkpoint or the mean of several."""
 
-import sys
 from pathlib import Path
 
 from sca_caption.checkpoint import save
 from sca_caption.cli.parser import Parser, program
-from sca_caption.guidance.object_classifier import pretrained_classifier
 from sca_caption.models import quantization
-from sca_caption.models.pretrained import read_state_dict
 from sca_caption.runtime.errors import UserError
-from sca_caption.training.fit_guidance import FITS
 from sca_caption.training.weight_soup import average
 
 
@@ -33,9 +29,6 @@ def parser() -> Parser:
         default="float16",
         help="data type of the weights (default: %(default)s)",
     )
-    p.add_argument("--objects", type=Path, metavar="FILE", help="add novel object captioning, with ImageNet weights "
-                   "of an EfficientNet-Lite (layout of efficientnet_lite_pytorch) or of the MobileNetV2 that "
-                   "training started from (layout of torchvision)")  # fmt: skip
     return p
 
 
@@ -46,16 +39,6 @@ def main(argv: list[str] | None = None) -> int:
     if len(shares) != len(arguments.checkpoints) or min(shares) < 0 or not sum(shares):
         raise UserError(f"--shares {shares}: give one number per checkpoint, 0 or more, not all 0")
     found = average(arguments.checkpoints, shares)
-    if arguments.objects:
-        weights = read_state_dict(arguments.objects)
-        classifier = pretrained_classifier(weights, found.captioner.backbone, found.transform.size)
-        stale = [name for name, guide in found.guides.items() if guide.reads_features]
-        found.guides = {name: guide for name, guide in found.guides.items() if name not in stale}
-        found.guides["objects"] = classifier
-        print(f"objects: {classifier.network}, blocks from features.{classifier.first} on", file=sys.stderr)
-        for name in stale:
-            if name in FITS:  # it was fitted to features of another classifier
-                print(f"{name}: fit it again (python -m sca_caption fit {name})", file=sys.stderr)
     save(arguments.output, found, arguments.dtype)
     print(f"{arguments.output}: {arguments.output.stat().st_size / 1e6:.1f} MB")
     return 0

@@ -84,8 +84,8 @@ def parser() -> Parser:
     g = p.add_argument_group("content")
     g.add_argument("--force-words", nargs="+", default=(), metavar="WORD", help="words that captions must contain, at "
                    "most three; dog/puppy: one of them")  # fmt: skip
-    g.add_argument("--no-objects", dest="objects", action="store_false", help="turn object guidance off: ImageNet nouns "
-                   "are not inserted, unlikely people, dogs and colours not suppressed")  # fmt: skip
+    g.add_argument("--no-guidance", dest="guidance", action="store_false", help="do not exclude words that the model "
+                   "predicts to be unlikely for an image")  # fmt: skip
     g.add_argument(
         "--neutral", action="store_true", help="never use words for one gender, such as man, girl and his"
     )
@@ -104,6 +104,7 @@ def add_earlier_flags(p: Parser) -> None:
     p.add_argument("--doubtful-first", dest="sort", action="store_const", const="confidence", **hidden)
     p.add_argument("--with-attention", dest="save_attention", action="store_true", **hidden)
     p.add_argument("--mention", dest="force_words", nargs="+", **hidden)
+    p.add_argument("--no-objects", dest="guidance", action="store_false", **hidden)
 
 
 @program
@@ -141,7 +142,7 @@ def run(argv: list[str] | None, processes: Processes) -> int:
         batch_size=arguments.batch_size,
         force_words=arguments.force_words,
         sampling=sampling if arguments.sample else None,
-        objects=arguments.objects,
+        guidance=arguments.guidance,
         neutral=arguments.neutral,
     )
     with ExitStack() as opened:
@@ -217,7 +218,7 @@ def made_with(arguments: argparse.Namespace, search: SearchConfig, sampling: Sam
         "sample": arguments.sample,
         **(vars(sampling) if arguments.sample else {}),
         "force_words": list(arguments.force_words),
-        "no_objects": not arguments.objects,
+        "no_guidance": not arguments.guidance,
         **({"neutral": True} if arguments.neutral else {}),
         **({"save_attention": True} if arguments.save_attention else {}),
     }

@@ -67,9 +67,10 @@ def parser() -> Parser:
     add_style(model, "the data file's name, if the model has it", default=argparse.SUPPRESS)
     model.add_argument("--batch-size", type=int, default=argparse.SUPPRESS, metavar="N",
                        help=f"images per batch (default: {BATCH_SIZE})")  # fmt: skip
-    model.add_argument("--no-objects", dest="objects", action="store_false", default=argparse.SUPPRESS,
-                       help="turn object guidance off: ImageNet nouns are not inserted, unlikely people, dogs and "
-                       "colours not suppressed")  # fmt: skip
+    model.add_argument("--no-guidance", dest="guidance", action="store_false", default=argparse.SUPPRESS,
+                       help="do not exclude words that the model predicts to be unlikely for an image")  # fmt: skip
+    model.add_argument("--no-objects", dest="guidance", action="store_false", default=argparse.SUPPRESS,
+                       help=argparse.SUPPRESS)  # fmt: skip
     add_flags(p, SearchConfig, without=("num_captions",))  # only the best caption is scored
     return p
 
@@ -134,10 +135,10 @@ def check(arguments: argparse.Namespace) -> None:
         )
     if not arguments.predictions and not data:
         raise UserError("nothing to score; give --dataset NAME, or --predictions FILE and --references FILE")
-    model_flags = ("checkpoint", "device", "style", "batch_size", "objects", *vars(SearchConfig()))
+    model_flags = ("checkpoint", "device", "style", "batch_size", "guidance", *vars(SearchConfig()))
     useless = [name for name in model_flags if name in arguments] if arguments.predictions else []
     if useless:
-        flag = "no-objects" if useless[0] == "objects" else useless[0].replace("_", "-")
+        flag = "no-guidance" if useless[0] == "guidance" else useless[0].replace("_", "-")
         raise UserError(f"--{flag} has no effect on --predictions; leave one of them out")
     if arguments.limit is not None and arguments.limit < 1:
         raise UserError(f"--limit {arguments.limit}: must be at least 1")
@@ -180,7 +181,7 @@ def captioned(
 
     paths = getattr(arguments, "checkpoint", None)
     options = {
-        name: getattr(arguments, name) for name in ("device", "batch_size", "objects") if name in arguments
+        name: getattr(arguments, name) for name in ("device", "batch_size", "guidance") if name in arguments
     }
     loaded = [checkpoint.load(path) for path in paths or [None]]
     config = loaded[0].config

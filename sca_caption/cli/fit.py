@@ -10,7 +10,6 @@ from sca_caption.models import quantization
 EPILOG = """\
 examples:
   python -m sca_caption fit consensus runs/flickr8k/best.pt --data data/flickr8k.h5
-  python -m sca_caption fit presence runs/flickr8k/best.pt --data data/coco.h5
   python -m sca_caption fit words runs/everyday/best.pt --data data/everyday.h5
   python -m sca_caption fit confidence runs/flickr8k/best.pt --data data/flickr8k.h5
   python -m sca_caption fit words confidence runs/both/best.pt --data data/flickr8k.h5 data/coco.h5
@@ -18,9 +17,6 @@ examples:
   python -m sca_caption fit words confidence runs/both/best.pt --data data/both.h5 --output captioner.safetensors --dtype int8
 
 consensus: reranks candidates by the words that annotators would use (expected CIDEr).
-
-presence: keeps people, dogs and colours that are not in the image out of its caption. Fit it to data that includes
-photographs without people and dogs.
 
 words: keeps people, animals, colours and genders that the captioner's own word predictor finds unlikely out of
 captions. Only for captioners with --word-rank. Prints a table of the thresholds.
@@ -39,9 +35,9 @@ def parser() -> Parser:
     p.add_argument(
         "guides",
         nargs="+",
-        choices=("consensus", "presence", "words", "confidence"),
+        choices=("consensus", "words", "confidence"),
         metavar="GUIDE",
-        help="what to fit: consensus, presence, words, confidence; several are fitted one after the other",
+        help="what to fit: consensus, words, confidence; several are fitted one after the other",
     )
     p.add_argument(
         "checkpoint", type=Path, help="best.pt of a run, or another captioner; the file is changed"

@@ -14,7 +14,7 @@ from sca_caption.runtime.errors import UserError
 
 HOST, PORT = "127.0.0.1", 7860
 OF_PAGE = ("host", "port", "browser")
-OTHERS = ("checkpoint", "device", "objects", "neutral", "force_words", "quiet")
+OTHERS = ("checkpoint", "device", "guidance", "neutral", "force_words", "quiet")
 CAPTIONS = 5  # per photograph on the page, by default
 
 
@@ -64,7 +64,7 @@ def serve(arguments: argparse.Namespace) -> int:
     search = make(SearchConfig, arguments)
     if "num_captions" not in arguments:
         search = dataclasses.replace(search, num_captions=min(CAPTIONS, search.beam_size))
-    defaults = options.Options(search, tuple(arguments.force_words), arguments.objects, arguments.neutral)
+    defaults = options.Options(search, tuple(arguments.force_words), arguments.guidance, arguments.neutral)
     host = getattr(arguments, "host", HOST)
     with closing(server.listen(host, getattr(arguments, "port", PORT))) as listening:
         from sca_caption.inference.captioning import CaptionPipeline

@@ -119,7 +119,6 @@ def beam_search(
     num_captions: int = SearchConfig.num_captions,
     force_words: Sequence[Sequence[Collection[int]]] | None = None,
     mask: WordMask | None = None,
-    vocabulary_size: int | None = None,
     diverse_groups: int = 1,
     diversity: float = SearchConfig.diversity,
     early_exit: bool = True,
@@ -141,7 +140,6 @@ def beam_search(
         block_ngrams: exclude n words in a row that a caption already has, and the same word twice in a row; 0: off.
         conjunctions: ids of words that must not join a word with itself ("white and white").
         mask: excludes words per image (see `stepper.WordMask`).
-        vocabulary_size: words over which the model's distribution is normalised (see `stepper.log_probs`).
         force_words: per image up to three groups of word ids; captions shall contain one word of each group. An image
             with G > 0 groups has K beams in each of 2^G sets (see `lexical_constraints`). It is done only when no live
             beam can enter the best captions that contain all groups: the first to finish contain a word at any cost,
@@ -167,7 +165,6 @@ def beam_search(
         block_ngrams=block_ngrams,
         conjunctions=torch.tensor(sorted(conjunctions), device=state.device),
         mask=mask,
-        vocabulary_size=vocabulary_size,
         num_captions=num_captions,
         early_exit=early_exit,
     )
@@ -193,7 +190,6 @@ def _search_in_sets(
     block_ngrams: int,
     conjunctions: Tensor,
     mask: WordMask | None,
-    vocabulary_size: int | None,
     num_captions: int,
     early_exit: bool,
 ) -> list[list[Hypothesis]]:
@@ -216,7 +212,7 @@ def _search_in_sets(
 
     for length in range(1, max_length + 1):
         logits, state = model.step(last, state)
-        log_prob = rules.apply(log_probs(logits, vocabulary_size), last, length)
+        log_prob = rules.apply(log_probs(logits), last, length)
         if mask is not None:
             log_prob = log_prob.masked_fill(mask(last, state), -torch.inf)
         log_prob = log_prob.view(*live.log_prob.shape, -1)  # (n, B, V)

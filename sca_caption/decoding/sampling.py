@@ -38,7 +38,6 @@ def sample(
     rule: Callable[[Tensor], Tensor] = log_softmax,
     block_ngrams: int = 0,
     mask: WordMask | None = None,
-    vocabulary_size: int | None = None,
     generator: torch.Generator | None = None,
     **rules,
 ) -> Sampled:
@@ -65,7 +64,7 @@ def sample(
         drawn_from = rule(scores)
         last = torch.multinomial(drawn_from.detach().exp(), 1, generator=generator)  # (rows still live, 1)
         log_prob = log_prob.index_add(0, active, drawn_from.gather(1, last).squeeze(1))
-        likelihood[active] += log_probs(logits.detach(), vocabulary_size).gather(1, last).squeeze(1)
+        likelihood[active] += log_probs(logits.detach()).gather(1, last).squeeze(1)
         last = last.squeeze(1)
         words[active, length - 1] = last
         live = (last != EOS).nonzero().squeeze(1)

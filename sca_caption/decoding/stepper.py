@@ -65,13 +65,6 @@ class WordMask(Protocol):
         """Previous words (rows,) and the state after them -> bool (rows, V), True for words that must not follow."""
 
 
-def log_probs(logits: Tensor, vocabulary_size: int | None = None) -> Tensor:
-    """Natural-log probabilities of words, (rows, V) -> (rows, V).
-
-    vocabulary_size: the model's own vocabulary is the first so many words (default: all). The distribution is normalised
-    over these alone. Further words, which a guide has added, are scored by their logits against the same normaliser.
-    """
-    logits = logits.float()
-    if vocabulary_size is None or vocabulary_size == logits.shape[1]:
-        return logits.log_softmax(1)
-    return (logits - logits[:, :vocabulary_size].logsumexp(1, keepdim=True)).clamp(max=0)
+def log_probs(logits: Tensor) -> Tensor:
+    """Natural-log probabilities of words, (rows, V) -> (rows, V)."""
+    return logits.float().log_softmax(1)

@@ -24,7 +24,11 @@ PAGE = (
     *(SHARED / name for name in ("attention.js", "camera.js", "icon.svg")),
     *sorted(path for path in PAGES.iterdir() if path.name != "browser.html"),
 )
-EARLIER = ("naming.js",)  # files of sites that earlier versions wrote
+EARLIER = (
+    "naming.js",
+    "novel_objects.js",
+    "hallucination_mask.js",
+)  # files of sites that earlier versions wrote
 MODEL = "model"
 
 

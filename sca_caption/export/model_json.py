@@ -9,6 +9,7 @@ from sca_caption.runtime.errors import UserError
 FORMAT_VERSION = 5
 EARLIER_VERSION = 4  # read as well
 DTYPES = ("float32", "int8")
+GRAPHS = ("trunk", "step")
 DESCRIPTION = "model.json"
 
 
@@ -50,22 +51,10 @@ def upgrade(described: dict[str, Any]) -> dict[str, Any]:
     naming, subjects, consensus, calibration = map(
         found.pop, ("naming", "subjects", "consensus", "calibration")
     )
-    guides: list[dict[str, Any]] = []
-    if naming:
-        renamed = {"margin": "room", "margin_per_probability": "room_if_sure", "specific_share": "share"}
-        renamed |= {"max_groups": "most_groups", "disagreeing": "agreement"}
-        same = {name: naming[name] for name in ("threshold", "absent", "nouns", "no_compound")}
-        new_words = found["words"][found["vocabulary_size"] :]
-        guides.append(
-            {"name": "objects", "prediction": "probabilities", "new_words": new_words}
-            | same
-            | {name: naming[earlier] for name, earlier in renamed.items()}
-        )
-    if subjects:
-        rules = [
-            {"words": rule["words"], "threshold": rule["least"], "primary": rule["main"]} for rule in subjects
-        ]
-        guides.append({"name": "presence", "prediction": "shares", "rules": rules})
+    # Of guides that this version no longer has, the names.
+    guides: list[dict[str, Any]] = [
+        {"name": name} for name, given in (("objects", naming), ("presence", subjects)) if given
+    ]
     if consensus:
         guides.append({"name": "consensus", "prediction": "expected", "idf": consensus["idf"]})
     if calibration:

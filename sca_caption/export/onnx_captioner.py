@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sca_caption import config
 from sca_caption.config import SearchConfig
-from sca_caption.export.model_json import DESCRIPTION, graph_path, read_description
-from sca_caption.guidance import GUIDES, require_known_guides
+from sca_caption.export.model_json import DESCRIPTION, GRAPHS, graph_path, read_description
+from sca_caption.guidance import GUIDES, removed_guides, require_known_guides, warn_of_removed
 from sca_caption.guidance.guide import Guide
 from sca_caption.images import Transform
 from sca_caption.inference.captioning import CaptionPipeline
@@ -49,13 +49,12 @@ class OnnxCaptioner:
 
     def __init__(self, description: Mapping[str, Any], sessions: Mapping[str, Any]):
         self.description, self.sessions = description, sessions
-        self.vocabulary = Vocabulary(description["words"][len(SPECIALS) :])
-        self.vocabulary_size = description["vocabulary_size"]
+        # Guides of earlier versions added words at the end, of which the graphs still compute logits.
+        self.vocabulary = Vocabulary(description["words"][len(SPECIALS) : description["vocabulary_size"]])
         self.transform = Transform.from_dict(description["transform"])
         self.device = torch.device("cpu")
         self.networks: list[SCACNN] = []
         self.layers = len(description["layers"])
-        self.predictions = {each["name"]: each["prediction"] for each in description["guides"]}
 
     @classmethod
     def load(cls, folder: str | Path, dtype: str = "float32", threads: int = 0) -> "OnnxCaptioner":
@@ -81,7 +80,7 @@ class OnnxCaptioner:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3  # errors are raised as well
         sessions = {}
-        for name in description["inputs"]:
+        for name in GRAPHS:
             path = graph_path(folder, name, dtype)
             if not path.is_file():
                 raise UserError(
@@ -95,13 +94,18 @@ class OnnxCaptioner:
         return cls(description, sessions)
 
     def guides(self) -> list[Guide]:
-        """The guides that model.json describes, in the order in which they act. Raises UserError for unknown ones."""
+        """The guides that model.json describes, in the order in which they act. Raises UserError for unknown ones.
+
+        Warns of guides that are left out (see `guidance.removed_guides`).
+        """
         described = {each["name"]: each for each in self.description["guides"]}
         require_known_guides(DESCRIPTION, described)
+        removed = removed_guides(described, reads_features=len(self.description["inputs"]["trunk"]) > 1)
+        warn_of_removed(DESCRIPTION, removed)
         return [
             kind.from_json(described[name], self.vocabulary)
             for name, kind in GUIDES.items()
-            if name in described
+            if name in described and name not in removed
         ]
 
     @property
@@ -119,23 +123,17 @@ class OnnxCaptioner:
     def start(self, batch: Tensor, guides: Sequence[Guide]) -> tuple[OnnxState, dict[str, Tensor]]:
         """The state before the first word, one row per image, and the predictions of guides by name.
 
-        batch: images uint8 (B, 3, S, S). A graph runs only if a guide needs its prediction, or the trunk its features.
+        batch: images uint8 (B, 3, S, S).
         """
-        values = {"images": batch.contiguous().numpy()}
-        inputs, outputs = self.description["inputs"], self.description["outputs"]
-        needed = {self.predictions[guide.name] for guide in guides} | set(inputs["trunk"])
-        for name in outputs:
-            if name not in ("trunk", "step") and not needed.isdisjoint(outputs[name]):
-                values |= self._run(name, {each: values[each] for each in inputs[name]})
-        values |= self._run("trunk", {each: values[each] for each in inputs["trunk"]})
-        maps = {
-            name: values[name] for name in inputs["step"] if name in values and name not in ("hidden", "cell")
-        }
+        given = {"images": batch.contiguous().numpy()}
+        for each in self.sessions["trunk"].get_inputs()[1:]:  # features that guides of earlier versions read
+            given[each.name] = np.zeros((len(batch), each.shape[1]), np.float32)
+        values = self._run("trunk", given)
+        names = self.description["inputs"]["step"]
+        maps = {name: values[name] for name in names if name in values and name not in ("hidden", "cell")}
         hidden, cell = (torch.from_numpy(values[name]) for name in ("hidden", "cell"))
         predictions = {
-            guide.name: torch.from_numpy(values[self.predictions[guide.name]])
-            for guide in guides
-            if self.predictions[guide.name]
+            guide.name: torch.from_numpy(values[guide.prediction]) for guide in guides if guide.prediction
         }
         return OnnxState(maps, torch.arange(len(hidden)), hidden, cell), predictions
 
@@ -144,9 +142,10 @@ class OnnxCaptioner:
         rows = {"tokens": tokens, "image": state.image, "hidden": state.hidden, "cell": state.cell}
         values = self._run("step", state.maps | {name: value.numpy() for name, value in rows.items()})
         found = {name: torch.from_numpy(value) for name, value in values.items()}
+        logits = found["logits"][:, : len(self.vocabulary)]
         attention = tuple((found.get(f"beta_{i}"), found.get(f"alpha_{i}")) for i in range(self.layers))
         after = replace(state, hidden=found["hidden_after"], cell=found["cell_after"], attention=attention)
-        return found["logits"], after
+        return logits, after
 
     def _run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         names = self.description["outputs"][graph]

@@ -2,11 +2,9 @@
 
 The folder is complete or it does not exist. It holds
 
-    trunk.onnx    once per image:  images, features -> map_0, ..., keys, context, hidden, cell, predictions of
-                                   guides
+    trunk.onnx    once per image:  images -> map_0, ..., keys, context, hidden, cell, predictions of guides
     step.onnx     once per word:   tokens, image, hidden, cell, map_0, ..., keys, context -> logits, hidden_after,
                                    cell_after, alpha_0, beta_0, alpha_1, ...
-    GUIDE.onnx    once per image:  images -> prediction, features (of a guide with an image network: objects.onnx)
     int8/         the same graphs with large weights in int8 and float16, if asked for
     model.json    the words, and how captions are searched for
 
@@ -19,25 +17,21 @@ and m = H W positions. B and N may differ from call to call.
     context        float32 (B, 4 d), of predicted words and style, only if the model has them
     hidden, cell   float32 (B, d) after the trunk, (N, d) in steps
     tokens, image  int64 (N,): the previous words (bos at first), and the row of the maps that each caption reads
-    logits         float32 (N, W), of all words, those that guides add at the end
+    logits         float32 (N, W)
     alpha_i        float32 (N, m), spatial attention of layer i, row by row of the map, if the layer has it
     beta_i         float32 (N, C), its channel-wise attention, if it has it
-    features       float32 (B, C'), pooled features of a guide's image network; an input of the trunk if `inputs` names it
-    noun_probabilities  float32 (B, nouns), in the order of the guide's `nouns`
-    expected       float32 (B, vocabulary_size): predicted tf-idf of the words that annotators would use
-    mention_rates  float32 (B, K): fraction of annotators that would mention each subject of the guide's `rules`
-    word_probabilities  float32 (B, vocabulary_size): fraction of captions that would contain each word
+    expected       float32 (B, W): predicted tf-idf of the words that annotators would use
+    word_probabilities  float32 (B, W): fraction of captions that would contain each word
 
 model.json, UTF-8:
 
     format_version  5
-    words           every word by id: the special ones, the captioner's, those that guides add
-    vocabulary_size how many of them are the captioner's own, special ones included. A word's log-probability is its logit
-                    less the logsumexp of the first vocabulary_size logits; masks never change it
+    words           every word by id, the special ones first
+    vocabulary_size W. A word's log-probability is its logit less the logsumexp of all logits; masks never change it
     bos, eos, pad, unk   ids of the special words; pad, bos and unk never come in a caption
     transform       size S, and mode: "resize" squashes an image to S x S (bicubic), "crop" takes the square in its centre
     layers          attended ones, lowest first: name, height, width, channels, spatial and channel (whether so attended)
-    inputs, outputs of each graph the names of its inputs and outputs, in order; graphs of guides come before the trunk
+    inputs, outputs of each graph the names of its inputs and outputs, in order
     dtypes          "float32", and "int8" if int8/ exists
     search          default settings, see `config.SearchConfig`; the search is `decoding.beam_search`
     bad_endings     ids of words that no caption ends in if search.remove_bad_endings is true
@@ -45,17 +39,8 @@ model.json, UTF-8:
     gendered        ids of the words for one gender, which neutral captions never contain; missing in earlier exports
     guides          in the order in which they act, each with its name, the name of its prediction among the outputs (or
                     null), and its own fields:
-        objects     novel object captioning (`guidance.novel_objects`): threshold, margin, margin_per_probability,
-                    specific_share, absent (see its `Limits`); max_groups, groups of words that one caption can be forced
-                    to contain; new_words; nouns: kind, name, plural or null, forms (words that mention it), classes
-                    (ImageNet's numbers) and group (ids of the words to insert); disagreeing, pairs of a word and the
-                    forms that must not follow it; no_compound, words that must not follow an inserted noun
-        presence    hallucination mask (`guidance.hallucination`): rules, per mention rate: words (ids), threshold,
-                    primary. If the rates of all primary rules are below their thresholds, the words of every rule
-                    whose rate is below are excluded; novel object captioning may insert them all the same
-        consensus   consensus reranking (`guidance.consensus`): idf of the captioner's words. A caption's rating is the
-                    dot product of its unit tf-idf vector (added words count for nothing) with `expected`; captions are
-                    ranked by score + search.rerank_weight * rating; novel object captioning compares scores without it
+        consensus   consensus reranking (`guidance.consensus`): idf of the words. A caption's rating is the dot product of
+                    its unit tf-idf vector with `expected`; captions are ranked by score + search.rerank_weight * rating
         words       predicted words (`guidance.words`): rules, of each its words (ids) and threshold; gender, male and
                     female words (ids) and threshold, or null. The words of a rule are excluded if the sum of their
                     probabilities is below its threshold; those of a gender unless their sum is the larger one and at
@@ -65,7 +50,9 @@ model.json, UTF-8:
                     intercept))), x the mean log-probability per word, the end word included
     source          version of sca_caption and name of the checkpoint
 
-Format 4, in which each guide had a field of its own, can still be read (see `model_json.upgrade`).
+Format 4, in which each guide had a field of its own, can still be read (see `model_json.upgrade`). So can folders of
+earlier versions whose guides added words after the first vocabulary_size, had a graph of their own, objects.onnx, or gave
+its features to the trunk as a second input; those guides are left out.
 """
 
 import json
@@ -82,7 +69,6 @@ from sca_caption.export.browser_site import MODEL, check_runtime, is_site, write
 from sca_caption.export.model_json import DESCRIPTION, DTYPES, FORMAT_VERSION, graph_path
 from sca_caption.export.onnx_graphs import graphs_of, layers_of
 from sca_caption.export.onnx_int8 import quantize
-from sca_caption.guidance import GUIDES
 from sca_caption.guidance.groups import gendered_words
 from sca_caption.inference.torch_captioner import TorchCaptioner
 from sca_caption.runtime.atomic_files import atomic_folder
@@ -115,12 +101,11 @@ def export(
             if "int8" in dtypes:
                 target = graph_path(folder, name, "int8")
                 target.parent.mkdir(exist_ok=True)
-                robust = name in captioner.trained and captioner.trained[name].int8_convolutions
-                quantize(graph_path(folder, name, "float32"), target, robust=robust)
+                quantize(graph_path(folder, name, "float32"), target)
         description: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "words": list(captioner.vocabulary),
-            "vocabulary_size": captioner.vocabulary_size,
+            "vocabulary_size": len(captioner.vocabulary),
             "bos": BOS,
             "eos": EOS,
             "pad": PAD,
@@ -146,6 +131,6 @@ def export(
 
 
 def is_export(folder: Path) -> bool:
-    """Whether a folder holds nothing but an exported model."""
-    known = {DESCRIPTION, "trunk.onnx", "step.onnx", *(f"{name}.onnx" for name in GUIDES), "int8"}
+    """Whether a folder holds nothing but an exported model, also one of an earlier version."""
+    known = {DESCRIPTION, "trunk.onnx", "step.onnx", "objects.onnx", "int8"}
     return (folder / "trunk.onnx").is_file() and {path.name for path in folder.iterdir()} <= known

@@ -1,4 +1,4 @@
-"""The parts of a captioner as ONNX graphs: what runs once per image, once per word, and the networks of guides.
+"""The parts of a captioner as ONNX graphs: what runs once per image, and what runs once per word.
 
 They are traced from `SCACNN.encode`, `start` and `step` themselves. Shapes: B images of S x S pixels, N partial captions,
 W words, d LSTM size, k attention width; of a layer C channels and m = H * W positions.
@@ -9,10 +9,9 @@ from collections.abc import Sequence
 from typing import NamedTuple, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sca_caption.guidance.guide import FeatureEncoder, Guide, TrainedGuide
+from sca_caption.guidance.guide import Guide, TrainedGuide
 from sca_caption.inference.torch_captioner import TorchCaptioner
 from sca_caption.models.sca_cnn import SCACNN, State
 from sca_caption.runtime.errors import UserError
@@ -29,19 +28,19 @@ class Graph(NamedTuple):
 
 
 class Trunk(nn.Module):
-    """images uint8 (B, 3, S, S), and features (B, C') if a guide reads them -> V1 and the carried maps, keys and context
-    if there are any, hidden and cell (B, d), and the predictions of guides."""
+    """images uint8 (B, 3, S, S) -> V1 and the carried maps, keys and context if there are any, hidden and cell (B, d),
+    and the predictions of guides."""
 
     def __init__(self, model: SCACNN, predictors: Sequence[TrainedGuide]):
         super().__init__()
         self.model, self.predictors = model, nn.ModuleList(predictors)
 
-    def forward(self, images: Tensor, features: Tensor | None = None) -> tuple[Tensor, ...]:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         encoded = self.model.encode(images)
         state = self.model.start(encoded)
         optional = (x for x in (state.keys, state.context) if x is not None)
         predictors = cast(Sequence[TrainedGuide], self.predictors)
-        predictions = [each.predict(encoded[0], features, state.words) for each in predictors]
+        predictions = [each(encoded[0], state.words) for each in predictors]
         return *state.maps, *optional, state.hidden, state.cell, *predictions
 
 
@@ -76,38 +75,6 @@ class Step(nn.Module):
         return logits, after.hidden, after.cell, *attended
 
 
-class FeatureGraph(nn.Module):
-    """images uint8 (B, 3, S, S) -> the prediction of a guide with an image network of its own, and its features (B, C').
-
-    It resizes images by two matrix products.
-    """
-
-    def __init__(self, model: SCACNN, encoder: FeatureEncoder, size: int):
-        super().__init__()
-        self.encoder = encoder
-        self.below = model.backbone.network.features[: encoder.first]
-        self.mean: Tensor
-        self.std: Tensor
-        self.resizing: Tensor | None
-        self.register_buffer("mean", model.mean)
-        self.register_buffer("std", model.std)
-        resized = size != encoder.size and not encoder.first
-        self.register_buffer("resizing", resizing(size, encoder.size) if resized else None)
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        x = (images / 255 - self.mean) / self.std
-        if self.resizing is not None:
-            x = self.resizing @ x @ self.resizing.T
-        features = self.encoder.pooled(self.below(x))
-        return self.encoder(x, features), features
-
-
-def resizing(size: int, to: int) -> Tensor:
-    """The matrix (to, size) that resizes columns of pixels as `F.interpolate` does: bilinear, antialiased."""
-    unit = torch.eye(size)[None, None]
-    return F.interpolate(unit, (to, size), mode="bilinear", antialias=True)[0, 0].contiguous()
-
-
 def layers_of(model: SCACNN, size: int) -> list[dict]:
     """Of each attended layer its name, height, width and channels, and what is attended in it."""
     with torch.no_grad():
@@ -126,15 +93,12 @@ def layers_of(model: SCACNN, size: int) -> list[dict]:
 
 
 def graphs_of(captioner: TorchCaptioner, guides: Sequence[Guide] = ()) -> dict[str, Graph]:
-    """The graphs by name: trunk, step, and one by the name of each guide with an image network. Batch sizes are dynamic.
+    """The graphs by name: trunk and step. Batch sizes are dynamic.
 
     Raises UserError if the packages that write ONNX are missing.
     """
     model, size = captioner.sca_cnn, captioner.transform.size
-    predicting = {guide.name: captioner.trained[guide.name] for guide in guides if guide.prediction}
-    encoders = {name: each for name, each in predicting.items() if isinstance(each, FeatureEncoder)}
-    in_trunk = {name: each for name, each in predicting.items() if name not in encoders}
-    outputs = {guide.name: guide.prediction for guide in guides if guide.prediction}
+    predictions = {guide.prediction: captioner.trained[guide.name] for guide in guides if guide.prediction}
     pixels = torch.zeros(IMAGES, 3, size, size, dtype=torch.uint8)
     with torch.no_grad():
         state = model.start(model.encode(pixels))
@@ -151,26 +115,14 @@ def graphs_of(captioner: TorchCaptioner, guides: Sequence[Guide] = ()) -> dict[s
     # Different tensors, as one that comes twice would become one input.
     tokens, image = (torch.zeros(ROWS, dtype=torch.long) for _ in range(2))
     hidden, cell = (torch.zeros(ROWS, state.hidden.shape[1]) for _ in range(2))
-    reads = any(each.reads_features for each in in_trunk.values())
-    features = [torch.zeros(IMAGES, each.features_size) for each in encoders.values() if reads]
-    graphs = {
-        name: traced(
-            FeatureGraph(model, encoder, size),
-            (pixels,),
-            ({0: images},),
-            ["images"],
-            [outputs[name], "features"],
-        )
-        for name, encoder in encoders.items()
-    }
-    graphs["trunk"] = traced(
-        Trunk(model, [*in_trunk.values()]),
-        (pixels, *features),
-        ({0: images}, *[{0: images}] * len(features)),
-        ["images", *["features"] * len(features)],
-        [*names, *present, "hidden", "cell", *(outputs[name] for name in in_trunk)],
+    trunk = traced(
+        Trunk(model, [*predictions.values()]),
+        (pixels,),
+        ({0: images},),
+        ["images"],
+        [*names, *present, "hidden", "cell", *predictions],
     )
-    graphs["step"] = traced(
+    step = traced(
         Step(model),
         (tokens, image, hidden, cell, list(state.maps), *optional.values()),
         (
@@ -181,7 +133,7 @@ def graphs_of(captioner: TorchCaptioner, guides: Sequence[Guide] = ()) -> dict[s
         ["tokens", "image", "hidden", "cell", *names, *present],
         ["logits", "hidden_after", "cell_after", *attended],
     )
-    return graphs
+    return {"trunk": trunk, "step": step}
 
 
 def traced(module: nn.Module, inputs: tuple, dynamic: tuple, names: list[str], outputs: list[str]) -> Graph:

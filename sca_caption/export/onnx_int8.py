@@ -1,8 +1,8 @@
 """ONNX graphs whose large weights take a byte or two each, as in int8 checkpoints (see `models.quantization`).
 
-Matrices are int8 with one scale per output, convolutions are float16, and 1x1 convolutions of networks that bear it are
-int8 too. They are float32 again once the graph is loaded: products in int8 would not be noticeably faster, would change
-captions, and overflow on processors without VNNI. Vectors and small tensors stay as they are.
+Matrices are int8 with one scale per output, and convolutions are float16. They are float32 again once the graph is
+loaded: products in int8 would not be noticeably faster, would change captions, and overflow on processors without VNNI.
+Vectors and small tensors stay as they are.
 """
 
 import tempfile
@@ -10,18 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
-from sca_caption.models.quantization import MIN_INT8_SIZE, is_matrix
+from sca_caption.models.quantization import MIN_INT8_SIZE
 from sca_caption.runtime.errors import UserError
 
 # Per operator: the index of the weight among the inputs, and the axis of the weight that indexes outputs.
 WEIGHT_INPUTS = {"Conv": (1, 0), "MatMul": (1, 1), "Gather": (0, 0)}
 
 
-def quantize(source: Path, target: Path, robust: bool = False) -> None:
-    """Write the graph in `source` to `target`, with int8 in it. Raises UserError where a package is missing.
-
-    robust: 1x1 convolutions may be int8 as well.
-    """
+def quantize(source: Path, target: Path) -> None:
+    """Write the graph in `source` to `target`, with int8 in it. Raises UserError where a package is missing."""
     try:
         import onnx
         from onnx import TensorProto, helper, numpy_helper
@@ -45,7 +42,7 @@ def quantize(source: Path, target: Path, robust: bool = False) -> None:
             continue
         name, values = weight.name, numpy_helper.to_array(weight)
         graph.initializer.remove(weights.pop(name))
-        if not is_matrix(values.shape, robust):
+        if values.ndim != 2:
             half = numpy_helper.from_array(values.astype(np.float16), f"{name}_half")
             graph.initializer.append(half)
             restored.append(helper.make_node("Cast", [half.name], [name], to=TensorProto.FLOAT))

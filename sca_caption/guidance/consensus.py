@@ -20,8 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sca_caption.guidance.contrastive import fit_infonce
-from sca_caption.guidance.guide import Guide
-from sca_caption.guidance.image_features import PooledFeaturesGuide, center_and_normalize
+from sca_caption.guidance.guide import Guide, TrainedGuide
 from sca_caption.vocab import Vocabulary
 
 # Names of tensors in earlier checkpoints.
@@ -33,12 +32,13 @@ _RENAMED = {
 }
 
 
-class ConsensusPredictor(PooledFeaturesGuide):
+class ConsensusPredictor(TrainedGuide):
     """Predicts the mean tf-idf vector of an image's references, (B, W). Made by `fit_consensus`."""
 
-    def __init__(self, channels: Sequence[int], words: int, rank: int):
-        super().__init__(channels)
-        self.down = nn.Linear(sum(channels), rank, bias=False).requires_grad_(False)
+    def __init__(self, channels: int, words: int, rank: int):
+        super().__init__()
+        self.center = nn.Parameter(torch.zeros(channels), requires_grad=False)
+        self.down = nn.Linear(channels, rank, bias=False).requires_grad_(False)
         self.up = nn.Linear(rank, words).requires_grad_(False)
         self.idf = nn.Parameter(torch.zeros(words), requires_grad=False)
 
@@ -47,26 +47,26 @@ class ConsensusPredictor(PooledFeaturesGuide):
         return len(self.down.weight)
 
     def settings(self) -> dict[str, Any]:
-        return {"rank": self.rank, "channels": list(self.channels)}
+        return {"rank": self.rank}
 
     @classmethod
     def restore(
         cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor], vocabulary_size: int
     ) -> Self:
         weights = {_RENAMED.get(name, name): value.float() for name, value in tensors.items()}
-        channels = settings.get("channels") or [len(weights["center"])]  # missing in the earliest files
+        channels = len(weights["center"])
         return super().restore(
             {"channels": channels, "words": vocabulary_size, "rank": settings["rank"]}, weights, 0
         )
 
-    def forward(self, maps: Tensor, features: Tensor | None = None) -> Tensor:
-        return self.up(self.down(self.inputs(maps, features)))
+    def forward(self, maps: Tensor, words: Tensor | None = None) -> Tensor:
+        return self.up(self.down(center_and_normalize(signed_sqrt_pool(maps), self.center)))
 
 
 class ConsensusReranker(Guide):
     """Rates a caption by the cosine of its tf-idf vector with the predicted one, about 0 to 1.
 
-    idf: of each of the captioner's words; words that guides add count for nothing.
+    idf: of each of the captioner's words.
     """
 
     name = "consensus"
@@ -89,13 +89,26 @@ class ConsensusReranker(Guide):
         return {"idf": self.idf}
 
     def rate(self, predicted: Tensor, image: int, tokens: Sequence[int]) -> float:
-        counts = Counter(token for token in tokens if token < len(self.idf))
-        vector = {token: count * self.idf[token] for token, count in counts.items()}
+        vector = {token: count * self.idf[token] for token, count in Counter(tokens).items()}
         norm = math.sqrt(sum(value * value for value in vector.values()))
         if not norm:
             return 0.0
         expected = predicted[image, list(vector)].tolist()
         return sum(map(operator.mul, vector.values(), expected)) / norm
+
+
+def signed_sqrt_pool(maps: Tensor) -> Tensor:
+    """Mean over positions, then sign(x) sqrt(|x|), so that a few strong channels do not outweigh the others.
+
+    maps (B, C, H, W) -> (B, C).
+    """
+    means = maps.mean((2, 3))
+    return means.sign() * means.abs().sqrt()
+
+
+def center_and_normalize(features: Tensor, center: Tensor) -> Tensor:
+    """Subtract the center and scale to unit length, (B, C) -> (B, C)."""
+    return F.normalize(features - center, dim=1)
 
 
 def mean_tfidf(captions: Sequence[Sequence[int]], idf: Tensor) -> Tensor:
@@ -114,7 +127,6 @@ def fit_consensus(
     rank: int,
     ridge: float,
     contrast: float = 0.0,
-    channels: Sequence[int] = (),
 ) -> ConsensusPredictor:
     """Reduced-rank ridge regression of the references' mean tf-idf vectors on features, plus a contrastive term.
 
@@ -124,7 +136,6 @@ def fit_consensus(
         rank: of the map; lowered to C, N or W if one of them is less.
         ridge: added to the squared singular values of the features, which have unit length after centring.
         contrast: weight of the logits of `contrastive.fit_infonce` beside the regression's 1.
-        channels: how many features belong to each network (default: all to one).
 
     Document frequencies are those of the N images.
     """
@@ -132,9 +143,8 @@ def fit_consensus(
     for references in captions:
         frequency[list(set().union(*references))] += 1
     idf = math.log(len(captions)) - frequency.clamp(min=1).log()
-    channels = channels or (features.shape[1],)
     center = features.double().mean(0)
-    inputs = center_and_normalize(features.double(), center, channels)
+    inputs = center_and_normalize(features.double(), center)
     mean = inputs.mean(0)
     inputs = inputs - mean
     product = torch.zeros(inputs.shape[1], words, dtype=torch.double)
@@ -152,7 +162,7 @@ def fit_consensus(
     if contrast:
         contrastive = fit_infonce(inputs, captions, idf, down, up)
         down, up = reduce_rank(weights + contrast * contrastive.double(), eigenvalues, eigenvectors, rank)
-    fitted = ConsensusPredictor(channels, words, rank)
+    fitted = ConsensusPredictor(features.shape[1], words, rank)
     fitted.center.copy_(center)
     fitted.down.weight.copy_(down.T)
     fitted.up.weight.copy_(up.T)

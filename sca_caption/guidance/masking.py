@@ -6,11 +6,10 @@ was excluded (see `decoding.stepper`).
 Shapes: B images, W words.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 
@@ -23,28 +22,6 @@ class MaskedWords:
     def __call__(self, last: Tensor, state: Any) -> Tensor:
         """Previous words (rows,) and a state whose `image` says which image each row belongs to -> bool (rows, W)."""
         return self.banned[state.image]
-
-
-@dataclass(frozen=True)
-class GrammaticalWords(MaskedWords):
-    """MaskedWords for captions with an inserted noun: also excludes ungrammatical neighbours of the noun."""
-
-    inserted: Tensor  # bool (B, W): the forms of the noun
-    disagreeing: Mapping[int, Tensor]  # after this word, these forms (W,) do not agree: "a" before a plural
-    no_compound: Tensor  # bool (W,): words that do not follow an inserted noun: "a laptop bench"
-
-    def __call__(self, last: Tensor, state: Any) -> Tensor:
-        banned, inserted = self.banned[state.image], self.inserted[state.image]
-        for word, wrong in self.disagreeing.items():
-            banned = banned | ((last == word)[:, None] & inserted & wrong)
-        return banned | (inserted.gather(1, last[:, None]) & self.no_compound)
-
-
-def word_mask(ids: list[int] | tuple[int, ...], size: int) -> Tensor:
-    """True at `ids`: bool (size,)."""
-    mask = torch.zeros(size, dtype=torch.bool)
-    mask[list(ids)] = True
-    return mask
 
 
 def without_forced(banned: Tensor, forced: Sequence[Sequence[Collection[int]]]) -> Tensor:

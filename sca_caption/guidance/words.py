@@ -53,7 +53,7 @@ class PredictedWords(TrainedGuide):
     def settings(self) -> dict[str, Any]:
         return {"thresholds": self.thresholds}
 
-    def predict(self, maps: Tensor, features: Tensor | None, words: Tensor | None) -> Tensor:
+    def forward(self, maps: Tensor, words: Tensor | None = None) -> Tensor:
         assert words is not None  # `TorchCaptioner` refuses captioners without a word predictor
         return words.sigmoid()
 
@@ -81,7 +81,7 @@ class WordGuide(Guide):
     name = "words"
     prediction = "word_probabilities"
     trained_type = PredictedWords
-    about_objects = True
+    excludes = True
 
     def __init__(self, rules: Sequence[MentionRule] = (), gender: GenderRule | None = None):
         self.rules, self.gender = list(rules), gender

@@ -21,7 +21,7 @@ from sca_caption.decoding.rules import bad_endings, conjunctions
 from sca_caption.decoding.sampling import draw
 from sca_caption.decoding.stepper import Hypothesis
 from sca_caption.guidance.groups import gendered_words
-from sca_caption.guidance.guide import ForcedWords, Guide, Insertion
+from sca_caption.guidance.guide import ForcedWords, Guide
 from sca_caption.guidance.masking import MaskedWords
 from sca_caption.images import Transform
 from sca_caption.inference.batching import in_batches, stack
@@ -30,7 +30,7 @@ from sca_caption.models.attention_trace import Trace, trace
 from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.runtime.devices import find_device
 from sca_caption.runtime.errors import UserError
-from sca_caption.vocab import EOS, SPECIALS, Vocabulary
+from sca_caption.vocab import EOS, Vocabulary
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,7 @@ class Result:
 class CaptioningModel(Protocol):
     """Interface of the captioners that the pipeline runs: `TorchCaptioner` and `export.onnx_captioner.OnnxCaptioner`."""
 
-    vocabulary: Vocabulary  # all words, those that guides add at the end
-    vocabulary_size: int  # how many are the captioner's own
+    vocabulary: Vocabulary
     transform: Transform
     device: torch.device
     networks: list[SCACNN]  # none in an exported model
@@ -99,8 +98,8 @@ class CaptionPipeline:
         search: how captions are searched for.
         batch_size: images per search, an upper bound on memory: batch_size * beam_size captions grow together.
         force_words: words that every caption must contain, or of which it must contain one: "dog", "cat/cats/kitten".
-        objects: whether guides about objects are active (nouns are inserted, unlikely people, dogs and colours are
-        masked). neutral: never use words for one gender (man, girl, his, ...), with any model.
+        guidance: whether guides may exclude words. neutral: never use words for one gender (man, girl, his, ...), with
+        any model.
         sampling: draw captions at random instead of searching.
 
     Raises UserError for unknown words and contradicting settings.
@@ -114,7 +113,7 @@ class CaptionPipeline:
         search: SearchConfig | None = None,
         batch_size: int = BATCH_SIZE,
         force_words: Sequence[str] = (),
-        objects: bool = True,
+        guidance: bool = True,
         neutral: bool = False,
         sampling: SamplingConfig | None = None,
     ):
@@ -124,7 +123,7 @@ class CaptionPipeline:
             raise UserError("--force-words needs a search; leave --sample out")
         self.model, self.batch_size, self.sampling = model, batch_size, sampling
         self.vocabulary, self.transform, self.device = model.vocabulary, model.transform, model.device
-        self.guides, self.neutral = active(guides, objects), neutral
+        self.guides, self.neutral = active(guides, guidance), neutral
         self._configure(search or SearchConfig(), force_words)
         if sampling:
             self._generator = torch.Generator(self.device).manual_seed(sampling.seed)
@@ -161,38 +160,36 @@ class CaptionPipeline:
         search: SearchConfig,
         force_words: Sequence[str] = (),
         *,
-        objects: bool = True,
+        guidance: bool = True,
         neutral: bool | None = None,
     ) -> "CaptionPipeline":
-        """Copy the pipeline with other settings. objects=False removes the guides about objects.
+        """Copy the pipeline with other settings. guidance=False removes the guides that exclude words.
 
         neutral: None keeps the pipeline's own.
         """
         other = copy.copy(self)
         other.sampling = None
-        other.guides = active(self.guides, objects)
+        other.guides = active(self.guides, guidance)
         other.neutral = self.neutral if neutral is None else neutral
         other._configure(search, force_words)
         return other
 
     def _configure(self, search: SearchConfig, force_words: Sequence[str]) -> None:
-        own_words = Vocabulary(self.vocabulary.words[len(SPECIALS) : self.model.vocabulary_size])
-        self.search, self.force_words = search, word_groups(force_words, own_words)
-        self._gendered = list(gendered_words(own_words)) if self.neutral else []
+        self.search, self.force_words = search, word_groups(force_words, self.vocabulary)
+        self._gendered = list(gendered_words(self.vocabulary)) if self.neutral else []
         for text, group in zip(force_words, self.force_words, strict=True):
             if set(group) <= set(self._gendered):
                 raise UserError(f"--force-words {text}: --neutral excludes it; leave one of them out")
         self._rules: dict[str, Any] = {
             "min_length": search.min_length,
             "max_length": search.max_length,
-            "bad_endings": bad_endings(own_words) if search.remove_bad_endings else (),
+            "bad_endings": bad_endings(self.vocabulary) if search.remove_bad_endings else (),
             "block_ngrams": search.block_ngrams,
             "length_penalty": search.length_penalty,
-            "vocabulary_size": self.model.vocabulary_size,
         }
         self._beams: dict[str, Any] = {
             "beam_size": search.beam_size,
-            "conjunctions": conjunctions(own_words) if search.block_ngrams else (),
+            "conjunctions": conjunctions(self.vocabulary) if search.block_ngrams else (),
             "num_captions": search.candidates if self.reranks else search.num_captions,
             "diverse_groups": search.diverse_groups,
             "diversity": search.diversity,
@@ -229,14 +226,14 @@ class CaptionPipeline:
         """As `caption_batch`, with attention traces of the best captions. Raises UserError as `sca_cnn` does."""
         network = self.sca_cnn
         captions, state = self._caption(batch)
-        traces = trace(network, state, [best.tokens for best, *_ in captions], self.model.vocabulary_size)
+        traces = trace(network, state, [best.tokens for best, *_ in captions])
         return [*zip(captions, traces, strict=True)]
 
     @torch.inference_mode()
     def score_caption(self, batch: Inputs, tokens: Sequence[int]) -> tuple[Caption, Trace]:
         """A given caption (word ids) of one image, with the score, ratings and confidence that a search gives it."""
         state, predictions = self.model.start(batch, self.guides)
-        (found,) = trace(self.sca_cnn, state, [[*tokens, EOS]], self.model.vocabulary_size)
+        (found,) = trace(self.sca_cnn, state, [[*tokens, EOS]])
         log_prob = float(np.log(np.maximum(found.probabilities, 1e-30)).sum())
         given = Hypothesis([*tokens], log_prob, log_prob, True)
         given = replace(given, score=self._length_normalised(given))
@@ -248,8 +245,7 @@ class CaptionPipeline:
         self, batch: Inputs, forced: ForcedWords | None = None
     ) -> tuple[list[tuple[Caption, ...]], Any]:
         """The captions, and the state before their first words."""
-        guides = [guide for guide in self.guides if not (self.sampling and guide.inserts)]
-        state, predictions = self.model.start(batch, guides)
+        state, predictions = self.model.start(batch, self.guides)
         forced = [self.force_words] * len(state) if forced is None else forced
         banned = self._banned_words(predictions, forced)
         mask = None if banned is None else MaskedWords(banned)
@@ -264,29 +260,21 @@ class CaptionPipeline:
                 self.model, state, force_words=forced, mask=mask, **self._rules, **self._beams
             )
         found = self.rate(found, predictions, forced)
-        for guide in guides:
-            if guide.inserts and guide.name in predictions and banned is not None:
-                best = [self.vocabulary.decode(first.tokens) for first, *_ in found]
-                insertion = guide.insertion(predictions[guide.name], best, forced, banned)
-                if insertion is not None:
-                    found = self._insert(insertion, found, state, predictions, forced)
         captions = [tuple(map(self._finish, several[: self.search.num_captions])) for several in found]
         return captions, state
 
     def _banned_words(self, predictions: Mapping[str, Tensor], forced: ForcedWords) -> Tensor | None:
-        """Words that guides exclude and neutral captions lack, and all that guides have added: bool (B, W), or None."""
-        words, own = len(self.vocabulary), self.model.vocabulary_size
+        """Words that guides exclude and neutral captions lack: bool (B, W), or None."""
+        words = len(self.vocabulary)
         found = [
             guide.banned_words(predictions[guide.name], forced, words)
             for guide in self.guides
             if guide.name in predictions
         ]
         masks = [mask for mask in found if mask is not None]
-        inserts = any(guide.inserts for guide in self.guides)
-        if not masks and not self._gendered and words == own and not inserts:
+        if not masks and not self._gendered:
             return None
         banned = torch.zeros(len(forced), words, dtype=torch.bool, device=self.device)
-        banned[:, own:] = True
         for mask in masks:
             banned |= mask
         banned[:, self._gendered] = True
@@ -332,39 +320,6 @@ class CaptionPipeline:
 
         return sorted(rated, key=key) if weight else rated
 
-    def _insert(
-        self,
-        insertion: Insertion,
-        found: list[list[Hypothesis]],
-        state: Any,
-        predictions: Mapping[str, Tensor],
-        forced: ForcedWords,
-    ) -> list[list[Hypothesis]]:
-        """Search again for captions with the words that a guide wants, and take those that cost no more than allowed."""
-        rows = torch.tensor(insertion.images, device=self.device)
-        groups = [
-            [*forced[image], words] for image, words in zip(insertion.images, insertion.words, strict=True)
-        ]
-        candidates = beam_search(
-            self.model,
-            state.select(rows),
-            force_words=groups,
-            mask=insertion.mask,
-            **self._rules,
-            **self._beams,
-        )
-        of_images = {name: values[rows] for name, values in predictions.items()}
-        candidates = self.rate(candidates, of_images, groups)
-        found = list(found)
-        for image, words, margin, several in zip(
-            insertion.images, insertion.words, insertion.margins, candidates, strict=True
-        ):
-            before, after = found[image][0], several[0]
-            costs = self._length_normalised(before) - self._length_normalised(after)
-            if costs <= margin and not set(words).isdisjoint(after.tokens):
-                found[image] = several
-        return found
-
     def _length_normalised(self, caption: Hypothesis) -> float:
         """Its score without ratings."""
         return caption.log_prob / caption.length**self.search.length_penalty
@@ -408,9 +363,9 @@ class CaptionPipeline:
                 yield Result(item, captions, trace=attention)
 
 
-def active(guides: Sequence[Guide], objects: bool) -> list[Guide]:
-    """All guides, or those that are not about objects."""
-    return [guide for guide in guides if objects or not guide.about_objects]
+def active(guides: Sequence[Guide], guidance: bool) -> list[Guide]:
+    """All guides, or without guidance those that exclude no words."""
+    return [guide for guide in guides if guidance or not guide.excludes]
 
 
 def with_style(checkpoint: Checkpoint, style: str) -> Checkpoint:

@@ -17,7 +17,11 @@ from sca_caption.runtime.atomic_files import atomic_write
 from sca_caption.runtime.errors import UserError
 
 # Current names of earlier settings.
-EARLIER_NAMES = {"mention": "force_words", "with_attention": "save_attention"}
+EARLIER_NAMES = {
+    "mention": "force_words",
+    "with_attention": "save_attention",
+    "no_objects": "no_guidance",
+}
 SYNC_INTERVAL = 16  # entries between two fsync calls: the most that a power cut can lose
 
 

@@ -48,9 +48,7 @@ class Trace:
 
 
 @torch.inference_mode()
-def trace(
-    model: SCACNN, state: State, captions: Sequence[Sequence[int]], vocabulary_size: int | None = None
-) -> list[Trace]:
+def trace(model: SCACNN, state: State, captions: Sequence[Sequence[int]]) -> list[Trace]:
     """Run the model on given captions and record its attention. state: as `SCACNN.start` returns it.
 
     captions: one list of word ids per row of the state, without BOS and EOS. The attention of a word is the attention
@@ -61,7 +59,7 @@ def trace(
     probabilities, attention = [], []
     for word in words.unbind(1):
         logits, state = model.step(last, state)
-        probabilities.append(log_probs(logits, vocabulary_size).exp().gather(1, word[:, None])[:, 0])
+        probabilities.append(log_probs(logits).exp().gather(1, word[:, None])[:, 0])
         attention.append(state.attention)
         last = word
     return [

@@ -36,9 +36,6 @@ VARIANTS = {
 }
 EPSILON = 1e-3  # of the batch norms, as in TensorFlow
 PIXEL_MEAN, PIXEL_STD = 127.0, 128.0  # normalisation of pixels from 0 to 255
-# Trained with label smoothing, the networks are underconfident. Their logits are multiplied by this factor before the
-# softmax. It was chosen together with `guidance.novel_objects.Limits`, on the same photographs.
-LOGIT_SCALE = 1.2
 
 
 class InputScaling(nn.Module):

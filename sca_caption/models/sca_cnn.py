@@ -227,8 +227,7 @@ class SCACNN(nn.Module):
         """W_u u (B, 4d), or None for a model without predicted words and styles."""
         u = None
         if self.word_predictor is not None and probabilities is not None:
-            known = self.embedding.weight[: probabilities.shape[1]]  # without words that guides added
-            u = self.word_predictor.query(probabilities) @ known
+            u = self.word_predictor.query(probabilities) @ self.embedding.weight
         if self.style is not None:
             if styles is None:
                 styles = torch.full((images,), self.default_style, device=self.style.weight.device)

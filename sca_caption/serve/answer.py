@@ -37,7 +37,7 @@ def caption_image(
     """
     start = time.perf_counter()
     pipeline = pipeline.with_search(
-        options.search, options.force_words, objects=options.objects, neutral=options.neutral
+        options.search, options.force_words, guidance=options.guidance, neutral=options.neutral
     )
     try:
         pixels, width, height = read_image(data, pipeline.transform, limits)

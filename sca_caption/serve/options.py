@@ -20,14 +20,14 @@ class Options:
     Attributes:
         search: settings of beam search.
         force_words: words that the caption must contain, see `CaptionPipeline`.
-        objects: whether guides about objects are active.
+        guidance: whether guides may exclude words.
         neutral: whether captions never use words for one gender.
         preview: whether to return the photograph as a JPEG, for formats that browsers cannot show.
     """
 
     search: SearchConfig
     force_words: tuple[str, ...] = ()
-    objects: bool = True
+    guidance: bool = True
     neutral: bool = False
     preview: bool = False
 
@@ -35,12 +35,12 @@ class Options:
 SEARCH_FIELDS = {field.name: field for field in dataclasses.fields(SearchConfig)}
 OTHER_FIELDS = {
     "force_words": "words that the caption must contain, at most three, separated by spaces; dog/puppy: one of them",
-    "objects": "object guidance: ImageNet nouns are inserted, unlikely people, dogs and colours are suppressed",
+    "guidance": "exclude words that the model predicts to be unlikely for the photograph",
     "neutral": "never use words for one gender, such as man, girl and his",
     "preview": "return the photograph as a JPEG, for formats that browsers cannot show",
 }
 # Name in earlier versions -> name. Clients may still send the earlier ones.
-EARLIER_NAMES = {"mention": "force_words"} | {
+EARLIER_NAMES = {"mention": "force_words", "objects": "guidance"} | {
     field.metadata["was"]: field.name for field in SEARCH_FIELDS.values() if field.metadata["was"]
 }
 
@@ -72,7 +72,7 @@ def read_options(fields: Mapping[str, str], defaults: Options, limits: Limits) -
     search = SearchConfig(**settings)
     switches = {
         name: parse_value(name, fields[name], bool)
-        for name in ("objects", "neutral", "preview")
+        for name in ("guidance", "neutral", "preview")
         if name in fields
     }
     words = defaults.force_words

@@ -94,7 +94,7 @@ Defaults = create_model(
         name: (field.type, Field(description=field.metadata["help"])) for name, field in SEARCH_FIELDS.items()
     },
     force_words=(list[str], Field(description=OTHER_FIELDS["force_words"])),
-    objects=(bool, Field(description=OTHER_FIELDS["objects"])),
+    guidance=(bool, Field(description=OTHER_FIELDS["guidance"])),
     neutral=(bool, Field(description=OTHER_FIELDS["neutral"])),
 )
 
@@ -116,7 +116,7 @@ class ModelCard(BaseModel):
     version: str = Field(description="version of sca_caption")
     vocabulary: int = Field(description="number of words in the vocabulary")
     image_size: int = Field(description="side of the model's square input, in pixels")
-    objects: bool = Field(description="whether the model has object guidance")
+    guidance: bool = Field(description="whether the model has guides that exclude words")
     calibrated: bool = Field(description="whether captions have a calibrated confidence")
     layers: list[str] = Field(description="attended layers, lowest first; empty for an ensemble")
     defaults: Defaults
@@ -147,13 +147,13 @@ def model_card(name: str, pipeline: Any, defaults: Options, limits: Limits) -> M
         version=__version__,
         vocabulary=len(pipeline.vocabulary) - len(SPECIALS),
         image_size=pipeline.transform.size,
-        objects=any(guide.about_objects for guide in pipeline.guides),
+        guidance=any(guide.excludes for guide in pipeline.guides),
         calibrated=pipeline.gives_confidence,
         layers=list(pipeline.networks[0].attended) if len(pipeline.networks) == 1 else [],
         defaults=Defaults(
             **vars(search),
             force_words=list(defaults.force_words),
-            objects=defaults.objects,
+            guidance=defaults.guidance,
             neutral=defaults.neutral,
         ),
         limits=RequestLimits(

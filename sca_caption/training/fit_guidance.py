@@ -1,4 +1,4 @@
-"""Fit guides to a trained captioner and data files: consensus reranking, presence of subjects, words, confidence."""
+"""Fit guides to a trained captioner and data files: consensus reranking, predicted words, confidence."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,11 +15,9 @@ from sca_caption.datasets.mixture import Mixture
 from sca_caption.evaluation.cider import Cider
 from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
 from sca_caption.guidance.confidence import HeldOut, fit_confidence, ranks, spearman
-from sca_caption.guidance.consensus import fit_consensus
+from sca_caption.guidance.consensus import fit_consensus, signed_sqrt_pool
 from sca_caption.guidance.groups import genders, mention_groups
 from sca_caption.guidance.guide import TrainedGuide
-from sca_caption.guidance.hallucination import MIN_IMAGES, fit_presence
-from sca_caption.guidance.image_features import signed_sqrt_pool
 from sca_caption.guidance.words import fit_words, gender_sums, mention_rates
 from sca_caption.inference.batching import in_batches, reader, stack
 from sca_caption.inference.captioning import Caption, CaptionPipeline
@@ -28,7 +26,6 @@ from sca_caption.runtime.errors import UserError
 
 RANK = 256  # of the consensus map: as good as full rank on Flickr8k's dev, and smaller
 CONSENSUS_RIDGE, CONTRAST = 1.0, 0.05  # chosen there too
-PRESENCE_RIDGE = 1e-4  # a tenth, or three times as much, is as good on MSCOCO's photographs
 FOLDS = 10
 
 
@@ -59,54 +56,29 @@ def fit_consensus_from_dataset(
     """The consensus predictor of the references of the images `rows`."""
     words = checkpoint.vocabulary
     assert words is not None
-    features, channels = features_from_dataset(checkpoint, data, rows, device)
+    features = features_from_dataset(checkpoint, data, rows, device)
     captions = [
         [words.encode(word for word in ptb_tokenize(text) if word in words) for text in data.references(row)]
         for row in rows
     ]
-    fitted = fit_consensus(features, captions, len(words), RANK, CONSENSUS_RIDGE, CONTRAST, channels)
+    fitted = fit_consensus(features, captions, len(words), RANK, CONSENSUS_RIDGE, CONTRAST)
     return Fitted(fitted, [f"fitted to the references of {count_images(data, rows)}"])
-
-
-def fit_presence_from_dataset(
-    checkpoint: Checkpoint, data: Mixture, rows: Sequence[int], device: torch.device
-) -> Fitted:
-    """The presence classifier of the references of the images `rows`.
-
-    Raises UserError if too few images have, or lack, people and dogs.
-    """
-    features, channels = features_from_dataset(checkpoint, data, rows, device)
-    references = [[ptb_tokenize(text) for text in data.references(row)] for row in rows]
-    fitted = fit_presence(features, references, PRESENCE_RIDGE, channels)
-    if fitted is None:
-        raise UserError(
-            f"{paths(data)}: fewer than {MIN_IMAGES} images whose captions mention people or dogs, or whose captions do "
-            "not; add photographs of other things"
-        )
-    return Fitted(
-        fitted, [f"fitted {', '.join(fitted.names)} to the references of {count_images(data, rows)}"]
-    )
 
 
 def features_from_dataset(
     checkpoint: Checkpoint, data: Mixture, rows: Sequence[int], device: torch.device
-) -> tuple[Tensor, list[int]]:
-    """`signed_sqrt_pool` of the images `rows`, (N, C), and how many features belong to each network.
+) -> Tensor:
+    """`signed_sqrt_pool` of the images `rows`, (N, C).
 
     Raises UserError if a file has no rows, and for an image that cannot be read.
     """
     require_images(data, rows)
-    model, guides = TorchCaptioner.from_checkpoints([checkpoint], device)
+    model, _ = TorchCaptioner.from_checkpoints([replace(checkpoint, guides={})], device)
 
     def features_of(contents: list) -> Tensor:
-        maps, features = model.encode(stack(contents), guides)
-        return signed_sqrt_pool(maps[0], features).cpu()
+        return signed_sqrt_pool(model.encode(stack(contents))[0]).cpu()
 
-    stacked, own = (
-        compute_for_images(features_of, model, data, rows),
-        checkpoint.captioner.backbone.channels[0],
-    )
-    return stacked, [count for count in (own, stacked.shape[1] - own) if count]
+    return compute_for_images(features_of, model, data, rows)
 
 
 def compute_for_images(
@@ -163,8 +135,7 @@ def fit_confidence_from_dataset(
     Each file is captioned in its own style if the model has it, otherwise in the default style. A caption is good if its
     CIDEr, among the references of its own file, is above the median of the captions of that file.
 
-    Raises UserError for fewer than 2 * FOLDS images of a file, for stored features if a guide reads images, and for an
-    image that cannot be read.
+    Raises UserError for fewer than 2 * FOLDS images of a file, and for an image that cannot be read.
     """
     require_images(data, rows, 2 * FOLDS)
     files = rows_by_file(data, rows)
@@ -206,16 +177,6 @@ def captions_from_dataset(
     """The best captions of images in the style of their file. Raises UserError as `fit_confidence_from_dataset` does."""
     style = style_of(checkpoint, file)
     pipeline = CaptionPipeline.load(checkpoint, device=str(device), style=style)
-    blind = [
-        guide.name
-        for guide in pipeline.guides
-        if guide.prediction and checkpoint.guides[guide.name].reads_features
-    ]
-    if file.encoding == "features" and blind:
-        raise UserError(
-            f"{file.path} holds features, but {', '.join(blind)} of this model reads images; "
-            "preprocess with --encoding jpeg"
-        )
     captions = []
     for result in pipeline.stream(rows, reader(file, pipeline.networks, pipeline.transform)):
         if result.error:
@@ -293,10 +254,6 @@ def require_images(data: Mixture, rows: Sequence[int], least: int = 1) -> None:
             raise UserError(f"{file.path} has {len(own_rows)} images in that split; {needed}")
 
 
-def paths(data: Mixture) -> str:
-    return ", ".join(str(file.path) for file in data.files)
-
-
 def count_images(data: Mixture, rows: Sequence[int]) -> str:
     """The number of images, and of files if there are several."""
     return f"{len(rows)} images" + (f" of {len(data.files)} files" if len(data.files) > 1 else "")
@@ -305,7 +262,6 @@ def count_images(data: Mixture, rows: Sequence[int]) -> str:
 # What `python -m sca_caption fit NAME` fits, and the split that it reads by default.
 FITS: dict[str, tuple[Fit, str]] = {
     "consensus": (fit_consensus_from_dataset, "train"),
-    "presence": (fit_presence_from_dataset, "train"),
     "words": (fit_words_from_dataset, "val"),
     "confidence": (fit_confidence_from_dataset, "val"),
 }

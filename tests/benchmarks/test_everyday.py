@@ -1,5 +1,7 @@
 """The benchmark of everyday photographs: what counts as invented, and its table on generated images."""
 
+from dataclasses import replace
+
 import pytest
 
 from sca_caption import checkpoint
@@ -9,11 +11,11 @@ from sca_caption.datasets.sources.shapes import read_shapes
 from sca_caption.evaluation.cider import cider
 from sca_caption.evaluation.meteor_spice import MetricUnavailable
 from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
-from sca_caption.guidance.hallucination import PresenceClassifier
+from sca_caption.guidance.words import PredictedWords
 from sca_caption.images import Transform
 from sca_caption.vocab import Vocabulary
 from tests.helpers.made_photos import error_line, write
-from tests.helpers.tiny_captioner import TINY_WORDS, tiny_captioner
+from tests.helpers.tiny_captioner import TINY, TINY_WORDS, tiny_captioner
 
 MISTAKES = [
     ("A man on a bench.", ["A bench.", "An empty bench."], ["people"]),
@@ -97,12 +99,10 @@ def shapes(tmp_path_factory):
 @pytest.fixture
 def guided(tmp_path):
     """A captioner that invents dogs, and a guide that prevents it."""
-    model, words = tiny_captioner(), Vocabulary(TINY_WORDS)
+    model, words = tiny_captioner(config=replace(TINY, word_rank=4)), Vocabulary(TINY_WORDS)
     model.word.bias.data[words.encode(["dog"])] += 9
-    presence = PresenceClassifier((64,), ("dogs",))
-    presence.classifier.bias.fill_(-9)
-    presence.classifier.weight.zero_()
-    made = checkpoint.Checkpoint(model, words, Transform(32), guides={"presence": presence})
+    model.word_predictor.up.bias.data.fill_(-9)
+    made = checkpoint.Checkpoint(model, words, Transform(32), guides={"words": PredictedWords({"dogs": 0.5})})
     checkpoint.save(tmp_path / "best.pt", made)
     return tmp_path / "best.pt"
 
@@ -116,7 +116,7 @@ def test_the_table_of_generated_images(shapes, guided, without_java, capsys):
     captions = [line.split("\t") for line in printed[:4]]
     assert printed[4:6] == ["2 images of shapes.h5, val", ""] and len(printed) == 10
     rows = {row.split(" | ")[0].strip("| "): row.strip("| ").split(" | ") for row in printed[8:]}
-    assert list(rows) == ["presence", "none"]
+    assert list(rows) == ["words", "none"]
     data = CaptionDataset(shapes)
     indices = data.indices("val").tolist()
     for way, cells in rows.items():
@@ -127,11 +127,11 @@ def test_the_table_of_generated_images(shapes, guided, without_java, capsys):
     assert [file for _, file, *_ in captions[:2]] == [data.file_name(row) for row in indices]
     assert all("dogs" in mistakes.split() for way, *_, mistakes in captions if way == "none")
 
-    assert everyday.main([*flags[:4], "--without", "presence"]) == 0
+    assert everyday.main([*flags[:4], "--without", "words"]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == printed[-1]
 
 
 def test_mistakes_of_users_are_one_line(shapes, tiny_checkpoint, capsys):
     flags = ["--data", str(shapes), "--checkpoint", str(tiny_checkpoint)]
-    status = everyday.main([*flags, "--without", "presence"])
-    assert "no guide 'presence'" in error_line(status, *capsys.readouterr())
+    status = everyday.main([*flags, "--without", "words"])
+    assert "no guide 'words'" in error_line(status, *capsys.readouterr())

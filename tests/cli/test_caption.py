@@ -255,6 +255,7 @@ def test_spellings_of_earlier_versions(run, photos):
     for earlier, current in (
         (("--mention", "dog"), ("--force-words", "dog")),
         (("--scores", "--doubtful-first"), ("--scores", "--sort", "confidence")),
+        (("--no-objects",), ("--no-guidance",)),
         (("--consensus", 0, "--no-sound-endings"), ("--rerank-weight", 0, "--no-remove-bad-endings")),
     ):
         assert run(folder, *earlier) == run(folder, *current)

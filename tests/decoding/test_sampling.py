@@ -84,15 +84,13 @@ def test_masked_words_are_never_drawn_and_scores_stay_the_models():
     def mask(last, state):
         return (torch.arange(9) == 5) | ((last == 4)[:, None] & (torch.arange(9) == 6))
 
-    found = draw(
-        model, model.start(images), num_captions=50, top_p=1.0, max_length=6, mask=mask, vocabulary_size=8
-    )
+    found = draw(model, model.start(images), num_captions=50, top_p=1.0, max_length=6, mask=mask)
     drawn = [each.tokens for hypotheses in found for each in hypotheses]
     assert not any(5 in tokens or (4, 6) in itertools.pairwise(tokens) for tokens in drawn)
     assert {word for tokens in drawn for word in tokens} == {4, 6, 7, 8}
     for image, hypotheses in zip(images, found, strict=True):
         for each in hypotheses:
-            log_prob = log_prob_of(model, image, each.tokens, each.finished, known=8)
+            log_prob = log_prob_of(model, image, each.tokens, each.finished)
             assert each.log_prob == pytest.approx(log_prob, abs=1e-4)
     free = draw(model, model.start(images), num_captions=50, top_p=1.0, max_length=6)
     assert any(5 in each.tokens for hypotheses in free for each in hypotheses)

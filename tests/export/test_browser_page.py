@@ -12,14 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
 from tests.helpers.chromium import browser_page, needs_browser, served
-from tests.helpers.guided_captioners import imagenet_network, reading_both, speaking
+from tests.helpers.guided_captioners import WORDS, made_consensus, predicting_words
 from tests.helpers.made_photos import encoded, photo
-from tests.helpers.tiny_captioner import TINY_WORDS, tiny_captioner
 
 pytest.importorskip("onnxscript", reason="writing ONNX needs onnx and onnxscript")
 pytest.importorskip("onnxruntime", reason="the page is compared with onnxruntime under Python")
@@ -28,19 +26,14 @@ expect = pytest.importorskip("playwright.sync_api", reason="needs playwright to 
 from sca_caption import images
 from sca_caption.checkpoint import Checkpoint
 from sca_caption.config import SearchConfig
-from sca_caption.export.browser_site import INSTALL, write_page
-from sca_caption.export.onnx_captioner import load_pipeline
+from sca_caption.export.browser_site import INSTALL
 from sca_caption.export.onnx_folder import export
 from sca_caption.guidance.confidence import ConfidenceModel
-from sca_caption.guidance.consensus import fit_consensus
-from sca_caption.guidance.hallucination import PresenceClassifier
-from sca_caption.guidance.image_features import signed_sqrt_pool
-from sca_caption.guidance.novel_objects import Limits
-from sca_caption.guidance.object_classifier import pretrained_classifier
+from sca_caption.guidance.words import PredictedWords
 from sca_caption.images import Transform
 from sca_caption.inference.batching import stack
 from sca_caption.inference.captioning import CaptionPipeline
-from sca_caption.vocab import EOS, Vocabulary
+from sca_caption.vocab import EOS
 
 ROOT = Path(__file__).parents[2]
 RUNTIME = Path(os.environ.get("ONNXRUNTIME_WEB", ROOT / "node_modules" / "onnxruntime-web"))
@@ -53,27 +46,17 @@ CAPTIONED = re.compile(r"\d+ captioned$")
 
 @pytest.fixture(scope="module")
 def given() -> Checkpoint:
-    """A captioner with a hallucination mask, consensus reranking and confidence that depend on the image."""
-    model, words = tiny_captioner(), Vocabulary(TINY_WORDS)
-    batch = stack([images.load(content, Transform(size=32)) for content in pictures(12)])
-    with torch.inference_mode():
-        model.word.bias[EOS] -= 0.3  # captions of one to twenty words that depend on the image
-        features = signed_sqrt_pool(model.encode(batch)[0])
-    channels = (features.shape[1],)
-    generator = torch.Generator().manual_seed(0)
-    presence = PresenceClassifier(channels, ("people", "dogs", "red", "blue"))
-    presence.center.copy_(features.mean(0))
-    presence.classifier.weight.copy_(9 * torch.randn(4, *channels, generator=generator))
-    presence.classifier.bias.fill_(-4.0)
-    captions = torch.randint(4, len(words), (len(batch), 2, 5), generator=generator).tolist()
-    consensus = fit_consensus(features, captions, len(words), 8, 0.1)
+    """A captioner with excluded words, consensus reranking and confidence that depend on the image."""
+    model = predicting_words()
+    model.word.bias.data[EOS] -= 0.3  # captions of one to twenty words that depend on the image
+    consensus = made_consensus(model.backbone.channels[0])
     consensus.up.weight *= 5  # changes captions
     guides = {
-        "presence": presence,
         "consensus": consensus,
+        "words": PredictedWords({"people": 0.5, "dogs": 0.5, "red": 0.5, "blue": 0.5}),
         "confidence": ConfidenceModel(2.0, 1.5, {"consensus": 2.0}),
     }
-    return Checkpoint(model, words, Transform(size=32), guides=guides)
+    return Checkpoint(model.requires_grad_(False), WORDS, Transform(size=32), guides=guides)
 
 
 @pytest.fixture(scope="module")
@@ -153,8 +136,8 @@ def test_captions_are_pythons(page, given):
     give(page, [file(f"{i}.png", content) for i, content in enumerate(contents)])
     found = json.loads(saved(page, "#json"))
     wanted, unmasked, unranked = (
-        captions_of(CaptionPipeline.load(given, search=search, objects=objects), contents)
-        for search, objects in (
+        captions_of(CaptionPipeline.load(given, search=search, guidance=guidance), contents)
+        for search, guidance in (
             (SearchConfig(num_captions=3), True),
             (SearchConfig(num_captions=3), False),
             (SearchConfig(num_captions=3, rerank_weight=0), True),
@@ -176,83 +159,6 @@ def test_captions_are_pythons(page, given):
         assert [text.rpartition(" (")[0] for text in others] == [caption.text for caption in captions[1:]]
     rows = [*csv.DictReader(io.StringIO(saved(page, "#csv")))]
     assert [{name: str(value) for name, value in entry.items()} for entry in found] == rows
-
-
-def coloured_objects(path: Path, nouns: int) -> None:
-    """A graph that predicts the probabilities of nouns from an image's mean colour."""
-    import onnx
-    from onnx import helper, numpy_helper
-
-    weights = np.random.default_rng(0).normal(0, 0.1, (3, nouns)).astype(np.float32)
-    nodes = [
-        helper.make_node("Cast", ["images"], ["levels"], to=onnx.TensorProto.FLOAT),
-        helper.make_node("ReduceMean", ["levels", "places"], ["colour"], keepdims=0),
-        helper.make_node("MatMul", ["colour", "weights"], ["logits"]),
-        helper.make_node("Softmax", ["logits"], ["noun_probabilities"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "objects",
-        [helper.make_tensor_value_info("images", onnx.TensorProto.UINT8, ["B", 3, 32, 32])],
-        [helper.make_tensor_value_info("noun_probabilities", onnx.TensorProto.FLOAT, ["B", nouns])],
-        [numpy_helper.from_array(weights, "weights"), numpy_helper.from_array(np.array([2, 3]), "places")],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), path)
-
-
-def test_nouns_are_inserted_as_in_python(opened, site, tmp_path):
-    """Against the same graphs under onnxruntime, with an object classifier that the checkpoint lacks."""
-    names = ["dog", "cat", "ball", "grass", "water"]
-    folder = tmp_path / "site"
-    shutil.copytree(site / "model", folder / "model")
-    path = folder / "model" / "model.json"
-    about = json.loads(path.read_text(encoding="utf-8"))
-    ids = {word: index for index, word in enumerate(about["words"])}
-    kinds = {"dog": "animals", "cat": "animals"}
-    nouns = [
-        {"kind": kinds.get(name, ""), "name": name, "plural": None, "forms": [name], "classes": [number]}
-        | {"group": [ids[name]]}
-        for number, name in enumerate(names)
-    ]
-    objects = {"name": "objects", "prediction": "noun_probabilities", "max_groups": 3, "new_words": []}
-    objects |= vars(Limits(margin=99.0)) | {"nouns": nouns}  # a caption with the noun may cost anything
-    objects |= {"disagreeing": [[ids["a"], [ids["grass"], ids["water"]]]]}
-    objects |= {"no_compound": [ids["on"], ids["red"]]}
-    about["guides"] = [objects, *about["guides"]]
-    about["inputs"] = {"objects": ["images"]} | about["inputs"]
-    about["outputs"] = {"objects": ["noun_probabilities"]} | about["outputs"]
-    path.write_text(json.dumps(about), encoding="utf-8")
-    coloured_objects(folder / "model" / "objects.onnx", len(names))
-    write_page(folder, RUNTIME)
-    contents = pictures(12)
-    wanted, without = (
-        [best.text for best, *_ in captions_of(load_pipeline(folder / "model", objects=objects), contents)]
-        for objects in (True, False)
-    )
-    assert len({text for text, other in zip(wanted, without, strict=True) if text != other}) >= 3
-    with served(folder) as address, another(opened) as page:
-        page.goto(address)
-        give(page, [file(f"{i}.png", content) for i, content in enumerate(contents)])
-        assert [entry["caption"] for entry in json.loads(saved(page, "#json"))] == wanted
-
-
-def test_features_of_the_object_classifier_reach_the_guides(opened, tmp_path):
-    """Consensus reranking reads them, so the graph of the object classifier runs before the trunk."""
-    words = Vocabulary(["a", "dog", "cat", "on", "is", "in"])
-    network = imagenet_network()
-    model, consensus = speaking(network, words), reading_both(words)
-    consensus.up.weight *= 100  # outweighs the probabilities of captions
-    guides = {"objects": pretrained_classifier(network.state_dict(), model.backbone), "consensus": consensus}
-    given = Checkpoint(model, words, Transform(64), guides=guides)
-    export(tmp_path / "site", given, dtypes=["float32"], runtime=RUNTIME)
-    contents = pictures(8)
-    wanted = [best.text for best, *_ in captions_of(CaptionPipeline.load(given), contents)]
-    with served(tmp_path / "site") as address, another(opened) as page:
-        page.goto(address)
-        give(page, [file(f"{i}.png", content) for i, content in enumerate(contents)])
-        assert [entry["caption"] for entry in json.loads(saved(page, "#json"))] == wanted
-    consensus.down.weight[:, 320:] = 0
-    assert [best.text for best, *_ in captions_of(CaptionPipeline.load(given), contents)] != wanted
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------

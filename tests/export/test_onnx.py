@@ -11,19 +11,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tests.helpers.guided_captioners import (
-    guided_checkpoint,
-    imagenet_network,
-    reading_both,
-    speaking,
-    tuned,
-)
-from tests.helpers.guided_captioners import (
-    pixels as larger_pixels,
-)
-from tests.helpers.lite_weights import lite_weights
-from tests.helpers.made_photos import message, photo
-from tests.helpers.tiny_captioner import TINY, TINY_WORDS, tiny_captioner
+from tests.helpers.guided_captioners import THRESHOLDS, WORDS, guided_checkpoint, pixels, predicting_words
+from tests.helpers.made_photos import message
+from tests.helpers.tiny_captioner import TINY, tiny_captioner
 
 pytest.importorskip("onnxscript", reason="writing ONNX needs onnx and onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime", reason="running a graph needs onnxruntime")
@@ -42,23 +32,15 @@ from sca_caption.export import (
 from sca_caption.export.model_json import graph_path, upgrade
 from sca_caption.export.onnx_captioner import OnnxCaptioner, load_pipeline
 from sca_caption.export.onnx_folder import export
-from sca_caption.export.onnx_graphs import FeatureGraph, graphs_of, layers_of, resizing
-from sca_caption.guidance.confidence import ConfidenceModel
-from sca_caption.guidance.consensus import fit_consensus
-from sca_caption.guidance.hallucination import PresenceClassifier
-from sca_caption.guidance.novel_objects import Limits
-from sca_caption.guidance.object_classifier import SIZE, pretrained_classifier
-from sca_caption.guidance.words import PredictedWords
-from sca_caption.images import Transform, fit
-from sca_caption.inference.batching import stack
+from sca_caption.export.onnx_graphs import graphs_of, layers_of
+from sca_caption.guidance.groups import mention_groups
+from sca_caption.images import Transform
 from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.inference.torch_captioner import TorchCaptioner
 from sca_caption.models.sca_cnn import State
-from sca_caption.vocab import Vocabulary
 
 pytestmark = pytest.mark.slow
 
-WORDS = Vocabulary(TINY_WORDS)
 CASES = {  # with a shortcut that travels along as a second map; two whole layers are in `exported`
     "C-S": ("layer1.0.relu", "layer1.1"),
     "S-C": ("layer1.1",),
@@ -67,25 +49,9 @@ CASES = {  # with a shortcut that travels along as a second map; two whole layer
 }
 
 
-def pixels(count: int, size: int = 32) -> torch.Tensor:
-    return stack([fit(photo(number), Transform(size)) for number in range(count)])
-
-
 @pytest.fixture(scope="module")
 def given():
-    model = tiny_captioner()
-    generator = torch.Generator().manual_seed(0)
-    captions = torch.randint(4, len(WORDS), (40, 2, 5), generator=generator).tolist()
-    channels = model.backbone.channels[0]
-    features = torch.rand(40, channels, generator=generator)
-    presence = PresenceClassifier((channels,), ("people", "dogs"))
-    torch.nn.init.normal_(presence.classifier.weight, generator=generator, std=4.0)
-    guides = {
-        "presence": presence,
-        "consensus": fit_consensus(features, captions, len(WORDS), rank=16, ridge=0.1),
-        "confidence": ConfidenceModel(2.0, 1.5, {"consensus": 4.0}),
-    }
-    return Checkpoint(model, WORDS, Transform(size=32), guides=guides)
+    return guided_checkpoint()
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +70,7 @@ def exported(given, tmp_path_factory):
 @pytest.mark.parametrize("mode", CASES)
 def test_graphs_compute_what_the_captioner_does(mode):
     model = tiny_captioner(config=replace(TINY, attention=mode, layers=CASES[mode]))
-    captioner = TorchCaptioner([model], {}, WORDS, len(WORDS), Transform(32), torch.device("cpu"))
+    captioner = TorchCaptioner([model], {}, WORDS, Transform(32), torch.device("cpu"))
     graphs = graphs_of(captioner)
     sessions = {name: onnxruntime.InferenceSession(graph.file) for name, graph in graphs.items()}
     inputs = ["map_0", "map_1"] if mode == "C-S" else ["map_0"]
@@ -140,14 +106,6 @@ def test_graphs_compute_what_the_captioner_does(mode):
                 assert_close(value, theirs, rtol=1e-3, atol=1e-4)
             tokens, hidden, cell = ours[0].argmax(1), ours[1], ours[2]
     assert [layer["name"] for layer in layers_of(model, 32)] == list(CASES[mode])
-
-
-@pytest.mark.parametrize("size", [288, 64])
-def test_resizing_is_two_products(size):
-    x = torch.rand(2, 3, size, size)
-    matrix = resizing(size, SIZE)
-    wanted = torch.nn.functional.interpolate(x, (SIZE, SIZE), mode="bilinear", antialias=True)
-    assert_close(matrix @ x @ matrix.T, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_no_graph_says_where_it_was_made(exported):
@@ -186,15 +144,11 @@ def test_captions_are_pytorchs(given, exported, search):
 @pytest.mark.parametrize(("mode", "style"), [("C-S", "plain"), ("S-C", "loud"), ("S-C", "plain")])
 def test_predicted_words_and_the_style_are_exported(mode, style, tmp_path):
     """As the context of each image, with and without keys of spatial attention; --style is the exported one."""
-    config = replace(TINY, attention=mode, layers=CASES[mode], word_rank=6, styles=("plain", "loud"))
-    model = tiny_captioner(config=config)
+    model = predicting_words(attention=mode, layers=CASES[mode], styles=("plain", "loud"))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         model.style.weight.normal_(0, 3, generator=generator)
         model.context.weight.normal_(0, 0.5, generator=generator)
-        model.word_predictor.up.weight.normal_(0, 3, generator=generator)
-        model.word_predictor.up.bias.normal_(0, 2, generator=generator)
-        model.word_predictor.idf.uniform_(0.5, 3, generator=generator)
     given, x = Checkpoint(model, WORDS, Transform(32)), pixels(6)
     other = CaptionPipeline.load(given, style="loud" if style == "plain" else "plain").caption_batch(x)
     checkpoint.save(tmp_path / "best.pt", given)
@@ -216,40 +170,6 @@ def test_predicted_words_and_the_style_are_exported(mode, style, tmp_path):
     assert [y[0].text for y in wanted] != [y[0].text for y in other]
     (alone,) = ours.caption_batch(x[4:5])
     assert [each.text for each in alone] == [each.text for each in found[4]]
-
-
-def test_the_guide_by_predicted_words_is_exported(tmp_path):
-    """Its prediction is an output of the trunk; rules and neutral captions are PyTorch's."""
-    model = tiny_captioner(config=replace(TINY, word_rank=6))
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        model.word_predictor.up.weight.normal_(0, 3, generator=generator)
-        model.word_predictor.up.bias.normal_(0, 2, generator=generator)
-        model.word_predictor.idf.uniform_(0.5, 3, generator=generator)
-        model.word.bias[WORDS.encode(["man", "woman"])] += 4.0
-    thresholds = {"dogs": 0.5, "cat": 0.5, "red": 0.5, "blue": 0.5}
-    words = PredictedWords(thresholds)
-    given, x = Checkpoint(model, WORDS, Transform(32), guides={"words": words}), pixels(6)
-    export(tmp_path / "model", given, dtypes=["float32"])
-    about = json.loads((tmp_path / "model" / "model.json").read_text())
-    assert about["outputs"]["trunk"][-1] == described(tmp_path / "model", "words")["prediction"]
-    assert (
-        sorted(about["gendered"]) == sorted(WORDS.encode(["man", "woman"])) and about["format_version"] == 5
-    )
-    search = SearchConfig(num_captions=3)
-    for options in ({}, {"objects": False}, {"neutral": True}):
-        theirs = CaptionPipeline.load(given, search=search, **options)
-        ours = load_pipeline(tmp_path / "model", search=search, **options)
-        _, found = ours.model.start(x, ours.guides)
-        with torch.inference_mode():
-            _, wanted = theirs.model.start(x, theirs.guides)
-        assert set(found) == set(wanted) == ({"words"} if options.get("objects", True) else set())
-        for name, predicted in found.items():
-            assert_close(predicted, wanted[name], rtol=1e-3, atol=1e-4)
-            assert predicted.std(0).max() > 0.03  # images differ
-        for a, b in zip(ours.caption_batch(x), theirs.caption_batch(x), strict=True):
-            assert [each.text for each in a] == [each.text for each in b]
-            assert [each.score for each in a] == pytest.approx([each.score for each in b], abs=1e-2)
 
 
 def test_words_that_must_come_come(given, exported):
@@ -301,41 +221,6 @@ def test_int8_is_close_and_small(exported):
         assert files[1] < 0.6 * files[0]
 
 
-def test_1x1_convolutions_of_robust_graphs_are_int8(tmp_path, monkeypatch):
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    made = np.random.default_rng(0)
-    shapes = {"narrow": (8, 3, 3, 3), "deep": (8, 1, 3, 3), "wide": (8, 8, 1, 1)}  # the second is depthwise
-    weights = {name: made.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-    nodes, before = [], "images"
-    for name in shapes:
-        pads, group = [0] * 4 if name == "wide" else [1] * 4, 8 if name == "deep" else 1
-        nodes.append(
-            helper.make_node("Conv", [before, name], [f"after_{name}"], name=name, pads=pads, group=group)
-        )
-        before = f"after_{name}"
-    images, maps = (
-        helper.make_tensor_value_info(name, TensorProto.FLOAT, (2, channels, 6, 6))
-        for name, channels in (("images", 3), (before, 8))
-    )
-    initial = [numpy_helper.from_array(value, name) for name, value in weights.items()]
-    model = helper.make_model(
-        helper.make_graph(nodes, "made", [images], [maps], initial),
-        opset_imports=[helper.make_opsetid("", 18)],
-    )
-    whole, small = tmp_path / "whole.onnx", tmp_path / "small.onnx"
-    onnx.save(model, whole)
-    monkeypatch.setattr(onnx_int8, "MIN_INT8_SIZE", 64)
-    for robust, kind in ((False, TensorProto.FLOAT16), (True, TensorProto.INT8)):
-        onnx_int8.quantize(whole, small, robust)
-        kept = [x.data_type for x in onnx.load(small).graph.initializer if np.prod(x.dims) >= 64]
-        assert kept == [TensorProto.FLOAT16, TensorProto.FLOAT16, kind]
-        given = {"images": made.normal(size=(2, 3, 6, 6)).astype(np.float32)}
-        theirs, ours = (onnxruntime.InferenceSession(file).run(None, given)[0] for file in (whole, small))
-        assert np.abs(ours - theirs).max() < 0.03 * theirs.std()
-
-
 # ---- guides ----------------------------------------------------------------------------------------------------------
 
 
@@ -344,56 +229,24 @@ def described(folder: Path, name: str) -> dict:
     return next(each for each in about["guides"] if each["name"] == name)
 
 
-@pytest.fixture(scope="module")
-def guided():
-    return guided_checkpoint()
-
-
-@pytest.fixture(scope="module")
-def guided_folder(guided, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("guided") / "model"
-    export(folder, guided, dtypes=["float32"])
-    return folder
-
-
-def test_guides_are_described(guided, guided_folder):
-    about = json.loads((guided_folder / "model.json").read_text())
-    pipeline = CaptionPipeline.load(guided)
-    assert [each["name"] for each in about["guides"]] == [guide.name for guide in pipeline.guides]
-    assert about["words"] == list(pipeline.vocabulary) and about["vocabulary_size"] == len(guided.vocabulary)
-    assert about["inputs"] == about["inputs"] | {"trunk": ["images", "features"], "objects": ["images"]}
-    lexicon, objects = pipeline.guides[0], described(guided_folder, "objects")
-    assert {name: objects[name] for name in vars(Limits())} == vars(Limits()) and objects["max_groups"] == 3
-    assert [noun["name"] for noun in objects["nouns"]] == [noun.name for noun in lexicon.nouns]
-    again = load_pipeline(guided_folder).guides[0]
-    assert again.groups == lexicon.groups and list(again.new_words) == list(lexicon.new_words)
-    forms = torch.zeros(len(about["words"]), dtype=torch.bool)
-    forms[[word for group in lexicon.groups for word in group]] = True
-    for (after, wrong), (word, mask) in zip(
-        again.disagreeing.items(), lexicon.disagreeing.items(), strict=True
-    ):
-        assert after == word and torch.equal(wrong, mask & forms)
-
-
-def test_predictions_are_pytorchs(guided, guided_folder):
-    ours, theirs, x = load_pipeline(guided_folder), CaptionPipeline.load(guided), larger_pixels(6)
+def test_predictions_are_pytorchs(given, exported):
+    ours, theirs, x = load_pipeline(exported), CaptionPipeline.load(given), pixels(6)
     with torch.inference_mode():
         _, found = ours.model.start(x, ours.guides)
         _, wanted = theirs.model.start(x, theirs.guides)
-    assert set(found) == set(wanted) == {"objects", "presence", "consensus"}
-    assert wanted["objects"].max() > Limits.threshold
+    assert set(found) == set(wanted) == {"consensus", "words"}
     for name, values in wanted.items():
         assert values.std(0).max() > 0.01, f"{name}: images differ"
-        assert_close(found[name], values, rtol=1e-3, atol=1e-4)
+        assert_close(found[name], values, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("objects", [True, False])
-def test_guided_captions_are_pytorchs(objects, guided, guided_folder):
-    """With and without object guidance, which can be turned off at loading or later."""
-    x, search = larger_pixels(8), SearchConfig(num_captions=3)
-    theirs = CaptionPipeline.load(guided, search=search, objects=objects)
-    at_loading = load_pipeline(guided_folder, search=search, objects=objects)
-    later = load_pipeline(guided_folder).with_search(search, objects=objects)
+@pytest.mark.parametrize("options", [{}, {"guidance": False}, {"neutral": True}])
+def test_guided_captions_are_pytorchs(options, given, exported):
+    """With and without excluded words, which can be chosen at loading or later."""
+    x, search = pixels(8), SearchConfig(num_captions=3)
+    theirs = CaptionPipeline.load(given, search=search, **options)
+    at_loading = load_pipeline(exported, search=search, **options)
+    later = load_pipeline(exported).with_search(search, **options)
     expected = theirs.caption_batch(x)
     for pipeline in (at_loading, later):
         for captions, wanted in zip(pipeline.caption_batch(x), expected, strict=True):
@@ -401,62 +254,9 @@ def test_guided_captions_are_pytorchs(objects, guided, guided_folder):
             for name in ("log_prob", "score", "confidence"):
                 values = [getattr(each, name) for each in wanted]
                 assert [getattr(each, name) for each in captions] == pytest.approx(values, abs=0.02), name
-    words = {token for captions in expected for token in captions[0].tokens}
-    assert any(word >= len(guided.vocabulary) for word in words) == objects
-
-
-def test_nouns_are_inserted_as_in_pytorch(tmp_path):
-    words = Vocabulary(["a", "dog", "cat", "on", "is", "in"])
-    network = imagenet_network()
-    model = speaking(network, words)
-    objects = pretrained_classifier(network.state_dict(), model.backbone)
-    given = Checkpoint(model, words, Transform(64), guides={"objects": objects})
-    folder = tmp_path / "model"
-    export(folder, given, dtypes=["float32"])
-    about = json.loads((folder / "model.json").read_text())
-    about["guides"][0]["margin"] = 1e9  # any caption with the noun will do
-    (folder / "model.json").write_text(json.dumps(about))
-    torch.manual_seed(0)
-    x = torch.randint(256, (6, 3, 64, 64), dtype=torch.uint8)
-    theirs, ours = CaptionPipeline.load(given), load_pipeline(folder)
-    theirs.guides[0].limits = Limits(margin=1e9)
-    texts = [[captions[0].text for captions in each.caption_batch(x)] for each in (theirs, ours)]
-    assert texts[0] == texts[1]
-    plain = [captions[0].text for captions in CaptionPipeline.load(given, objects=False).caption_batch(x)]
-    assert texts[1] != plain
-    off = (load_pipeline(folder, objects=False), ours.with_search(ours.search, objects=False))
-    for without in off:  # also of a pipeline that was loaded with them
-        assert [captions[0].text for captions in without.caption_batch(x)] == plain
-
-
-def test_reranking_reads_the_features(tmp_path):
-    words = Vocabulary(["a", "dog", "cat", "on", "is", "in"])
-    model = speaking(imagenet_network(), words, 0)
-    objects = pretrained_classifier(lite_weights(), model.backbone, size=64)
-    whole = Checkpoint(
-        model, words, Transform(64), guides={"objects": objects, "consensus": reading_both(words)}
-    )
-    export(tmp_path / "model", whole, dtypes=["float32"])
-    x, search = larger_pixels(6), SearchConfig(num_captions=5, rerank_weight=50.0)
-    for objects_on in (True, False):
-        theirs = CaptionPipeline.load(whole, search=search, objects=objects_on).caption_batch(x)
-        ours = load_pipeline(tmp_path / "model", search=search, objects=objects_on).caption_batch(x)
-        assert [[each.text for each in y] for y in ours] == [[each.text for each in y] for y in theirs]
-        ratings = [each[0].ratings["consensus"] for each in theirs]
-        assert [each[0].ratings["consensus"] for each in ours] == pytest.approx(ratings, abs=1e-3)
-
-
-@torch.inference_mode()
-def test_the_classifier_sees_images_at_its_own_size():
-    network = imagenet_network()
-    model = tuned(network, 0)
-    objects = pretrained_classifier(network.state_dict(), model.backbone, size=288)
-    given = Checkpoint(model, Vocabulary(["a", "dog", "cat"]), Transform(288), guides={"objects": objects})
-    pipeline, x = CaptionPipeline.load(given), pixels(2, 288)
-    _, features = pipeline.model.encode(x, pipeline.guides)
-    found, from_graph = FeatureGraph(model, objects, 288)(x)
-    assert_close(from_graph, features, rtol=1e-3, atol=1e-5)
-    assert_close(found, objects(x, features), rtol=1e-3, atol=1e-5)
+    if options:
+        plain = CaptionPipeline.load(given, search=search).caption_batch(x)
+        assert [y[0].text for y in plain] != [y[0].text for y in expected]
 
 
 def earlier_format(about: dict) -> dict:
@@ -471,53 +271,126 @@ def earlier_format(about: dict) -> dict:
         old[name] = old.pop(new)
     old["search"]["sound_endings"] = old["search"].pop("remove_bad_endings")
     old["search"]["consensus"] = old["search"].pop("rerank_weight")
-    objects = guides["objects"]
-    renamed = {"margin": "room", "margin_per_probability": "room_if_sure", "specific_share": "share"}
-    renamed |= {"max_groups": "most_groups", "disagreeing": "agreement"}
-    old["naming"] = {
-        renamed.get(name, name): value
-        for name, value in objects.items()
-        if name not in ("prediction", "new_words")
-    }
-    rules = guides["presence"]["rules"]
-    old["subjects"] = [{"words": r["words"], "least": r["threshold"], "main": r["primary"]} for r in rules]
-    old["consensus"] = {"idf": guides["consensus"]["idf"]}
     curve = guides["confidence"]
-    old["calibration"] = {
-        "slope": curve["slope"], "intercept": curve["intercept"], "consensus": curve["ratings"]["consensus"]
+    return old | {
+        "format_version": 4,
+        "naming": {"threshold": 0.2},
+        "subjects": [{"words": [4], "least": 0.3, "main": True}],
+        "consensus": {"idf": guides["consensus"]["idf"]},
+        "calibration": {
+            "slope": curve["slope"], "intercept": curve["intercept"], "consensus": curve["ratings"]["consensus"]
+        },
     }  # fmt: skip
-    return old | {"format_version": 4}
 
 
-def test_exports_of_the_earlier_format_are_read(guided_folder, tmp_path):
-    """Their graphs call predictions and features by other names."""
-    about = json.loads((guided_folder / "model.json").read_text())
-    names = {"noun_probabilities": "probabilities", "mention_rates": "shares", "features": "seen"}
-    upgraded = upgrade(earlier_format(about))
-    for new, old in zip(about["guides"], upgraded["guides"], strict=True):
-        assert old == new | {"prediction": names.get(new["prediction"], new["prediction"])}
-    import onnx
-
-    folder = tmp_path / "old"
-    shutil.copytree(guided_folder, folder)
-    for path in folder.glob("*.onnx"):
-        model = onnx.load(path)
-        for node in model.graph.node:
-            for values in (node.input, node.output):
-                for index, value in enumerate(values):
-                    values[index] = names.get(value, value)
-        for value in (*model.graph.input, *model.graph.output):
-            value.name = names.get(value.name, value.name)
-        onnx.save(model, path)
-    text = json.dumps(earlier_format(about))
-    for new, old in names.items():
-        text = text.replace(f'"{new}"', f'"{old}"')
-    (folder / "model.json").write_text(text)
-    x = larger_pixels(4)
-    wanted = load_pipeline(guided_folder).caption_batch(x)
+def test_exports_of_the_earlier_format_are_read(exported, tmp_path):
+    about = json.loads((exported / "model.json").read_text())
+    about["guides"] = [each for each in about["guides"] if each["name"] != "words"]  # a later guide
+    old = earlier_format(about)
+    upgraded = upgrade(copy.deepcopy(old))
+    removed = [{"name": "objects"}, {"name": "presence"}]
+    assert upgraded | {"search": about["search"]} == about | {"guides": [*removed, *about["guides"]]}
+    folder = copied(exported, tmp_path / "old", old)
+    x = pixels(4)
+    wanted = load_pipeline(copied(exported, tmp_path / "new", about)).caption_batch(x)
     found = load_pipeline(folder).caption_batch(x)
     assert [[each.text for each in y] for y in found] == [[each.text for each in y] for y in wanted]
     assert found[0][0].confidence == pytest.approx(wanted[0][0].confidence, abs=1e-6)
+
+
+# ---- guides of earlier versions --------------------------------------------------------------------------------------
+
+
+def copied(folder: Path, to: Path, about: dict) -> Path:
+    """Copy an exported folder with another description."""
+    shutil.copytree(folder, to)
+    (to / "model.json").write_text(json.dumps(about))
+    return to
+
+
+def with_added_words(about: dict, folder: Path) -> dict:
+    """Let the graph of steps compute logits of two more words, which are always the most probable."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    model = onnx.load(folder / "step.onnx")
+    graph = model.graph
+    for node in graph.node:
+        node.output[:] = ["own" if name == "logits" else name for name in node.output]
+    graph.initializer.append(numpy_helper.from_array(np.full((1, 2), 9, np.float32), "bonus"))
+    graph.initializer.append(numpy_helper.from_array(np.array([1]), "last_axis"))
+    graph.node.extend(
+        [
+            helper.make_node("ReduceMax", ["own", "last_axis"], ["highest"], keepdims=1),
+            helper.make_node("Add", ["highest", "bonus"], ["added"]),
+            helper.make_node("Concat", ["own", "added"], ["logits"], axis=1),
+        ]
+    )
+    index = [each.name for each in graph.output].index("logits")
+    wider = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", len(about["words"]) + 2])
+    graph.output[index].CopyFrom(wider)
+    onnx.save(model, folder / "step.onnx")
+    return about | {"words": [*about["words"], "owl", "rooster"]}
+
+
+def with_features(about: dict, folder: Path) -> dict:
+    """Let the trunk read features for the prediction of a guide."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    model = onnx.load(folder / "trunk.onnx")
+    graph = model.graph
+    graph.input.append(helper.make_tensor_value_info("features", TensorProto.FLOAT, ["B", 3]))
+    graph.output.append(helper.make_tensor_value_info("mention_rates", TensorProto.FLOAT, ["B", 3]))
+    graph.node.append(helper.make_node("Sigmoid", ["features"], ["mention_rates"]))
+    onnx.save(model, folder / "trunk.onnx")
+    inputs = about["inputs"] | {"trunk": ["images", "features"], "objects": ["images"]}
+    trunk = [*about["outputs"]["trunk"], "mention_rates"]
+    outputs = about["outputs"] | {"trunk": trunk, "objects": ["noun_probabilities", "features"]}
+    return about | {"inputs": inputs, "outputs": outputs}
+
+
+OBJECTS = {
+    "name": "objects",
+    "prediction": "noun_probabilities",
+    "nouns": [],
+    "new_words": ["owl", "rooster"],
+}
+PRESENCE = {"name": "presence", "prediction": "mention_rates", "rules": []}
+
+
+@pytest.mark.parametrize("removed", ["objects", "presence", "features"])
+def test_guides_of_earlier_versions_are_left_out(removed, given, exported, tmp_path, capsys):
+    """With the words that they added and the graph that they had. Captions are those of the other guides."""
+    about = json.loads((exported / "model.json").read_text())
+    folder = copied(exported, tmp_path / "old", about)
+    left_out = {"objects": ["objects"], "presence": ["presence"]}.get(
+        removed, ["confidence", "consensus", "objects", "presence"]
+    )
+    about["guides"] = [OBJECTS, PRESENCE, *about["guides"]]
+    about["guides"] = [
+        each
+        for each in about["guides"]
+        if each["name"] in left_out or each["name"] not in ("objects", "presence")
+    ]
+    if "objects" in left_out:
+        about = with_added_words(about, folder)
+    if removed == "features":
+        about = with_features(about, folder)
+    (folder / "model.json").write_text(json.dumps(about))
+    plain = replace(given, guides={name: each for name, each in given.guides.items() if name not in left_out})
+    x, search = pixels(6), SearchConfig(num_captions=3)
+    capsys.readouterr()
+    pipeline = load_pipeline(folder, search=search)
+    warning = capsys.readouterr().err
+    assert warning.count("\n") == 1 and warning.startswith("warning: ") and ", ".join(left_out) in warning
+    assert [guide.name for guide in pipeline.guides] == [*plain.guides]
+    wanted = CaptionPipeline.load(plain, search=search).caption_batch(x)
+    for captions, theirs in zip(pipeline.caption_batch(x), wanted, strict=True):
+        assert [each.text for each in captions] == [each.text for each in theirs]
+        assert [each.score for each in captions] == pytest.approx([each.score for each in theirs], abs=1e-3)
+    if "objects" in left_out:
+        assert "'owl'" in message(lambda: load_pipeline(folder, force_words=["owl"]))
 
 
 # ---- folders ---------------------------------------------------------------------------------------------------------
@@ -532,11 +405,11 @@ def test_what_a_folder_holds(given, exported):
     assert about.pop("gendered") == sorted(WORDS.encode(["man", "woman"]))
     assert about.pop("conjunctions") == []  # neither "and" nor "or" is among these words
     assert about.pop("search") == vars(SearchConfig())
-    steps = ["tokens", "image", "hidden", "cell", "map_0"]
+    steps = ["tokens", "image", "hidden", "cell", "map_0", "context"]
     attended = ["alpha_0", "beta_0", "alpha_1", "beta_1"]
     assert about.pop("inputs") == {"trunk": ["images"], "step": steps}
     assert about.pop("outputs") == {
-        "trunk": ["map_0", "hidden", "cell", "mention_rates", "expected"],
+        "trunk": ["map_0", "context", "hidden", "cell", "expected", "word_probabilities"],
         "step": ["logits", "hidden_after", "cell_after", *attended],
     }
     layer = {"height": 8, "width": 8, "channels": 64, "spatial": True, "channel": True}
@@ -551,15 +424,16 @@ def test_what_a_folder_holds(given, exported):
         "transform": {"size": 32, "mode": "resize"},
         "dtypes": ["float32", "int8"],
         "guides": [
-            {
-                "name": "presence",
-                "prediction": "mention_rates",
-                "rules": [
-                    {"words": WORDS.encode(["man", "woman"]), "threshold": 0.3, "primary": True},
-                    {"words": WORDS.encode(["dog"]), "threshold": 0.1, "primary": True},
-                ],
-            },
             {"name": "consensus", "prediction": "expected", "idf": given.guides["consensus"].idf.tolist()},
+            {
+                "name": "words",
+                "prediction": "word_probabilities",
+                "rules": [
+                    {"words": [*words], "threshold": THRESHOLDS[name]}
+                    for name, words in mention_groups(WORDS).items()
+                ],
+                "gender": None,
+            },
             {
                 "name": "confidence",
                 "prediction": None,

@@ -56,13 +56,12 @@ def test_javascript(name, of_javascript):
 
 
 def log_prob_of(name: str, image: int, words: Sequence[str], finished: bool = True) -> float:
-    """By the table: the sum of ln(count / sum of the counts of the captioner's own words), at most 0 per word."""
+    """By the table: the sum of ln(count / sum of the counts)."""
     case, total = CASES[name], 0.0
-    own = set(case["words"][: case["vocabulary_size"]])
     read = ["<bos>", *words, *["<eos>"] * finished]
     for length, word in enumerate(read[1:], 1):
         row = row_of(table_of(case, image), read[:length])
-        total += min(0.0, math.log(row[word] / sum(count for each, count in row.items() if each in own)))
+        total += math.log(row[word] / sum(row.values()))
     return total
 
 
@@ -120,43 +119,6 @@ def test_enumeration_finds_the_best_captions(name, allowed):
 def repeats_bigram(words: list[str]) -> bool:
     pairs = [*itertools.pairwise(words)]
     return len(set(pairs)) < len(pairs)
-
-
-@pytest.mark.parametrize(
-    "image, banned", [(0, set()), (1, {"man", "dog"}), (2, {"man", "dog", "white"}), (3, set()), (4, set())]
-)
-def test_enumeration_without_the_words_that_the_hallucination_mask_excludes(image, banned):
-    captions = [each for each in every_caption("hallucination mask", image) if banned.isdisjoint(each[1])]
-    assert best_of(captions)[:2] == listed("hallucination mask", image)
-
-
-@pytest.mark.parametrize(
-    "name, image, noun, margin",
-    [
-        ("insertion of known and added nouns", 1, "cat", 0.8 + 2.2 * 0.9),
-        ("insertion of known and added nouns", 2, "rooster", 0.8 + 2.2 * 0.6),
-        ("insertion of known and added nouns", 3, "owl", 0.8 + 2.2 * 0.9),
-        ("insertion of known and added nouns", 4, "grass", 0.8 + 2.2 * 0.8),
-        ("insertion of known and added nouns", 5, "cat", 0.8 + 2.2 * 0.9),
-        ("margin of insertion", 0, "cat", 0.2 + 0.5 * 0.9),
-        ("margin of insertion", 1, "cat", 0.2 + 0.5 * 0.99),
-        ("margin of insertion", 2, "rooster", 0.2 + 0.5 * 0.99),
-    ],
-)
-def test_enumeration_inserts_a_noun_if_the_margin_allows_it(name, image, noun, margin):
-    captions = [*every_caption(name, image)]
-    before = best_of(each for each in captions if {"rooster", "owl"}.isdisjoint(each[1]))
-    wrong = {("a", "owl"), ("an", "cat"), ("an", "rooster"), ("cat", "grass"), ("owl", "grass")}
-    after = best_of(
-        each
-        for each in captions
-        if noun in each[1]
-        and ({"rooster", "owl"} - {noun}).isdisjoint(each[1])
-        and wrong.isdisjoint(itertools.pairwise(each[1]))
-    )
-    assert noun not in before[0][0].split()
-    best = after[0] if before[0][1] - after[0][1] <= margin else before[0]
-    assert best == listed(name, image)[0]
 
 
 def test_enumeration_reranks_by_the_cosine_with_the_expected_words():

@@ -7,9 +7,8 @@ import torch
 from torch.testing import assert_close
 
 from sca_caption.guidance import contrastive
-from sca_caption.guidance.consensus import fit_consensus, mean_tfidf
+from sca_caption.guidance.consensus import fit_consensus, mean_tfidf, signed_sqrt_pool
 from sca_caption.guidance.contrastive import fit_infonce, sample_caption_vectors
-from sca_caption.guidance.image_features import signed_sqrt_pool
 
 ONES = torch.ones(6)
 

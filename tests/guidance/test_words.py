@@ -261,7 +261,7 @@ def test_captions_lack_the_excluded_words(given):
     excluded = pipeline.guides[0].banned_words(pooled, [[]] * 8, len(WORDS))
     for captions, row in zip(pipeline.caption_batch(images()), excluded, strict=True):
         assert not any(row[list(each.tokens)].any() for each in captions)
-    off = CaptionPipeline.load(given, objects=False)
+    off = CaptionPipeline.load(given, guidance=False)
     assert off.guides == []
     without = [captions[0].text for captions in off.caption_batch(images())]
     assert any(not GENDERED.isdisjoint(text.split()) for text in without)

@@ -1,12 +1,12 @@
 """A captioner given as a table of counts, for searches that can be followed by hand, in Python and in JavaScript.
 
-A word's logit is ln count, so its probability is the count / sum of the counts of the captioner's own words. The counts
+A word's logit is ln count, so its probability is the count / sum of the counts. The counts
 stand under the longest sequence of last words that the table has: those after "<bos> a dog" under that, else under
 "a dog", else under "dog"; if the table has none of these, the caption ends. Words without a count never follow.
 
 A case is a dict:
 
-    words, vocabulary_size   as in model.json
+    words        as in model.json
     counts       by last words, separated by spaces, then by following word
     guides       as in model.json
     search       fields of SearchConfig that differ from SEARCH
@@ -88,7 +88,6 @@ class TableCaptioner:
         self.case, self.networks = case, []
         self.tables = [table_of(case, image) for image in range(len(case["images"]))]
         self.vocabulary = Vocabulary(case["words"][len(SPECIALS) :])
-        self.vocabulary_size = case["vocabulary_size"]
 
     def start(self, batch: Tensor, guides) -> tuple[TableState, dict[str, Tensor]]:
         given = [self.case["images"][image].get("predictions", {}) for image in batch.tolist()]
@@ -125,7 +124,7 @@ def described(caption: Caption) -> dict:
 
 def for_javascript(case: Case) -> dict:
     """The case with the fields of model.json that the page's pipeline reads."""
-    own = Vocabulary(case["words"][len(SPECIALS) : case["vocabulary_size"]])
+    own = Vocabulary(case["words"][len(SPECIALS) :])
     search = vars(SearchConfig(**SEARCH | case.get("search", {})))
     rules = {"search": search, "bad_endings": bad_endings(own), "conjunctions": conjunctions(own)}
     return {"force_words": []} | dict(case) | rules

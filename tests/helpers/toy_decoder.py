@@ -57,16 +57,13 @@ def made_images(count, seed=0, size=6):
     return torch.randn(count, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def log_prob_of(model, image, tokens, ended, known=None):
-    """A caption's log-probability by feeding it to the model word by word, alone.
-
-    known: the model's own words are the first so many, over which it is normalised; no word has more than probability 1.
-    """
+def log_prob_of(model, image, tokens, ended):
+    """A caption's log-probability by feeding it to the model word by word, alone."""
     state, total = model.start(image[None]), 0.0
     for word, following in itertools.pairwise([BOS, *tokens, *([EOS] * ended)]):
         logits, state = model.step(torch.tensor([word]), state)
         logits = logits[0].float()
-        total += min(0.0, (logits[following] - logits[:known].logsumexp(0)).item())
+        total += (logits[following] - logits.logsumexp(0)).item()
     return total
 
 

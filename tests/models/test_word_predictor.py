@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from sca_caption.models.word_predictor import MIN_PROBABILITY, WordPredictor
 from sca_caption.training.batches import Batch
 from sca_caption.training.losses import caption_loss, word_loss
-from tests.helpers.small_captioner import WORDS, batch_of, captioner, pixels
+from tests.helpers.small_captioner import WORDS, batch_of, captioner
 from tests.helpers.toy_backbone import toy  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("toy")
@@ -145,15 +145,3 @@ def test_without_probable_words_the_captioner_is_one_without_a_predictor():
     assert not torch.equal(caption_loss(model, batch), caption_loss(plain, batch))
     model.word_predictor.up.bias.fill_(-20.0)
     torch.testing.assert_close(caption_loss(model, batch), caption_loss(plain, batch))
-
-
-@torch.no_grad()
-def test_words_that_guides_added_are_not_read():
-    """They have embeddings behind those of the captioner's own words."""
-    from sca_caption.guidance.guide import extend_vocabulary
-
-    model = reading_words()
-    extended = extend_vocabulary(model, torch.eye(WORDS)[4:6])
-    one, two = (each.start(each.encode(pixels(2))) for each in (model, extended))
-    assert len(extended.embedding.weight) == WORDS + 2
-    torch.testing.assert_close(two.context, one.context)

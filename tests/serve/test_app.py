@@ -103,15 +103,16 @@ def test_a_narrower_beam_gives_fewer_captions_than_the_default(url, photos):
     assert len(post(url, photos[0], beam_size=2).json()["captions"]) == 2
 
 
-def test_object_guidance_can_be_turned_off():
-    off = read_options({"objects": "off"}, Options(DEFAULTS), Limits())
-    assert off == Options(DEFAULTS, objects=False)
+def test_guidance_can_be_turned_off():
+    off = read_options({"guidance": "off"}, Options(DEFAULTS), Limits())
+    assert off == Options(DEFAULTS, guidance=False)
     assert read_options({"neutral": "on"}, Options(DEFAULTS), Limits()) == Options(DEFAULTS, neutral=True)
 
 
 def test_fields_of_earlier_versions_are_read():
-    found = read_options({"mention": "dog", "sound_endings": "off"}, Options(DEFAULTS), Limits())
-    assert found.force_words == ("dog",) and not found.search.remove_bad_endings
+    fields = {"mention": "dog", "sound_endings": "off", "objects": "off"}
+    found = read_options(fields, Options(DEFAULTS), Limits())
+    assert found.force_words == ("dog",) and not found.search.remove_bad_endings and not found.guidance
 
 
 def test_several_models_caption_without_attention(tiny_checkpoint, pipeline, photos):
@@ -364,10 +365,10 @@ def test_the_page_requests_only_its_own_files(url):
 
 def test_the_model_card_and_the_schema_agree_with_the_api(url, pipeline, photos):
     card = ModelCard.model_validate(get(f"{url}/api/model").json(), strict=True)
-    assert card.vocabulary == 16 and card.layers == ["layer1.0", "layer1.1"] and not card.objects
+    assert card.vocabulary == 16 and card.layers == ["layer1.0", "layer1.1"] and not card.guidance
     assert card.defaults.model_dump() == vars(DEFAULTS) | {
         "force_words": [],
-        "objects": True,
+        "guidance": True,
         "neutral": False,
     }
     assert (card.limits.upload_bytes, card.limits.pixels, card.limits.beam_size) == (2_000_000, 400_000, 20)
@@ -381,7 +382,7 @@ def test_the_model_card_and_the_schema_agree_with_the_api(url, pipeline, photos)
     assert set(post_["responses"]) == {"200", *map(str, ERRORS)}
     form = post_["requestBody"]["content"]["multipart/form-data"]["schema"]
     known = {field.name for field in dataclasses.fields(SearchConfig)}
-    assert set(form["properties"]) == known | {"image", "force_words", "objects", "neutral", "preview"}
+    assert set(form["properties"]) == known | {"image", "force_words", "guidance", "neutral", "preview"}
     assert form["properties"]["num_captions"]["default"] == 3
     for name in known:  # the API accepts the defaults of the schema
         assert post(url, photos[0], **{name: form["properties"][name]["default"]}).status_code == 200

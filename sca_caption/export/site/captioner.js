@@ -54,19 +54,12 @@ export class Captioner {
     };
   }
 
-  /** The state before the first word, and the predictions of guides by name. Graphs of guides run before the trunk. */
+  /** The state before the first word, and the predictions of guides by name. */
   async start(pixels) {
-    const { inputs, outputs, guides, transform } = this.described;
-    const values = { images: new this.ort.Tensor("uint8", pixels, [1, 3, transform.size, transform.size]) };
+    const { inputs, guides, transform } = this.described;
+    const images = new this.ort.Tensor("uint8", pixels, [1, 3, transform.size, transform.size]);
+    const values = await this.sessions.trunk.run({ images });
     const predicting = guides.filter(({ prediction }) => prediction);
-    const needed = new Set([...predicting.map(({ prediction }) => prediction), ...inputs.trunk]);
-    const before = Object.keys(outputs).filter(
-      (name) => !["trunk", "step"].includes(name) && outputs[name].some((output) => needed.has(output)),
-    );
-    for (const name of [...before, "trunk"]) {
-      const given = Object.fromEntries(inputs[name].map((input) => [input, values[input]]));
-      Object.assign(values, await this.sessions[name].run(given));
-    }
     const { hidden, cell } = values;
     const maps = inputs.step.filter((name) => name in values && name !== "hidden" && name !== "cell");
     return {
@@ -97,7 +90,7 @@ export class Captioner {
 
   /** The probability of each word of a given caption, and the attention at it. */
   async trace(start, tokens) {
-    const { layers, words, vocabulary_size: vocabularySize } = this.described;
+    const { layers, words } = this.described;
     const numbered = layers.map((layer, index) => ({ ...layer, output: `alpha_${index}` }));
     const attended = numbered.filter(({ spatial }) => spatial);
     const outputs = attended.map(({ output }) => output);
@@ -108,7 +101,7 @@ export class Captioner {
     for (const token of tokens) {
       const stepped = await this.step([last], state, outputs);
       outputs.forEach((output, index) => maps[index].push([...stepped.found[output].data]));
-      probabilities.push(Math.exp(logProbs(stepped.logits, vocabularySize)[token]));
+      probabilities.push(Math.exp(logProbs(stepped.logits)[token]));
       [state, last] = [stepped.state, token];
     }
     const displayed = displayedWords(words, tokens);

@@ -2,14 +2,14 @@
 
 /** Rates a caption by the cosine of its tf-idf vector with the predicted one. */
 export class ConsensusReranker {
-  /** idf: of each of the captioner's words; words that guides add count for nothing. */
+  /** idf: of each of the captioner's words. */
   constructor({ idf }) {
     this.idf = idf;
   }
 
   rate(predicted, tokens) {
     const counts = new Map();
-    for (const id of tokens) if (id < this.idf.length) counts.set(id, (counts.get(id) ?? 0) + 1);
+    for (const id of tokens) counts.set(id, (counts.get(id) ?? 0) + 1);
     let product = 0;
     let square = 0;
     for (const [id, count] of counts) {

@@ -2,36 +2,28 @@
 //
 // A guide is made from its description in model.json and reads its prediction, a Float32Array. It may have these hooks:
 //
-//     bannedWords(predicted, forced)                   ids to exclude from every caption
-//     insertion(predicted, caption, forced, banned)    {words, mask, margin} of the search that would insert a word into
-//                                                      the best caption, or null. One of `words` must come; margin: how
-//                                                      many nats of its score the caption may lose
-//     rate(predicted, tokens)                          what a caption is worth: added to its score, times rerank_weight
-//     confidence(meanLogProb, ratings)                 probability that a caption is good
+//     bannedWords(predicted, forced)      ids to exclude from every caption
+//     rate(predicted, tokens)             what a caption is worth: added to its score, times rerank_weight
+//     confidence(meanLogProb, ratings)    probability that a caption is good
 //
-// forced: groups of ids; a caption shall contain one word of each. banned: Set of ids that other guides exclude, and of
-// the words that guides add to the captioner's. ratings: by the name of the guide.
+// forced: groups of ids; a caption shall contain one word of each. ratings: by the name of the guide.
 
 import { ConfidenceGuide } from "./confidence.js";
 import { ConsensusReranker } from "./consensus.js";
-import { HallucinationMask } from "./hallucination_mask.js";
-import { ObjectLexicon } from "./novel_objects.js";
 import { WordGuide } from "./words.js";
 
 const GUIDES = {
-  objects: ObjectLexicon,
-  presence: HallucinationMask,
   consensus: ConsensusReranker,
   words: WordGuide,
   confidence: ConfidenceGuide,
 };
 
 /** The guides that model.json describes, by name, in the order in which they act. */
-export function guidesOf({ guides, words }) {
+export function guidesOf({ guides }) {
   const described = new Map(guides.map((each) => [each.name, each]));
   return new Map(
     Object.entries(GUIDES)
       .filter(([name]) => described.has(name))
-      .map(([name, Guide]) => [name, new Guide(described.get(name), words)]),
+      .map(([name, Guide]) => [name, new Guide(described.get(name))]),
   );
 }

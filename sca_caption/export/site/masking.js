@@ -14,21 +14,3 @@ export class MaskedWords {
     return [...this.banned];
   }
 }
-
-/** The same for captions that must contain an inserted noun, which also excludes ungrammatical neighbours of it. */
-export class GrammaticalWords extends MaskedWords {
-  /**
-   * inserted: Set of ids, the forms of the noun; disagreeing: pairs of a word and the forms that do not agree with it
-   * ("a" before a plural); noCompound: words that do not follow an inserted noun ("a laptop bench").
-   */
-  constructor(banned, inserted, disagreeing, noCompound) {
-    super(banned);
-    Object.assign(this, { inserted, noCompound });
-    this.disagreeing = new Map(disagreeing.map(([after, forms]) => [after, forms.filter((id) => inserted.has(id))]));
-  }
-
-  excluded(last) {
-    const compound = this.inserted.has(last) ? this.noCompound : [];
-    return [...this.banned, ...(this.disagreeing.get(last) ?? []), ...compound];
-  }
-}

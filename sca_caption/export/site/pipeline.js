@@ -13,14 +13,13 @@ export class CaptionPipeline {
   constructor(model, described, settings = {}, { neutral = false } = {}) {
     const search = { ...described.search, ...settings };
     if (search.diverse_groups > 1) throw new Error("diverse beam search runs in Python only; set diverse_groups to 1");
-    Object.assign(this, { model, search, words: described.words, vocabularySize: described.vocabulary_size });
+    Object.assign(this, { model, search, words: described.words });
     this.guides = guidesOf(described);
     this.gendered = neutral ? described.gendered : [];
     this.rules = {
       ...search,
       bad_endings: search.remove_bad_endings ? described.bad_endings : [],
       conjunctions: search.block_ngrams ? described.conjunctions : [],
-      vocabulary_size: described.vocabulary_size,
       num_captions: this.reranks ? candidatesOf(search.beam_size) : search.num_captions,
     };
   }
@@ -40,20 +39,13 @@ export class CaptionPipeline {
   async caption(state, predictions, forced = []) {
     const banned = this.bannedWords(predictions, forced);
     const first = await beamSearch(this.model, state, this.rules, forced, new MaskedWords(banned));
-    let found = this.rate(first, predictions, forced);
-    for (const [name, guide] of this.guides) {
-      if (!guide.insertion || !predictions[name]) continue;
-      const text = decode(this.words, found[0].tokens);
-      const insertion = guide.insertion(predictions[name], text, forced, banned);
-      if (insertion) found = await this.insert(insertion, found, state, predictions, forced);
-    }
+    const found = this.rate(first, predictions, forced);
     return found.slice(0, this.search.num_captions).map((each) => this.finish(each));
   }
 
-  /** Ids that guides exclude and neutral captions lack, and all words that guides have added. */
+  /** Ids that guides exclude and neutral captions lack. */
   bannedWords(predictions, forced) {
-    const banned = new Set(this.words.keys());
-    for (let id = 0; id < this.vocabularySize; id += 1) banned.delete(id);
+    const banned = new Set();
     for (const [name, guide] of this.guides) {
       if (!guide.bannedWords || !predictions[name]) continue;
       for (const id of guide.bannedWords(predictions[name], forced)) banned.add(id);
@@ -80,20 +72,6 @@ export class CaptionPipeline {
       (one, other) =>
         missing(one) - missing(other) || other.finished - one.finished || other.score - one.score,
     );
-  }
-
-  /** Search again for a caption with the words that a guide wants; it is taken if it costs no more than allowed. */
-  async insert({ words, mask, margin }, found, state, predictions, forced) {
-    const groups = [...forced, words];
-    const candidates = this.rate(await beamSearch(this.model, state, this.rules, groups, mask), predictions, groups);
-    const cost = this.lengthNormalised(found[0]) - this.lengthNormalised(candidates[0]);
-    const isInserted = words.some((id) => candidates[0].tokens.includes(id));
-    return cost <= margin && isInserted ? candidates : found;
-  }
-
-  /** The score of a caption without ratings. */
-  lengthNormalised({ tokens, logProb, finished }) {
-    return logProb / (tokens.length + Number(finished)) ** this.search.length_penalty;
   }
 
   finish(found) {

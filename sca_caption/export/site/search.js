@@ -18,8 +18,8 @@ const NEVER = [PAD, BOS, UNK]; // words that no caption contains
  * others, finished ones before those that max_length cut off. logProb is the natural logarithm of the caption's
  * probability under the captioner; masks never change it.
  *
- * rules: fields of `search` in model.json; num_captions: how many; vocabulary_size: see `logProbs`; bad_endings: ids of
- * words that no caption ends in; conjunctions: ids of words that must not join a word with itself.
+ * rules: fields of `search` in model.json; num_captions: how many; bad_endings: ids of words that no caption
+ * ends in; conjunctions: ids of words that must not join a word with itself.
  * forced: groups of ids; a caption shall contain one word of each (constrained beam search: one set of beams per subset
  * of the groups). mask: excludes words, see masking.js.
  */
@@ -39,7 +39,7 @@ export async function beamSearch(model, state, rules, forced = [], mask = null) 
     beams.forEach((beam, row) => {
       beam.row = row;
       const logits = stepped.logits.subarray(row * stepped.width, (row + 1) * stepped.width);
-      beam.next = logProbs(logits, rules.vocabulary_size);
+      beam.next = logProbs(logits);
       exclude(beam, length, rules, mask);
     });
     const moves = takeMoves(live, bits);
@@ -90,17 +90,13 @@ function bitsOf(forced) {
   return bits;
 }
 
-/**
- * Natural-log probabilities of all words. The distribution is normalised over the captioner's own words, the first
- * `vocabularySize` (default: all). Words that guides add are scored by their logits against the same normaliser.
- */
-export function logProbs(logits, vocabularySize = logits.length) {
-  const own = logits.subarray(0, vocabularySize);
-  const highest = own.reduce((one, other) => Math.max(one, other), -Infinity);
-  const sum = own.reduce((total, value) => total + Math.exp(value - highest), 0);
+/** Natural-log probabilities of all words. */
+export function logProbs(logits) {
+  const highest = logits.reduce((one, other) => Math.max(one, other), -Infinity);
+  const sum = logits.reduce((total, value) => total + Math.exp(value - highest), 0);
   if (!Number.isFinite(sum)) throw new Error(NO_WORD);
   const normaliser = highest + Math.log(sum);
-  return Float32Array.from(logits, (value) => Math.min(0, value - normaliser));
+  return Float32Array.from(logits, (value) => value - normaliser);
 }
 
 /** Set to -inf in `beam.next` the words that must not be word number `length` of a beam. */

@@ -62,7 +62,7 @@ async function caption(entry, turn, count = "") {
     const readable = await show(entry.url);
     setBusy(count ? `Captioning ${count}` : "Captioning");
     const form = new FormData(controls);
-    for (const name of ["objects", "neutral"]) form.set(name, controls.elements[name].checked);
+    for (const name of ["guidance", "neutral"]) form.set(name, controls.elements[name].checked);
     form.set("preview", !entry.answer && (!readable || entry.file.type === "image/gif")); // of an animation, the model sees the first frame
     form.append("image", entry.file, entry.file.name || "image.png");
     const answer = await fetchJson("api/caption", { method: "POST", body: form, signal: turn.signal });
@@ -175,7 +175,7 @@ function setControls() {
     else field.value = Array.isArray(value) ? value.join(" ") : value;
   }
   for (const name of ["beam_size", "max_length"]) controls.elements[name].max = limits[name];
-  find("objects").hidden = !model.objects;
+  find("guidance").hidden = !model.guidance;
 }
 
 /** Caption the current photograph again with the new settings. */
