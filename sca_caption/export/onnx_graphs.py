@@ -40,7 +40,7 @@ class Trunk(nn.Module):
         state = self.model.start(encoded)
         optional = (x for x in (state.keys, state.context) if x is not None)
         predictors = cast(Sequence[TrainedGuide], self.predictors)
-        predictions = [each(encoded[0], state.words) for each in predictors]
+        predictions = [each(state) for each in predictors]
         return *state.maps, *optional, state.hidden, state.cell, *predictions
 
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from sca_caption.guidance.contrastive import fit_infonce
 from sca_caption.guidance.guide import Guide, TrainedGuide
+from sca_caption.models.sca_cnn import State
 from sca_caption.vocab import Vocabulary
 
 # Names of tensors in earlier checkpoints.
@@ -59,8 +60,9 @@ class ConsensusPredictor(TrainedGuide):
             {"channels": channels, "words": vocabulary_size, "rank": settings["rank"]}, weights, 0
         )
 
-    def forward(self, maps: Tensor, words: Tensor | None = None) -> Tensor:
-        return self.up(self.down(center_and_normalize(signed_sqrt_pool(maps), self.center)))
+    def forward(self, state: State) -> Tensor:
+        assert state.features is not None  # only captions without an image have none
+        return self.up(self.down(center_and_normalize(signed_sqrt(state.features), self.center)))
 
 
 class ConsensusReranker(Guide):
@@ -97,13 +99,9 @@ class ConsensusReranker(Guide):
         return sum(map(operator.mul, vector.values(), expected)) / norm
 
 
-def signed_sqrt_pool(maps: Tensor) -> Tensor:
-    """Mean over positions, then sign(x) sqrt(|x|), so that a few strong channels do not outweigh the others.
-
-    maps (B, C, H, W) -> (B, C).
-    """
-    means = maps.mean((2, 3))
-    return means.sign() * means.abs().sqrt()
+def signed_sqrt(features: Tensor) -> Tensor:
+    """sign(x) sqrt(|x|), so that a few strong channels do not outweigh the others."""
+    return features.sign() * features.abs().sqrt()
 
 
 def center_and_normalize(features: Tensor, center: Tensor) -> Tensor:
@@ -131,7 +129,7 @@ def fit_consensus(
     """Reduced-rank ridge regression of the references' mean tf-idf vectors on features, plus a contrastive term.
 
     Args:
-        features: (N, C), `signed_sqrt_pool` of the images.
+        features: (N, C), `signed_sqrt` of `State.features`.
         captions: the references of each image, as word ids below `words`.
         rank: of the map; lowered to C, N or W if one of them is less.
         ridge: added to the squared singular values of the features, which have unit length after centring.

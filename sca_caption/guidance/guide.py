@@ -2,15 +2,15 @@
 
 A guide has two halves.
 
-- `TrainedGuide` has the tensors and settings that a checkpoint stores. From the encoders' output it predicts one row per
-  image, in PyTorch or as an output of an exported graph.
+- `TrainedGuide` has the tensors and settings that a checkpoint stores. From the decoder's first state it predicts one row
+  per image, in PyTorch or as an output of an exported graph.
 - `Guide` answers the search: which words to exclude from an image's captions, how to score a finished caption, how
   confident to be in it. It is created from the trained half, or from its JSON description in an exported model. It reads
   only the prediction, so it works with PyTorch and onnxruntime alike.
 
 A new guide is one file in this package and one line in `guidance.GUIDES`.
 
-Shapes: B images, C channels of the encoder's map, W words.
+Shapes: B images, W words.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
+from sca_caption.models.sca_cnn import State
 from sca_caption.vocab import Vocabulary
 
 # Per image, per group, word ids; see `decoding.lexical_constraints`.
@@ -27,8 +28,7 @@ ForcedWords = Sequence[Sequence[Collection[int]]]
 class TrainedGuide(nn.Module):
     """The trained half of a guide."""
 
-    # Whether `forward` needs the logits of the captioner's word predictor.
-    reads_words: ClassVar[bool] = False
+    reads_words: ClassVar[bool] = False  # whether `forward` needs a captioner with a word predictor
 
     def settings(self) -> dict[str, Any]:
         """Arguments of `restore` in addition to the tensors, as JSON values."""
@@ -43,11 +43,8 @@ class TrainedGuide(nn.Module):
         guide.load_state_dict(dict(tensors))
         return guide.eval()
 
-    def forward(self, maps: Tensor, words: Tensor | None = None) -> Tensor:
-        """The encoder's map (B, C, H, W) -> one row per image.
-
-        words: `State.words`, the logits of the captioner's word predictor (B, W), for a guide that `reads_words`.
-        """
+    def forward(self, state: State) -> Tensor:
+        """The captioner's state before the first word -> one row per image."""
         raise TypeError(f"{type(self).__name__} predicts nothing of images")
 
 

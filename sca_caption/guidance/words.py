@@ -26,6 +26,7 @@ from torch import Tensor
 from sca_caption.guidance.groups import animals_and_colours, genders, mention_groups
 from sca_caption.guidance.guide import ForcedWords, Guide, TrainedGuide
 from sca_caption.guidance.masking import without_forced
+from sca_caption.models.sca_cnn import State
 from sca_caption.vocab import Vocabulary
 
 GENDER = "gender"  # name of its threshold among those of the groups
@@ -53,9 +54,9 @@ class PredictedWords(TrainedGuide):
     def settings(self) -> dict[str, Any]:
         return {"thresholds": self.thresholds}
 
-    def forward(self, maps: Tensor, words: Tensor | None = None) -> Tensor:
-        assert words is not None  # `TorchCaptioner` refuses captioners without a word predictor
-        return words.sigmoid()
+    def forward(self, state: State) -> Tensor:
+        assert state.words is not None  # `TorchCaptioner` refuses captioners without a word predictor
+        return state.words.sigmoid()
 
 
 @dataclass(frozen=True)

@@ -79,13 +79,11 @@ class TorchCaptioner:
 
     def start(self, batch: Inputs, guides: Sequence[Guide]) -> tuple[Any, dict[str, Tensor]]:
         """The state before the first word, one row per image, and the predictions of guides by name."""
-        maps = self.encode(batch)
-        state = self.decoder.start(maps)
+        state = self.decoder.start(self.encode(batch))
         predictions = {}
         for guide in guides:
             if guide.prediction:
-                trained = self.trained[guide.name]
-                predictions[guide.name] = trained(maps[0], state.words if trained.reads_words else None)
+                predictions[guide.name] = self.trained[guide.name](state)
         return state, predictions
 
     def step(self, tokens: Tensor, state: Any) -> tuple[Tensor, Any]:

@@ -63,6 +63,9 @@ class State:
     attention: tuple[LayerWeights, ...] = ()  # of the last step, one pair per attended layer
     context: Tensor | None = None  # W_u u (B, 4d), one per image
     words: Tensor | None = None  # logits of the words that the image predicts (B, W), one per image
+    features: Tensor | None = (
+        None  # pooled map (B, C) of the CNN's own last convolution, or V1 if it has no neck
+    )
 
     def __len__(self) -> int:
         return len(self.hidden if self.parent is None else self.parent)
@@ -192,14 +195,16 @@ class SCACNN(nn.Module):
         pooled = mean_over_positions(maps[0])  # (B, C)
         lowest = next(iter(self.attention.values()))
         logits = probabilities = None
+        head = self.backbone.head
+        features = mean_over_positions(encoded[0] if head is None else head(below))
         if self.word_predictor is not None:
-            head = self.backbone.head
-            logits = self.word_predictor(pooled if head is None else mean_over_positions(head(below)))
+            logits = self.word_predictor(pooled if head is None else features)
             probabilities = (
                 logits.detach().sigmoid()
             )  # words are learnt from captions alone, not from the decoder
         state = self._initial_state(self._normalize(pooled), probabilities, styles)
-        return replace(state, maps=lowest_maps, keys=lowest.prepare(lowest_maps[0]), words=logits)
+        keys = lowest.prepare(lowest_maps[0])
+        return replace(state, maps=lowest_maps, keys=keys, words=logits, features=features)
 
     def start_without_image(self, probabilities: Tensor, styles: Tensor | None = None) -> State:
         """The state before the first word of captions whose photograph is not known.

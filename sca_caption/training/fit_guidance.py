@@ -15,7 +15,7 @@ from sca_caption.datasets.mixture import Mixture
 from sca_caption.evaluation.cider import Cider
 from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
 from sca_caption.guidance.confidence import HeldOut, fit_confidence, ranks, spearman
-from sca_caption.guidance.consensus import fit_consensus, signed_sqrt_pool
+from sca_caption.guidance.consensus import fit_consensus, signed_sqrt
 from sca_caption.guidance.groups import genders, mention_groups
 from sca_caption.guidance.guide import TrainedGuide
 from sca_caption.guidance.words import fit_words, gender_sums, mention_rates
@@ -68,7 +68,7 @@ def fit_consensus_from_dataset(
 def features_from_dataset(
     checkpoint: Checkpoint, data: Mixture, rows: Sequence[int], device: torch.device
 ) -> Tensor:
-    """`signed_sqrt_pool` of the images `rows`, (N, C).
+    """`signed_sqrt` of `State.features` of the images `rows`, (N, C).
 
     Raises UserError if a file has no rows, and for an image that cannot be read.
     """
@@ -76,7 +76,8 @@ def features_from_dataset(
     model, _ = TorchCaptioner.from_checkpoints([replace(checkpoint, guides={})], device)
 
     def features_of(contents: list) -> Tensor:
-        return signed_sqrt_pool(model.encode(stack(contents))[0]).cpu()
+        state, _ = model.start(stack(contents), [])
+        return signed_sqrt(state.features).cpu()
 
     return compute_for_images(features_of, model, data, rows)
 

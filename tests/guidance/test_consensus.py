@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from sca_caption.guidance.consensus import (
     ConsensusReranker,
     fit_consensus,
     mean_tfidf,
-    signed_sqrt_pool,
+    signed_sqrt,
 )
 from sca_caption.inference.batching import stack
 from sca_caption.inference.captioning import CaptionPipeline
@@ -69,9 +70,8 @@ def test_with_full_rank_it_is_ridge_regression():
     mean = x.mean(0)
     weights = np.linalg.solve((x - mean).T @ (x - mean) + 0.3 * np.eye(6), (x - mean).T @ (y - y.mean(0)))
     wanted = y.mean(0) + (x - mean) @ weights
-    maps = (features**2)[:, :, None, None].expand(-1, -1, 2, 3)  # whose pooled features these are
-    assert_close(signed_sqrt_pool(maps), features)
-    assert_close(found(maps).double(), torch.from_numpy(wanted), rtol=1e-4, atol=1e-5)
+    state = SimpleNamespace(features=features**2)
+    assert_close(found(state).double(), torch.from_numpy(wanted), rtol=1e-4, atol=1e-5)
     assert len(found.down.weight) == 6 and not any(each.requires_grad for each in found.parameters())
 
 
@@ -106,8 +106,8 @@ def test_a_lower_rank_is_the_best_of_its_rank():
     assert ours > 1.01 * error((every.up.weight @ every.down.weight).T.double()).item()
 
 
-def test_pooling_keeps_signs():
-    assert signed_sqrt_pool(torch.tensor([4.0, -9.0, 0.0]).view(1, 3, 1, 1)).tolist() == [[2, -3, 0]]
+def test_square_roots_keep_signs():
+    assert signed_sqrt(torch.tensor([4.0, -9.0, 0.0])).tolist() == [2, -3, 0]
 
 
 def test_words_in_every_caption_have_no_weight():
@@ -196,11 +196,11 @@ def test_the_program_fits_the_train_split(fitted, tiny_checkpoint, data):
     for name, value in again.state_dict().items():
         assert_close(after.guides["consensus"].state_dict()[name], value, rtol=0, atol=0)
     with torch.inference_mode():
-        maps = before.model.encode(stack([data.image(row) for row in rows]))
+        state = before.model.start(before.model.encode(stack([data.image(row) for row in rows])))
     captions = [[before.vocabulary.encode(w for w in text.split() if w in before.vocabulary) for text in
                  data.references(row)] for row in rows]  # fmt: skip
-    wanted = fit_consensus(signed_sqrt_pool(maps[0]), captions, len(before.vocabulary), 256, 1.0, 0.05)
-    assert_close(again(maps[0]), wanted(maps[0]), rtol=1e-4, atol=1e-5)
+    wanted = fit_consensus(signed_sqrt(state.features), captions, len(before.vocabulary), 256, 1.0, 0.05)
+    assert_close(again(state), wanted(state), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "int8"])

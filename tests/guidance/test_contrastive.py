@@ -1,13 +1,14 @@
 """The contrastive map: the minimum of its loss in closed form, its samples, and a comparison with regression."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.testing import assert_close
 
 from sca_caption.guidance import contrastive
-from sca_caption.guidance.consensus import fit_consensus, mean_tfidf, signed_sqrt_pool
+from sca_caption.guidance.consensus import fit_consensus, mean_tfidf
 from sca_caption.guidance.contrastive import fit_infonce, sample_caption_vectors
 
 ONES = torch.ones(6)
@@ -71,7 +72,7 @@ def crowd(images: int = 300):
 
 def own_found(consensus, features, captions) -> float:
     """The share of captions for which, of all images, none with other captions fits better."""
-    expected = consensus((features**2)[:, :, None, None])
+    expected = consensus(SimpleNamespace(features=features**2))
     vectors = torch.stack([mean_tfidf(each[:1], consensus.idf) for each in captions])
     best = (vectors @ expected.T).argmax(1).tolist()
     return sum(captions[i] == captions[row] for row, i in enumerate(best)) / len(best)
@@ -92,12 +93,12 @@ def test_more_captions_find_their_image_than_by_regression(monkeypatch):
 
 def test_it_is_added_to_the_regression():
     features, captions = crowd(40)
-    maps = (features**2)[:, :, None, None]
+    state = SimpleNamespace(features=features**2)
     regression, both = (
         fit_consensus(features, captions, 20, rank=99, ridge=1.0, contrast=x) for x in (0.0, 0.5)
     )
-    inputs = torch.nn.functional.normalize(signed_sqrt_pool(maps) - regression.center, dim=1)
+    inputs = torch.nn.functional.normalize(features - regression.center, dim=1)
     inputs = inputs - inputs.mean(0)
     apart = fit_infonce(inputs, captions, regression.idf, regression.down.weight.T, regression.up.weight.T)
-    assert_close(both(maps) - regression(maps), 0.5 * inputs @ apart, rtol=1e-2, atol=1e-3)
+    assert_close(both(state) - regression(state), 0.5 * inputs @ apart, rtol=1e-2, atol=1e-3)
     assert_close(both.idf, regression.idf)

@@ -122,8 +122,8 @@ def test_a_guide_is_one_class_and_one_line(given, monkeypatch, tmp_path):
         def settings(self):
             return {"words": self.words}
 
-        def forward(self, maps, words=None):
-            return self.weight.expand(len(maps), 1)
+        def forward(self, state):
+            return self.weight.expand(len(state), 1)
 
     class PreferLength(Guide):
         name, prediction, trained_type, rates = "length", "wanted_length", Length, True

@@ -100,8 +100,10 @@ def test_stored_features_fit_the_guides_that_images_fit(guide, path, tmp_path):
         assert ours.thresholds == pytest.approx(theirs.thresholds, abs=1e-3)
         return
     data = CaptionDataset(features)
-    maps = torch.from_numpy(np.stack([data.features(row)[0] for row in range(20)])).float()
-    assert_close(ours(maps), theirs(maps), rtol=0.05, atol=0.01)
+    maps = tuple(torch.from_numpy(np.stack(x)) for x in zip(*map(data.features, range(20)), strict=True))
+    captioner = checkpoint.load(path).captioner
+    state = captioner.start(captioner.encode(maps))
+    assert_close(ours(state), theirs(state), rtol=0.05, atol=0.01)
 
 
 @pytest.mark.slow
@@ -126,7 +128,11 @@ def test_the_program_replaces_one_guide_and_keeps_the_others(guide, guided, tmp_
 
 
 def test_output_is_a_new_file_with_the_same_guide(path, tmp_path):
-    data, output, before = as_images(tmp_path / "images.h5"), tmp_path / "new" / "output.st", path.read_bytes()
+    data, output, before = (
+        as_images(tmp_path / "images.h5"),
+        tmp_path / "new" / "output.st",
+        path.read_bytes(),
+    )
     assert run("confidence", path, data, "--output", str(output), "--dtype", "int8") == 0
     assert path.read_bytes() == before and [*output.parent.iterdir()] == [output]
     average.main([str(tmp_path / "averaged.st"), str(path), "--dtype", "int8"])
