@@ -205,6 +205,12 @@ def orientation(image: Image.Image) -> int:
     return value if value in UPRIGHT else 1
 
 
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an image that `opened` yields, as it is seen."""
+    swapped = orientation(image) >= 5 and image.format != "TIFF"  # Pillow gives the size of a TIFF as it is seen
+    return image.size[::-1] if swapped else image.size
+
+
 @contextlib.contextmanager
 def opened(source: Source) -> Iterator[Image.Image]:
     """`source` as Pillow opens it, not decoded yet.
@@ -312,8 +318,9 @@ def _upright_rgb(image: Image.Image, name: str, transform: Transform | None = No
     with _image_errors(name):
         if transform is not None:
             image.draft(None, (2 * transform.size, 2 * transform.size))
-        turn = UPRIGHT.get(orientation(image))
         image.load()
+        # Only now, because Pillow itself turns the pixels of a TIFF while it loads them, and then takes the tag away.
+        turn = UPRIGHT.get(orientation(image))
         if image.mode.startswith("I") or image.mode == "F":
             image = Image.fromarray(_to_8_bit(np.asarray(image)))
         if image.has_transparency_data:

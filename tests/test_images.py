@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from sca_caption import images
 from sca_caption.images import (
@@ -22,6 +22,7 @@ from sca_caption.images import (
     load,
     open_image,
     opened,
+    upright_size,
 )
 from sca_caption.runtime.errors import UserError
 
@@ -121,16 +122,26 @@ def test_every_mode_becomes_rgb_with_the_displayed_colours(tmp_path, data, expec
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_undone(orientation):
+def test_exif_orientation_is_undone_once(orientation):
     upright = quadrants().resize((48, 32), Image.Resampling.NEAREST)
     inverse = {6: 8, 8: 6}.get(orientation, orientation)  # the two quarter turns undo each other
     stored = upright if orientation == 1 else upright.transpose(UPRIGHT[inverse])
     exif = Image.Exif()
     exif[0x0112] = orientation
-    for kind in ("JPEG", "PNG", "WEBP"):
-        image = open_image(encoded(stored, kind, exif=exif.tobytes()))
-        assert image.size == (48, 32)
-        assert close(corners(image), (RED, GREEN, BLUE, WHITE), 60), (kind, corners(image))
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[0x0112] = orientation
+    files = [encoded(stored, kind, exif=exif.tobytes()) for kind in ("JPEG", "PNG", "WEBP")]
+    files += [encoded(stored, "TIFF", tiffinfo=tags, **options) for options in ({}, {"compression": "tiff_lzw"})]
+    for data in files:
+        with opened(data) as image:
+            kind = image.format
+            assert upright_size(image) == (48, 32), kind
+        for source in (data, Image.open(io.BytesIO(data))):
+            image = open_image(source)
+            assert image.size == (48, 32)
+            assert close(corners(image), (RED, GREEN, BLUE, WHITE), 60), (kind, corners(image))
+        small = Image.fromarray(load(data, Transform(24)))
+        assert close(corners(small), (RED, GREEN, BLUE, WHITE), 60), (kind, corners(small))
 
 
 def test_image_with_damaged_exif_is_read():

@@ -87,7 +87,7 @@ def read_image(data: bytes, transform: Transform, limits: Limits) -> tuple[np.nd
         }
         if image.format not in formats:
             raise ImageError("", f"the format {image.format} is not supported; convert it to JPEG or PNG")
-        width, height = image.size if images.orientation(image) < 5 else image.size[::-1]
+        width, height = images.upright_size(image)
         if width * height <= limits.pixels:
             return np.array(images.decode(image, transform)), width, height
     raise RequestError(
