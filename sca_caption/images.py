@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from sca_caption.runtime.errors import UserError, choice
+from sca_caption.runtime.folders import walk
 
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's RGB in 0..1, as torchvision's weights expect
 STD = (0.229, 0.224, 0.225)
@@ -179,21 +180,23 @@ def augment(
 def find_images(paths: Iterable[str | os.PathLike]) -> list[Path]:
     """The image files that `paths` name: folders are searched by file extension and sorted, files stay as given.
 
-    Hidden files and folders are skipped. A folder without images and a missing file stay in the list; opening them raises
-    the error that says what is wrong.
+    See `runtime.folders.walk` for what is searched. A folder without images, one that cannot be listed and a missing file
+    stay in the list; opening them raises the error that says what is wrong.
     """
     found: list[Path] = []
     for path in map(Path, paths):
-        inside = []
-        for folder, folders, files in os.walk(path):  # yields nothing if `path` is a file or missing
-            folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
-            inside += [
-                Path(folder, name)
-                for name in sorted(files)
-                if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
-            ]
-        found += inside or [path]
+        found += _images_in(path) if path.is_dir() else [path]
     return found
+
+
+def _images_in(folder: Path) -> list[Path]:
+    unlisted: list[Path] = []
+    files = [
+        folder / path
+        for path, entry in walk(folder, lambda path, _: unlisted.append(path))
+        if os.path.splitext(entry.name)[1].lower() in EXTENSIONS
+    ]
+    return [*files, *unlisted] or [folder]
 
 
 def orientation(image: Image.Image) -> int:
@@ -207,7 +210,8 @@ def orientation(image: Image.Image) -> int:
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Width and height of an image that `opened` yields, as it is seen."""
-    swapped = orientation(image) >= 5 and image.format != "TIFF"  # Pillow gives the size of a TIFF as it is seen
+    # Pillow gives the size of a TIFF as it is seen.
+    swapped = orientation(image) >= 5 and image.format != "TIFF"
     return image.size[::-1] if swapped else image.size
 
 
@@ -301,13 +305,24 @@ def _open(source: str | os.PathLike | bytes, name: str) -> Image.Image:
     except FileNotFoundError as error:
         raise ImageError(name, "no such file; check the path") from error
     except IsADirectoryError as error:
-        raise ImageError(name, "a folder without images; give an image or a folder of images") from error
+        raise ImageError(name, _folder_reason(Path(name))) from error
     except PermissionError as error:
         raise ImageError(name, "no permission to read it; change the file's permissions") from error
     except UnidentifiedImageError as error:
         if head[4:8] == b"ftyp":
             raise ImageError(name, "a kind of file Pillow cannot open; convert it to JPEG") from error
         raise ImageError(name, "not an image, or damaged at its start; get it again or convert it") from error
+
+
+def _folder_reason(folder: Path) -> str:
+    """What is wrong with a folder in the place of an image."""
+    errors: list[OSError] = []
+    files = walk(folder, lambda _, error: errors.append(error))
+    if any(os.path.splitext(entry.name)[1].lower() in EXTENSIONS for _, entry in files):
+        return "a folder, not an image; give the images in it"
+    if errors:
+        return f"a folder that cannot be listed ({errors[0].strerror}); change its permissions"
+    return "a folder without images; give an image or a folder of images"
 
 
 def _upright_rgb(image: Image.Image, name: str, transform: Transform | None = None) -> Image.Image:

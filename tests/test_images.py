@@ -25,6 +25,7 @@ from sca_caption.images import (
     upright_size,
 )
 from sca_caption.runtime.errors import UserError
+from tests.helpers.odd_folders import lock, odd_folder
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -131,7 +132,9 @@ def test_exif_orientation_is_undone_once(orientation):
     tags = TiffImagePlugin.ImageFileDirectory_v2()
     tags[0x0112] = orientation
     files = [encoded(stored, kind, exif=exif.tobytes()) for kind in ("JPEG", "PNG", "WEBP")]
-    files += [encoded(stored, "TIFF", tiffinfo=tags, **options) for options in ({}, {"compression": "tiff_lzw"})]
+    files += [
+        encoded(stored, "TIFF", tiffinfo=tags, **options) for options in ({}, {"compression": "tiff_lzw"})
+    ]
     for data in files:
         with opened(data) as image:
             kind = image.format
@@ -188,6 +191,10 @@ def test_missing_files_folders_and_too_many_pixels(tmp_path, monkeypatch):
     with pytest.raises(ImageError, match=r"none\.jpg: no such file; check the path"):
         open_image(tmp_path / "none.jpg")
     with pytest.raises(ImageError, match="a folder without images; give an image or a folder of images"):
+        open_image(tmp_path)
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "inside/a.jpg").touch()
+    with pytest.raises(ImageError, match="a folder, not an image; give the images in it"):
         open_image(tmp_path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
     open_image(encoded(Image.new("1", (1400, 1400)), "PNG"))  # Pillow warns here; the warning is hidden
@@ -255,6 +262,18 @@ def test_find_images_searches_folders_and_keeps_files(tmp_path):
     found = find_images([odd, tmp_path, tmp_path / "empty", tmp_path / "missing.jpg"])
     inside = ["a.png", "b.JPG", "sub/c.webp", "sub/ü.gif", "sub/deep/d.jpeg"]
     assert found == [odd, *(tmp_path / name for name in inside), tmp_path / "empty", tmp_path / "missing.jpg"]
+
+
+def test_find_images_keeps_folders_that_cannot_be_listed(tmp_path, photos, monkeypatch):
+    folder = odd_folder(tmp_path / "odd", photos[0])
+    names = ["a.jpg", "again.jpg", "broken.jpg", "b/c.jpg", "linked/e.jpg", "shut/d.jpg"]
+    assert find_images([folder]) == [folder / name for name in names]
+    lock(monkeypatch, folder / "shut")
+    assert find_images([folder]) == [folder / name for name in [*names[:-1], "shut"]]
+    with pytest.raises(ImageError, match=r"shut: .*cannot be listed \(Permission denied\)"):
+        open_image(folder / "shut")
+    with pytest.raises(ImageError, match=r"broken\.jpg: no such file"):
+        open_image(folder / "broken.jpg")
 
 
 def test_augment_is_deterministic_and_keeps_colours_and_sides():
