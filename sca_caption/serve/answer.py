@@ -8,7 +8,6 @@ import io
 import time
 
 import numpy as np
-from PIL import Image
 
 from sca_caption import images
 from sca_caption.images import ImageError, Transform
@@ -76,17 +75,9 @@ def caption_image(
 def read_image(data: bytes, transform: Transform, limits: Limits) -> tuple[np.ndarray, int, int]:
     """Decode an image: uint8 (S, S, 3) at model size, and the width and height of the upright photograph in pixels.
 
-    Only formats of `images.EXTENSIONS` are decoded, because Pillow starts other programs for some others.
-    Raises ImageError for another format, RequestError for too many pixels.
+    Raises ImageError for data that are not a readable image, RequestError for too many pixels.
     """
     with images.opened(data) as image:
-        formats = {
-            name
-            for extension, name in Image.registered_extensions().items()
-            if extension in images.EXTENSIONS
-        }
-        if image.format not in formats:
-            raise ImageError("", f"the format {image.format} is not supported; convert it to JPEG or PNG")
         width, height = images.upright_size(image)
         if width * height <= limits.pixels:
             return np.array(images.decode(image, transform)), width, height
