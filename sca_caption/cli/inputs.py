@@ -39,8 +39,8 @@ def is_image(word: str) -> bool:
     from sca_caption.images import EXTENSIONS
 
     path = Path(word)
-    folder = path.is_dir() and (word.endswith(("/", os.sep)) or path.name != word)
-    return word == "-" or path.suffix.lower() in EXTENSIONS or path.is_file() or folder
+    folder = os.path.isdir(path) and (word.endswith(("/", os.sep)) or path.name != word)
+    return word == "-" or path.suffix.lower() in EXTENSIONS or os.path.isfile(path) or folder
 
 
 def paths_of(arguments: argparse.Namespace, prog: str) -> list[Path]:
@@ -61,6 +61,12 @@ def paths_of(arguments: argparse.Namespace, prog: str) -> list[Path]:
     if not named:
         raise UserError("no paths on standard input; give one per line")
     return find_images(named)
+
+
+def require_reread(path: Path, flag: str) -> None:
+    """Raise UserError for an image that can be read only once, such as a pipe, with a flag that reads it again."""
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise UserError(f"{flag} reads the image again, which {path} cannot; save it to a file first")
 
 
 def read_list(lines: bytes) -> list[str]:

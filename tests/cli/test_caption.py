@@ -65,6 +65,25 @@ def test_a_folder_with_links_a_pipe_and_a_closed_folder(run, tmp_path, photos, m
     assert err.count("\n") == 1 and str(folder / "shut") in err and "Permission denied" in err
 
 
+def test_an_empty_path_captions_nothing(run, photos, monkeypatch):
+    monkeypatch.chdir(photos[0].parent)
+    before = sorted(photos[0].parent.iterdir())
+    assert "an empty path" in error_line(*run("", "--txt"))
+    assert sorted(photos[0].parent.iterdir()) == before
+
+
+def test_a_photograph_from_a_pipe(run, photos, tmp_path):
+    def path():
+        reading, writing = os.pipe()
+        os.write(writing, photos[1].read_bytes())
+        os.close(writing)
+        return f"/dev/fd/{reading}"
+
+    expected = run(photos[1])
+    assert run(path()) == expected and expected[0] == 0
+    assert "save it to a file first" in error_line(*run(path(), "--explain", tmp_path / "why.png"))
+
+
 def test_search_flags_reach_the_search(run, expected, photos):
     flags = {"beam_size": 2, "min_length": 3, "max_length": 3, "length_penalty": -1.0, "block_ngrams": 1}
     arguments = [x for name, value in flags.items() for x in ("--" + name.replace("_", "-"), value)]
