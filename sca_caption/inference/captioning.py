@@ -384,13 +384,19 @@ class CaptionPipeline:
         )
 
     def stream(
-        self, items: Iterable, read: Callable[[Any], Any] | None = None, *, traced: bool = False
+        self,
+        items: Iterable,
+        read: Callable[[Any], Any] | None = None,
+        *,
+        take: Callable[[Any], Any] = lambda item: item,
+        traced: bool = False,
     ) -> Iterator[Result]:
         """Caption `items` batch by batch and yield a Result for each, in order; with their traces if `traced`.
 
         `read(item)` returns an image at model size, uint8 (S, S, 3), or a tuple of features; by default it opens the item
-        as an image file. It runs in other threads, one batch ahead of the model. An item for which it raises UserError
-        yields a Result with that error, and the others continue.
+        as an image file. It runs in other threads, one batch ahead of the model, on what `take(item)` returns, which runs
+        in the caller's thread as the item comes. An item for which one of them raises UserError yields a Result with that
+        error, and the others continue.
         """
         read = read or partial(images.load, transform=self.transform)
 
@@ -400,7 +406,7 @@ class CaptionPipeline:
                 return list(self.trace_batch(batch))
             return [(each, None) for each in self.caption_batch(batch)]
 
-        for item, found in in_batches(items, read, answer, self.batch_size):
+        for item, found in in_batches(items, read, answer, self.batch_size, take):
             if isinstance(found, UserError):
                 yield Result(item, error=found)
             else:
