@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, Protocol
 
 from PIL import Image, UnidentifiedImageError
 
+from sca_caption.image_memory import one_at_a_time
 from sca_caption.runtime.errors import UserError
 from sca_caption.runtime.folders import walk
 
@@ -122,6 +123,7 @@ def opened(source: Source) -> Iterator[Image.Image]:
         with image_errors(name):
             file = stack.enter_context(_open_file(source, name))
             image = stack.enter_context(_open_image(file, name))
+            stack.enter_context(one_at_a_time(image))
         yield image
 
 
@@ -337,6 +339,16 @@ _PILLOW_FILTER = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 _hiding = threading.Lock()  # guards the two below
 _hiding_blocks = 0
 _filters: list = []  # the list to which the first block added the filter
+
+
+def _renew_lock() -> None:
+    """After a fork, the thread that held the lock is gone."""
+    global _hiding
+    _hiding = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 @contextlib.contextmanager

@@ -4,8 +4,10 @@ The only module that knows how images are resized, and the mean and standard dev
 """
 
 import dataclasses
+import math
 import os
 import random
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
@@ -22,6 +24,7 @@ from sca_caption.image_files import (
     name_of,
     opened,
 )
+from sca_caption.image_memory import LIMIT_BYTES, decoder_bytes, pixel_bytes
 from sca_caption.runtime.errors import UserError, choice
 
 __all__ = [
@@ -31,6 +34,8 @@ __all__ = [
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's RGB in 0..1, as torchvision's weights expect
 STD = (0.229, 0.224, 0.225)
 MODES = ("resize", "crop")
+LARGE_PIXELS = 1 << 24  # larger images are reduced before they are resized, if that is enough
+PART_SIDE = 1024  # pixels of the parts in which an image is converted
 ORIENTATION = 0x0112  # the EXIF tag, and the transpositions that turn each of its values upright
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -66,13 +71,15 @@ class Transform:
         return cls(**fields)
 
 
-def open_image(source: Source) -> Image.Image:
+def open_image(source: Source, enough: int | None = None) -> Image.Image:
     """Open an image as upright RGB: transparency on white, the first frame of an animation.
+
+    enough: pixels of each side that are enough; larger images may be reduced.
 
     Raises ImageError with the path and the reason.
     """
     with opened(source) as image:
-        upright = _upright_rgb(image, name_of(source))
+        upright = _upright_rgb(image, name_of(source), enough, is_file=image is not source)
         # A copy is neither the caller's object nor tied to a file.
         return upright.copy() if upright is image else upright
 
@@ -80,8 +87,9 @@ def open_image(source: Source) -> Image.Image:
 def load(source: Source, transform: Transform) -> np.ndarray:
     """`source` at model size: uint8 (S, S, 3). Raises ImageError with the path and the reason."""
     with opened(source) as image:
-        reduced = None if image is source else transform  # `draft` would change the caller's object
-        return fit(_upright_rgb(image, name_of(source), reduced), transform)
+        return fit(
+            _upright_rgb(image, name_of(source), 2 * transform.size, is_file=image is not source), transform
+        )
 
 
 def load_with_thumbnail(
@@ -89,7 +97,7 @@ def load_with_thumbnail(
 ) -> tuple[np.ndarray, Image.Image]:
     """The result of `load`, and the whole image upright with no side longer than `side`, from one decoding."""
     with opened(source) as image:
-        upright = _upright_rgb(image, name_of(source), transform)
+        upright = _upright_rgb(image, name_of(source), max(2 * transform.size, side))
         small = upright.copy()
         small.thumbnail((side, side))
         return fit(upright, transform), small
@@ -100,7 +108,7 @@ def decode(image: Image.Image, transform: Transform, name: str = "the image") ->
 
     Raises ImageError with the name and the reason.
     """
-    return _resized(_upright_rgb(image, name, transform), transform)
+    return _resized(_upright_rgb(image, name, 2 * transform.size), transform)
 
 
 def fit(image: Image.Image, transform: Transform) -> np.ndarray:
@@ -176,36 +184,91 @@ def upright_size(image: Image.Image) -> tuple[int, int]:
     return image.size[::-1] if swapped else image.size
 
 
-def _upright_rgb(image: Image.Image, name: str, transform: Transform | None = None) -> Image.Image:
+def _upright_rgb(
+    image: Image.Image, name: str, enough: int | None = None, *, is_file: bool = True
+) -> Image.Image:
     """Decode the first frame and convert every mode to RGB. Raises ImageError with the name and the reason.
 
-    transform: decode a JPEG at 1/2, 1/4 or 1/8 of its size if it is still twice as large as the model's images.
+    enough: pixels of each side that are enough; a JPEG is decoded at 1/2, 1/4 or 1/8 of its size as long as they remain,
+    and other large images are reduced. is_file: false for an image of the caller, which stays as it is.
     """
     if getattr(image, "fp", image) is None and getattr(image, "tile", ()):  # pixels that nobody has read
         raise ImageError(name, CLOSED)
     with image_errors(name):
-        if transform is not None:
-            image.draft(None, (2 * transform.size, 2 * transform.size))
+        beside = decoder_bytes(image) if is_file else 0
+        if enough is not None and is_file:
+            image.draft(None, (enough, enough))
+        factor = 1
+        if enough is not None and image.width * image.height > LARGE_PIXELS:
+            factor = max(1, min(image.size) // enough)
+        if is_file:
+            _require_memory(image, beside, factor, name)
         image.load()
         # Only now, because Pillow itself turns the pixels of a TIFF while it loads them, and then takes the tag away.
         turn = UPRIGHT.get(orientation(image))
-        if image.mode.startswith("I") or image.mode == "F":
-            image = Image.fromarray(_to_8_bit(np.asarray(image)))
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image)
-        if image.mode != "RGB":
-            image = image.convert("RGB")
-        return image.transpose(turn) if turn is not None else image
+        rgb = _rgb(image, factor)
+        return rgb.transpose(turn) if turn is not None else rgb
 
 
-def _to_8_bit(levels: np.ndarray) -> np.ndarray:
-    """Grey levels of 16 or 32 bits or floats as uint8; Pillow's own conversion would clip them at 255."""
-    if levels.dtype.itemsize == 2:
-        top = 65535.0
-    else:  # the mode does not give the range: take the smallest usual one that holds the values
-        levels = np.nan_to_num(levels.astype(np.float64), posinf=0.0, neginf=0.0)
-        top = next((top for top in (1.0, 255.0, 65535.0) if levels.max() <= top), levels.max())
-        top = 255.0 if top == 1.0 and levels.min() >= 0 and np.array_equal(levels, np.round(levels)) else top
-    return np.clip(levels / top * 255 + 0.5, 0, 255).astype(np.uint8)
+def _require_memory(image: Image.Image, beside: int, factor: int, name: str) -> None:
+    """Raise ImageError if an image, which takes `beside` bytes more to decode, exceeds LIMIT_BYTES."""
+    pixels = image.width * image.height
+    converted = 0 if image.mode == "RGB" and factor == 1 else pixels // factor**2 * 4
+    needed = pixels * pixel_bytes(image) + beside + converted
+    if needed > LIMIT_BYTES:
+        size = f"{image.width} x {image.height} pixels take {needed / 1e9:.1f} GB of memory"
+        raise ImageError(
+            name, f"{size}, at most {LIMIT_BYTES / 1e9:.1f} GB are allowed; make it smaller first"
+        )
+
+
+def _rgb(image: Image.Image, factor: int) -> Image.Image:
+    """A decoded image as RGB with 1/factor of its sides. Converted part by part, because every step makes a copy."""
+    is_levels = image.mode.startswith("I") or image.mode == "F"
+    if image.mode == "RGB" and factor == 1 and not image.has_transparency_data:
+        return image
+    width, height = image.size
+    found = Image.new("RGB", (-(-width // factor), -(-height // factor)))
+    top = _top_level(image) if is_levels else 0
+    for left, upper, right, lower in _parts(image, factor):
+        part = image.crop((left, upper, right, lower))
+        if is_levels:
+            part = Image.fromarray(_to_8_bit(np.asarray(part), top))
+        if part.has_transparency_data:
+            part = part.convert("RGBA")
+            white = Image.new("RGBA", part.size, "white")
+            part = Image.alpha_composite(white, part)
+        part = part.convert("RGB")
+        found.paste(part.reduce(factor) if factor > 1 else part, (left // factor, upper // factor))
+    return found
+
+
+def _parts(image: Image.Image, factor: int = 1) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes that cover an image, whose corners are multiples of `factor`."""
+    side = max(1, PART_SIDE // factor) * factor
+    for upper in range(0, image.height, side):
+        for left in range(0, image.width, side):
+            yield left, upper, min(left + side, image.width), min(upper + side, image.height)
+
+
+def _top_level(image: Image.Image) -> float:
+    """The level of white in an image of 16 or 32 bits or floats."""
+    if pixel_bytes(image) == 2:
+        return 65535.0
+    # The mode does not give the range: take the smallest usual one that holds the values.
+    lowest, highest, is_whole = math.inf, -math.inf, True
+    for box in _parts(image):
+        levels = _finite(np.asarray(image.crop(box)))
+        lowest, highest = min(lowest, levels.min()), max(highest, levels.max())
+        is_whole = is_whole and np.array_equal(levels, np.round(levels))
+    top = next((top for top in (1.0, 255.0, 65535.0) if highest <= top), highest)
+    return 255.0 if top == 1.0 and lowest >= 0 and is_whole else top
+
+
+def _finite(levels: np.ndarray) -> np.ndarray:
+    return np.nan_to_num(levels.astype(np.float64), posinf=0.0, neginf=0.0)
+
+
+def _to_8_bit(levels: np.ndarray, top: float) -> np.ndarray:
+    """Levels from 0 to `top` as uint8; Pillow's own conversion would clip them at 255."""
+    return np.clip(_finite(levels) / top * 255 + 0.5, 0, 255).astype(np.uint8)

@@ -16,6 +16,7 @@ ORDER = (
     "config",
     "recipes",
     "vocab",
+    "image_memory",
     "image_files",
     "images",
     "attention",

@@ -90,7 +90,7 @@ def read_image(data: bytes, transform: Transform, limits: Limits) -> tuple[np.nd
 
 def jpeg_data_url(data: bytes) -> str:
     """Convert an image file to a JPEG with sides of at most PREVIEW_SIDE pixels, as a data: URL."""
-    image, stream = images.open_image(data), io.BytesIO()
+    image, stream = images.open_image(data, 2 * PREVIEW_SIDE), io.BytesIO()
     image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
     image.save(stream, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
