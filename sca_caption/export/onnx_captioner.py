@@ -53,6 +53,7 @@ class OnnxCaptioner:
         self.vocabulary_size = description["vocabulary_size"]
         self.transform = Transform.from_dict(description["transform"])
         self.device = torch.device("cpu")
+        self.survives_fork = False  # onnxruntime's threads are gone
         self.networks: list[SCACNN] = []
         self.layers = len(description["layers"])
         self.predictions = {each["name"]: each["prediction"] for each in description["guides"]}

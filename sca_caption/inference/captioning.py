@@ -1,6 +1,7 @@
 """CaptionPipeline: images in, captions out. It runs a captioner and its guides in batches, with images read ahead."""
 
 import copy
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -28,7 +29,7 @@ from sca_caption.inference.batching import in_batches, stack
 from sca_caption.inference.torch_captioner import Inputs, TorchCaptioner
 from sca_caption.models.attention_trace import Trace, trace
 from sca_caption.models.sca_cnn import SCACNN
-from sca_caption.runtime.devices import find_device
+from sca_caption.runtime.devices import find_device, require_usable
 from sca_caption.runtime.errors import UserError
 from sca_caption.vocab import EOS, SPECIALS, Vocabulary
 
@@ -78,6 +79,7 @@ class CaptioningModel(Protocol):
     transform: Transform
     device: torch.device
     networks: list[SCACNN]  # none in an exported model
+    survives_fork: bool  # whether a forked process can use it
 
     @property
     def sca_cnn(self) -> SCACNN:
@@ -123,6 +125,7 @@ class CaptionPipeline:
         if sampling and force_words:
             raise UserError("--force-words needs a search; leave --sample out")
         self.model, self.batch_size, self.sampling = model, batch_size, sampling
+        self._loaded_in = os.getpid()
         self.vocabulary, self.transform, self.device = model.vocabulary, model.transform, model.device
         self.guides, self.neutral = active(guides, objects), neutral
         self._configure(search or SearchConfig(), force_words)
@@ -235,6 +238,7 @@ class CaptionPipeline:
     @torch.inference_mode()
     def score_caption(self, batch: Inputs, tokens: Sequence[int]) -> tuple[Caption, Trace]:
         """A given caption (word ids) of one image, with the score, ratings and confidence that a search gives it."""
+        require_usable(self._loaded_in, self.model.survives_fork)
         state, predictions = self.model.start(batch, self.guides)
         (found,) = trace(self.sca_cnn, state, [[*tokens, EOS]], self.model.vocabulary_size)
         log_prob = float(np.log(np.maximum(found.probabilities, 1e-30)).sum())
@@ -248,6 +252,7 @@ class CaptionPipeline:
         self, batch: Inputs, forced: ForcedWords | None = None
     ) -> tuple[list[tuple[Caption, ...]], Any]:
         """The captions, and the state before their first words."""
+        require_usable(self._loaded_in, self.model.survives_fork)
         guides = [guide for guide in self.guides if not (self.sampling and guide.inserts)]
         state, predictions = self.model.start(batch, guides)
         forced = [self.force_words] * len(state) if forced is None else forced

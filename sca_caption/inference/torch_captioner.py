@@ -36,6 +36,7 @@ class TorchCaptioner:
         device: torch.device,
     ):
         self.networks, self.trained, self.device = list(networks), dict(trained), device
+        self.survives_fork = device.type == "cpu"
         self.vocabulary, self.vocabulary_size, self.transform = vocabulary, vocabulary_size, transform
         self.decoder: Any = self.networks[0] if len(self.networks) == 1 else Ensemble(self.networks)
         encoders = [each for each in self.trained.values() if isinstance(each, FeatureEncoder)]
