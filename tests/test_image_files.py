@@ -219,3 +219,24 @@ def test_heic_without_its_package_is_named(monkeypatch):
     monkeypatch.setattr(image_files, "register_heif", lambda: False)
     with pytest.raises(ImageError, match=r"pip install 'sca-caption\[heic\]'"):
         open_image(b"\0\0\0\x18ftypheic" + bytes(40))
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_heic_is_opened_upright(tmp_path, orientation):
+    pytest.importorskip("pillow_heif")
+    image_files.register_heif()
+    image = Image.new("RGB", (96, 64), RED)
+    image.paste((0, 0, 255), (0, 32, 96, 64))
+    inverse = {3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+    stored = image if orientation == 1 else image.transpose(inverse[orientation])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "photo.jpg"
+    path.write_bytes(encoded(stored, "HEIF", exif=exif.tobytes(), quality=95))
+    for source in (path, path.read_bytes()):
+        with opened(source) as opened_image:
+            assert opened_image.format == "HEIF"
+        found = open_image(source)
+        assert found.size == (96, 64)
+        for place, colour in {(48, 8): RED, (48, 56): (0, 0, 255)}.items():
+            assert np.abs(np.array(found.getpixel(place)) - colour).max() < 30
