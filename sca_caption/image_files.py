@@ -48,6 +48,7 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 TEXT_BYTES = 1 << 20  # of a text in a PNG; Pillow refuses longer ones
 URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/*")
 NAME_CHARACTERS = 200  # of a name in messages
+HELD_BYTES = 1 << 26  # of a file on disk; a larger one is read later
 STREAM_BYTES = 1 << 28  # read at most from a pipe, which may have no end
 
 
@@ -130,12 +131,14 @@ def opened(source: Source) -> Iterator[Image.Image]:
 def hold(source: Source) -> Source:
     """`source` as it is now: files and buffers are read, because they may change or be read only once.
 
-    Raises ImageError for one that cannot be read.
+    A file on disk of more than HELD_BYTES stays a path. Raises ImageError for one that cannot be read.
     """
     if isinstance(source, bytes | Image.Image):
         return source
     name = name_of(source)
     with _open_file(source, name) as file:
+        if not isinstance(file, io.BytesIO) and file.seek(0, os.SEEK_END) > HELD_BYTES:
+            return source
         return HeldFile(_contents(file, name), name)
 
 

@@ -108,7 +108,7 @@ def test_every_kind_of_source_has_the_same_pixels(tmp_path):
                 assert np.array_equal(pixels(given), np.full((6, 8, 3), RED)), source
 
 
-def test_what_is_held_does_not_change(tmp_path):
+def test_what_is_held_does_not_change(tmp_path, monkeypatch):
     path = tmp_path / "photo.png"
     path.write_bytes(PNG)
     buffer = bytearray(PNG)
@@ -117,6 +117,11 @@ def test_what_is_held_does_not_change(tmp_path):
     buffer[:] = bytes(len(PNG))
     for source in held:
         assert np.array_equal(pixels(source), np.full((6, 8, 3), RED))
+    path.write_bytes(PNG)
+    monkeypatch.setattr(image_files, "HELD_BYTES", len(PNG))
+    assert isinstance(hold(path), HeldFile)
+    monkeypatch.setattr(image_files, "HELD_BYTES", len(PNG) - 1)
+    assert hold(path) == path
     held = HeldFile(b"other", "a name")
     with pytest.raises(ImageError, match=r"^a name: not an image"):
         open_image(held)

@@ -9,6 +9,7 @@ from pathlib import Path
 from sca_caption.cli.terminal import command
 from sca_caption.runtime.errors import UserError
 
+IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")
 DEMO = Path(__file__).parents[1] / "photographs"
 
 
@@ -70,6 +71,11 @@ def require_reread(path: Path, flag: str) -> None:
 
 
 def read_list(lines: bytes) -> list[str]:
-    """Paths, one per line or, as `find -print0` writes them, ended by zero bytes; in the file system's encoding."""
+    """Paths, one per line or, as `find -print0` writes them, ended by zero bytes; in the file system's encoding.
+
+    Raises UserError for an image in their place.
+    """
+    if lines.startswith(IMAGE_STARTS):
+        raise UserError("- reads paths from standard input, found an image; give /dev/stdin for that")
     separator = b"\0" if b"\0" in lines else b"\n"
     return [os.fsdecode(path) for line in lines.split(separator) if (path := line.rstrip(b"\r"))]

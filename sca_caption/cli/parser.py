@@ -99,13 +99,13 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args=None, namespace=None):  # type: ignore[override]
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
+            message = f"unrecognized arguments: {' '.join(unknown)}"
             wrong = next((each for each in unknown if each.startswith("-")), "").partition("=")[0]
-            shown = [
-                flag
-                for flag, action in self._option_string_actions.items()
-                if action.help != argparse.SUPPRESS
-            ]
-            self.error(f"unrecognized arguments: {' '.join(unknown)}{did_you_mean(wrong, shown)}")
+            flags = self._option_string_actions.items()
+            near = did_you_mean(wrong, [flag for flag, action in flags if action.help != argparse.SUPPRESS])
+            if near:
+                raise UserError(message + near)
+            self.error(message)
         return found
 
     def _get_value(self, action: argparse.Action, arg_string: str):

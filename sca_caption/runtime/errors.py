@@ -21,7 +21,7 @@ def choice(value: str, valid: Iterable[str], what: str) -> str:
 
 def did_you_mean(value: str, valid: Iterable[str]) -> str:
     """The end of a message about an unknown name: the nearest valid one, if one is near."""
-    near = difflib.get_close_matches(value, [*valid], 1)
+    near = difflib.get_close_matches(str(value), [*valid], 1)
     return f"; did you mean {near[0]}?" if near else ""
 
 

@@ -84,6 +84,11 @@ def test_a_photograph_from_a_pipe(run, photos, tmp_path):
     assert "save it to a file first" in error_line(*run(path(), "--explain", tmp_path / "why.png"))
 
 
+def test_a_photograph_in_the_place_of_paths(run, photos, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(photos[0].read_bytes())))
+    assert "give /dev/stdin" in error_line(*run("-"))
+
+
 def test_search_flags_reach_the_search(run, expected, photos):
     flags = {"beam_size": 2, "min_length": 3, "max_length": 3, "length_penalty": -1.0, "block_ngrams": 1}
     arguments = [x for name, value in flags.items() for x in ("--" + name.replace("_", "-"), value)]
