@@ -125,10 +125,9 @@ class Captioner:
         The result of a picture that cannot be read has an `error` and no `captions`; the others are captioned.
         """
         pipeline = self.pipeline
+        keywords = [*(field.name for field in dataclasses.fields(SearchConfig)), "force_words"]
         for name in search:
-            choice(
-                name, [*(field.name for field in dataclasses.fields(SearchConfig)), "force_words"], "keyword"
-            )
+            choice(name, keywords, "keyword")
         if force_words or search:
             words = [force_words] if isinstance(force_words, str) else force_words
             pipeline = pipeline.with_search(dataclasses.replace(pipeline.search, **search), words)

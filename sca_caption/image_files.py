@@ -195,7 +195,8 @@ def _open_file(source: object, name: str) -> BinaryIO:
         return io.BytesIO(source if isinstance(source, bytes) else bytes(source))
     if is_readable(source):
         return io.BytesIO(_contents(source, name))
-    raise ImageError(f"{type(source).__name__} {source!r:.60}", f"not an image; {KINDS}")
+    shown = " ".join(repr(source).split())[:60]
+    raise ImageError(f"{type(source).__name__} {shown}", f"not an image; {KINDS}")
 
 
 def _open_path(path: str | os.PathLike, name: str) -> BinaryIO:
@@ -204,7 +205,7 @@ def _open_path(path: str | os.PathLike, name: str) -> BinaryIO:
     try:
         file = open(path, "rb")  # noqa: SIM115 (the caller closes it)
     except IsADirectoryError as error:
-        raise ImageError(name, _folder_reason(Path(path))) from error
+        raise ImageError(name, _folder_reason(Path(os.fsdecode(path)))) from error
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         url = URL.match(name)
         if url and not isinstance(error, PermissionError):

@@ -96,7 +96,7 @@ class Parser(argparse.ArgumentParser):
     def format_all_help(self) -> str:
         return super().format_help()
 
-    def parse_args(self, args=None, namespace=None):  # type: ignore[override]
+    def parse_args(self, args=None, namespace=None):
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
             message = f"unrecognized arguments: {' '.join(unknown)}"
@@ -111,7 +111,7 @@ class Parser(argparse.ArgumentParser):
     def _get_value(self, action: argparse.Action, arg_string: str):
         if not arg_string and (action.type is Path or str(action.metavar).startswith(FILES)):
             raise argparse.ArgumentError(action, "an empty path; check the variable that it comes from")
-        return super()._get_value(action, arg_string)  # type: ignore[misc]
+        return super()._get_value(action, arg_string)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")

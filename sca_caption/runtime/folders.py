@@ -12,7 +12,7 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() == "__macosx"
 
 
-def list_folder(folder: str | os.PathLike) -> tuple[list[os.DirEntry], list[os.DirEntry]]:
+def list_folder(folder: str | os.PathLike[str]) -> tuple[list[os.DirEntry[str]], list[os.DirEntry[str]]]:
     """The files and the folders of a folder, without hidden ones, each sorted by name; links count as their targets.
 
     Files are regular files and broken links, which raise OSError when they are opened. Pipes, sockets and devices are
@@ -30,7 +30,7 @@ def list_folder(folder: str | os.PathLike) -> tuple[list[os.DirEntry], list[os.D
     return files, folders
 
 
-def _kind(entry: os.DirEntry) -> str:
+def _kind(entry: os.DirEntry[str]) -> str:
     try:
         if entry.is_dir():
             return "folder"
@@ -41,8 +41,8 @@ def _kind(entry: os.DirEntry) -> str:
 
 
 def walk(
-    root: str | os.PathLike, report: Report, enter: Callable[[str, int], bool] = lambda path, depth: True
-) -> Iterator[tuple[str, os.DirEntry]]:
+    root: str | os.PathLike[str], report: Report, enter: Callable[[str, int], bool] = lambda path, depth: True
+) -> Iterator[tuple[str, os.DirEntry[str]]]:
     """Yield the path relative to `root`, with slashes, and the entry of every file below `root`.
 
     The files of a folder come before those of the folders in it, both sorted. Links are followed, except to a folder that
@@ -50,7 +50,7 @@ def walk(
     0 for the folders of `root`.
     """
 
-    def visit(folder: Path, prefix: str, above: frozenset) -> Iterator[tuple[str, os.DirEntry]]:
+    def visit(folder: Path, prefix: str, above: frozenset) -> Iterator[tuple[str, os.DirEntry[str]]]:
         try:
             status = os.stat(folder)
             files, folders = list_folder(folder)
