@@ -25,7 +25,7 @@ Mistakes of a user raise `UserError`, with the message of the command line:
 >>> captioner.caption("no such photograph.jpg")
 Traceback (most recent call last):
     ...
-sca_caption.images.ImageError: no such photograph.jpg: no such file; check the path
+sca_caption.image_files.ImageError: no such photograph.jpg: no such file; check the path
 """
 
 import dataclasses

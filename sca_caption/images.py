@@ -192,7 +192,7 @@ def _upright_rgb(
     enough: pixels of each side that are enough; a JPEG is decoded at 1/2, 1/4 or 1/8 of its size as long as they remain,
     and other large images are reduced. is_file: false for an image of the caller, which stays as it is.
     """
-    if getattr(image, "fp", image) is None and getattr(image, "tile", ()):  # pixels that nobody has read
+    if getattr(image, "fp", image) is None and getattr(image, "tile", False):  # pixels that nobody has read
         raise ImageError(name, CLOSED)
     with image_errors(name):
         beside = decoder_bytes(image) if is_file else 0

@@ -60,9 +60,10 @@ def test_help_breaks_prose_and_keeps_commands_whole(monkeypatch):
 def test_a_wrong_flag_names_the_nearest(name):
     parser = PARSERS[name]()
     flag = next(each for each in parser._option_string_actions if each.startswith("--") and len(each) > 7)
-    required = [
-        word for action in parser._actions if action.required for word in (*action.option_strings[:1], "x")
-    ]
+    required = []
+    for action in parser._actions:
+        if action.required:
+            required += [*action.option_strings[:1], next(iter(action.choices or ["x"]))]
     with pytest.raises(UserError, match=f"unrecognized arguments: .*; did you mean {flag}\\?"):
         parser.parse_args([*required, f"{flag[:4]}{flag[5:]}x=3"])
 
