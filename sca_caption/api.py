@@ -171,10 +171,10 @@ def from_array(values: np.ndarray | Tensor) -> Image.Image:
     if isinstance(values, np.ndarray):
         array = values
     else:
-        whole = values.detach().cpu()
         try:
+            whole = values.detach().cpu()
             array = (whole.float() if whole.is_floating_point() else whole).numpy()  # NumPy has no bfloat16
-        except (RuntimeError, TypeError) as error:  # sparse and quantised tensors
+        except (RuntimeError, TypeError) as error:  # sparse, quantised and meta tensors
             raise ImageError(
                 found, "not levels of an image; give a plain tensor of uint8 or floats"
             ) from error

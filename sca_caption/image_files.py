@@ -46,7 +46,7 @@ DECODING_ERRORS = (
 )  # fmt: skip
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 TEXT_BYTES = 1 << 20  # of a text in a PNG; Pillow refuses longer ones
-URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/*")
+URL = re.compile(r"(data(?=:)|[A-Za-z][A-Za-z0-9+.-]+(?=:/)):/*")
 NAME_CHARACTERS = 200  # of a name in messages
 HELD_BYTES = 1 << 26  # of a file on disk; a larger one is read later
 STREAM_BYTES = 1 << 28  # read at most from a pipe, which may have no end

@@ -194,6 +194,8 @@ def _upright_rgb(
     """
     if getattr(image, "fp", image) is None and getattr(image, "tile", False):  # pixels that nobody has read
         raise ImageError(name, CLOSED)
+    if not image.width or not image.height:
+        raise ImageError(name, f"{image.width} x {image.height} pixels; give an image that has some")
     with image_errors(name):
         beside = decoder_bytes(image) if is_file else 0
         if enough is not None and is_file:

@@ -124,6 +124,12 @@ def test_anything_else_in_a_stream_is_its_own_error(captioner, photos):
         "https://example.com/a.jpg",
         torch.zeros(3, 8, 8).to_sparse(),
     ]
+    odd += [
+        torch.zeros(3, 8, 8, device="meta"),
+        np.array(["a.jpg"]),
+        np.zeros((4, 4), complex),
+        Image.new("RGB", (0, 5)),
+    ]
     results = list(captioner.stream([photos[0], *odd, photos[0]]))
     assert [bool(result.error) for result in results] == [False, *[True] * len(odd), False]
     assert results[0].captions == results[-1].captions

@@ -183,6 +183,8 @@ def image_of_a_closed_file() -> Image.Image:
         ("data:image/png;base64," + "A" * 9000, "^data:image/png;base64,A{150,}…: a URL"),
         ("a" * 9000, "^a{150,}…: no such file"),
         ("a\0b", "no such file"),
+        ("dog:1.jpg", r"^dog:1\.jpg: no such file"),
+        (Image.new("RGB", (0, 5)), "0 x 5 pixels"),
         (OnlyRead("text"), r"^the image: its read\(\) returns str, not bytes; open it in binary mode"),
         (OnlyRead(None), r"its read\(\) returns NoneType"),
         (io.StringIO("text"), "open it in binary mode"),
