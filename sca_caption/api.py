@@ -7,7 +7,8 @@
 
 The words, for which the dots stand, depend on the model.
 
-An image is a path, a file's bytes, a PIL image, an array or a tensor; several are captioned together, which is faster:
+An image is a path, a file's bytes, an open file, a PIL image, an array or a tensor; several are captioned together, which
+is faster:
 
 >>> from PIL import Image
 >>> with Image.open("docs/grace_hopper.jpg") as photograph:
@@ -26,7 +27,7 @@ Mistakes of a user raise `UserError`, with the message of the command line:
 >>> captioner.caption("no such photograph.jpg")
 Traceback (most recent call last):
     ...
-sca_caption.images.ImageError: no such photograph.jpg: no such file; check the path
+sca_caption.image_files.ImageError: no such photograph.jpg: no such file; check the path
 """
 
 import dataclasses
@@ -40,24 +41,28 @@ from PIL import Image
 from torch import Tensor
 
 from sca_caption import images
-from sca_caption.config import BATCH_SIZE
+from sca_caption.config import BATCH_SIZE, SearchConfig
+from sca_caption.image_files import Readable, is_readable
 from sca_caption.images import ImageError
 from sca_caption.inference.captioning import Caption, CaptionPipeline, Result
-from sca_caption.runtime.errors import UserError
+from sca_caption.runtime.errors import UserError, choice
 
 if TYPE_CHECKING:
     from sca_caption.explain.explanation import Explanation
 
 
-Picture = str | os.PathLike | bytes | Image.Image | np.ndarray | Tensor
+Picture = str | os.PathLike | bytes | bytearray | memoryview | Readable | Image.Image | np.ndarray | Tensor
+# Of these kinds, some are iterable too: files of lines, arrays of rows.
+KINDS = str | os.PathLike | bytes | bytearray | memoryview | Image.Image | np.ndarray | Tensor
 
 
 class Captioner:
     """Captions photographs. Made by `Captioner.load`.
 
-    A picture is a path, the bytes of an image file, a PIL image, an array (H, W) or (H, W, C) with 1, 3 or 4 channels,
-    or a tensor (H, W) or (C, H, W); RGB, uint8 from 0 to 255 or floats from 0 to 1. Further keywords are fields of
-    `SearchConfig`: beam_size, num_captions, min_length, max_length, length_penalty, block_ngrams, rerank_weight, ...
+    A picture is a path, the bytes of an image file, a file that is open in binary mode, a PIL image, an array (H, W) or
+    (H, W, C) with 1, 3 or 4 channels, or a tensor (H, W) or (C, H, W); RGB, uint8 from 0 to 255 or floats from 0 to 1. It
+    is read as it is taken from an iterable, so a generator may yield one buffer again and again. Further keywords are
+    fields of `SearchConfig`: beam_size, num_captions, min_length, max_length, length_penalty, block_ngrams, ...
     All methods raise `UserError` for mistakes of the user.
     """
 
@@ -100,7 +105,9 @@ class Captioner:
         """
         if isinstance(pictures, np.ndarray | Tensor) and pictures.ndim == 4:
             pictures = list(pictures)
-        several = not isinstance(pictures, Picture)
+        several = isinstance(pictures, Iterable) and not (
+            isinstance(pictures, KINDS) or is_readable(pictures)
+        )
         found = self.stream(pictures if several else [pictures], force_words=force_words, **search)
         texts = [captions_of(result)[0].text for result in found]
         return texts if several else texts[0]
@@ -120,18 +127,29 @@ class Captioner:
         The result of a picture that cannot be read has an `error` and no `captions`; the others are captioned.
         """
         pipeline = self.pipeline
+        keywords = [*(field.name for field in dataclasses.fields(SearchConfig)), "force_words"]
+        for name in search:
+            choice(name, keywords, "keyword")
         if force_words or search:
-            pipeline = pipeline.with_search(dataclasses.replace(pipeline.search, **search), force_words)
-        return pipeline.stream(pictures, self._read)
+            words = [force_words] if isinstance(force_words, str) else force_words
+            pipeline = pipeline.with_search(dataclasses.replace(pipeline.search, **search), words)
+        return pipeline.stream(pictures, self._read, take=self._take)
 
     def explain(self, picture: Picture, caption: str | None = None) -> "Explanation":
         """The attention at every word of the caption, as numbers and figures; `caption`: explain this one instead."""
         from sca_caption.explain.explanation import explain
 
-        return explain(self.pipeline, source_of(picture), caption)
+        return explain(self.pipeline, images.hold(source_of(picture)), caption)
 
-    def _read(self, picture: Picture) -> np.ndarray:
-        return images.load(source_of(picture), self.pipeline.transform)
+    def _take(self, picture: Picture) -> np.ndarray | images.Source:
+        """The pixels of an image in memory, uint8 (S, S, 3), or the contents of a file: what its owner may change."""
+        source = source_of(picture)
+        if isinstance(source, Image.Image):
+            return images.load(source, self.pipeline.transform)
+        return images.hold(source)
+
+    def _read(self, taken: np.ndarray | images.Source) -> np.ndarray:
+        return taken if isinstance(taken, np.ndarray) else images.load(taken, self.pipeline.transform)
 
 
 def captions_of(result: Result) -> tuple[Caption, ...]:
@@ -151,10 +169,19 @@ def from_array(values: np.ndarray | Tensor) -> Image.Image:
     uint8 from 0 to 255, or floats from 0 to 1. Raises ImageError for others.
     """
     kind = "array" if isinstance(values, np.ndarray) else "tensor"
-    array = values if isinstance(values, np.ndarray) else values.detach().cpu().numpy()
+    found = f"the {kind} of shape {tuple(values.shape)} and {values.dtype}"
+    if isinstance(values, np.ndarray):
+        array = values
+    else:
+        try:
+            whole = values.detach().cpu()
+            array = (whole.float() if whole.is_floating_point() else whole).numpy()  # NumPy has no bfloat16
+        except (RuntimeError, TypeError) as error:  # sparse, quantised and meta tensors
+            raise ImageError(
+                found, "not levels of an image; give a plain tensor of uint8 or floats"
+            ) from error
     if kind == "tensor" and array.ndim == 3:
         array = array.transpose(1, 2, 0)
-    found = f"the {kind} of shape {tuple(values.shape)} and {values.dtype}"
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or not array.size:

@@ -1,33 +1,41 @@
-"""Images from a path, bytes or Pillow, of any mode and size, to RGB uint8 at model size.
+"""Images of any mode and size to RGB uint8 at model size. `image_files` opens them.
 
 The only module that knows how images are resized, and the mean and standard deviation that networks were trained with.
 """
 
-import contextlib
 import dataclasses
-import io
+import math
 import os
 import random
-import re
-import struct
-import threading
-import warnings
-import zlib
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from sca_caption.image_files import (
+    CLOSED,
+    DECODING_ERRORS,
+    EXTENSIONS,
+    ImageError,
+    Source,
+    find_images,
+    hold,
+    image_errors,
+    name_of,
+    opened,
+)
+from sca_caption.image_memory import LIMIT_BYTES, decoder_bytes, pixel_bytes
 from sca_caption.runtime.errors import UserError, choice
 
+__all__ = [
+    "EXTENSIONS", "MEAN", "MODES", "STD", "ImageError", "Source", "Transform", "augment", "crop_box", "decode",
+    "find_images", "fit", "hold", "load", "load_with_thumbnail", "open_image", "opened", "orientation", "upright_size",
+]  # fmt: skip
 MEAN = (0.485, 0.456, 0.406)  # of ImageNet's RGB in 0..1, as torchvision's weights expect
 STD = (0.229, 0.224, 0.225)
 MODES = ("resize", "crop")
-EXTENSIONS = frozenset((
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".gif", ".webp", ".avif", ".bmp", ".tif",
-    ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".heic", ".heif",
-))  # fmt: skip
+LARGE_PIXELS = 1 << 24  # larger images are reduced before they are resized, if that is enough
+PART_SIDE = 1024  # pixels of the parts in which an image is converted
 ORIENTATION = 0x0112  # the EXIF tag, and the transpositions that turn each of its values upright
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -38,25 +46,6 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# What Pillow's decoders raise for damaged files, found in the `raise` statements of its plugins and by decoding 120,000
-# randomly damaged files of 33 formats. NameError is not among them. DecompressionBombError and MemoryError are handled
-# separately.
-DECODING_ERRORS = (
-    OSError, EOFError, SyntaxError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, AssertionError,
-    RuntimeError, struct.error, zlib.error,
-)  # fmt: skip
-Source = str | os.PathLike | bytes | Image.Image
-
-
-class ImageError(UserError):
-    """An image that cannot be used. name: of the image. reason: why, and what to do."""
-
-    def __init__(self, name: str, reason: str):
-        super().__init__(name, reason)  # both in args, so that it pickles across processes
-        self.name, self.reason = name, reason
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.reason}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,13 +71,15 @@ class Transform:
         return cls(**fields)
 
 
-def open_image(source: Source) -> Image.Image:
-    """Open any image that Pillow knows, as upright RGB: transparency on white, the first frame of an animation.
+def open_image(source: Source, enough: int | None = None) -> Image.Image:
+    """Open an image as upright RGB: transparency on white, the first frame of an animation.
+
+    enough: pixels of each side that are enough; larger images may be reduced.
 
     Raises ImageError with the path and the reason.
     """
     with opened(source) as image:
-        upright = _upright_rgb(image, _name_of(source))
+        upright = _upright_rgb(image, name_of(source), enough, is_file=image is not source)
         # A copy is neither the caller's object nor tied to a file.
         return upright.copy() if upright is image else upright
 
@@ -96,8 +87,9 @@ def open_image(source: Source) -> Image.Image:
 def load(source: Source, transform: Transform) -> np.ndarray:
     """`source` at model size: uint8 (S, S, 3). Raises ImageError with the path and the reason."""
     with opened(source) as image:
-        reduced = None if image is source else transform  # `draft` would change the caller's object
-        return fit(_upright_rgb(image, _name_of(source), reduced), transform)
+        return fit(
+            _upright_rgb(image, name_of(source), 2 * transform.size, is_file=image is not source), transform
+        )
 
 
 def load_with_thumbnail(
@@ -105,7 +97,7 @@ def load_with_thumbnail(
 ) -> tuple[np.ndarray, Image.Image]:
     """The result of `load`, and the whole image upright with no side longer than `side`, from one decoding."""
     with opened(source) as image:
-        upright = _upright_rgb(image, _name_of(source), transform)
+        upright = _upright_rgb(image, name_of(source), max(2 * transform.size, side))
         small = upright.copy()
         small.thumbnail((side, side))
         return fit(upright, transform), small
@@ -116,7 +108,7 @@ def decode(image: Image.Image, transform: Transform, name: str = "the image") ->
 
     Raises ImageError with the name and the reason.
     """
-    return _resized(_upright_rgb(image, name, transform), transform)
+    return _resized(_upright_rgb(image, name, 2 * transform.size), transform)
 
 
 def fit(image: Image.Image, transform: Transform) -> np.ndarray:
@@ -176,26 +168,6 @@ def augment(
     return np.array(image.point(np.clip(levels, 0, 255).astype(np.uint8).tolist() * 3))
 
 
-def find_images(paths: Iterable[str | os.PathLike]) -> list[Path]:
-    """The image files that `paths` name: folders are searched by file extension and sorted, files stay as given.
-
-    Hidden files and folders are skipped. A folder without images and a missing file stay in the list; opening them raises
-    the error that says what is wrong.
-    """
-    found: list[Path] = []
-    for path in map(Path, paths):
-        inside = []
-        for folder, folders, files in os.walk(path):  # yields nothing if `path` is a file or missing
-            folders[:] = sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
-            inside += [
-                Path(folder, name)
-                for name in sorted(files)
-                if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
-            ]
-        found += inside or [path]
-    return found
-
-
 def orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 (upright) to 8; 1 if there is none or it cannot be read."""
     try:
@@ -205,132 +177,100 @@ def orientation(image: Image.Image) -> int:
     return value if value in UPRIGHT else 1
 
 
-@contextlib.contextmanager
-def opened(source: Source) -> Iterator[Image.Image]:
-    """`source` as Pillow opens it, not decoded yet.
-
-    Raises ImageError if it cannot be opened. Errors of the caller's block pass unchanged; `decode` raises ImageError for
-    damaged pixels.
-    """
-    with _pillow_warnings_hidden():
-        if isinstance(source, Image.Image):
-            yield source
-            return
-        name = _name_of(source)
-        with _image_errors(name):
-            image = _open(source, name)
-        with image:
-            yield image
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height of an image that `opened` yields, as it is seen."""
+    # Pillow gives the size of a TIFF as it is seen.
+    swapped = orientation(image) >= 5 and image.format != "TIFF"
+    return image.size[::-1] if swapped else image.size
 
 
-@contextlib.contextmanager
-def _image_errors(name: str) -> Iterator[None]:
-    """Raise what Pillow's decoders raise as ImageError. For blocks of calls into Pillow alone.
-
-    Other errors, such as NameError, are programming errors and pass unchanged.
-    """
-    try:
-        yield
-    except ImageError:
-        raise
-    except Image.DecompressionBombError as error:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
-        raise ImageError(name, f"more than {limit:.0f} million pixels; make it smaller first") from error
-    except MemoryError as error:
-        raise ImageError(name, "does not fit in memory; make it smaller first") from error
-    except DECODING_ERRORS as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(name, f"damaged image ({reason}); get the file again") from error
-
-
-def _name_of(source: Source) -> str:
-    """The name of an image in messages."""
-    if isinstance(source, Image.Image):
-        return getattr(source, "filename", "") or "the image"
-    return "the image" if isinstance(source, bytes) else str(os.fspath(source))
-
-
-# Pillow's warnings about odd metadata are hidden while at least one block reads an image.
-_PILLOW_FILTER = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
-_hiding = threading.Lock()  # guards the two below
-_hiding_blocks = 0
-_filters: list = []  # the list to which the first block added the filter
-
-
-@contextlib.contextmanager
-def _pillow_warnings_hidden() -> Iterator[None]:
-    """Hide warnings of Pillow's modules in the block, also while several threads read images.
-
-    `warnings.catch_warnings` is not thread-safe: overlapping blocks restore each other's filters, so the user's filters
-    can be lost. Here, the first block adds one filter and the last block removes it. All others stay as they are.
-    """
-    global _hiding_blocks, _filters
-    with _hiding:
-        _hiding_blocks += 1
-        if _hiding_blocks == 1:
-            _filters = warnings.filters  # type: ignore[assignment]
-            _filters.insert(0, _PILLOW_FILTER)
-    try:
-        yield
-    finally:
-        with _hiding:
-            _hiding_blocks -= 1
-            if not _hiding_blocks:
-                # Two lists, if another thread has entered or left `catch_warnings`, which copies the list, meanwhile.
-                for filters in (_filters, warnings.filters):
-                    filters[:] = [each for each in filters if each is not _PILLOW_FILTER]  # type: ignore[index]
-
-
-def _open(source: str | os.PathLike | bytes, name: str) -> Image.Image:
-    """Image.open, with reasons in plain words."""
-    try:
-        if isinstance(source, bytes):
-            head = source[:64]
-        else:
-            with open(source, "rb") as file:
-                head = file.read(64)
-        if not head:
-            raise ImageError(name, "empty file (0 bytes); get the file again")
-        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-    except FileNotFoundError as error:
-        raise ImageError(name, "no such file; check the path") from error
-    except IsADirectoryError as error:
-        raise ImageError(name, "a folder without images; give an image or a folder of images") from error
-    except PermissionError as error:
-        raise ImageError(name, "no permission to read it; change the file's permissions") from error
-    except UnidentifiedImageError as error:
-        if head[4:8] == b"ftyp":
-            raise ImageError(name, "a kind of file Pillow cannot open; convert it to JPEG") from error
-        raise ImageError(name, "not an image, or damaged at its start; get it again or convert it") from error
-
-
-def _upright_rgb(image: Image.Image, name: str, transform: Transform | None = None) -> Image.Image:
+def _upright_rgb(
+    image: Image.Image, name: str, enough: int | None = None, *, is_file: bool = True
+) -> Image.Image:
     """Decode the first frame and convert every mode to RGB. Raises ImageError with the name and the reason.
 
-    transform: decode a JPEG at 1/2, 1/4 or 1/8 of its size if it is still twice as large as the model's images.
+    enough: pixels of each side that are enough; a JPEG is decoded at 1/2, 1/4 or 1/8 of its size as long as they remain,
+    and other large images are reduced. is_file: false for an image of the caller, which stays as it is.
     """
-    with _image_errors(name):
-        if transform is not None:
-            image.draft(None, (2 * transform.size, 2 * transform.size))
-        turn = UPRIGHT.get(orientation(image))
+    if getattr(image, "fp", image) is None and getattr(image, "tile", False):  # pixels that nobody has read
+        raise ImageError(name, CLOSED)
+    if not image.width or not image.height:
+        raise ImageError(name, f"{image.width} x {image.height} pixels; give an image that has some")
+    with image_errors(name):
+        beside = decoder_bytes(image) if is_file else 0
+        if enough is not None and is_file:
+            image.draft(None, (enough, enough))
+        factor = 1
+        if enough is not None and image.width * image.height > LARGE_PIXELS:
+            factor = max(1, min(image.size) // enough)
+        if is_file:
+            _require_memory(image, beside, factor, name)
         image.load()
-        if image.mode.startswith("I") or image.mode == "F":
-            image = Image.fromarray(_to_8_bit(np.asarray(image)))
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image)
-        if image.mode != "RGB":
-            image = image.convert("RGB")
-        return image.transpose(turn) if turn is not None else image
+        # Only now, because Pillow itself turns the pixels of a TIFF while it loads them, and then takes the tag away.
+        turn = UPRIGHT.get(orientation(image))
+        rgb = _rgb(image, factor)
+        return rgb.transpose(turn) if turn is not None else rgb
 
 
-def _to_8_bit(levels: np.ndarray) -> np.ndarray:
-    """Grey levels of 16 or 32 bits or floats as uint8; Pillow's own conversion would clip them at 255."""
-    if levels.dtype.itemsize == 2:
-        top = 65535.0
-    else:  # the mode does not give the range: take the smallest usual one that holds the values
-        levels = np.nan_to_num(levels.astype(np.float64), posinf=0.0, neginf=0.0)
-        top = next((top for top in (1.0, 255.0, 65535.0) if levels.max() <= top), levels.max())
-        top = 255.0 if top == 1.0 and levels.min() >= 0 and np.array_equal(levels, np.round(levels)) else top
-    return np.clip(levels / top * 255 + 0.5, 0, 255).astype(np.uint8)
+def _require_memory(image: Image.Image, beside: int, factor: int, name: str) -> None:
+    """Raise ImageError if an image, which takes `beside` bytes more to decode, exceeds LIMIT_BYTES."""
+    pixels = image.width * image.height
+    converted = 0 if image.mode == "RGB" and factor == 1 else pixels // factor**2 * 4
+    needed = pixels * pixel_bytes(image) + beside + converted
+    if needed > LIMIT_BYTES:
+        size = f"{image.width} x {image.height} pixels take {needed / 1e9:.1f} GB of memory"
+        raise ImageError(
+            name, f"{size}, at most {LIMIT_BYTES / 1e9:.1f} GB are allowed; make it smaller first"
+        )
+
+
+def _rgb(image: Image.Image, factor: int) -> Image.Image:
+    """A decoded image as RGB with 1/factor of its sides. Converted part by part, because every step makes a copy."""
+    is_levels = image.mode.startswith("I") or image.mode == "F"
+    if image.mode == "RGB" and factor == 1 and not image.has_transparency_data:
+        return image
+    width, height = image.size
+    found = Image.new("RGB", (-(-width // factor), -(-height // factor)))
+    top = _top_level(image) if is_levels else 0
+    for left, upper, right, lower in _parts(image, factor):
+        part = image.crop((left, upper, right, lower))
+        if is_levels:
+            part = Image.fromarray(_to_8_bit(np.asarray(part), top))
+        if part.has_transparency_data:
+            part = part.convert("RGBA")
+            white = Image.new("RGBA", part.size, "white")
+            part = Image.alpha_composite(white, part)
+        part = part.convert("RGB")
+        found.paste(part.reduce(factor) if factor > 1 else part, (left // factor, upper // factor))
+    return found
+
+
+def _parts(image: Image.Image, factor: int = 1) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes that cover an image, whose corners are multiples of `factor`."""
+    side = max(1, PART_SIDE // factor) * factor
+    for upper in range(0, image.height, side):
+        for left in range(0, image.width, side):
+            yield left, upper, min(left + side, image.width), min(upper + side, image.height)
+
+
+def _top_level(image: Image.Image) -> float:
+    """The level of white in an image of 16 or 32 bits or floats."""
+    if pixel_bytes(image) == 2:
+        return 65535.0
+    # The mode does not give the range: take the smallest usual one that holds the values.
+    lowest, highest, is_whole = math.inf, -math.inf, True
+    for box in _parts(image):
+        levels = _finite(np.asarray(image.crop(box)))
+        lowest, highest = min(lowest, levels.min()), max(highest, levels.max())
+        is_whole = is_whole and np.array_equal(levels, np.round(levels))
+    top = next((top for top in (1.0, 255.0, 65535.0) if highest <= top), highest)
+    return 255.0 if top == 1.0 and lowest >= 0 and is_whole else top
+
+
+def _finite(levels: np.ndarray) -> np.ndarray:
+    return np.nan_to_num(levels.astype(np.float64), posinf=0.0, neginf=0.0)
+
+
+def _to_8_bit(levels: np.ndarray, top: float) -> np.ndarray:
+    """Levels from 0 to `top` as uint8; Pillow's own conversion would clip them at 255."""
+    return np.clip(_finite(levels) / top * 255 + 0.5, 0, 255).astype(np.uint8)

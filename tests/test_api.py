@@ -1,14 +1,16 @@
 """Captioning from Python: the documented examples, every kind of picture, and errors in the command line's words."""
 
 import doctest
+import io
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 
 import sca_caption
 from sca_caption import Captioner, ImageError, UserError, api
@@ -42,6 +44,10 @@ def test_every_kind_of_picture_has_the_same_caption(captioner, photograph):
     kinds = {
         "text": str(photograph),
         "bytes": photograph.read_bytes(),
+        "bytearray": bytearray(photograph.read_bytes()),
+        "memoryview": memoryview(photograph.read_bytes()),
+        "BytesIO": io.BytesIO(photograph.read_bytes()),
+        "undecoded PIL": Image.open(photograph),
         "PIL": image,
         "array": array,
         "floats": array / 255,
@@ -55,6 +61,11 @@ def test_every_kind_of_picture_has_the_same_caption(captioner, photograph):
         kinds, expected
     )
     assert captioner.caption(kinds.values()) == [expected] * len(kinds)
+    with open(photograph, "rb") as file:
+        assert captioner.caption(file) == expected and captioner.caption([file, file]) == [expected] * 2
+    assert captioner.caption((tensor / 255).bfloat16()) == captioner.caption(
+        (tensor / 255).bfloat16().float()
+    )
     assert captioner.caption(torch.stack([tensor, tensor])) == [expected] * 2
     assert captioner.caption(np.stack([array, array])) == [expected] * 2
     grey = np.asarray(image.convert("L"))
@@ -100,6 +111,97 @@ def test_a_stream_reports_what_cannot_be_read_and_goes_on(captioner, photos, tmp
         captioner.caption([photos[0], broken])
 
 
+def test_anything_else_in_a_stream_is_its_own_error(captioner, photos):
+    closed = Image.open(photos[0])
+    closed.close()
+    odd = [
+        None,
+        3,
+        [photos[0]],
+        object(),
+        closed,
+        "",
+        "https://example.com/a.jpg",
+        torch.zeros(3, 8, 8).to_sparse(),
+    ]
+    odd += [
+        torch.zeros(3, 8, 8, device="meta"),
+        np.array(["a.jpg"]),
+        np.zeros((4, 4), complex),
+        Image.new("RGB", (0, 5)),
+    ]
+    results = list(captioner.stream([photos[0], *odd, photos[0]]))
+    assert [bool(result.error) for result in results] == [False, *[True] * len(odd), False]
+    assert results[0].captions == results[-1].captions
+    assert all(isinstance(result.error, ImageError) for result in results[1:-1])
+    for item in odd:
+        if not isinstance(item, list):
+            with pytest.raises(ImageError):
+                captioner.caption(item)
+
+
+def pictures(count: int) -> list[Image.Image]:
+    """Pictures of noise whose captions differ."""
+    rng = np.random.default_rng(5)
+    return [Image.fromarray(rng.integers(0, 256, (40, 40, 3), np.uint8) // (1 + i % 5)) for i in range(count)]
+
+
+def test_one_object_with_other_content_at_every_step(captioner, tmp_path):
+    frames = pictures(40)
+    expected = captioner.caption(frames)
+    assert len(set(expected)) > 1
+    stream = io.BytesIO()
+    frames[0].save(stream, "TIFF", save_all=True, append_images=frames[1:])
+    assert captioner.caption(ImageSequence.Iterator(Image.open(stream))) == expected
+
+    def reused(make, change):
+        it = make()
+        for frame in frames:
+            change(it, frame)
+            yield it
+
+    def overwrite(buffer, frame):
+        buffer[:] = np.asarray(frame)
+
+    def overwrite_tensor(buffer, frame):
+        buffer[:] = torch.from_numpy(np.array(frame)).permute(2, 0, 1)
+
+    def save(path, frame):
+        frame.save(path)
+
+    def fill(file, frame):
+        file.seek(0)
+        file.truncate()
+        frame.save(file, "PNG")
+
+    assert captioner.caption(reused(lambda: np.empty((40, 40, 3), np.uint8), overwrite)) == expected
+    assert captioner.caption(reused(lambda: torch.empty(3, 40, 40).byte(), overwrite_tensor)) == expected
+    assert captioner.caption(reused(lambda: tmp_path / "frame.png", save)) == expected
+    assert captioner.caption(reused(io.BytesIO, fill)) == expected
+
+
+def test_one_undecoded_image_several_times(captioner, tmp_path):
+    pictures(1)[0].resize((600, 600)).save(tmp_path / "a.jpg")
+    expected = captioner.caption(tmp_path / "a.jpg")
+    for _ in range(5):
+        image = Image.open(tmp_path / "a.jpg")
+        assert captioner.caption([image] * 8) == captioner.caption([image.copy()]) * 8
+    assert expected
+
+
+@pytest.mark.slow
+def test_threads_share_a_captioner(captioner):
+    shown = pictures(200)
+    searches = [{}, {}, {"beam_size": 3}, {"force_words": ["ball"]}]
+
+    def caption(index):
+        return captioner.caption(shown[index], **searches[index % 4])
+
+    expected = [caption(index) for index in range(len(shown))]
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(caption, range(len(shown)))) == expected
+
+
 @pytest.mark.parametrize(
     ("values", "found"),
     [
@@ -124,8 +226,18 @@ def test_mistakes_are_said_as_on_the_command_line(captioner, photograph, tmp_pat
         Captioner.load(tmp_path / "none.pt")
     with pytest.raises(UserError, match="at most --beam-size 7"):
         captioner.captions(photograph, num_captions=8)
-    with pytest.raises(TypeError, match="beam"):
-        captioner.caption(photograph, beam=6)
+    for wrong, right in {
+        "beam_sise": "beam_size",
+        "force_word": "force_words",
+        "numcaptions": "num_captions",
+    }.items():
+        with pytest.raises(
+            UserError, match=f"unknown keyword '{wrong}'; one of: .*; did you mean {right}\\?"
+        ):
+            captioner.caption(photograph, **{wrong: 3})
+    assert captioner.caption(photograph, force_words="ball") == captioner.caption(
+        photograph, force_words=["ball"]
+    )
 
 
 @pytest.mark.slow

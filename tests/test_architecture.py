@@ -16,6 +16,8 @@ ORDER = (
     "config",
     "recipes",
     "vocab",
+    "image_memory",
+    "image_files",
     "images",
     "attention",
     "decoding",

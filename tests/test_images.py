@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from sca_caption import images
 from sca_caption.images import (
@@ -22,8 +22,10 @@ from sca_caption.images import (
     load,
     open_image,
     opened,
+    upright_size,
 )
 from sca_caption.runtime.errors import UserError
+from tests.helpers.odd_folders import lock, odd_folder
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -121,16 +123,28 @@ def test_every_mode_becomes_rgb_with_the_displayed_colours(tmp_path, data, expec
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_undone(orientation):
+def test_exif_orientation_is_undone_once(orientation):
     upright = quadrants().resize((48, 32), Image.Resampling.NEAREST)
     inverse = {6: 8, 8: 6}.get(orientation, orientation)  # the two quarter turns undo each other
     stored = upright if orientation == 1 else upright.transpose(UPRIGHT[inverse])
     exif = Image.Exif()
     exif[0x0112] = orientation
-    for kind in ("JPEG", "PNG", "WEBP"):
-        image = open_image(encoded(stored, kind, exif=exif.tobytes()))
-        assert image.size == (48, 32)
-        assert close(corners(image), (RED, GREEN, BLUE, WHITE), 60), (kind, corners(image))
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    tags[0x0112] = orientation
+    files = [encoded(stored, kind, exif=exif.tobytes()) for kind in ("JPEG", "PNG", "WEBP")]
+    files += [
+        encoded(stored, "TIFF", tiffinfo=tags, **options) for options in ({}, {"compression": "tiff_lzw"})
+    ]
+    for data in files:
+        with opened(data) as image:
+            kind = image.format
+            assert upright_size(image) == (48, 32), kind
+        for source in (data, Image.open(io.BytesIO(data))):
+            image = open_image(source)
+            assert image.size == (48, 32)
+            assert close(corners(image), (RED, GREEN, BLUE, WHITE), 60), (kind, corners(image))
+        small = Image.fromarray(load(data, Transform(24)))
+        assert close(corners(small), (RED, GREEN, BLUE, WHITE), 60), (kind, corners(small))
 
 
 def test_image_with_damaged_exif_is_read():
@@ -144,7 +158,7 @@ def noise(width: int, height: int) -> Image.Image:
 
 
 JPEG, PNG = encoded(noise(64, 64), "JPEG"), encoded(noise(64, 64), "PNG")
-HEIC = b"\0\0\0\x18ftypheic" + bytes(40)
+VIDEO = b"\0\0\0\x18ftypisom" + bytes(40)
 
 
 @pytest.mark.parametrize(
@@ -152,14 +166,14 @@ HEIC = b"\0\0\0\x18ftypheic" + bytes(40)
     [
         (b"", r"empty file \(0 bytes\); get the file again"),
         (b"not a picture at all\n" * 9, "not an image, or damaged at its start; get it again or convert it"),
-        (HEIC, "a kind of file Pillow cannot open; convert it to JPEG"),
+        (VIDEO, "a kind of file Pillow cannot open; convert it to JPEG"),
         (JPEG[: len(JPEG) // 2], r"damaged image \(image file is truncated .*\); get the file again"),
         (PNG[: len(PNG) // 2], r"damaged image \(.*\); get the file again"),
         (PNG[:40], "not an image, or damaged at its start"),
         (JPEG[:30], r"(damaged|not an) image"),
         (PNG.replace(b"IDAT", b"IDAX", 1), "not an image, or damaged at its start"),
     ],
-    ids=["empty", "text", "heic", "half a jpeg", "half a png", "png header", "jpeg header",
+    ids=["empty", "text", "video", "half a jpeg", "half a png", "png header", "jpeg header",
          "png without data"],
 )  # fmt: skip
 def test_unusable_files_raise_path_and_reason_in_one_line(tmp_path, content, reason):
@@ -177,6 +191,10 @@ def test_missing_files_folders_and_too_many_pixels(tmp_path, monkeypatch):
     with pytest.raises(ImageError, match=r"none\.jpg: no such file; check the path"):
         open_image(tmp_path / "none.jpg")
     with pytest.raises(ImageError, match="a folder without images; give an image or a folder of images"):
+        open_image(tmp_path)
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "inside/a.jpg").touch()
+    with pytest.raises(ImageError, match="a folder, not an image; give the images in it"):
         open_image(tmp_path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
     open_image(encoded(Image.new("1", (1400, 1400)), "PNG"))  # Pillow warns here; the warning is hidden
@@ -244,6 +262,18 @@ def test_find_images_searches_folders_and_keeps_files(tmp_path):
     found = find_images([odd, tmp_path, tmp_path / "empty", tmp_path / "missing.jpg"])
     inside = ["a.png", "b.JPG", "sub/c.webp", "sub/ü.gif", "sub/deep/d.jpeg"]
     assert found == [odd, *(tmp_path / name for name in inside), tmp_path / "empty", tmp_path / "missing.jpg"]
+
+
+def test_find_images_keeps_folders_that_cannot_be_listed(tmp_path, photos, monkeypatch):
+    folder = odd_folder(tmp_path / "odd", photos[0])
+    names = ["a.jpg", "again.jpg", "broken.jpg", "b/c.jpg", "linked/e.jpg", "shut/d.jpg"]
+    assert find_images([folder]) == [folder / name for name in names]
+    lock(monkeypatch, folder / "shut")
+    assert find_images([folder]) == [folder / name for name in [*names[:-1], "shut"]]
+    with pytest.raises(ImageError, match=r"shut: .*cannot be listed \(Permission denied\)"):
+        open_image(folder / "shut")
+    with pytest.raises(ImageError, match=r"broken\.jpg: no such file"):
+        open_image(folder / "broken.jpg")
 
 
 def test_augment_is_deterministic_and_keeps_colours_and_sides():
@@ -334,7 +364,7 @@ def test_every_error_of_a_decoder_is_an_image_error():
     """Damage random bytes of one file per format. With this seed, Pillow raises errors of at least three types."""
     rng, causes = random.Random(0), set()
     originals = [
-        encoded(noise(24, 24), kind) for kind in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "DDS")
+        encoded(noise(24, 24), kind) for kind in ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
     ]
     for trial in range(2100):
         data = bytearray(originals[trial % len(originals)])

@@ -5,6 +5,7 @@ image.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -126,7 +127,7 @@ def run(argv: list[str] | None, processes: Processes) -> int:
     paths = processes.broadcast(paths_of(arguments, p.prog) if processes.is_main else None)
     single = len(arguments.images) == 1 and arguments.images != ["-"] and paths == [Path(arguments.images[0])]
     if not any(
-        path.exists() and not path.is_dir() for path in paths
+        os.path.exists(path) and not os.path.isdir(path) for path in paths
     ):  # spare the user the loading of the model
         return report_all(paths)
     if processes.is_main:

@@ -7,13 +7,14 @@ For one image file, prints its most probable classes. For several files or folde
 import argparse
 import csv
 import json
+import os
 import sys
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from sca_caption.cli.flags import add_batch_size, add_device
-from sca_caption.cli.inputs import read_list
+from sca_caption.cli.inputs import read_list, require_reread
 from sca_caption.cli.parser import Parser, program
 from sca_caption.cli.terminal import one_line, progress, report_all, show
 from sca_caption.config import BATCH_SIZE
@@ -69,7 +70,9 @@ def main(argv: list[str] | None = None) -> int:
     paths = find_images(inputs)
     check(arguments, paths)
     single = arguments.images != ["-"] and paths == [Path(arguments.images[0])]
-    if not any(path.exists() and not path.is_dir() for path in paths):  # no need to load the model
+    if not any(
+        os.path.exists(path) and not os.path.isdir(path) for path in paths
+    ):  # no need to load the model
         return report_all(paths)
 
     from sca_caption.inference.classification import ClassificationPipeline
@@ -118,6 +121,7 @@ def check(arguments: argparse.Namespace, paths: "Sequence[Path]") -> None:
         check_figure(arguments.explain, "--explain")
         if len(paths) > 1:
             raise UserError(f"--explain draws a single image, found {len(paths)}; give one")
+        require_reread(paths[0], "--explain")
         require_grad_cam()
 
 

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sca_caption.cli.inputs import require_reread
 from sca_caption.runtime.errors import UserError
 from sca_caption.runtime.figures import ANIMATION_FORMAT, check_figure
 
@@ -21,6 +22,7 @@ def check_explanation(path: Path, data: Path | None, images: Sequence[Path]) -> 
     check_figure(path, FLAG, extra_formats=(ANIMATION_FORMAT,))
     if len(images) != 1:
         raise UserError(f"{FLAG} draws a single image, found {len(images)}; give one")
+    require_reread(images[0], FLAG)
     if data:
         if path.suffix.lower() == ANIMATION_FORMAT:
             raise UserError(f"{DATA_FLAG} draws channels, which {ANIMATION_FORMAT} does not show; remove it")

@@ -9,6 +9,7 @@ from pathlib import Path
 from sca_caption.cli.terminal import command
 from sca_caption.runtime.errors import UserError
 
+IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")
 DEMO = Path(__file__).parents[1] / "photographs"
 
 
@@ -39,8 +40,8 @@ def is_image(word: str) -> bool:
     from sca_caption.images import EXTENSIONS
 
     path = Path(word)
-    folder = path.is_dir() and (word.endswith(("/", os.sep)) or path.name != word)
-    return word == "-" or path.suffix.lower() in EXTENSIONS or path.is_file() or folder
+    folder = os.path.isdir(path) and (word.endswith(("/", os.sep)) or path.name != word)
+    return word == "-" or path.suffix.lower() in EXTENSIONS or os.path.isfile(path) or folder
 
 
 def paths_of(arguments: argparse.Namespace, prog: str) -> list[Path]:
@@ -63,7 +64,18 @@ def paths_of(arguments: argparse.Namespace, prog: str) -> list[Path]:
     return find_images(named)
 
 
+def require_reread(path: Path, flag: str) -> None:
+    """Raise UserError for an image that can be read only once, such as a pipe, with a flag that reads it again."""
+    if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+        raise UserError(f"{flag} reads the image again, which {path} cannot; save it to a file first")
+
+
 def read_list(lines: bytes) -> list[str]:
-    """Paths, one per line or, as `find -print0` writes them, ended by zero bytes; in the file system's encoding."""
+    """Paths, one per line or, as `find -print0` writes them, ended by zero bytes; in the file system's encoding.
+
+    Raises UserError for an image in their place.
+    """
+    if lines.startswith(IMAGE_STARTS):
+        raise UserError("- reads paths from standard input, found an image; give /dev/stdin for that")
     separator = b"\0" if b"\0" in lines else b"\n"
     return [os.fsdecode(path) for line in lines.split(separator) if (path := line.rstrip(b"\r"))]

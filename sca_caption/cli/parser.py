@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from sca_caption import __version__
-from sca_caption.runtime.errors import UserError, format_message
+from sca_caption.runtime.errors import UserError, did_you_mean, format_message
 
 MIN_WIDTH, MAX_WIDTH = 40, 120  # columns
 SHELLS = ("bash", "zsh", "tcsh")
@@ -95,6 +95,23 @@ class Parser(argparse.ArgumentParser):
 
     def format_all_help(self) -> str:
         return super().format_help()
+
+    def parse_args(self, args=None, namespace=None):
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            message = f"unrecognized arguments: {' '.join(unknown)}"
+            wrong = next((each for each in unknown if each.startswith("-")), "").partition("=")[0]
+            flags = self._option_string_actions.items()
+            near = did_you_mean(wrong, [flag for flag, action in flags if action.help != argparse.SUPPRESS])
+            if near:
+                raise UserError(message + near)
+            self.error(message)
+        return found
+
+    def _get_value(self, action: argparse.Action, arg_string: str):
+        if not arg_string and (action.type is Path or str(action.metavar).startswith(FILES)):
+            raise argparse.ArgumentError(action, "an empty path; check the variable that it comes from")
+        return super()._get_value(action, arg_string)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")

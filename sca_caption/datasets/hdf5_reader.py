@@ -41,8 +41,9 @@ from typing import Any
 import h5py
 import numpy as np
 
+from sca_caption.datasets.sources import SOURCES
 from sca_caption.images import ImageError, Transform, load
-from sca_caption.runtime.errors import UserError, choice
+from sca_caption.runtime.errors import UserError, choice, did_you_mean
 from sca_caption.vocab import Vocabulary
 
 FORMAT, VERSION = "sca_caption", 1
@@ -199,7 +200,9 @@ class CaptionDataset:
             command = f"python preprocess.py --dataset {self.path.stem}"
             if self.path != Path("data", f"{self.path.stem}.h5"):
                 command = f"python preprocess.py --dataset NAME --output {self.path}"
-            raise UserError(f"no data file {self.path}; make it with: {command}")
+            names = [*SOURCES, *(path.stem for path in self.path.parent.glob("*.h5"))]
+            near = did_you_mean(self.path.stem, names) if self.path.stem not in SOURCES else ""
+            raise UserError(f"no data file {self.path}; make it with: {command}{near}")
         try:
             # Without a lock: files are replaced and never changed, and some file systems have no locks.
             file = h5py.File(self.path, "r", locking=False)

@@ -4,14 +4,15 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 
-from sca_caption.images import ImageError, find_images, open_image, opened
+from sca_caption.images import EXTENSIONS, ImageError, open_image, opened
 from sca_caption.runtime.errors import UserError
+from sca_caption.runtime.folders import list_folder, walk
 
 HELD_OUT = 0.2  # fraction of each class used for validation if there are no folders for splits
-HIDDEN = (".", "__MACOSX")  # prefixes of folders that are skipped
 
 
 @dataclass(frozen=True)
@@ -49,29 +50,39 @@ class ImageFiles:
 
 
 def list_folders(root: Path) -> list[str]:
-    """Sorted names of the folders in `root`, without hidden ones."""
-    return sorted(
-        entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith(HIDDEN)
-    )
+    """Sorted names of the folders in `root`, without hidden ones. Raises UserError if it cannot be listed."""
+    try:
+        return [entry.name for entry in list_folder(root)[1]]
+    except OSError as error:
+        refuse(root, error)
+
+
+def refuse(folder: Path, error: OSError) -> NoReturn:
+    """Raise UserError for a folder that cannot be listed: a class must not lack images without a word."""
+    raise UserError(f"{folder} cannot be listed ({error.strerror}); change its permissions") from error
 
 
 def find_classes(folder: Path, exclude: tuple[str, ...] = ()) -> dict[str, list[str]]:
     """Class -> paths of its images relative to `folder`, both sorted. Subfolders of a class are searched too.
 
-    exclude: folders that are no classes. Raises UserError if there are fewer than two classes or a class has no images.
+    exclude: folders that are no classes. Raises UserError if there are fewer than two classes, if a class has no images,
+    and if a folder cannot be listed.
     """
     found = {}
     for name in list_folders(folder):
         if name in exclude:
             continue
         inside = folder / name
-        # find_images returns `inside` itself if it has no images.
-        files = [path for path in find_images([inside]) if path != inside]
+        files = [
+            path
+            for path, entry in walk(inside, refuse)
+            if os.path.splitext(entry.name)[1].lower() in EXTENSIONS
+        ]
         if not files:
             raise UserError(
                 f"class {name!r} is empty: no images in {inside}; add images or remove the folder"
             )
-        found[name] = sorted(path.relative_to(folder).as_posix() for path in files)
+        found[name] = sorted(f"{name}/{path}" for path in files)
     if not found:
         raise UserError(f"no classes in {folder}: it has no folders; make one folder of images per class")
     if len(found) == 1:

@@ -115,7 +115,7 @@ def explained(
 ) -> Explanation:
     """The explanation of a caption whose trace is known."""
     pixels = stack([images.load(source, pipeline.transform)])
-    photograph = images.open_image(source)
+    photograph = images.open_image(source, 2 * MAX_PIXELS)
     photograph.thumbnail((MAX_PIXELS, MAX_PIXELS), Image.Resampling.LANCZOS)
     words = pipeline.vocabulary.to_words(caption.tokens)
     maps = tuple(each[0] for each in unattended_maps(pipeline.sca_cnn, pixels))

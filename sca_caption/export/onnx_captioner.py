@@ -53,6 +53,7 @@ class OnnxCaptioner:
         self.vocabulary = Vocabulary(description["words"][len(SPECIALS) : description["vocabulary_size"]])
         self.transform = Transform.from_dict(description["transform"])
         self.device = torch.device("cpu")
+        self.survives_fork = False  # onnxruntime's threads are gone
         self.networks: list[SCACNN] = []
         self.layers = len(description["layers"])
 

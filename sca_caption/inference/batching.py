@@ -24,17 +24,30 @@ READERS = 2  # threads that decode images; Pillow releases the interpreter lock 
 
 
 def in_batches(
-    items: Iterable, read: Callable[[Any], Any], answer: Callable[[list], Iterable], batch_size: int
+    items: Iterable,
+    read: Callable[[Any], Any],
+    answer: Callable[[list], Iterable],
+    batch_size: int,
+    take: Callable[[Any], Any] = lambda item: item,
 ) -> Iterator[tuple[Any, Any]]:
     """Yield each item with its answer, in order, or with the UserError that reading it raised.
 
-    `read(item)` runs in other threads, one batch ahead; `answer` takes its results for the items of a batch and
-    returns one answer per item.
+    `take(item)` runs in the caller's thread as the item comes: whoever yields one object again and again changes it
+    afterwards. `read` runs on its results in other threads, one batch ahead; `answer` takes the results of `read` for the
+    items of a batch and returns one answer per item.
     """
     items, readers = iter(items), ThreadPoolExecutor(READERS)
 
+    def start(item: Any) -> Future:
+        try:
+            return readers.submit(read, take(item))
+        except UserError as error:
+            refused: Future = Future()
+            refused.set_exception(error)
+            return refused
+
     def submit() -> list[tuple[Any, Future]]:
-        return [(item, readers.submit(read, item)) for item in islice(items, batch_size)]
+        return [(item, start(item)) for item in islice(items, batch_size)]
 
     try:
         following = submit()

@@ -1,6 +1,7 @@
 """CaptionPipeline: images in, captions out. It runs a captioner and its guides in batches, with images read ahead."""
 
 import copy
+import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -28,7 +29,7 @@ from sca_caption.inference.batching import in_batches, stack
 from sca_caption.inference.torch_captioner import Inputs, TorchCaptioner
 from sca_caption.models.attention_trace import Trace, trace
 from sca_caption.models.sca_cnn import SCACNN
-from sca_caption.runtime.devices import find_device
+from sca_caption.runtime.devices import find_device, require_usable
 from sca_caption.runtime.errors import UserError
 from sca_caption.vocab import EOS, Vocabulary
 
@@ -77,6 +78,7 @@ class CaptioningModel(Protocol):
     transform: Transform
     device: torch.device
     networks: list[SCACNN]  # none in an exported model
+    survives_fork: bool  # whether a forked process can use it
 
     @property
     def sca_cnn(self) -> SCACNN:
@@ -122,6 +124,7 @@ class CaptionPipeline:
         if sampling and force_words:
             raise UserError("--force-words needs a search; leave --sample out")
         self.model, self.batch_size, self.sampling = model, batch_size, sampling
+        self._loaded_in = os.getpid()
         self.vocabulary, self.transform, self.device = model.vocabulary, model.transform, model.device
         self.guides, self.neutral = active(guides, guidance), neutral
         self._configure(search or SearchConfig(), force_words)
@@ -232,6 +235,7 @@ class CaptionPipeline:
     @torch.inference_mode()
     def score_caption(self, batch: Inputs, tokens: Sequence[int]) -> tuple[Caption, Trace]:
         """A given caption (word ids) of one image, with the score, ratings and confidence that a search gives it."""
+        require_usable(self._loaded_in, self.model.survives_fork)
         state, predictions = self.model.start(batch, self.guides)
         (found,) = trace(self.sca_cnn, state, [[*tokens, EOS]])
         log_prob = float(np.log(np.maximum(found.probabilities, 1e-30)).sum())
@@ -245,6 +249,7 @@ class CaptionPipeline:
         self, batch: Inputs, forced: ForcedWords | None = None
     ) -> tuple[list[tuple[Caption, ...]], Any]:
         """The captions, and the state before their first words."""
+        require_usable(self._loaded_in, self.model.survives_fork)
         state, predictions = self.model.start(batch, self.guides)
         forced = [self.force_words] * len(state) if forced is None else forced
         banned = self._banned_words(predictions, forced)
@@ -339,13 +344,19 @@ class CaptionPipeline:
         )
 
     def stream(
-        self, items: Iterable, read: Callable[[Any], Any] | None = None, *, traced: bool = False
+        self,
+        items: Iterable,
+        read: Callable[[Any], Any] | None = None,
+        *,
+        take: Callable[[Any], Any] = lambda item: item,
+        traced: bool = False,
     ) -> Iterator[Result]:
         """Caption `items` batch by batch and yield a Result for each, in order; with their traces if `traced`.
 
         `read(item)` returns an image at model size, uint8 (S, S, 3), or a tuple of features; by default it opens the item
-        as an image file. It runs in other threads, one batch ahead of the model. An item for which it raises UserError
-        yields a Result with that error, and the others continue.
+        as an image file. It runs in other threads, one batch ahead of the model, on what `take(item)` returns, which runs
+        in the caller's thread as the item comes. An item for which one of them raises UserError yields a Result with that
+        error, and the others continue.
         """
         read = read or partial(images.load, transform=self.transform)
 
@@ -355,7 +366,7 @@ class CaptionPipeline:
                 return list(self.trace_batch(batch))
             return [(each, None) for each in self.caption_batch(batch)]
 
-        for item, found in in_batches(items, read, answer, self.batch_size):
+        for item, found in in_batches(items, read, answer, self.batch_size, take):
             if isinstance(found, UserError):
                 yield Result(item, error=found)
             else:

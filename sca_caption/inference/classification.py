@@ -1,5 +1,6 @@
 """Classification of many images with a classifier checkpoint."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ from sca_caption import images
 from sca_caption.checkpoint import Checkpoint
 from sca_caption.config import BATCH_SIZE
 from sca_caption.inference.batching import in_batches, stack
-from sca_caption.runtime.devices import find_device
+from sca_caption.runtime.devices import find_device, require_usable
 from sca_caption.runtime.errors import UserError
 
 
@@ -29,12 +30,14 @@ class ClassificationPipeline:
         if not isinstance(checkpoint, Checkpoint):
             checkpoint = checkpoints.load(checkpoint, task="classify")
         self.device, self.batch_size = find_device(device), batch_size
+        self._loaded_in = os.getpid()
         self.model, self.transform = checkpoint.model.to(self.device).eval(), checkpoint.transform
         self.classes = checkpoint.config.classes
 
     @torch.inference_mode()
     def logits(self, batch: Tensor) -> np.ndarray:
         """Images uint8 (B, 3, S, S) -> logits float32 (B, K)."""
+        require_usable(self._loaded_in, survives_fork=self.device.type == "cpu")
         return self.model(batch.to(self.device)).float().cpu().numpy()
 
     def stream(

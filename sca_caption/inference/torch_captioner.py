@@ -34,6 +34,7 @@ class TorchCaptioner:
         device: torch.device,
     ):
         self.networks, self.trained, self.device = list(networks), dict(trained), device
+        self.survives_fork = device.type == "cpu"
         self.vocabulary, self.transform = vocabulary, transform
         self.decoder: Any = self.networks[0] if len(self.networks) == 1 else Ensemble(self.networks)
 

@@ -1,6 +1,7 @@
-"""Selection of the device, and the number of usable CPU cores."""
+"""Selection of the device, the number of usable CPU cores, and what a fork leaves of them."""
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
 from sca_caption.runtime.errors import UserError
@@ -28,3 +29,22 @@ def find_device(name: str = "auto") -> "torch.device":
             f"no device {name!r} ({' '.join(str(error).split())[:120]}); use cpu or auto"
         ) from error
     return device
+
+
+def require_usable(made_in: int, survives_fork: bool) -> None:
+    """Raise UserError for a model that the process `made_in` loaded, if this one is its fork and cannot use it."""
+    if made_in != os.getpid() and not survives_fork:
+        raise UserError(
+            "the model was loaded before this process was forked, which neither a GPU nor onnxruntime survives; load it "
+            "in each process (gunicorn without --preload), or start processes with multiprocessing's spawn"
+        )
+
+
+def _use_one_thread() -> None:
+    """After a fork, compute in one thread: OpenMP's others are gone, and PyTorch would wait for them for ever."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_use_one_thread)

@@ -1,5 +1,6 @@
 """Errors that users can correct, and error and warning messages on the terminal."""
 
+import difflib
 import os
 import sys
 from collections.abc import Iterable
@@ -14,8 +15,14 @@ def choice(value: str, valid: Iterable[str], what: str) -> str:
     """Return `value` if it is one of `valid`. Otherwise raise UserError, which lists the choices for `what`."""
     valid = sorted(valid)
     if value not in valid:
-        raise UserError(f"unknown {what} {value!r}; one of: {', '.join(valid)}")
+        raise UserError(f"unknown {what} {value!r}; one of: {', '.join(valid)}{did_you_mean(value, valid)}")
     return value
+
+
+def did_you_mean(value: str, valid: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest valid one, if one is near."""
+    near = difflib.get_close_matches(str(value), [*valid], 1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 # Parameters of SGR sequences (ECMA-48, section 8.3.117): bold red, bold yellow.

@@ -8,7 +8,6 @@ import io
 import time
 
 import numpy as np
-from PIL import Image
 
 from sca_caption import images
 from sca_caption.images import ImageError, Transform
@@ -76,18 +75,10 @@ def caption_image(
 def read_image(data: bytes, transform: Transform, limits: Limits) -> tuple[np.ndarray, int, int]:
     """Decode an image: uint8 (S, S, 3) at model size, and the width and height of the upright photograph in pixels.
 
-    Only formats of `images.EXTENSIONS` are decoded, because Pillow starts other programs for some others.
-    Raises ImageError for another format, RequestError for too many pixels.
+    Raises ImageError for data that are not a readable image, RequestError for too many pixels.
     """
     with images.opened(data) as image:
-        formats = {
-            name
-            for extension, name in Image.registered_extensions().items()
-            if extension in images.EXTENSIONS
-        }
-        if image.format not in formats:
-            raise ImageError("", f"the format {image.format} is not supported; convert it to JPEG or PNG")
-        width, height = image.size if images.orientation(image) < 5 else image.size[::-1]
+        width, height = images.upright_size(image)
         if width * height <= limits.pixels:
             return np.array(images.decode(image, transform)), width, height
     raise RequestError(
@@ -99,7 +90,7 @@ def read_image(data: bytes, transform: Transform, limits: Limits) -> tuple[np.nd
 
 def jpeg_data_url(data: bytes) -> str:
     """Convert an image file to a JPEG with sides of at most PREVIEW_SIDE pixels, as a data: URL."""
-    image, stream = images.open_image(data), io.BytesIO()
+    image, stream = images.open_image(data, 2 * PREVIEW_SIDE), io.BytesIO()
     image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
     image.save(stream, "JPEG", quality=85)
     return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"

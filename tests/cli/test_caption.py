@@ -16,6 +16,7 @@ from sca_caption.cli import caption, inputs
 from sca_caption.config import SearchConfig
 from sca_caption.inference.captioning import CaptionPipeline
 from tests.helpers.made_photos import error_line
+from tests.helpers.odd_folders import lock, odd_folder
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,6 +53,40 @@ def test_neutral_captions_name_no_gender(run, photos):
     assert {"man", "woman"} & {*plain} and not {"man", "woman"} & {*neutral}
     error = error_line(*run(photos[0], "--neutral", "--force-words", "man"))
     assert "--neutral" in error and "man" in error
+
+
+def test_a_folder_with_links_a_pipe_and_a_closed_folder(run, tmp_path, photos, monkeypatch):
+    folder = odd_folder(tmp_path / "odd", photos[0])
+    (folder / "broken.jpg").unlink()
+    lock(monkeypatch, folder / "shut")
+    status, out, err = run(folder)
+    found = [str(folder / name) for name in ("a.jpg", "again.jpg", "b/c.jpg", "linked/e.jpg")]
+    assert status == 1 and [line.split("\t")[0] for line in out.splitlines()] == found
+    assert err.count("\n") == 1 and str(folder / "shut") in err and "Permission denied" in err
+
+
+def test_an_empty_path_captions_nothing(run, photos, monkeypatch):
+    monkeypatch.chdir(photos[0].parent)
+    before = sorted(photos[0].parent.iterdir())
+    assert "an empty path" in error_line(*run("", "--txt"))
+    assert sorted(photos[0].parent.iterdir()) == before
+
+
+def test_a_photograph_from_a_pipe(run, photos, tmp_path):
+    def path():
+        reading, writing = os.pipe()
+        os.write(writing, photos[1].read_bytes())
+        os.close(writing)
+        return f"/dev/fd/{reading}"
+
+    expected = run(photos[1])
+    assert run(path()) == expected and expected[0] == 0
+    assert "save it to a file first" in error_line(*run(path(), "--explain", tmp_path / "why.png"))
+
+
+def test_a_photograph_in_the_place_of_paths(run, photos, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(photos[0].read_bytes())))
+    assert "give /dev/stdin" in error_line(*run("-"))
 
 
 def test_search_flags_reach_the_search(run, expected, photos):

@@ -56,6 +56,30 @@ def test_help_breaks_prose_and_keeps_commands_whole(monkeypatch):
     assert Parser(prog="made.py", epilog=epilog).format_help().endswith(epilog)
 
 
+@pytest.mark.parametrize("name", PARSERS)
+def test_a_wrong_flag_names_the_nearest(name):
+    parser = PARSERS[name]()
+    flag = next(each for each in parser._option_string_actions if each.startswith("--") and len(each) > 7)
+    required = []
+    for action in parser._actions:
+        if action.required:
+            required += [*action.option_strings[:1], next(iter(action.choices or ["x"]))]
+    with pytest.raises(UserError, match=f"unrecognized arguments: .*; did you mean {flag}\\?"):
+        parser.parse_args([*required, f"{flag[:4]}{flag[5:]}x=3"])
+
+
+def test_empty_paths_are_refused():
+    """A variable of the shell that is not set must not stand for the current folder."""
+    parser = Parser(prog="made.py")
+    parser.add_argument("images", nargs="*", metavar="IMAGE")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--name", default="")
+    for wrong in ([""], ["a.jpg", ""], ["--output", ""], ["--output="]):
+        with pytest.raises(UserError, match=r"(IMAGE|--output): an empty path; check the variable"):
+            parser.parse_args(wrong)
+    assert parser.parse_args(["a.jpg", "--name", ""]).name == ""
+
+
 def test_rare_flags_are_shown_by_help_all_alone(capsys):
     parser = Parser(prog="made.py")
     parser.add_rare(parser.add_argument("--rare", help="seldom used"))

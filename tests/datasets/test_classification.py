@@ -15,6 +15,7 @@ from sca_caption.datasets import classification as classification_data
 from sca_caption.datasets import image_folders, shapes
 from sca_caption.datasets.classification import LabelledImages, open_dataset
 from sca_caption.runtime.errors import UserError
+from tests.helpers.odd_folders import lock, odd_folder
 
 COLOURS = {"apple": "red", "cherry": "maroon", "leaf": "green", "plum": "purple"}
 
@@ -92,6 +93,23 @@ def test_subfolders_of_a_class_are_searched_and_other_files_skipped(tmp_path):
     data = open_dataset("folder", tmp_path)
     assert data.classes == ("apple", "leaf")
     assert "apple/more/cherry/image_0.png" in names(data, "train") + names(data, "val") and len(data) == 5
+
+
+def test_links_of_a_class_are_followed_and_closed_folders_refused(tmp_path, photos, monkeypatch):
+    for name in ("cat", "dog"):
+        odd_folder(tmp_path / "odd" / name, photos[0])
+        (tmp_path / "odd" / name / "photos/broken.jpg").unlink()
+        (tmp_path / "root").mkdir(exist_ok=True)
+        (tmp_path / "root" / name).symlink_to(f"../odd/{name}/photos")
+    inside = ("a.jpg", "again.jpg", "b/c.jpg", "linked/e.jpg", "shut/d.jpg")
+    data = open_dataset("folder", tmp_path / "root")
+    assert {data.file_name(i) for i in range(len(data))} == {
+        f"{c}/{i}" for c in ("cat", "dog") for i in inside
+    }
+    for closed in ("root/dog/shut", "root"):
+        lock(monkeypatch, tmp_path / closed)
+        with pytest.raises(UserError, match=f"{closed} cannot be listed \\(Permission denied\\)"):
+            open_dataset("folder", tmp_path / "root")
 
 
 def test_pixels_are_upright_rgb(tmp_path):

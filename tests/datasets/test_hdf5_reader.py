@@ -270,6 +270,9 @@ def test_unusable_files_are_user_errors(tmp_path, made, monkeypatch):
         message(lambda: CaptionDataset(path), f"data file {path}", *parts)
 
     says("no data file", f"python preprocess.py --dataset NAME --output {path}")
+    (tmp_path / "photographs.h5").touch()
+    for wrong, right in {"flikr8k": "flickr8k", "photograps": "photographs"}.items():
+        message(lambda wrong=wrong: CaptionDataset(f"{wrong}.h5"), f"did you mean {right}?")
     text = message(lambda: CaptionDataset("data/flickr8k.h5"), "data/flickr8k.h5")
     assert text.endswith("python preprocess.py --dataset flickr8k")
     for content in (b"", b"text", b"\x89PNG\r\n\x1a\n"):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 
 import pytest
 
@@ -9,6 +10,7 @@ from sca_caption.datasets.sources import SOURCES, find
 from sca_caption.datasets.sources.annotations import hash_split
 from sca_caption.runtime.errors import UserError
 from tests.helpers.dataset_trees import contents, image, pack, readable, write
+from tests.helpers.odd_folders import lock
 
 # Flickr8k
 
@@ -331,6 +333,27 @@ def test_captions_without_images(tmp_path):
     write(tmp_path / "coco", {"annotations/captions_val2017.json": "{}"})
     with pytest.raises(UserError, match=r"captions without images: coco/annotations/captions_val2017\.json"):
         find("coco", tmp_path)
+
+
+def test_a_loop_of_links_a_pipe_and_a_closed_folder(tmp_path, monkeypatch):
+    write(
+        tmp_path,
+        {
+            "captions.csv": "image,caption\na.jpg,a dog\nb/c.jpg,a cat\n",
+            "a.jpg": image("a.jpg"),
+            "b/c.jpg": image("c.jpg"),
+        },
+    )
+    (tmp_path / "b/up").symlink_to("..")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "shut").mkdir()
+    lock(monkeypatch, tmp_path / "shut")
+    source = find("csv", tmp_path)
+    assert [record.file_name for record in source.records] == ["a.jpg", "b/c.jpg"]
+    assert source.problems == [(str(tmp_path / "shut"), "cannot be listed (Permission denied); skipped")]
+    lock(monkeypatch, tmp_path)
+    with pytest.raises(UserError, match=r"cannot be listed \(Permission denied\)"):
+        find("flickr8k", tmp_path)
 
 
 def test_damaged_json(tmp_path):

@@ -82,6 +82,7 @@ class TableCaptioner:
     """As `inference.captioning.CaptioningModel` asks. A batch is the numbers of the case's images, (B,)."""
 
     device = torch.device("cpu")
+    survives_fork = True
     transform = Transform(32)
 
     def __init__(self, case: Case):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from sca_caption.runtime.errors import UserError
+from sca_caption.runtime.folders import is_hidden, walk
 
 MAX_DEPTH = 4  # root/NAME/, two folders from inside an archive, and the folder of the images
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
@@ -93,7 +94,7 @@ class FileTree:
     def __post_init__(self) -> None:
         self.entries: dict[str, list[FoundFile]] = defaultdict(list)  # by normalised base name
         if self.root.is_dir():
-            self._walk(self.root, "", 0)
+            self._read_folder()
         elif not self.root.exists():
             raise UserError(f"--root {self.root} does not exist; give the data set's folder or zip")
         elif zipfile.is_zipfile(self.root):
@@ -107,27 +108,22 @@ class FileTree:
         path = path.lower()
         return self.name not in path and any(other in path for other in DATASETS if other != self.name)
 
-    def _walk(self, folder: Path, prefix: str, depth: int) -> None:
-        try:
-            with os.scandir(folder) as listing:
-                found = sorted(listing, key=lambda entry: entry.name)
-        except OSError as error:
+    def _read_folder(self) -> None:
+        def report(folder: Path, error: OSError) -> None:
             self.problems.append((str(folder), f"cannot be listed ({error.strerror}); skipped"))
-            return
-        for entry in found:
-            path, lower = prefix + entry.name, entry.name.lower()
-            if lower.startswith(".") or lower == "__macosx":
-                continue
-            if entry.is_dir():
-                if depth < MAX_DEPTH and not self._of_other_dataset(path):
-                    self._walk(folder / entry.name, path + "/", depth + 1)
-            elif lower.endswith(".zip"):
+
+        def enter(path: str, depth: int) -> bool:
+            return depth < MAX_DEPTH and not self._of_other_dataset(path)
+
+        for path, entry in walk(self.root, report, enter):
+            lower = entry.name.lower()
+            if lower.endswith(".zip"):
                 if not self._of_other_dataset(path):
                     self._open_zip(Path(entry.path), path)
-            else:
-                if lower.endswith(UNREAD_ARCHIVES) and self.name in path.lower():
-                    self.unread.append(path)
-                self.entries[normalize_name(entry.name)].append((path, DiskFile(entry.path)))
+                continue
+            if lower.endswith(UNREAD_ARCHIVES) and self.name in path.lower():
+                self.unread.append(path)
+            self.entries[normalize_name(entry.name)].append((path, DiskFile(entry.path)))
 
     def _open_zip(self, archive: Path, path: str) -> None:
         try:
@@ -138,7 +134,7 @@ class FileTree:
             return
         for info in members:
             parts = PurePosixPath(info.filename).parts
-            if info.is_dir() or not parts or "__MACOSX" in parts or parts[-1].startswith("."):
+            if info.is_dir() or any(map(is_hidden, parts)) or not parts:
                 continue
             name = f"{path}/{info.filename}"
             if info.flag_bits & 1 or info.compress_type not in ZIP_METHODS:
@@ -185,8 +181,9 @@ class FileTree:
         }
 
     def error_hints(self) -> str:
-        """Return the end of an error message about a missing file: damaged zips and archives to unpack."""
+        """Return the end of an error message about a missing file: damaged zips, closed folders, packed archives."""
         notes = [f"{path} is {reason}" for path, reason in self.problems if "zip" in reason]
+        notes += [f"{path} {reason}" for path, reason in self.problems if "listed" in reason]
         notes += [f"{path} must be unpacked first" for path in self.unread]
         return "".join(f"; {note}" for note in notes[:3])
 
