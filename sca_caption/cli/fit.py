@@ -14,7 +14,8 @@ examples:
   python -m sca_caption fit confidence runs/flickr8k/best.pt --data data/flickr8k.h5
   python -m sca_caption fit words confidence runs/both/best.pt --data data/flickr8k.h5 data/coco.h5
   python -m sca_caption fit confidence runs/both/best.pt --data data/flickr8k.h5 data/coco.h5 --plot confidence.svg
-  python -m sca_caption fit words confidence runs/both/best.pt --data data/both.h5 --output captioner.safetensors --dtype int8
+  python -m sca_caption fit words confidence runs/both/best.pt --data data/both.h5 \\
+      --output captioner.safetensors --dtype int8
 
 consensus: reranks candidates by the words that annotators would use (expected CIDEr).
 
@@ -60,7 +61,7 @@ def parser() -> Parser:
         "--output",
         type=Path,
         metavar="FILE",
-        help="write the captioner with its guides to this file, without training state, and leave the checkpoint as it is",
+        help="write the captioner with its guides to this file, without training state; the checkpoint stays as it is",
     )
     p.add_argument(
         "--dtype",
