@@ -103,6 +103,7 @@ def run(argv: list[str] | None, processes: Processes) -> int:
     if not processes.is_main:
         return 0
     keys = range(len(scored))
+    check_cider(scored)
     scores = evaluate(
         {key: scored[key][1] for key in keys},
         {key: scored[key][0].references for key in keys},
@@ -113,6 +114,13 @@ def run(argv: list[str] | None, processes: Processes) -> int:
         write(arguments.output, results(scored, scores, provenance))
     print(markdown(scores, provenance) if arguments.markdown else table(scores, provenance))
     return 0
+
+
+def check_cider(scored: Sequence[tuple[ReferenceImage, str]]) -> None:
+    """Warn if CIDEr is 0 whatever the captions are."""
+    if len({frozenset(image.references) for image, _ in scored}) == 1:
+        found = "one image" if len(scored) == 1 else f"{len(scored)} images with the same references"
+        warn(f"CIDEr is 0 for every caption of {found}; it compares images with different references")
 
 
 def check(arguments: argparse.Namespace) -> None:

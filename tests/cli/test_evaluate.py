@@ -165,6 +165,22 @@ def test_images_without_a_prediction_are_counted(save, tmp_path, capsys):
     assert json.loads(output.read_text())["provenance"]["images_without_prediction"] == 2
 
 
+def test_cider_of_one_image_is_no_measure(save, capsys):
+    """Its n-grams are in the references of every image, so that their idf is 0."""
+    predictions = save("out.json", [{"image_id": 11, "caption": REFERENCES["photo 3.png"][0]}])
+    references = save("captions.json", coco(REFERENCES))
+    assert main(["--predictions", predictions, "--references", references]) == 0
+    out, err = capsys.readouterr()
+    assert [line.split()[1] for line in out.splitlines() if line.startswith("CIDEr")] == ["0.00"]
+    assert any(line.startswith("warning: CIDEr") for line in err.splitlines())
+    assert main(["--predictions", save("all.json", results_of(CAPTIONS)), "--references", references]) == 0
+    assert "CIDEr" not in capsys.readouterr().err
+
+
+def results_of(captions):
+    return [{"file_name": name, "caption": text} for name, text in captions.items()]
+
+
 def test_text_that_is_no_unicode_survives(save, tmp_path):
     broken, output = "a caf\u00e9 \ud83d dog", tmp_path / "results.json"
     predictions = save("out.json", [{"file_name": "x.jpg", "caption": broken}])

@@ -15,10 +15,14 @@ import torch
 from sca_caption import checkpoint
 from sca_caption.cli.runs import check_same_settings
 from sca_caption.config import TrainConfig, from_dict
+from sca_caption.datasets.hdf5_reader import CaptionDataset
+from sca_caption.datasets.mixture import Mixture
+from sca_caption.decoding import teacher_forcing
 from sca_caption.decoding.beam_search import beam_search, greedy
 from sca_caption.evaluation.caption_quality import Quality
 from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
 from sca_caption.training import loop
+from sca_caption.training.batches import CaptionedImages, collate
 from sca_caption.training.caption_task import CaptionTask
 from sca_caption.training.loop import improves, out_of_patience, train
 from sca_caption.training.optim import rate_factor
@@ -204,6 +208,45 @@ def test_a_tie_keeps_the_earlier_model_and_uses_up_patience(data, tmp_path, monk
     assert [r["CIDEr"] for r in history] == [10.0, 30.0, 30.0, 30.0]
     assert lines[-1].startswith("stopping: ")
     assert checkpoint.load(tmp_path / "best.pt").metrics["val"]["epoch"] == 2
+
+
+@pytest.fixture
+def one_validation_image(data) -> CaptionDataset:
+    """Seven training images and one validation image, on which CIDEr is 0 whatever a caption says."""
+    data.splits = np.where(np.arange(len(data)) > 7, 2, data.splits)
+    return data
+
+
+@pytest.mark.slow
+def test_one_validation_image_chooses_by_its_words(one_validation_image, tmp_path, capsys):
+    """The score is that of the formula, so the run is not out of patience while its captions become more probable."""
+    config = dataclasses.replace(QUICK, epochs=5, patience=1, lr=0.003)
+    history, _ = run(one_validation_image, tmp_path, config, dropout=0.0)
+    assert "1 validation image" in capsys.readouterr().err
+    scores = [record["word probability"] for record in history]
+    assert len(scores) == 5 and scores == sorted(scores) and len(set(scores)) == 5
+    best = checkpoint.load(tmp_path / "best.pt")
+    assert best.metrics["val"]["epoch"] == 5
+    batch = collate([CaptionedImages(Mixture([one_validation_image]), QUICK, augment=False)[0, 7]])
+    with torch.inference_mode():
+        start = best.model.start(best.model.encode(batch.images), batch.styles)
+        forced = teacher_forcing.run(best.model, start.select(batch.image_index), batch.captions)
+    probabilities = forced.logits.softmax(1)[range(len(forced.targets)), forced.targets]
+    assert scores[-1] == pytest.approx(100 * probabilities.log().mean().exp().item(), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_one_validation_image_of_a_self_critical_run(one_validation_image, tmp_path, monkeypatch, capsys):
+    """Likelihood of people's words falls in such a run, so CIDEr of the training images stands in."""
+    monkeypatch.setattr(CaptionTask, "should_stop", lambda *_: "")
+    history, _ = run(
+        one_validation_image, tmp_path, dataclasses.replace(QUICK, objective="cider", train_sample_n=2)
+    )
+    assert "CIDEr of the training images" in capsys.readouterr().err
+    last = checkpoint.load(tmp_path / "last.pt")
+    data = Mixture([one_validation_image])
+    wanted, *_ = Validation(data, np.array([1, 2, 4, 5]))(last.model, QUICK, torch.device("cpu"))
+    assert history[-1]["CIDEr"] == pytest.approx(wanted)
 
 
 def test_without_validation_images_best_pt_is_the_last_epoch(data, tmp_path):
