@@ -1,10 +1,10 @@
 """Read model.json, the description in the folder of an exported model; its fields are documented in `onnx_folder`."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from sca_caption.runtime.errors import UserError
+from sca_caption.runtime.json_text import parse_json
 
 FORMAT_VERSION = 5
 EARLIER_VERSION = 4  # read as well
@@ -24,7 +24,7 @@ def read_description(folder: Path) -> dict[str, Any]:
         what = f"{folder} lacks {DESCRIPTION}" if folder.is_dir() else f"no folder {folder}"
         raise UserError(f"{what}, so it is no exported model; {again}")
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(path.read_text(encoding="utf-8"))
         version = found["format_version"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged or no description of a model; {again}") from error
