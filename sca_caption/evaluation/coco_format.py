@@ -139,8 +139,9 @@ def match(
     """Match predictions to images. Returns (image, predicted caption) pairs in the order of `images`.
 
     If both sides have file names, they are matched, with their folders if all names are known, otherwise without.
-    Otherwise image ids are matched, as numbers where they spell one ("000000000009" is 9); caption.py numbers the photographs of a folder, so ids alone could match another
-    image. Images without a prediction are left out. path: of the predictions, for error messages.
+    Otherwise image ids are matched, as numbers if they spell one ("000000000009" is 9). caption.py numbers the images of
+    a folder, so ids alone could match another image. Images without a prediction are left out. path: of the predictions,
+    for error messages.
 
     Raises UserError for a prediction of an unknown image and for two predictions of the same image.
     """

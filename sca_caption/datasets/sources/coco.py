@@ -210,6 +210,8 @@ def parse_captions(found: FoundFile, problems: list[tuple[str, str]]) -> tuple[d
             else:
                 item = f"{found[0]} annotation {number}"
                 problems.append((item, f"its caption is {excerpt(caption)}, not text; skipped"))
+        if content["annotations"] and not captions:
+            raise TypeError("captions must be strings")
         hash(tuple(image_id for image_id, _, _ in captions))  # raises TypeError for lists and objects
         return names, captions
     except (ValueError, KeyError, TypeError, AttributeError) as error:
