@@ -1,7 +1,6 @@
 """Create the data file for training: images at model size, captions as word ids, and the vocabulary."""
 
 import argparse
-import signal
 import sys
 from pathlib import Path
 
@@ -135,25 +134,21 @@ def main(argv: list[str] | None = None) -> int:
         if skipped <= MAX_SHOWN:
             tqdm.write(f"skipped: {item}: {reason}", file=sys.stderr)
 
-    handler = signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM cleans up as Ctrl-C does
-    try:
-        report = write(
-            source,
-            output,
-            transform=Transform(size, arguments.resize_mode),
-            encoding=arguments.encoding,
-            min_count=arguments.min_count,
-            vocabulary=load_vocabulary(arguments.vocabulary),
-            texts=texts,
-            workers=arguments.workers,
-            max_skipped=arguments.max_skipped,
-            on_skip=report_skipped,
-            quiet=arguments.quiet,
-            **given(arguments, ("quality", "min_count_texts")),
-            **encoder,
-        )
-    finally:
-        signal.signal(signal.SIGTERM, handler)
+    report = write(
+        source,
+        output,
+        transform=Transform(size, arguments.resize_mode),
+        encoding=arguments.encoding,
+        min_count=arguments.min_count,
+        vocabulary=load_vocabulary(arguments.vocabulary),
+        texts=texts,
+        workers=arguments.workers,
+        max_skipped=arguments.max_skipped,
+        on_skip=report_skipped,
+        quiet=arguments.quiet,
+        **given(arguments, ("quality", "min_count_texts")),
+        **encoder,
+    )
     notes = [] if arguments.quiet else report.problems
     for item, reason in notes[:MAX_SHOWN]:
         print(f"note: {item}: {reason}", file=sys.stderr)

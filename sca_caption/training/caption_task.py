@@ -22,7 +22,7 @@ from sca_caption.explain.tensorboard_strip import strip
 from sca_caption.models.attention_trace import trace
 from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.runtime.distributed import SINGLE_PROCESS, Processes
-from sca_caption.runtime.errors import UserError, warn
+from sca_caption.runtime.errors import UserError
 from sca_caption.training import batches
 from sca_caption.training.batches import Batch, CaptionedImages, caption_fractions, collate
 from sca_caption.training.feature_cache import FeatureCache
@@ -92,7 +92,7 @@ class CaptionTask:
         if model.word_predictor is not None and not model.word_predictor.idf.any():
             model.word_predictor.set_idf(*document_frequency(data, sorted(set(self.rows))))
         self.decode_fn = teacher_forcing.run
-        self.score_name = "CIDEr"
+        self.score_name, self.note = "CIDEr", ""
         self.validations = [Validation(data, np.array(rows), processes) for rows in val_rows if rows]
         if self.validations and not any(validation.cider.can_vary for validation in self.validations):
             self._validate_without_cider(data)
@@ -101,14 +101,12 @@ class CaptionTask:
         """Choose another score, because the CIDEr of every caption of the validation images is 0."""
         if self.self_critical is None:
             self.score_name = "word probability"
-            instead = "best.pt is chosen by the probability of the words of their captions"
+            instead = "the probability of the words of their captions"
         else:  # which lowers the probability of people's words
             rows = [list_of(np.array(sorted(set(self.rows))), part) for part in data.parts]
             self.validations = [Validation(data, np.array(each), self.processes) for each in rows if each]
-            instead = "best.pt is chosen by the CIDEr of the training images"
-        if self.processes.is_main:
-            count = len(data.indices("val"))
-            warn(f"{count} validation image{'s' * (count > 1)}: too few for CIDEr, so {instead}")
+            instead = "the CIDEr of training images"
+        self.note = f" (CIDEr is always 0 on these validation images, so {instead} chooses best.pt)"
 
     def _train_rows(self) -> list[int]:
         """The rows of an epoch: of each data file equally many, those of smaller files several times."""
@@ -126,7 +124,7 @@ class CaptionTask:
         texts = f", captions of {self.data.text_groups} others" if self.config.texts_per_step else ""
         return (
             f"{len(set(self.rows))} training and {validation_images} validation images{texts}, "
-            f"{len(self.data.vocabulary)} words"
+            f"{len(self.data.vocabulary)} words{self.note}"
         )
 
     def parameter_groups(self) -> list[dict]:

@@ -72,7 +72,7 @@ def mistake(capsys, *arguments: str) -> str:
 def test_it_trains_resumes_and_says_where_the_model_is(here, capsys):
     status, out, err = run(capsys, *SMALL, *QUICK)
     lines = out.splitlines()
-    assert status == 0 and err.startswith("warning: 1 validation image") and err.count("\n") == 1
+    assert (status, err) == (0, "")
     assert lines[0].startswith("6 training and 1 validation images, ") and lines[0].endswith("to runs/dogs")
     assert [line[:10] for line in lines if line.startswith("epoch")] == ["epoch  1/2", "epoch  2/2"]
     assert lines[-1] == "best model: runs/dogs/best.pt"
@@ -299,7 +299,7 @@ CIDER = ["--objective", "cider", "--epochs", "2", "--batch-size", "3", "--worker
 def test_self_critical_training_takes_a_captioner_further(here, capsys):
     save_initial(here / "initial.pt", WORDS, attention_width=5)
     status, out, err = run(capsys, *CIDER, "--init", "initial.pt", "--lr", "0.003", "--train-sample-n", "2")
-    assert status == 0 and err.startswith("warning: 1 validation image") and err.count("\n") == 1
+    assert (status, err) == (0, "")
     assert "; new weights in: nothing\n" in out  # though no flag gave the architecture
     assert re.search(r"^before training  val CIDEr +\d", out, re.MULTILINE)
     assert out.endswith("best model: runs/dogs-cider/best.pt\n")
