@@ -32,7 +32,7 @@ def resumable(output: Path, task: str = "caption"):
     from sca_caption import checkpoint
 
     found = checkpoint.load(output / "last.pt", task)
-    if not found.training:
+    if not {"config", "history", "data"} <= set(found.training):
         raise UserError(f"{output / 'last.pt'} has no state of a training run, as best.pt; start a new run")
     return found
 

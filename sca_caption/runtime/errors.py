@@ -10,6 +10,20 @@ class UserError(Exception):
     """An error that the user can correct. The message is one line: what is wrong, what was found, what to do."""
 
 
+# What Python and PyTorch raise where a file from elsewhere has values of another kind or shape than it should.
+INVALID = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
 class Terminated(KeyboardInterrupt):
     """SIGTERM, which ends a program as Ctrl-C does."""
 

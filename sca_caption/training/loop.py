@@ -27,7 +27,7 @@ from sca_caption.checkpoint import Checkpoint
 from sca_caption.config import RunConfig
 from sca_caption.runtime.atomic_files import locked
 from sca_caption.runtime.distributed import Processes
-from sca_caption.runtime.errors import UserError, warn
+from sca_caption.runtime.errors import INVALID, UserError, warn
 from sca_caption.training.ema import EMA
 from sca_caption.training.optim import make_optimizer, optimizer_tensors, rate_factor, restore_optimizer
 
@@ -297,15 +297,24 @@ def save_last(
 def restore(
     resume: Checkpoint, optimizer: torch.optim.Optimizer, ema: EMA | None, steps_per_epoch: int
 ) -> list[dict]:
-    """Load the state of last.pt into the optimizer and the moving average. Returns the run's history."""
-    history = [
-        {RENAMED.get(name, name): value for name, value in record.items()}
-        for record in resume.training["history"]
-    ]
-    restore_optimizer(optimizer, resume.extra)
-    if ema is not None:
-        ema.restore(resume.extra, history[-1]["epoch"] * steps_per_epoch)
-    return history
+    """Load the state of last.pt into the optimizer and the moving average. Returns the run's history.
+
+    Raises UserError if the state is not one of this run.
+    """
+    try:
+        history = [
+            {RENAMED.get(name, name): value for name, value in record.items()}
+            for record in resume.training["history"]
+        ]
+        restore_optimizer(optimizer, resume.extra)
+        if ema is not None:
+            ema.restore(resume.extra, history[-1]["epoch"] * steps_per_epoch)
+        if not history or not all(isinstance(record["epoch"], int) for record in history):
+            raise ValueError("no history of epochs")
+        return history
+    except INVALID as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"last.pt does not have the state of this run ({reason}); start a new run") from error
 
 
 def hash_seed(seed: int, epoch: int, rank: int = 0) -> int:
