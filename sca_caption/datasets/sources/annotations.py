@@ -47,6 +47,7 @@ class Annotations:
         affects scores. An empty caption is skipped, as is a value that is no text.
         """
         captions = self.captions.setdefault(name, {})
+        number = number if isinstance(number, str | int) else None  # of a file from elsewhere
         item = name if number is None else f"{name}#{number}"
         if not isinstance(caption, str):
             self.report(item, f"its caption is {excerpt(caption)}, not text; skipped")
