@@ -253,10 +253,10 @@ def channel_scores(
         # 1 % wider than the range: otherwise rounding can put a channel outside, where `clamp` has no gradient.
         centre, half = (low + high) / 2, (high - low) / 2 * 1.01
         steepest = visual.abs().max()
-        steepness = (half.max() * steepest).item()
         # In a narrow range the slope, a difference of g's values over the range, is rounding error.
         narrow = NARROW * torch.finfo(means.dtype).eps * (1 + centre.abs() * steepest)
-        is_narrow = bool((half * steepest < narrow).any())
+        found = torch.stack([half.max() * steepest, (half * steepest < narrow).any().to(half)])
+        steepness, is_narrow = found.tolist()  # at once, because a GPU waits for it
     nodes = chebyshev_nodes_needed(steepness, tolerance)
     if nodes > means.shape[1] // 2 or is_narrow:
         return plain_channel_scores(means, visual, hidden, score)

@@ -47,7 +47,8 @@ def parser() -> Parser:
     p.add_argument("--dataset", metavar="NAME", help="score on data/NAME.h5 (see preprocess.py)")
     p.add_argument("--data", type=Path, metavar="FILE.h5", help="another data file")
     p.add_argument("--split", choices=("train", "val", "test"), default="test", help="(default: %(default)s)")
-    p.add_argument("--predictions", type=Path, metavar="FILE.json", help="captions in COCO results format")  # fmt: skip
+    p.add_argument("--predictions", type=Path, metavar="FILE.json", help="captions in COCO results format, or "
+                   "what caption.py writes as .jsonl or .csv")  # fmt: skip
     p.add_argument("--references", type=Path, metavar="FILE.json", help="compare them with these: COCO "
                    "captions format, or {file name: [captions]}")  # fmt: skip
     p.add_argument("--limit", type=int, metavar="N", help="score the first N images only")

@@ -40,7 +40,8 @@ def check_datasets(file: h5py.File, encoding: str, size: int, splits: int) -> No
     elif encoding == "raw":
         rows(file, "images/pixels", "u", (size, size, 3), limit, n, item=1)
     else:
-        for name in map(str, range(len(group_of(file, "features")))):
+        outputs = len(group_of(file, "features"))
+        for name in map(str, range(max(1, outputs))):
             rows(file, f"features/{name}", "f", None, limit, n)
     if n and file["images/split"][:].max() >= splits:
         raise ValueError("images/split has a number of no split")
