@@ -1,6 +1,6 @@
 """See `python train.py --help`. The code is in sca_caption/cli/train.py, for the installed command too."""
 
-from sca_caption.cli.train import main
+from sca_caption.runtime.start import start
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(start("sca_caption.cli.train"))

@@ -31,7 +31,8 @@ from sca_caption.images import Transform
 from sca_caption.models import quantization
 from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.runtime.atomic_files import atomic_write
-from sca_caption.runtime.errors import UserError
+from sca_caption.runtime.errors import INVALID, UserError
+from sca_caption.runtime.json_text import parse_json
 from sca_caption.vocab import SPECIALS, Vocabulary
 
 if TYPE_CHECKING:
@@ -127,13 +128,16 @@ def load(path: str | Path | None = None, task: str = "caption") -> Checkpoint:
     """
     path = Path(path) if path is not None else SHIPPED
     text, stored = _read(path)
+    warn_of_removed(path, _drop_unusable_guides(path, text, stored))
+    return _checked(path, text, stored, task)
+
+
+def _drop_unusable_guides(path: Path, text: dict, tensors: dict[str, Tensor]) -> set[str]:
+    """Delete guides that this version no longer has from what `_read` returned, and return their names.
+
+    Raises UserError for guides that no version had.
+    """
     require_known_guides(path, text["guides"])
-    warn_of_removed(path, _drop_removed_guides(text, stored))
-    return _restore(path, text, stored, task)
-
-
-def _drop_removed_guides(text: dict, tensors: dict[str, Tensor]) -> set[str]:
-    """Delete what this version cannot run from what `_read` returned, and return the names."""
     removed = removed_guides(text["guides"])
     for name in removed:
         del text["guides"][name]
@@ -143,36 +147,48 @@ def _drop_removed_guides(text: dict, tensors: dict[str, Tensor]) -> set[str]:
     return removed
 
 
-def _restore(path: Path, text: dict, stored: dict[str, Tensor], task: str) -> Checkpoint:
+def _checked(path: Path, text: dict, stored: dict[str, Tensor], task: str) -> Checkpoint:
     """The checkpoint of what `_read` returned. Raises UserError as `load` does."""
-    tensors = quantization.dequantize(stored)
     if text.get("task", "caption") != task:
         raise UserError(f"{path} {_OTHER_TASK[task]}")
-    vocabulary: Vocabulary | None = None
-    model: Any
-    if task == "caption":
-        vocabulary = Vocabulary(text["words"])
-        model = SCACNN(configs.from_dict(ModelConfig, text["config"]), len(vocabulary))
-    else:
-        from sca_caption.models.classifier import Classifier
-
-        model = Classifier(configs.from_dict(ClassifierConfig, text["config"]))
-    weights = _with_prefix(tensors, _MODEL)
     try:
-        if getattr(model.config, "tie_embeddings", False):
-            weights["word.weight"] = weights["embedding.weight"]
-        model.load_state_dict(weights)
-        guides = {
-            name: GUIDES[name].trained_type.restore(
-                settings, _with_prefix(tensors, f"{_GUIDES}{name}."), len(vocabulary) if vocabulary else 0
-            )
-            for name, settings in text["guides"].items()
-        }
-    except (RuntimeError, KeyError, TypeError) as error:
+        return _restore(text, stored, task)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except INVALID as error:
         first = " ".join(str(error).split())[:200]
         raise UserError(
             f"{path}: its weights do not fit its own config ({first}); copy or train it again"
         ) from error
+
+
+def _restore(text: dict, stored: dict[str, Tensor], task: str) -> Checkpoint:
+    """The checkpoint of a file's text and tensors. Raises INVALID errors and UserError where they do not fit."""
+    tensors = quantization.dequantize(stored)
+    weights = _with_prefix(tensors, _MODEL)
+    vocabulary: Vocabulary | None = None
+    model: Any
+    if task == "caption":
+        vocabulary = Vocabulary(text["words"])
+        config = configs.from_dict(ModelConfig, text["config"])
+        _check_sizes(config, len(vocabulary), weights)
+        model = SCACNN(config, len(vocabulary))
+    else:
+        from sca_caption.models.classifier import Classifier
+
+        classifier = configs.from_dict(ClassifierConfig, text["config"])
+        if all(len(value.shape) == 0 or len(value) != len(classifier.classes) for value in weights.values()):
+            raise ValueError(f"no weights for {len(classifier.classes)} classes")
+        model = Classifier(classifier)
+    if getattr(model.config, "tie_embeddings", False):
+        weights["word.weight"] = weights["embedding.weight"]
+    model.load_state_dict(weights)
+    guides = {
+        name: GUIDES[name].trained_type.restore(
+            settings, _with_prefix(tensors, f"{_GUIDES}{name}."), len(vocabulary) if vocabulary else 0
+        )
+        for name, settings in text["guides"].items()
+    }
     return Checkpoint(
         model.eval(),
         vocabulary,
@@ -182,6 +198,34 @@ def _restore(path: Path, text: dict, stored: dict[str, Tensor], task: str) -> Ch
         _with_prefix(tensors, _EXTRA),
         guides,
     )
+
+
+def _check_sizes(config: ModelConfig, words: int, weights: dict[str, Tensor]) -> None:
+    """Raise ValueError if the sizes of a captioner's config are not those of its weights.
+
+    Before the model is built, because a config alone may ask for any amount of memory.
+    """
+    d, E = config.lstm_size, config.embedding_size
+    expected: dict[str, tuple[int, ...]] = {
+        "embedding.weight": (words, E),
+        "hidden_to_word.weight": (E, d),
+        "lstm.weight_hh": (4 * d, d),
+    }
+    if config.styles:
+        expected["style.weight"] = (len(config.styles), E)
+    if config.word_rank:
+        expected["word_predictor.up.weight"] = (words, config.word_rank)
+    for name in weights:
+        if name.startswith("attention.") and name.endswith(".score"):
+            expected[name] = (config.attention_width,)
+    if not any(name.startswith("attention.") for name in expected):
+        raise ValueError("no weights of attention")
+    for name, shape in expected.items():
+        if tuple(weights[name].shape) != shape:
+            raise ValueError(f"{name} is {list(weights[name].shape)}, the config says {list(shape)}")
+    network = [value for name, value in weights.items() if name.startswith("backbone.")]
+    if config.neck and all(value.shape[:1] != (config.neck,) for value in network):
+        raise ValueError(f"no weights of a neck of {config.neck} channels")
 
 
 def _with_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -202,9 +246,9 @@ def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
         )
     try:
         with safe_open(path, "pt") as file:
-            text = json.loads((file.metadata() or {}).get("sca_caption", "null"))
+            text = parse_json((file.metadata() or {}).get("sca_caption", "null"))
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, *INVALID) as error:
         raise UserError(
             f"{path} is not a checkpoint of sca_caption, or it is damaged or cut short ({error}); copy or train it again"
         ) from error
@@ -217,7 +261,31 @@ def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
             f"{path} has checkpoint format {text.get('format_version')}, this program reads "
             f"{', '.join(map(str, READ_VERSIONS))}; use the version of sca_caption that wrote it, or train again"
         )
-    return (text, tensors) if text["format_version"] == FORMAT_VERSION else _upgrade(text, tensors)
+    try:
+        if text["format_version"] != FORMAT_VERSION:
+            text, tensors = _upgrade(text, tensors)
+        _check_text(text)
+    except INVALID as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{path} does not have the fields of a checkpoint ({reason}); copy or train it again"
+        ) from error
+    return text, tensors
+
+
+def _check_text(text: dict) -> None:
+    """Raise ValueError or KeyError where the text of a checkpoint is not as the module's docstring says."""
+    for name in ("config", "transform", "metrics", "training", "guides"):
+        if not isinstance(text[name], dict):
+            raise ValueError(f"{name} is no object")
+    for name, settings in text["guides"].items():
+        if not isinstance(settings, dict):
+            raise ValueError(f"the settings of guide {name} are no object")
+    words = text["words"]
+    if words is None and text.get("task", "caption") == "classify":
+        return
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise ValueError("words is no list of words")
 
 
 def _upgrade(text: dict, tensors: dict[str, Tensor]) -> tuple[dict, dict[str, Tensor]]:
@@ -244,9 +312,8 @@ def add_guide(path: Path, name: str, guide: TrainedGuide) -> None:
     Guides that this version no longer has are deleted. Raises UserError for what `load` refuses.
     """
     text, tensors = _read(path)
-    require_known_guides(path, text["guides"])
-    _drop_removed_guides(text, tensors)
-    _restore(path, text, tensors, "caption")
+    _drop_unusable_guides(path, text, tensors)
+    _checked(path, text, tensors, "caption")
     quantized = any(value.dtype == torch.int8 for value in tensors.values())
     dtype = "int8" if quantized else str(tensors["model.word.bias"].dtype).removeprefix("torch.")
     tensors = {key: value for key, value in tensors.items() if f"{_GUIDES}{name}." not in key}

@@ -252,14 +252,31 @@ def current_names(values: Mapping[str, Any], *configs: type) -> dict[str, Any]:
 
 
 def from_dict(config: type[Config], values: Mapping[str, Any]) -> Config:
-    """A config from the result of `dataclasses.asdict`, after JSON. Raises UserError for unknown settings."""
+    """A config from the result of `dataclasses.asdict`, after JSON.
+
+    Raises UserError for unknown settings, and for values of another type than the field's.
+    """
+    if not isinstance(values, Mapping):
+        raise UserError(f"settings are {str(values)[:40]!r}; they must be an object")
     values = current_names(values, config)
     unknown = sorted(set(values) - {f.name for f in dataclasses.fields(config)})  # type: ignore[arg-type]
     if unknown:
         raise UserError(
             f"unknown settings {', '.join(unknown)}; written by a newer version? upgrade sca_caption"
         )
+    for f in dataclasses.fields(config):  # type: ignore[arg-type]
+        if f.name in values and not _is_of(f.type, values[f.name]):
+            raise UserError(f"setting {f.name} is {str(values[f.name])[:40]!r}; it must be of type {f.type}")
     return config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+
+
+def _is_of(kind: Any, value: Any) -> bool:
+    """Whether a JSON value is one of a field's type: bool, int, float, str or tuple[str, ...]."""
+    if kind in (bool, str):
+        return isinstance(value, kind)
+    if kind in (int, float):
+        return isinstance(value, int | kind) and not isinstance(value, bool)
+    return isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
 
 
 BATCH_SIZE = 16  # images per search

@@ -222,6 +222,11 @@ def pool_modulated(features: Tensor, beta: Tensor | None, alpha: Tensor | None) 
 # ---- channel scores without the (B, C, k) tensor ---------------------------------------------------------------------
 
 
+NARROW = (
+    3e5  # least max|w| * half-range that is interpolated, in units of the rounding error of tanh's argument
+)
+
+
 def channel_scores(
     means: Tensor, visual: Tensor, hidden: Tensor, score: Tensor, tolerance: float = 1e-6
 ) -> Tensor:
@@ -233,7 +238,8 @@ def channel_scores(
     range [min v, max v] and interpolated, which takes N k evaluations of tanh instead of C k. The nearest pole of
     tanh(w v + u) has distance pi / (2 |w|) from the real line. With r = pi / (2 max|w| half-range) and
     rho = r + sqrt(1 + r^2), the error decreases at least as fast as rho^-N (Trefethen, Approximation Theory and
-    Approximation Practice, theorem 8.2). N is chosen from this bound. If N exceeds C / 2, the plain formula is used.
+    Approximation Practice, theorem 8.2). N is chosen from this bound. The plain formula is used if N exceeds C / 2, and
+    if the means of a row nearly agree.
     """
     if torch.is_autocast_enabled(
         means.device.type
@@ -245,11 +251,14 @@ def channel_scores(
     with torch.no_grad():
         low, high = means.amin(1, keepdim=True), means.amax(1, keepdim=True)  # (B, 1)
         # 1 % wider than the range: otherwise rounding can put a channel outside, where `clamp` has no gradient.
-        # At least 1e-3: in a narrower range the slope, a difference of values over the width, is rounding error.
-        centre, half = (low + high) / 2, ((high - low) / 2 * 1.01).clamp_min(1e-3)
-        steepness = (half.max() * visual.abs().max()).item()
+        centre, half = (low + high) / 2, (high - low) / 2 * 1.01
+        steepest = visual.abs().max()
+        # In a narrow range the slope, a difference of g's values over the range, is rounding error.
+        narrow = NARROW * torch.finfo(means.dtype).eps * (1 + centre.abs() * steepest)
+        found = torch.stack([half.max() * steepest, (half * steepest < narrow).any().to(half)])
+        steepness, is_narrow = found.tolist()  # at once, because a GPU waits for it
     nodes = chebyshev_nodes_needed(steepness, tolerance)
-    if nodes > means.shape[1] // 2:
+    if nodes > means.shape[1] // 2 or is_narrow:
         return plain_channel_scores(means, visual, hidden, score)
     angles = (torch.arange(nodes, dtype=torch.float64) + 0.5) * (math.pi / nodes)
     x = torch.cos(angles).to(means)  # (N,)

@@ -47,7 +47,8 @@ def parser() -> Parser:
     p.add_argument("--dataset", metavar="NAME", help="score on data/NAME.h5 (see preprocess.py)")
     p.add_argument("--data", type=Path, metavar="FILE.h5", help="another data file")
     p.add_argument("--split", choices=("train", "val", "test"), default="test", help="(default: %(default)s)")
-    p.add_argument("--predictions", type=Path, metavar="FILE.json", help="captions in COCO results format")  # fmt: skip
+    p.add_argument("--predictions", type=Path, metavar="FILE.json", help="captions in COCO results format, or "
+                   "what caption.py writes as .jsonl or .csv")  # fmt: skip
     p.add_argument("--references", type=Path, metavar="FILE.json", help="compare them with these: COCO "
                    "captions format, or {file name: [captions]}")  # fmt: skip
     p.add_argument("--limit", type=int, metavar="N", help="score the first N images only")
@@ -104,6 +105,7 @@ def run(argv: list[str] | None, processes: Processes) -> int:
     if not processes.is_main:
         return 0
     keys = range(len(scored))
+    check_cider(scored)
     scores = evaluate(
         {key: scored[key][1] for key in keys},
         {key: scored[key][0].references for key in keys},
@@ -114,6 +116,13 @@ def run(argv: list[str] | None, processes: Processes) -> int:
         write(arguments.output, results(scored, scores, provenance))
     print(markdown(scores, provenance) if arguments.markdown else table(scores, provenance))
     return 0
+
+
+def check_cider(scored: Sequence[tuple[ReferenceImage, str]]) -> None:
+    """Warn if CIDEr is 0 whatever the captions are."""
+    if len({frozenset(image.references) for image, _ in scored}) == 1:
+        found = "one image" if len(scored) == 1 else f"{len(scored)} images with the same references"
+        warn(f"CIDEr is 0 for every caption of {found}; it compares images with different references")
 
 
 def check(arguments: argparse.Namespace) -> None:

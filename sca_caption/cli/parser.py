@@ -1,16 +1,21 @@
 """The argument parser of all programs: fitted help, --help-all, --version, --completion, and errors in one line."""
 
 import argparse
+import contextlib
 import functools
+import io
+import os
 import shutil
+import signal
 import sys
 import textwrap
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn
 
 from sca_caption import __version__
-from sca_caption.runtime.errors import UserError, did_you_mean, format_message
+from sca_caption.runtime.errors import Terminated, UserError, did_you_mean, fail, missing
 
 MIN_WIDTH, MAX_WIDTH = 40, 120  # columns
 SHELLS = ("bash", "zsh", "tcsh")
@@ -175,19 +180,72 @@ def completion(parser: Parser, shell: str) -> str:
     return shtab.complete(whole, shell)
 
 
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """Raise Terminated in the main thread of this process when it gets SIGTERM. Processes that it forks just end."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are handled in the main thread only
+        return
+    process = os.getpid()
+
+    def handle(number: int, frame: object) -> None:
+        if os.getpid() == process:
+            raise Terminated
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _ClosedOutput(io.StringIO):
+    """Stands for a standard output that was closed when the program started (>&-, pythonw)."""
+
+    def write(self, text: str) -> NoReturn:
+        raise UserError("standard output is closed; redirect it to a file, or to /dev/null")
+
+
+def open_streams() -> None:
+    """Replace standard streams that are closed, which Python sets to None."""
+    if None not in (sys.stdin, sys.stdout, sys.stderr):
+        return
+    while (
+        descriptor := os.open(os.devnull, os.O_RDWR)
+    ) <= 2:  # or the next file that is opened would be stdout
+        pass
+    os.close(descriptor)
+    sys.stdin = sys.stdin or open(os.devnull)  # noqa: SIM115 (open until the program ends)
+    sys.stdout = sys.stdout or _ClosedOutput()
+    sys.stderr = sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+
+
 def program(main: Callable[..., int]) -> Callable[..., int]:
-    """Wrap a program's `main(argv=None) -> status`: a UserError prints one line on stderr and returns 2."""
+    """Wrap a program's `main(argv=None) -> status`: a UserError prints one line on stderr and returns 2.
+
+    So does a package that is not installed or does not load, and memory that runs out. Ctrl-C returns 130, SIGTERM 143.
+    """
 
     @functools.wraps(main)
     def wrapped(argv: list[str] | None = None) -> int:
+        open_streams()
         try:
-            return main(argv)
+            with terminable():
+                return main(argv)
         except UserError as error:
-            print(format_message("error", error, sys.stderr), file=sys.stderr)
-            return 2
+            return fail(error)
+        except ImportError as error:
+            return fail(missing(error))
+        except MemoryError:
+            return fail("not enough memory; close other programs, or use a smaller batch or model")
         except BrokenPipeError:  # the reader of stdout (head, less) has ended, which is no error
             sys.stderr.close()
             return 0
+        except Terminated:
+            print("terminated", file=sys.stderr)
+            return 143
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130

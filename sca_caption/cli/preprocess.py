@@ -1,7 +1,6 @@
 """Create the data file for training: images at model size, captions as word ids, and the vocabulary."""
 
 import argparse
-import signal
 import sys
 from pathlib import Path
 
@@ -10,8 +9,9 @@ from sca_caption.config import ModelConfig, require
 from sca_caption.datasets.hdf5_reader import ENCODINGS
 from sca_caption.datasets.sources import SOURCES, find
 from sca_caption.images import MODES, Transform
-from sca_caption.runtime.errors import UserError
+from sca_caption.runtime.errors import UserError, warn
 
+LEAST_COVERED = 0.9  # fraction of the words in train; 5 occurrences cover 98% of Flickr8k's
 MAX_SHOWN = 20  # skipped images, and notes on captions, that are printed
 SHAPES_SIZE = 96  # pixels, as the generated images are drawn; a fifth of the computation of 224
 REQUIRES = {  # flag -> the flag and value without which it has no effect; None stands for any value
@@ -134,31 +134,33 @@ def main(argv: list[str] | None = None) -> int:
         if skipped <= MAX_SHOWN:
             tqdm.write(f"skipped: {item}: {reason}", file=sys.stderr)
 
-    handler = signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM cleans up as Ctrl-C does
-    try:
-        report = write(
-            source,
-            output,
-            transform=Transform(size, arguments.resize_mode),
-            encoding=arguments.encoding,
-            min_count=arguments.min_count,
-            vocabulary=load_vocabulary(arguments.vocabulary),
-            texts=texts,
-            workers=arguments.workers,
-            max_skipped=arguments.max_skipped,
-            on_skip=report_skipped,
-            quiet=arguments.quiet,
-            **given(arguments, ("quality", "min_count_texts")),
-            **encoder,
-        )
-    finally:
-        signal.signal(signal.SIGTERM, handler)
+    report = write(
+        source,
+        output,
+        transform=Transform(size, arguments.resize_mode),
+        encoding=arguments.encoding,
+        min_count=arguments.min_count,
+        vocabulary=load_vocabulary(arguments.vocabulary),
+        texts=texts,
+        workers=arguments.workers,
+        max_skipped=arguments.max_skipped,
+        on_skip=report_skipped,
+        quiet=arguments.quiet,
+        **given(arguments, ("quality", "min_count_texts")),
+        **encoder,
+    )
     notes = [] if arguments.quiet else report.problems
     for item, reason in notes[:MAX_SHOWN]:
         print(f"note: {item}: {reason}", file=sys.stderr)
     if max(skipped, len(notes)) > MAX_SHOWN:
         print(f"and more; the attribute 'skipped' of {output} has the complete list", file=sys.stderr)
     print(report)
+    if report.coverage.get("train", 1) < LEAST_COVERED:
+        remedy = "lower --min-count" if report.min_count > 1 else "use another --vocabulary, or none"
+        warn(
+            f"the vocabulary of {report.vocabulary} words covers {report.coverage['train']:.0%} of the words in train, "
+            f"and captions have no others; {remedy}"
+        )
     return 0
 
 

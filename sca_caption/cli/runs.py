@@ -5,7 +5,7 @@ import dataclasses
 from pathlib import Path
 
 from sca_caption.runtime.distributed import was_restarted
-from sca_caption.runtime.errors import UserError
+from sca_caption.runtime.errors import UserError, warn
 
 
 def given(arguments: argparse.Namespace, *configs: type) -> dict:
@@ -15,8 +15,16 @@ def given(arguments: argparse.Namespace, *configs: type) -> dict:
 
 
 def resumes(arguments: argparse.Namespace, output: Path) -> bool:
-    """Whether to resume the run in `output`: if --resume is given, or if torchrun restarted it."""
-    return arguments.resume or (was_restarted() and (output / "last.pt").exists())
+    """Whether to resume the run in `output`: if --resume is given, or if torchrun restarted it.
+
+    False for a run that ended before its first epoch was complete, which is started anew.
+    """
+    if (output / "last.pt").exists():
+        return arguments.resume or was_restarted()
+    if arguments.resume and output.is_dir():
+        warn(f"the run in {output} has no complete epoch (no last.pt); starting it anew")
+        return False
+    return arguments.resume
 
 
 def resumable(output: Path, task: str = "caption"):
@@ -24,7 +32,7 @@ def resumable(output: Path, task: str = "caption"):
     from sca_caption import checkpoint
 
     found = checkpoint.load(output / "last.pt", task)
-    if not found.training:
+    if not {"config", "history", "data"} <= set(found.training):
         raise UserError(f"{output / 'last.pt'} has no state of a training run, as best.pt; start a new run")
     return found
 

@@ -11,7 +11,7 @@ from sca_caption.cli.parser import Parser, program
 from sca_caption.cli.runs import check_no_run_in, check_same_settings, given, resumable, resumes
 from sca_caption.recipes import load_recipe
 from sca_caption.runtime.distributed import Processes, process_group
-from sca_caption.runtime.errors import UserError
+from sca_caption.runtime.errors import UserError, warn
 
 RECIPES = ("default", "everyday", "everyday-cider", "everyday-finetune", "paper", "self-critical", "shapes")
 EPILOG = """\
@@ -127,6 +127,8 @@ def run(argv: list[str] | None, processes: Processes) -> int:
             if critical:
                 check_same_words(arguments.init, start, data)
             model_config = continued(arguments, start.config)
+            if processes.is_main and start.transform != data.transform:
+                warn_of_transform(arguments.init, start.transform, data)
         elif critical:
             raise UserError(
                 "--objective cider needs a trained captioner; add --init runs/NAME/best.pt, or --init shipped"
@@ -188,6 +190,16 @@ def check_same_words(init: str, start, data) -> None:
             f"--objective cider keeps the vocabulary of --init {init}, but {data.path} has another; train with "
             "cross-entropy first"
         )
+
+
+def warn_of_transform(init: str, transform, data) -> None:
+    """Say that training continues with images of another size than the checkpoint of --init was trained with."""
+    mine, its = (f"{each.size} pixels, {each.mode}" for each in (data.transform, transform))
+    flags = f"--image-size {transform.size} --resize-mode {transform.mode}"
+    warn(
+        f"{data.path} has images of {mine}; --init {init} was trained with {its}, and other sizes lower its scores; "
+        f"preprocess with {flags} to continue it at its own"
+    )
 
 
 def check_features(data, model_config: config.ModelConfig, train_config: config.TrainConfig) -> None:

@@ -32,7 +32,6 @@ images), T words in the longest text.
 """
 
 import functools
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,14 +40,17 @@ from typing import Any
 import h5py
 import numpy as np
 
+from sca_caption.datasets.hdf5_schema import check_attributes, check_datasets, check_self_contained
 from sca_caption.datasets.sources import SOURCES
 from sca_caption.images import ImageError, Transform, load
 from sca_caption.runtime.errors import UserError, choice, did_you_mean
+from sca_caption.runtime.json_text import parse_json
 from sca_caption.vocab import Vocabulary
 
 FORMAT, VERSION = "sca_caption", 1
 SPLITS = ("train", "val", "test")
 ENCODINGS = ("jpeg", "raw", "features")
+DAMAGED = (OSError, RuntimeError, MemoryError)  # what h5py raises where it cannot read
 
 
 class CaptionDataset:
@@ -56,7 +58,8 @@ class CaptionDataset:
 
     Can be pickled. Each process opens the file for itself, so a dataset may be created before workers are forked or
     spawned, and several processes can read at the same time. Raises UserError if the file is missing, damaged,
-    incomplete or of another version.
+    incomplete or of another version, and if it takes values from other files. A damaged value that only shows when it is
+    read raises UserError then.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -64,10 +67,13 @@ class CaptionDataset:
         self._handle: tuple[int, h5py.File] | None = None  # id of the process that opened it, and the file
         file = self._file()
         try:
+            check_self_contained(file)
             attributes = dict(file.attrs)
-            self.vocabulary = Vocabulary(json.loads(attributes["vocabulary"]))
-            self.transform = Transform.from_dict(json.loads(attributes["transform"]))
-            self.encoding = str(attributes["encoding"])
+            words, self.encoding = parse_json(attributes["vocabulary"]), str(attributes["encoding"])
+            check_attributes(words, self.encoding, ENCODINGS)
+            self.vocabulary = Vocabulary(words)
+            self.transform = Transform.from_dict(parse_json(attributes["transform"]))
+            check_datasets(file, self.encoding, self.transform.size, len(SPLITS))
             self.source = str(attributes["source"])
             self.tokenizer = str(attributes["tokenizer"])
             self.min_count = int(attributes["min_count"])
@@ -76,9 +82,10 @@ class CaptionDataset:
             self.text_groups = int(file["texts/group"][-1]) + 1 if "texts" in file else 0
             self.features_of: dict[str, Any] = {}  # describes the backbone, for the encoding "features"
             if self.encoding == "features":
-                self.features_of = json.loads(file["features"].attrs["features_of"]) or {}
-        except (KeyError, ValueError, TypeError, OSError) as error:
-            raise self._unreadable(f"lacks a field of its format ({error})") from error
+                self.features_of = dict(parse_json(file["features"].attrs["features_of"]) or {})
+        except (*DAMAGED, AttributeError, LookupError, ValueError, TypeError) as error:
+            reason = " ".join(str(error).split())
+            raise self._unreadable(f"does not have the fields of its format ({reason})") from error
         finally:
             self.close()
 
@@ -88,7 +95,10 @@ class CaptionDataset:
     @property
     def skipped(self) -> list[tuple[str, str]]:
         """(item, reason) of everything that preprocessing skipped or noted."""
-        return [(item, reason) for item, reason in json.loads(self._file().attrs["skipped"])]
+        try:
+            return [(str(item), str(reason)) for item, reason in parse_json(self._file().attrs["skipped"])]
+        except (*DAMAGED, KeyError, ValueError, TypeError) as error:
+            raise self._unreadable("does not have the field skipped of its format") from error
 
     @property
     def description(self) -> str:
@@ -107,7 +117,7 @@ class CaptionDataset:
     def image(self, index: int) -> np.ndarray:
         """Image `index` at model size: uint8 (S, S, 3). Raises ImageError if it cannot be decoded."""
         if self.encoding == "raw":
-            return self._images["pixels"][index]
+            return self._read("images/pixels", index)
         try:
             return load(self.jpeg(index), self.transform)
         except ImageError as error:
@@ -120,7 +130,7 @@ class CaptionDataset:
                 f"{self.path} has the encoding {self.encoding}, not JPEG; preprocess with --encoding jpeg"
             )
         start, stop = self._offsets[index], self._offsets[index + 1]
-        return self._images["data"][start:stop].tobytes()
+        return self._read("images/data", slice(start, stop)).tobytes()
 
     def features(self, index: int) -> tuple[np.ndarray, ...]:
         """The backbone's outputs for image `index`: float16 arrays without batch dimension.
@@ -129,8 +139,7 @@ class CaptionDataset:
         """
         if self.encoding != "features":
             raise UserError(f"{self.path} has {self.encoding} images; preprocess with --encoding features")
-        features = self._file()["features"]
-        return tuple(features[str(k)][index] for k in range(len(features)))
+        return tuple(self._read(f"features/{k}", index) for k in range(len(self._file()["features"])))
 
     def require_features_of(self, backbone: str, layers: Sequence[str], attention: str = "") -> None:
         """Raise UserError if the file has features of another backbone. Images are suitable for every model."""
@@ -169,14 +178,14 @@ class CaptionDataset:
 
     def references(self, index: int) -> list[str]:
         """The raw captions of image `index`."""
-        texts = self._file()["captions/text"][self._caption_rows(index)]
-        return [text.decode() for text in texts]
+        texts = self._read("captions/text", self._caption_rows(index))
+        return [text.decode("utf-8", "replace") for text in texts]
 
     def file_name(self, index: int) -> str:
-        return self._images["file_name"][index].decode("utf-8", "surrogateescape")
+        return self._read("images/file_name", index).decode("utf-8", "surrogateescape")
 
     def image_id(self, index: int) -> int:
-        return int(self._images["image_id"][index])
+        return int(self._read("images/image_id", index))
 
     def close(self) -> None:
         """Close the file in this process. The next read opens it again."""
@@ -210,7 +219,13 @@ class CaptionDataset:
             if h5py.is_hdf5(self.path):
                 raise self._unreadable("is damaged or cut short") from error
             raise self._unreadable("is not an HDF5 file") from error
-        kind, version, complete = (file.attrs.get(name) for name in ("format", "format_version", "complete"))
+        try:
+            kind, version, complete = (
+                np.asarray(file.attrs.get(name)).tolist() for name in ("format", "format_version", "complete")
+            )
+        except (*DAMAGED, ValueError, TypeError) as error:
+            file.close()
+            raise self._unreadable("is damaged or cut short") from error
         if kind == FORMAT and version == VERSION and complete:
             return file
         file.close()
@@ -223,39 +238,49 @@ class CaptionDataset:
     def _unreadable(self, reason: str) -> UserError:
         return UserError(f"data file {self.path} {reason}; make it again with preprocess.py")
 
-    @property
-    def _images(self) -> h5py.Group:
-        return self._file()["images"]
+    def _read(self, name: str, rows: int | slice = slice(None)) -> Any:
+        """Rows of a dataset. Raises UserError if they are damaged."""
+        try:
+            return self._file()[name][rows]
+        except DAMAGED as error:
+            raise self._unreadable(f"is damaged in {name}") from error
+
+    def _read_tokens(self, name: str) -> np.ndarray:
+        """Word ids (captions, words). Raises UserError for an id that the vocabulary does not have."""
+        tokens = self._read(name)
+        if tokens.size and tokens.max() >= len(self.vocabulary):
+            raise self._unreadable(f"is damaged in {name}: {tokens.max()} is no word of its vocabulary")
+        return tokens
 
     @functools.cached_property
     def _offsets(self) -> np.ndarray:
-        return self._images["offsets"][:]
+        return self._read("images/offsets")
 
     @functools.cached_property
     def _tokens(self) -> np.ndarray:
-        return self._file()["captions/tokens"][:]
+        return self._read_tokens("captions/tokens")
 
     @functools.cached_property
     def _lengths(self) -> np.ndarray:
-        return self._file()["captions/length"][:]
+        return self._read("captions/length")
 
     @functools.cached_property
     def _first_caption(self) -> np.ndarray:
         """(n + 1,): the captions of image i are rows [first[i], first[i + 1])."""
-        return np.searchsorted(self._file()["captions/image"][:], np.arange(len(self) + 1))
+        return np.searchsorted(self._read("captions/image"), np.arange(len(self) + 1))
 
     @functools.cached_property
     def _text_tokens(self) -> np.ndarray:
-        return self._file()["texts/tokens"][:]
+        return self._read_tokens("texts/tokens")
 
     @functools.cached_property
     def _text_lengths(self) -> np.ndarray:
-        return self._file()["texts/length"][:]
+        return self._read("texts/length")
 
     @functools.cached_property
     def _first_text(self) -> np.ndarray:
         """(text_groups + 1,): the captions of group g are rows [first[g], first[g + 1])."""
-        return np.searchsorted(self._file()["texts/group"][:], np.arange(self.text_groups + 1))
+        return np.searchsorted(self._read("texts/group"), np.arange(self.text_groups + 1))
 
     def _caption_rows(self, index: int) -> slice:
         return slice(int(self._first_caption[index]), int(self._first_caption[index + 1]))

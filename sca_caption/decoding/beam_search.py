@@ -132,9 +132,10 @@ def beam_search(
     when no live beam can still enter the `num_captions` best (`early_exit`: the same result, sooner; see
     `best_reachable_score`), and then leaves the batch. With one beam and one caption this is greedy search.
 
-    Finished captions come first. If fewer than `num_captions` finished within max_length, the best unfinished ones
-    follow. There is always at least one caption; there are fewer than `num_captions` only if the vocabulary allows no
-    more.
+    Finished captions come first. If fewer than `num_captions` finished within max_length, the best unfinished ones of
+    max_length words follow. Shorter captions that no word may follow break the rules, so they are returned only if
+    there is no other caption. There is always at least one; there are fewer than `num_captions` only if rules and
+    vocabulary allow no more.
 
     Args:
         block_ngrams: exclude n words in a row that a caption already has, and the same word twice in a row; 0: off.
@@ -249,6 +250,8 @@ def _search_in_sets(
         dead = ~likeliest.isfinite()  # no word can follow, or the logits are not numbers
         if length == 1 and dead.any():
             raise ValueError("no word can start a caption: logits not finite, or all words forbidden")
+        # The last words of captions that cannot go on stand in only where no caption is valid.
+        before.log_prob[~dead | finished.score[:, :, 0].isfinite().any(1)] = -torch.inf
         if length == max_length:
             for rows, beams in ((~dead, live), (dead, before)):
                 _keep(results, unfinished, active[rows], finished.select(rows), beams.select(rows))
@@ -260,8 +263,6 @@ def _search_in_sets(
         first_row = torch.arange(len(active), device=device)[:, None] * before.log_prob.shape[1]  # (n, 1)
         rows = first_row + parent  # (n, B)
         if done.any():
-            nothing = dead & ~finished.score[:, :, 0].isfinite().any(1)
-            before.log_prob[~nothing] = -torch.inf
             _keep(results, unfinished, active[done], finished.select(done), before.select(done))
             going = ~done
             active, live, finished = active[going], live.select(going), finished.select(going)

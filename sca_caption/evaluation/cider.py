@@ -33,6 +33,14 @@ class Cider:
         self.idf = {ngram: self.unseen_idf - math.log(images) for ngram, images in document_frequency.items()}
         self.references = [[self.vectorize(sentence) for sentence in image] for image in counts]
 
+    @property
+    def can_vary(self) -> bool:
+        """False if every caption scores 0, because each n-gram of the references occurs in those of every image.
+
+        So it is with a single image.
+        """
+        return any(idf > 0 for idf in self.idf.values())
+
     def vectorize(self, counts: Counter) -> tuple[Counter, list[float], int]:
         """N-gram counts -> (the counts, norm of the tf-idf vector per n, number of bigrams).
 

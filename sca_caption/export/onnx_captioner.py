@@ -17,7 +17,7 @@ from sca_caption.guidance.guide import Guide
 from sca_caption.images import Transform
 from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.models.sca_cnn import SCACNN
-from sca_caption.runtime.errors import UserError
+from sca_caption.runtime.errors import INVALID, UserError
 from sca_caption.vocab import SPECIALS, Vocabulary
 
 
@@ -89,10 +89,20 @@ class OnnxCaptioner:
                 )
             try:
                 sessions[name] = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+                check_graph(name, sessions[name], description)
             except Exception as error:  # onnxruntime raises types of its own
                 reason = " ".join(str(error).split())[:200]
                 raise UserError(f"{path} cannot be read ({reason}); copy it or export it again") from error
-        return cls(description, sessions)
+        try:
+            captioner = cls(description, sessions)
+            captioner.guides()
+            captioner.search  # noqa: B018 (raises UserError for wrong settings)
+        except INVALID as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(
+                f"{folder / DESCRIPTION} does not describe a model ({reason}); copy it whole, or export it again"
+            ) from error
+        return captioner
 
     def guides(self) -> list[Guide]:
         """The guides that model.json describes, in the order in which they act. Raises UserError for unknown ones.
@@ -151,6 +161,20 @@ class OnnxCaptioner:
     def _run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         names = self.description["outputs"][graph]
         return dict(zip(names, self.sessions[graph].run(names, inputs), strict=True))
+
+
+def check_graph(name: str, session: Any, description: Mapping[str, Any]) -> None:
+    """Raise ValueError if a graph's inputs and outputs are not those that model.json names."""
+    given, found = set(description["inputs"][name]), {each.name for each in session.get_inputs()}
+    if given != found:
+        raise ValueError(f"its inputs are {sorted(found)}, {DESCRIPTION} says {sorted(given)}")
+    shapes = {each.name: each.shape for each in session.get_outputs()}
+    lacking = set(description["outputs"].get(name, ())) - set(shapes)
+    if lacking:
+        raise ValueError(f"it has no outputs {sorted(lacking)}")
+    words = len(description["words"])
+    if name == "step" and isinstance(shapes["logits"][-1], int) and shapes["logits"][-1] != words:
+        raise ValueError(f"its logits are of {shapes['logits'][-1]} words, {DESCRIPTION} has {words}")
 
 
 def load_pipeline(

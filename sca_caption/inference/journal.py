@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 from sca_caption.config import SearchConfig, current_names
 from sca_caption.runtime.atomic_files import atomic_write
 from sca_caption.runtime.errors import UserError
+from sca_caption.runtime.json_text import parse_json
 
 # Current names of earlier settings.
 EARLIER_NAMES = {
@@ -173,7 +174,7 @@ def _whole_lines(file: BinaryIO) -> Iterator[tuple[dict, int]]:
     for text in iter(file.readline, b""):
         end += len(text)
         try:
-            value = json.loads(text) if text.endswith(b"\n") else None
+            value = parse_json(text) if text.endswith(b"\n") else None
         except ValueError:
             value = None
         if not isinstance(value, dict):

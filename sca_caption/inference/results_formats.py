@@ -2,20 +2,17 @@
 
 import csv
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from sca_caption.evaluation.coco_format import ESCAPED_BYTE
 from sca_caption.inference.journal import require_same
+from sca_caption.runtime.json_text import parse_json
 
 if TYPE_CHECKING:
     from sca_caption.inference.captioning import CaptionPipeline, Result
     from sca_caption.vocab import Vocabulary
-
-
-# In a CSV, a byte of a file name that is not UTF-8, as the error handler "backslashreplace" writes it.
-ESCAPED_BYTE = re.compile(r"\\u(dc[89a-f][0-9a-f])")
 
 
 class ResultsFormat:
@@ -105,7 +102,7 @@ class JsonArray(ResultsFormat):
         file.write("\n]\n")
 
     def read(self) -> Iterator[dict]:
-        yield from json.loads(self.path.read_bytes())
+        yield from parse_json(self.path.read_bytes())
 
 
 class JsonLines(ResultsFormat):
@@ -117,7 +114,7 @@ class JsonLines(ResultsFormat):
 
     def read(self) -> Iterator[dict]:
         with open(self.path, encoding="utf-8") as file:
-            yield from (json.loads(line) for line in file if line.strip())
+            yield from (parse_json(line) for line in file if line.strip())
 
 
 class Table(ResultsFormat):

@@ -33,11 +33,16 @@ def quantize(tensors: dict[str, Tensor], dtype: str) -> dict[str, Tensor]:
 
 
 def dequantize(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Undo `quantize`: int8 tensors are multiplied by their scales, and the scales are removed."""
+    """Undo `quantize`: int8 tensors are multiplied by their scales, and the scales are removed.
+
+    Raises ValueError for scales that do not fit.
+    """
     found = {}
     for name, value in tensors.items():
         scale = tensors.get(SCALE + name)
         if scale is not None:
+            if value.dim() == 0 or scale.numel() != len(value):
+                raise ValueError(f"{name} has {scale.numel()} scales for {list(value.shape)}")
             value = value.float() * scale.view(-1, *[1] * (value.dim() - 1))
         if not name.startswith(SCALE):
             found[name] = value

@@ -1,12 +1,25 @@
 """Files and folders that are written completely or not at all."""
 
 import contextlib
+import glob
+import hashlib
 import os
+import platform
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sca_caption.runtime.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: `locked` locks nothing
+    fcntl = None  # type: ignore[assignment]
+
+MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[
+    :6
+]  # in temporary names: whose process ids they have
 
 
 @contextlib.contextmanager
@@ -16,13 +29,17 @@ def atomic_write(
     """Yield a temporary path beside `path`. At the end of the block, the file written to it replaces `path`.
 
     If the block raises an exception, the temporary file is removed and `path` is unchanged. If the block writes no file,
-    `path` is unchanged too. An OSError of the block is raised as UserError, which tells to change `flag`.
+    `path` is unchanged too. Temporary files that killed processes of this machine left are removed. An OSError of the
+    block is raised as UserError, which tells to change `flag`.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{ending}")
+    temporary = temporary_path(path, ending)
     try:
         if make_folder:
             path.parent.mkdir(parents=True, exist_ok=True)
+        for left in abandoned(path, ending):
+            with contextlib.suppress(OSError):  # another process removes it too
+                left.unlink()
         yield temporary
         if temporary.exists():
             os.replace(temporary, path)
@@ -34,6 +51,53 @@ def atomic_write(
     finally:
         with contextlib.suppress(OSError):  # it does not exist any more
             temporary.unlink()
+
+
+def temporary_path(path: Path, ending: str) -> Path:
+    """The name under which this process writes `path`."""
+    return path.with_name(f".{path.name}.{MACHINE}-{os.getpid()}.{ending}")
+
+
+def abandoned(path: Path, ending: str) -> list[Path]:
+    """Temporary files or folders of `path` whose process, of this machine, has ended without removing them."""
+    found = path.parent.glob(f".{glob.escape(path.name)}.{MACHINE}-*.{ending}")
+    processes = {each: re.search(r"-(\d{1,9})\.[a-z]+$", each.name) for each in found}
+    return [each for each, process in processes.items() if process and not _runs(int(process[1]))]
+
+
+def _runs(process: int) -> bool:
+    """Whether there is a process of this id."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def locked(folder: Path, taken: str) -> Iterator[None]:
+    """Lock an existing folder against other processes that lock it. Raises UserError with `taken` if one has done so.
+
+    The lock ends with the block, and with the process. File systems without locks are not locked.
+    """
+    handle = None
+    try:
+        if fcntl is not None:
+            with contextlib.suppress(OSError):
+                handle = os.open(folder, os.O_RDONLY)
+        if handle is not None:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(taken) from error
+            except OSError:
+                pass
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 def check_writable(path: Path, flag: str = "--output") -> None:
@@ -56,8 +120,13 @@ def atomic_folder(
     path = Path(path).absolute()
     if path.exists() and not path.is_dir():
         raise UserError(f"cannot write {flag} {path}: it is a file; give a folder")
-    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{ending}") for ending in ("tmp", "old"))
+    temporary, old = temporary_path(path, "tmp"), temporary_path(path, "old")
     try:
+        for left in abandoned(path, "old"):
+            if not path.exists():  # killed between the two renames below
+                left.rename(path)
+        for left in (*abandoned(path, "tmp"), *abandoned(path, "old")):
+            shutil.rmtree(left, ignore_errors=True)
         if path.exists() and any(path.iterdir()) and not can_replace(path):
             raise UserError(f"{flag} {path} has other files; give a new or an empty folder")
         temporary.mkdir(parents=True)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from sca_caption.runtime.errors import UserError
+from sca_caption.runtime.errors import Terminated, UserError
 
 
 @dataclass(frozen=True)
@@ -184,9 +184,9 @@ def process_group() -> Iterator[Processes]:
         if store.check([error_key]):
             raise SystemExit(2) from None
         raise
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         if rank:
-            raise SystemExit(130) from None
+            raise SystemExit(143 if isinstance(interrupt, Terminated) else 130) from None
         raise
     if size > 1:
         dist.destroy_process_group()

@@ -11,6 +11,24 @@ class UserError(Exception):
     """An error that the user can correct. The message is one line: what is wrong, what was found, what to do."""
 
 
+# What Python and PyTorch raise where a file from elsewhere has values of another kind or shape than it should.
+INVALID = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which ends a program as Ctrl-C does."""
+
+
 def choice(value: str, valid: Iterable[str], what: str) -> str:
     """Return `value` if it is one of `valid`. Otherwise raise UserError, which lists the choices for `what`."""
     valid = sorted(valid)
@@ -40,6 +58,20 @@ def format_message(kind: str, message: object, stream: TextIO) -> str:
     if supports_colour(stream):
         label = f"\x1b[{COLOURS[kind]}m{label}\x1b[0m"
     return f"{label} {message}"
+
+
+def fail(message: object) -> int:
+    """Print an error to stderr. Returns the exit status of a user's mistake."""
+    print(format_message("error", message, sys.stderr), file=sys.stderr)
+    return 2
+
+
+def missing(error: ImportError) -> str:
+    """The line about a package that cannot be imported. Raises the error again if it is this package."""
+    if (error.name or "").partition(".")[0] == "sca_caption":
+        raise error
+    reason = " ".join(str(error).split())
+    return f"{error.name or 'a package'} cannot be imported ({reason}); run: pip install -e . in the project's folder"
 
 
 def warn(message: object) -> None:

@@ -10,7 +10,7 @@ import webbrowser
 import uvicorn
 from starlette.applications import Starlette
 
-from sca_caption.runtime.errors import UserError
+from sca_caption.runtime.errors import Terminated, UserError
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -46,6 +46,8 @@ def run(app: Starlette, listening: socket.socket, open_browser: bool) -> None:
         threading.Thread(target=webbrowser.open, args=[browser_url(listening)], daemon=True).start()
     try:
         make_server(app).run(sockets=[listening])
+    except Terminated:
+        raise
     except KeyboardInterrupt:  # uvicorn has shut down and passes the signal on
         print(file=sys.stderr)  # ends the line on which the terminal shows ^C
 

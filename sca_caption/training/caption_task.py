@@ -40,9 +40,10 @@ MAX_TEXTS = 20_000  # photographs without pixels whose captions count for docume
 
 
 class CaptionTask:
-    """Trains a captioner on a data file, with the objective that `config` names."""
+    """Trains a captioner on a data file, with the objective that `config` names.
 
-    score_name = "CIDEr"
+    score_name: "CIDEr", or "word probability" where CIDEr cannot vary, as with a single validation image.
+    """
 
     def __init__(
         self,
@@ -91,7 +92,21 @@ class CaptionTask:
         if model.word_predictor is not None and not model.word_predictor.idf.any():
             model.word_predictor.set_idf(*document_frequency(data, sorted(set(self.rows))))
         self.decode_fn = teacher_forcing.run
+        self.score_name, self.note = "CIDEr", ""
         self.validations = [Validation(data, np.array(rows), processes) for rows in val_rows if rows]
+        if self.validations and not any(validation.cider.can_vary for validation in self.validations):
+            self._validate_without_cider(data)
+
+    def _validate_without_cider(self, data: Mixture) -> None:
+        """Choose another score, because the CIDEr of every caption of the validation images is 0."""
+        if self.self_critical is None:
+            self.score_name = "word probability"
+            instead = "the probability of the words of their captions"
+        else:  # which lowers the probability of people's words
+            rows = [list_of(np.array(sorted(set(self.rows))), part) for part in data.parts]
+            self.validations = [Validation(data, np.array(each), self.processes) for each in rows if each]
+            instead = "the CIDEr of training images"
+        self.note = f" (CIDEr is always 0 on these validation images, so {instead} chooses best.pt)"
 
     def _train_rows(self) -> list[int]:
         """The rows of an epoch: of each data file equally many, those of smaller files several times."""
@@ -109,7 +124,7 @@ class CaptionTask:
         texts = f", captions of {self.data.text_groups} others" if self.config.texts_per_step else ""
         return (
             f"{len(set(self.rows))} training and {validation_images} validation images{texts}, "
-            f"{len(self.data.vocabulary)} words"
+            f"{len(self.data.vocabulary)} words{self.note}"
         )
 
     def parameter_groups(self) -> list[dict]:
@@ -204,16 +219,18 @@ class CaptionTask:
         return self.config.teacher_weight * self.teachers.divergence(batch, logits)
 
     def validate(self) -> tuple[dict[str, float], list[str]] | None:
-        """CIDEr is the mean over the data files, and given for each of several."""
+        """The score is the mean over the data files, and given for each of several."""
         if not self.validations:
             return None
         scores, qualities, lines = {}, [], []
         for validation in self.validations:
             cider, quality, samples = validation(self.model, self.config, self.device)
             name = self.data.files[self.data.style(validation.indices[0])].path.stem
-            scores[f"{self.score_name} {name}"] = cider
+            by_words = self.score_name == "word probability"
+            score = validation.word_probability(self.model, self.config, self.device) if by_words else cider
+            scores[f"{self.score_name} {name}"] = score
             qualities.append((quality, len(validation.indices)))
-            several = f"{name}: CIDEr {cider:.1f}, " if len(self.validations) > 1 else ""
+            several = f"{name}: {self.score_name} {score:.1f}, " if len(self.validations) > 1 else ""
             lines.append(f"{several}{quality} (people: {validation.reference_quality.length:.1f})")
             lines += [f"{name}: {text}" for name, text in samples]
         total = sum(count for _, count in qualities)

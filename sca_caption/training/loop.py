@@ -25,8 +25,9 @@ from tqdm import tqdm
 from sca_caption import checkpoint
 from sca_caption.checkpoint import Checkpoint
 from sca_caption.config import RunConfig
+from sca_caption.runtime.atomic_files import locked
 from sca_caption.runtime.distributed import Processes
-from sca_caption.runtime.errors import UserError, warn
+from sca_caption.runtime.errors import INVALID, UserError, warn
 from sca_caption.training.ema import EMA
 from sca_caption.training.optim import make_optimizer, optimizer_tensors, rate_factor, restore_optimizer
 
@@ -109,15 +110,15 @@ def train(
     ones. resume: the loaded last.pt to continue from, whose model must be `task.model`. report: prints a line. quiet: no
     progress bar, which only terminals get.
 
-    Raises UserError if the loss becomes infinite or NaN, if a checkpoint cannot be written, or if a batch has fewer
-    images than there are processes.
+    Raises UserError if the loss becomes infinite or NaN, if a checkpoint cannot be written, if another training writes to
+    the folder, or if a batch has fewer images than there are processes.
     """
     processes = task.processes
     if config.batch_size < processes.world_size:
         raise UserError(
             f"--batch-size {config.batch_size}: fewer than the {processes.world_size} processes that share it; give more"
         )
-    summary = task.summary()
+    task.summary()  # raises UserError if there is nothing to train on
     optimizer = make_optimizer(task.parameter_groups(), config)
     ema = EMA(task.model, config.ema) if config.ema else None
     history = restore(resume, optimizer, ema, task.steps_per_epoch) if resume is not None else []
@@ -130,9 +131,28 @@ def train(
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {output} ({error.strerror}); choose another --output") from error
+    taken = f"another training is writing to {output}; wait until it ends, or choose another --output"
+    with locked(output, taken) if processes.is_main else nullcontext():
+        run_epochs(task, config, output, history, optimizer, ema, report, quiet)
+    return history
+
+
+def run_epochs(
+    task: Task,
+    config: RunConfig,
+    output: Path,
+    history: list[dict],
+    optimizer: torch.optim.Optimizer,
+    ema: EMA | None,
+    report: Callable[[str], None],
+    quiet: bool,
+) -> None:
+    """The epochs of `train` that `history` does not have; adds their records to it."""
+    processes = task.processes
+    start_epoch = history[-1]["epoch"] if history else 0
     writer = summary_writer(output) if processes.is_main else None
     parameters = sum(p.numel() for p in task.model.parameters())
-    report(f"{summary}, {parameters / 1e6:.2f} M parameters; writing to {output}")
+    report(f"{task.summary()}, {parameters / 1e6:.2f} M parameters; writing to {output}")
 
     if task.validate_before_training and not history:
         figures, _ = task.validate() or ({}, [])
@@ -173,10 +193,9 @@ def train(
         for line in lines:
             report(f"    {line}")
         if writer is not None:
-            write_summary(
-                writer, record, [task.loss_name, "images_per_second", *figures], rate, lines, images
-            )
-    return history
+            scalars = [task.loss_name, "images_per_second", *figures]
+            if not write_summary(writer, record, scalars, rate, lines, images):
+                writer = None
 
 
 def train_epoch(
@@ -278,15 +297,24 @@ def save_last(
 def restore(
     resume: Checkpoint, optimizer: torch.optim.Optimizer, ema: EMA | None, steps_per_epoch: int
 ) -> list[dict]:
-    """Load the state of last.pt into the optimizer and the moving average. Returns the run's history."""
-    history = [
-        {RENAMED.get(name, name): value for name, value in record.items()}
-        for record in resume.training["history"]
-    ]
-    restore_optimizer(optimizer, resume.extra)
-    if ema is not None:
-        ema.restore(resume.extra, history[-1]["epoch"] * steps_per_epoch)
-    return history
+    """Load the state of last.pt into the optimizer and the moving average. Returns the run's history.
+
+    Raises UserError if the state is not one of this run.
+    """
+    try:
+        history = [
+            {RENAMED.get(name, name): value for name, value in record.items()}
+            for record in resume.training["history"]
+        ]
+        restore_optimizer(optimizer, resume.extra)
+        if ema is not None:
+            ema.restore(resume.extra, history[-1]["epoch"] * steps_per_epoch)
+        if not history or not all(isinstance(record["epoch"], int) for record in history):
+            raise ValueError("no history of epochs")
+        return history
+    except INVALID as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"last.pt does not have the state of this run ({reason}); start a new run") from error
 
 
 def hash_seed(seed: int, epoch: int, rank: int = 0) -> int:
@@ -321,24 +349,40 @@ def draw_progress(history: list[dict], task: Task, config: RunConfig, output: Pa
 
 
 def summary_writer(output: Path):
-    """A TensorBoard writer, or None if the package is not installed."""
+    """A TensorBoard writer, or None if the package is not installed or, with a warning, if it cannot write."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(output))
+    try:
+        return SummaryWriter(str(output))
+    except OSError as error:
+        warn_of_tensorboard(error)
+        return None
+
+
+def warn_of_tensorboard(error: OSError) -> None:
+    warn(f"TensorBoard's files cannot be written ({error.strerror or error}); training goes on without them")
 
 
 def write_summary(
     writer, record: dict, scalars: list[str], rate: float, lines: list[str], images: dict[str, np.ndarray]
-) -> None:
-    """Write an epoch to TensorBoard: the record's `scalars`, the learning rate, printed lines and images."""
+) -> bool:
+    """Write an epoch to TensorBoard: the record's `scalars`, the learning rate, printed lines and images.
+
+    Returns False, with a warning, if that fails, as on a full disk.
+    """
     epoch = record["epoch"]
-    for name in scalars:
-        writer.add_scalar(name, record[name], epoch)
-    writer.add_scalar("lr", rate, epoch)
-    if lines:
-        writer.add_text("captions", "\n".join(f"- {line}" for line in lines), epoch)
-    for name, image in images.items():
-        writer.add_image(name, image, epoch, dataformats="HWC")
-    writer.flush()
+    try:
+        for name in scalars:
+            writer.add_scalar(name, record[name], epoch)
+        writer.add_scalar("lr", rate, epoch)
+        if lines:
+            writer.add_text("captions", "\n".join(f"- {line}" for line in lines), epoch)
+        for name, image in images.items():
+            writer.add_image(name, image, epoch, dataformats="HWC")
+        writer.flush()
+    except OSError as error:
+        warn_of_tensorboard(error)
+        return False
+    return True

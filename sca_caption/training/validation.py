@@ -1,5 +1,8 @@
 """Validation of a captioner during training, on captions that it generates itself."""
 
+import dataclasses
+import math
+
 import numpy as np
 import torch
 
@@ -13,6 +16,8 @@ from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.runtime.distributed import SINGLE_PROCESS, Processes
 from sca_caption.training import batches
 from sca_caption.training.batches import CaptionedImages, collate
+from sca_caption.training.losses import caption_loss
+from sca_caption.vocab import PAD
 
 SAMPLES = 3  # captions of the validation set that are printed after every epoch
 
@@ -60,3 +65,18 @@ class Validation:
         by_row = dict(zip(self.indices, captions, strict=True))
         samples = [(self.data.file_name(row), by_row[row]) for row in self.sample_rows]
         return score, quality(words), samples
+
+    @torch.inference_mode()
+    def word_probability(self, model: SCACNN, config: TrainConfig, device: torch.device) -> float:
+        """Geometric mean of the probabilities of the references' words with teacher forcing, in per cent."""
+        model.eval()
+        config = dataclasses.replace(config, captions_per_image=0)  # all captions
+        dataset = CaptionedImages(self.data, config, augment=False)
+        total = count = 0.0
+        for batch in batches.loader(
+            dataset, [(0, i) for i in self.processes.shard(self.indices)], config, collate
+        ):
+            words = int((batch.captions != PAD).sum())
+            total, count = total + words * caption_loss(model, batch.to(device)).item(), count + words
+        total, count = self.processes.mean(total, count)
+        return 100 * math.exp(-total / count)

@@ -348,6 +348,26 @@ def test_gradients_of_the_smallest_and_the_largest_mean(seed):
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3 * wanted.abs().max().item())
 
 
+@pytest.mark.parametrize("visual_std", [0.1, 1.0])
+@pytest.mark.parametrize("spread", [0.0, 1e-3, 1e-2, 0.1, 1.0])
+@pytest.mark.parametrize("centre", [0.0, 1.0, 10.0, 100.0])
+def test_gradients_of_means_that_nearly_agree(centre, spread, visual_std):
+    """Against the plain formula in float64, where the slope is a small difference or tanh is saturated."""
+    rng = torch.Generator().manual_seed(0)
+    means = centre + spread * torch.randn(3, 512, generator=rng)
+    means[0] = centre + torch.randn(512, generator=rng)  # one wide row does not decide for the others
+    visual = visual_std * torch.randn(64, generator=rng)
+    inputs = (means, visual, torch.randn(3, 64, generator=rng), torch.randn(64, generator=rng) / 8)
+    inputs = [x.requires_grad_() for x in inputs]
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    weights = torch.linspace(-1, 1, 512)
+    found = torch.autograd.grad((channel_scores(*inputs) * weights).sum(), inputs)
+    wanted = torch.autograd.grad((plain_channel_scores(*exact) * weights).sum(), exact)
+    for row in range(3):
+        error = (found[0][row] - wanted[0][row]).norm() / wanted[0][row].norm()
+        assert error < 1e-3, f"row {row}"
+
+
 @pytest.mark.parametrize("steepness", [0.5, 3.0])
 def test_mixed_precision_interpolates_in_float32(steepness):
     """Slopes are differences of close values. In bfloat16 the gradient of the means had errors of up to 70 %."""

@@ -11,8 +11,10 @@ from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.datasets.sources.records import Source
 from sca_caption.evaluation import caption_metrics as metrics
 from sca_caption.evaluation import meteor_spice as java_metrics
+from sca_caption.evaluation.coco_format import read_predictions
 from sca_caption.evaluation.meteor_spice import MetricUnavailable
 from sca_caption.inference.captioning import CaptionPipeline
+from sca_caption.inference.results_formats import JsonArray, JsonLines, Table
 from tests.helpers.made_photos import record, write
 
 REFERENCES = {
@@ -132,10 +134,11 @@ CAPTIONS = {"photo 4.png": "a man in water", "photo 2.png": "the dog runs", "pho
         [{"image_id": str(10 + list(REFERENCES).index(n)), "caption": text} for n, text in CAPTIONS.items()],
         # Numbers made up by the captioner are other images' numbers in the references; names decide.
         [{"image_id": 12 - i, "file_name": n, "caption": t} for i, (n, t) in enumerate(CAPTIONS.items())],
+        [{"image_id": f"{10 + list(REFERENCES).index(n):012}", "caption": t} for n, t in CAPTIONS.items()],
         [{"file_name": f"my/photos/{name}", "caption": text} for name, text in CAPTIONS.items()],
         {"metrics": {}, "images": [{"file_name": name, "caption": text} for name, text in CAPTIONS.items()]},
     ],
-    ids=["numbers", "numbers as text", "names", "names in folders", "own results"],
+    ids=["numbers", "numbers as text", "names", "padded numbers", "names in folders", "own results"],
 )
 def test_a_results_file_is_matched_to_coco_references(predictions, save, tmp_path):
     output = tmp_path / "results.json"
@@ -145,6 +148,39 @@ def test_a_results_file_is_matched_to_coco_references(predictions, save, tmp_pat
     assert {name: image["caption"] for name, image in images.items()} == CAPTIONS
     assert {name: image["references"] for name, image in images.items()} == REFERENCES
     assert found == pytest.approx(metrics.evaluate(CAPTIONS, REFERENCES).metrics, abs=1e-4)
+
+
+@pytest.mark.parametrize("ending", [".json", ".jsonl", ".csv"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_formats_of_caption_py_are_read(ending, count, save, tmp_path):
+    """The first caption of each image is scored."""
+    entries = [
+        {"image_id": number, "file_name": f"a \udce9/{name}", "caption": text, "score": -1.5}
+        | ({"captions": [{"caption": each, "score": -1.5} for each in (text, "no")]} if count == 2 else {})
+        for number, (name, text) in enumerate(CAPTIONS.items(), 1)
+    ]
+    path, output = tmp_path / f"out{ending}", tmp_path / "scores.json"
+    kind = {".json": JsonArray, ".jsonl": JsonLines, ".csv": Table}[ending]
+    with open(path, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        kind(path, ["score"], {"num_captions": count}, None).write(file, entries, [])
+    assert [each["file_name"] for each in read_predictions(path)] == [each["file_name"] for each in entries]
+    references = save("captions.json", coco(REFERENCES))
+    assert main(["--predictions", str(path), "--references", references, "--output", str(output)]) == 0
+    assert {name: image["caption"] for name, image in scores_of(output)[1].items()} == CAPTIONS
+
+
+@pytest.mark.parametrize("bad", [None, 7, ["a cat"], " "])
+def test_references_that_are_no_text_are_skipped(bad, save, tmp_path, capsys):
+    """Listed, and without effect; an image with nothing else has no references."""
+    output = tmp_path / "scores.json"
+    predictions = save("out.json", results_of(CAPTIONS))
+    for form in (coco, dict):
+        spoilt = {name: [texts[0], bad, *texts[1:]] for name, texts in REFERENCES.items()}
+        references = save("references.json", form(spoilt | {"photo 9.png": [bad]}))
+        assert main(["--predictions", predictions, "--references", references, "--output", str(output)]) == 0
+        assert "4 references that are no text are skipped" in capsys.readouterr().err
+        images = scores_of(output)[1]
+        assert {name: image["references"] for name, image in images.items()} == REFERENCES
 
 
 def test_references_by_file_name_and_from_a_data_file(save, data_file, tmp_path):
@@ -163,6 +199,22 @@ def test_images_without_a_prediction_are_counted(save, tmp_path, capsys):
     assert main(["--predictions", predictions, "--references", references, "--output", str(output)]) == 0
     assert "warning: 2 of 3 images have no prediction and are not scored" in capsys.readouterr().err
     assert json.loads(output.read_text())["provenance"]["images_without_prediction"] == 2
+
+
+def test_cider_of_one_image_is_no_measure(save, capsys):
+    """Its n-grams are in the references of every image, so that their idf is 0."""
+    predictions = save("out.json", [{"image_id": 11, "caption": REFERENCES["photo 3.png"][0]}])
+    references = save("captions.json", coco(REFERENCES))
+    assert main(["--predictions", predictions, "--references", references]) == 0
+    out, err = capsys.readouterr()
+    assert [line.split()[1] for line in out.splitlines() if line.startswith("CIDEr")] == ["0.00"]
+    assert any(line.startswith("warning: CIDEr") for line in err.splitlines())
+    assert main(["--predictions", save("all.json", results_of(CAPTIONS)), "--references", references]) == 0
+    assert "CIDEr" not in capsys.readouterr().err
+
+
+def results_of(captions):
+    return [{"file_name": name, "caption": text} for name, text in captions.items()]
 
 
 def test_text_that_is_no_unicode_survives(save, tmp_path):
@@ -194,11 +246,12 @@ def test_markdown_is_a_table_with_the_scores(save, capsys):
     [
         ([{"image_id": 1, "caption": "a"}], "1 of 1 captions are of images without references, image_id 1;"),
         ([{"image_id": 10, "caption": "a"}] * 2, "several captions for image_id 10; keep one"),
-        ([{"image_id": 10, "caption": None}], "entry 1: found {'image_id': 10, 'caption': None}"),
-        ([{"image_id": 10, "caption": "a"}, {"caption": "a"}], "entry 2: found {'caption': 'a'}"),
+        ([{"image_id": 10, "caption": None}], 'entry 1: found {"image_id": 10, "caption": null}'),
+        ([{"image_id": 10, "caption": "a"}, {"caption": "a"}], 'entry 2: found {"caption": "a"}'),
         ([], "make it with caption.py --output"),
         ({"annotations": []}, "is not a COCO results file"),
         ("not JSON", "is not JSON"),
+        ("[" * 50_000, "is not JSON"),
         ('[{"image_id": 10, "capt', "is not JSON"),
     ],
 )
@@ -212,6 +265,8 @@ def test_bad_predictions_are_one_line(predictions, message, save, capsys):
     [
         ([1, 2], "found a list of 2"),
         ({"photo.png": []}, "found an object with photo.png"),
+        ({"photo.png": [None]}, "found an object with photo.png"),
+        ({"images": [], "annotations": [{"image_id": [1], "caption": "a"}]}, "is not a COCO captions file"),
         ({"images": [{"file_name": "x"}], "annotations": []}, "an entry lacks 'id'"),
         ({"a/photo.png": ["a"], "b/photo.png": ["b"]}, "several images of file_name photo.png"),
     ],

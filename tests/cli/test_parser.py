@@ -3,7 +3,9 @@
 import importlib
 import io
 import os
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -13,9 +15,10 @@ import pytest
 from sca_caption import __main__, __version__
 from sca_caption.cli.parser import Parser, completion, installed_name, program
 from sca_caption.runtime.errors import UserError, format_message, warn
+from sca_caption.runtime.start import start
 from sca_caption.training import loop as training
 from tests.helpers.documents import programs
-from tests.helpers.made_photos import message
+from tests.helpers.made_photos import error_line, message
 
 ROOT = Path(__file__).parents[2]
 PARSERS = {name: module.parser for name, module in programs().items()}
@@ -213,6 +216,78 @@ def test_on_a_real_terminal(no_color, tmp_path):
     os.close(ours)
     assert done.returncode == 2
     assert said.startswith("error: --output a.gif" if no_color else "\x1b[1;31merror:\x1b[0m --output a.gif")
+
+
+# ---- how programs end ------------------------------------------------------------------------------------------------
+
+
+def test_sigterm_ends_as_ctrl_c_does_with_its_own_status(capsys):
+    cleaned = []
+
+    @program
+    def main(argv=None):
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            cleaned.append(True)
+            raise
+        return 0
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert (main(), capsys.readouterr()) == (143, ("", "terminated\n"))
+    assert cleaned and signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize(
+    "error", [ModuleNotFoundError("No module named 'h5py'", name="h5py"), MemoryError()], ids=type
+)
+def test_what_the_machine_lacks_is_one_line(error, capsys, monkeypatch):
+    def fails(*_):
+        raise error
+
+    message = error_line(program(fails)(), *capsys.readouterr())
+    assert "h5py" in message or "memory" in message
+    if isinstance(error, ImportError):
+        monkeypatch.setattr(importlib, "import_module", fails)
+        assert error_line(start("sca_caption.cli.train"), *capsys.readouterr()) == message
+
+
+def test_an_import_error_of_this_package_is_not_hidden(capsys):
+    @program
+    def main(argv=None):
+        from sca_caption import no_such_module  # noqa: F401
+
+    with pytest.raises(ImportError):
+        main()
+
+
+@pytest.mark.parametrize("closed", ["stdin", "stdout", "stderr"])
+def test_closed_streams(closed, capsys, monkeypatch):
+    """As after >&-, where Python has None. A file that is opened later must not become standard output."""
+
+    @program
+    def main(argv=None):
+        assert sys.stdin.read() == "" or closed != "stdin"
+        print("a dog")
+        print("careful", file=sys.stderr)
+        return 0
+
+    monkeypatch.setattr(sys, "stdin", io.StringIO("some"))
+    monkeypatch.setattr(sys, closed, None)
+    status = main()
+    out, err = capsys.readouterr()
+    if closed == "stdout":
+        assert status == 2 and err.startswith("error: standard output is closed") and err.count("\n") == 1
+    else:
+        assert (status, out, err) == (0, "a dog\n", "" if closed == "stderr" else "careful\n")
+
+
+def test_a_program_without_standard_output(tmp_path):
+    done = subprocess.run(
+        f"exec {shlex.quote(sys.executable)} {shlex.quote(str(ROOT / 'evaluate.py'))} --help >&-",
+        shell=True, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+    )  # fmt: skip
+    error_line(done.returncode, "", done.stderr)
 
 
 # ---- --quiet ---------------------------------------------------------------------------------------------------------

@@ -72,6 +72,13 @@ skipped     0 images
     assert [data.file_name(i) for i in data.indices("val")] == ["02 é.png", "06 é.png", "10 é.png"]
 
 
+def test_a_vocabulary_that_covers_little_is_said(photographs, capsys):
+    """Of the ten words of an image's captions, "dog" and "the" come twice in each image, so twelve times in train."""
+    status, out, err = run(capsys, "--dataset", "csv", "--min-count", "7")
+    assert status == 0 and "covered: train 40.00%" in out
+    assert err.startswith("warning: ") and "2 words covers 40%" in err and err.endswith("lower --min-count\n")
+
+
 def test_flags_reach_the_file(photographs, capsys):
     flags = (
         "--image-size 32 --resize-mode crop --encoding raw --min-count 6 --output new/x.h5 --root data/csv"
@@ -283,7 +290,8 @@ def test_an_interrupted_run_leaves_nothing(busy, number, delay):
     time.sleep(delay)
     process.send_signal(number)
     _, err = process.communicate(timeout=120)
-    assert (process.returncode, err) == (130, "interrupted\n")
+    expected = (130, "interrupted\n") if number == signal.SIGINT else (143, "terminated\n")
+    assert (process.returncode, err) == expected
     assert list(folder.iterdir()) == []
 
 

@@ -220,6 +220,19 @@ def test_init_brings_its_architecture_where_no_flag_says_otherwise(here, capsys,
     assert all(torch.equal(found.state_dict()[name], value) for name, value in saved.items())
 
 
+def test_init_of_another_image_size_is_said(here, capsys, first_model):
+    save_initial(here / "initial.pt", WORDS)
+    found = checkpoint.load("initial.pt")
+    found.transform = Transform(48, "crop")
+    checkpoint.save("initial.pt", found)
+    status, _, err = run(capsys, *SMALL, "--device", "cpu", "--init", "initial.pt")
+    warning, error = err.splitlines()
+    assert (status, error) == (2, "error: seen") and warning.startswith(
+        "warning: data/dogs.h5 has images of 32"
+    )
+    assert "--image-size 48 --resize-mode crop" in warning
+
+
 def test_init_with_words_in_another_order_keeps_their_vectors(here, capsys, first_model):
     initial = save_initial(here / "initial.pt", WORDS[::-1], attention_width=5)
     assert start(capsys, "--init", "initial.pt") == "starting from initial.pt; new weights in: attention\n"

@@ -295,6 +295,79 @@ def test_unusable_files_are_user_errors(tmp_path, made, monkeypatch):
     says("not an HDF5 file", AGAIN)
 
 
+@pytest.mark.parametrize("name", ["images/split", "images/image_id", "captions/text", "captions/tokens"])
+@pytest.mark.parametrize("way", ["external storage", "external link", "soft link", "virtual dataset"])
+def test_files_that_take_values_from_others_are_refused(name, way, tmp_path, made):
+    """A file of another person must not bring a file of this machine into captions."""
+    path, secret = tmp_path / "x.h5", tmp_path / "secret"
+    path.write_bytes(made.read_bytes())
+    secret.write_bytes(made.read_bytes())
+    with h5py.File(path, "r+") as file:
+        shape, kind = file[name].shape, file[name].dtype
+        file.move(name, "texts_old")
+        if way == "external storage":
+            kind = "S8" if kind.kind == "O" else kind
+            file.create_dataset(name, shape, kind, external=[(str(secret), 0, h5py.h5f.UNLIMITED)])
+        elif way == "external link":
+            file[name] = h5py.ExternalLink(str(secret), name)
+        elif way == "soft link":
+            file[name] = h5py.SoftLink("/texts_old")
+        else:
+            layout = h5py.VirtualLayout(shape, kind)
+            layout[...] = h5py.VirtualSource(str(secret), name, shape)
+            file.create_virtual_dataset(name, layout)
+    message(lambda: CaptionDataset(path), name, AGAIN)
+
+
+BROKEN = {  # what a damaged or made file may hold, by dataset: a function of the right values
+    "images/split": [lambda a: a + 3, lambda a: a[:-1], lambda a: a.astype(float), lambda a: a[:, None]],
+    "images/offsets": [lambda a: a[::-1], lambda a: a + 1, lambda a: a[:-1], lambda a: -a],
+    "images/data": [lambda a: a[:-1], lambda a: a.astype("u4"), lambda a: a[:, None]],
+    "images/image_id": [lambda a: a.astype("S4"), lambda a: a[:3]],
+    "images/file_name": [lambda a: np.arange(len(a)), lambda a: a[:3]],
+    "captions/image": [lambda a: a[::-1], lambda a: a + 1, lambda a: a * 2, lambda a: a[:-1]],
+    "captions/length": [lambda a: a + 999, lambda a: -a, lambda a: a[:-1]],
+    "captions/tokens": [lambda a: a[:, 0], lambda a: a[:-1], lambda a: a.astype(float), lambda a: a + 999],
+    "captions/text": [lambda a: a[:-1], lambda a: np.arange(len(a))],
+}
+
+
+@pytest.mark.parametrize("name, change", [(name, change) for name in BROKEN for change in BROKEN[name]])
+def test_every_dataset_must_be_as_the_schema_says(name, change, tmp_path, made):
+    path = tmp_path / "x.h5"
+    path.write_bytes(made.read_bytes())
+    with h5py.File(path, "r+") as file:
+        values = file[name][:]
+        del file[name]
+        file[name] = change(values)
+    message(lambda: CaptionDataset(path).captions(0), f"data file {path}", AGAIN)
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_missing_dataset_is_said(name, tmp_path, made):
+    path = tmp_path / "x.h5"
+    path.write_bytes(made.read_bytes())
+    with h5py.File(path, "r+") as file:
+        del file[name]
+    message(lambda: CaptionDataset(path), f"data file {path}", AGAIN)
+
+
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"vocabulary": "3"}, {"vocabulary": '["a", 3]'}, {"vocabulary": '["a", "a"]'}, {"vocabulary": "[" * 9999},
+        {"transform": "{}{}"}, {"transform": '{"size": 9}'}, {"transform": '{"colour": 9}'}, {"transform": "[]"},
+        {"encoding": "raw"}, {"encoding": "png"}, {"min_count": "many"}, {"format": [1, 2]},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_every_attribute_must_be_as_the_schema_says(attributes, tmp_path, made):
+    path = tmp_path / "x.h5"
+    remake(path, made, **attributes)
+    if attributes != {"transform": '{"size": 9}'}:  # of images that are made to fit when they are read
+        message(lambda: CaptionDataset(path))
+
+
 def test_damaged_image_is_named(tmp_path, made):
     path = tmp_path / "x.h5"
     path.write_bytes(made.read_bytes())

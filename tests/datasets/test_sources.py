@@ -256,6 +256,42 @@ def test_coco_official_irregularities_and_missing_part(tmp_path):
     }  # fmt: skip
 
 
+def own_coco(folder: str, kind=int) -> dict[str, str | bytes]:
+    """An own data set in COCO's layout. folder: before file names in the images list. kind: of the ids there."""
+    files = official("2017", "train", 3) | official("2017", "val", 3, first=7)
+    for part in ("train", "val"):
+        key = f"annotations/captions_{part}2017.json"
+        listing = json.loads(files[key])
+        for entry in listing["images"]:
+            entry |= {"file_name": folder.format(part) + entry["file_name"], "id": kind(entry["id"])}
+        files[key] = json.dumps(listing)
+    return files
+
+
+@pytest.mark.parametrize(
+    "folder, kind",
+    [("{}2017/", int), ("./{}2017/", int), ("{}2017\\", int), ("", str), ("", "{:012}".format)],
+)
+def test_coco_own_files_spell_names_and_ids_otherwise(tmp_path, folder, kind):
+    write(tmp_path, own_coco(folder, kind))
+    source = find("coco", tmp_path)
+    assert source.counts() == {"train": 3, "val": 2, "test": 1} and not source.problems
+    assert sorted(record.image_id for record in source.records) == [0, 1, 2, 7, 8, 9]
+    assert all(record.captions == ("A man 0.", "A man 1.") for record in source.records)
+    assert len(readable(source)) == 6
+
+
+@pytest.mark.parametrize("bad", [None, 7, ["a", "b"], {"a": "b"}])
+def test_coco_captions_that_are_no_text_are_listed_and_skipped(tmp_path, bad):
+    files = official("2017", "train", 3) | official("2017", "val", 3, first=7)
+    key = "annotations/captions_train2017.json"
+    listing = json.loads(files[key])
+    listing["annotations"].append({"image_id": 0, "id": 900, "caption": bad})
+    source = find("coco", write(tmp_path, files | {key: json.dumps(listing)}))
+    assert contents(source)["000000000000.jpg"] == (("A man 0.", "A man 1."), "train")
+    assert [item.rpartition(" ")[2] for item, _ in source.problems] == ["900"]
+
+
 def test_coco_years(tmp_path):
     write(
         tmp_path,

@@ -329,6 +329,40 @@ def test_where_nothing_can_follow_the_words_so_far_are_returned():
         assert not hypothesis.finished
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("groups", [[], [[5]], [[4, 5], [6]]], ids=str)
+@pytest.mark.parametrize("max_length, min_length", [(1, 1), (2, 1), (3, 2), (4, 4)])
+@pytest.mark.parametrize("block_ngrams, bad_endings", [(0, (4,)), (1, ()), (1, (5,)), (2, (4, 6))])
+def test_no_caption_breaks_a_rule_where_all_beams_die(
+    seed, groups, max_length, min_length, block_ngrams, bad_endings
+):
+    """Enumeration: finished captions, then those cut off at max_length, and nothing besides."""
+    model, images = ToyRNN(seed), made_images(2, seed)
+    rules = {"max_length": max_length, "min_length": min_length, "bad_endings": bad_endings}
+    found = beam_search(
+        model, model.start(images), beam_size=EVERYTHING, num_captions=EVERYTHING, length_penalty=0.7,
+        block_ngrams=block_ngrams, force_words=[groups] * 2, **rules,
+    )  # fmt: skip
+    for image, hypotheses in zip(images, found, strict=True):
+        valid = []
+        for count in range(1, max_length + 1):
+            for tokens in map(list, itertools.product((4, 5, 6), repeat=count)):
+                if tokens[-1] in bad_endings or (block_ngrams and has_repeat(tokens, block_ngrams)):
+                    continue
+                ended = count < max_length
+                if ended and count < min_length:
+                    continue
+                log_prob = log_prob_of(model, image, tokens, ended)
+                valid.append(Hypothesis(tokens, log_prob, log_prob / (count + ended) ** 0.7, ended))
+
+        def order(each):
+            return -sum(bool({*group} & {*each.tokens}) for group in groups), not each.finished, -each.score
+
+        assert valid or all(not each.finished for each in hypotheses)
+        if valid:
+            same(hypotheses, sorted(valid, key=order))
+
+
 def test_logits_that_are_not_numbers_are_an_error():
     model = ToyRNN(0, end_bias=0.0)
     model.output[:] = torch.nan

@@ -2,10 +2,18 @@
 
 import errno
 import os
+import subprocess
 
 import pytest
 
-from sca_caption.runtime.atomic_files import atomic_folder, atomic_write, check_writable
+from sca_caption.runtime.atomic_files import (
+    MACHINE,
+    atomic_folder,
+    atomic_write,
+    check_writable,
+    locked,
+    temporary_path,
+)
 from sca_caption.runtime.errors import UserError
 
 
@@ -111,3 +119,46 @@ def test_only_replaceable_and_empty_folders_are_replaced(tmp_path):
     with atomic_folder(tmp_path / "empty", can_replace) as temporary:
         (temporary / "model.json").write_text("new")
     assert os.listdir(tmp_path / "empty") == ["model.json"]
+
+
+@pytest.fixture(scope="module")
+def ended() -> int:
+    """The id of a process that has ended."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+def test_temporary_files_of_ended_processes_are_removed(tmp_path, ended):
+    own, parent = f"{MACHINE}-{os.getpid()}", f"{MACHINE}-{os.getppid()}"
+    kept = {f".a.json.{name}.tmp" for name in (parent, f"other-{ended}", f"{MACHINE}-x")}
+    kept |= {f".b.json.{MACHINE}-{ended}.tmp", f"a.json.{MACHINE}-{ended}.tmp"}
+    for name in kept | {f".a.json.{MACHINE}-{ended}.tmp"}:
+        (tmp_path / name).write_text("half")
+    with atomic_write(tmp_path / "a.json") as temporary:
+        assert temporary.name == f".a.json.{own}.tmp"
+        temporary.write_text("whole")
+    assert set(os.listdir(tmp_path)) == kept | {"a.json"}
+
+
+@pytest.mark.parametrize("path_exists", [True, False])
+def test_temporary_folders_of_ended_processes(tmp_path, ended, path_exists):
+    """One that was killed between its two renames had moved the old folder away."""
+    path = tmp_path / "model"
+    for name in ["model"] * path_exists + [f".model.{MACHINE}-{ended}.{ending}" for ending in ("tmp", "old")]:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.json").write_text(name)
+    with pytest.raises(UserError, match="stop"), atomic_folder(path, can_replace):
+        raise UserError("stop")
+    assert os.listdir(tmp_path) == ["model"]
+    wanted = "model" if path_exists else f".model.{MACHINE}-{ended}.old"
+    assert (path / "model.json").read_text() == wanted
+    assert temporary_path(path, "tmp").parent == tmp_path
+
+
+def test_a_folder_is_locked_until_the_end_of_the_block(tmp_path):
+    for _ in range(2):
+        with locked(tmp_path, "taken by another"):
+            with pytest.raises(UserError, match="taken by another"), locked(tmp_path, "taken by another"):
+                pytest.fail("the block must not run")
+            assert os.listdir(tmp_path) == []

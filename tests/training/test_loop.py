@@ -1,6 +1,8 @@
 """The training loop: resuming, checkpoints, early stopping, validation, optimization."""
 
+import argparse
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -13,12 +15,17 @@ import pytest
 import torch
 
 from sca_caption import checkpoint
-from sca_caption.cli.runs import check_same_settings
+from sca_caption.cli.runs import check_same_settings, resumes
 from sca_caption.config import TrainConfig, from_dict
+from sca_caption.datasets.hdf5_reader import CaptionDataset
+from sca_caption.datasets.mixture import Mixture
+from sca_caption.decoding import teacher_forcing
 from sca_caption.decoding.beam_search import beam_search, greedy
 from sca_caption.evaluation.caption_quality import Quality
 from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
+from sca_caption.runtime.atomic_files import locked
 from sca_caption.training import loop
+from sca_caption.training.batches import CaptionedImages, collate
 from sca_caption.training.caption_task import CaptionTask
 from sca_caption.training.loop import improves, out_of_patience, train
 from sca_caption.training.optim import rate_factor
@@ -206,11 +213,79 @@ def test_a_tie_keeps_the_earlier_model_and_uses_up_patience(data, tmp_path, monk
     assert checkpoint.load(tmp_path / "best.pt").metrics["val"]["epoch"] == 2
 
 
+@pytest.fixture
+def one_validation_image(data) -> CaptionDataset:
+    """Seven training images and one validation image, on which CIDEr is 0 whatever a caption says."""
+    data.splits = np.where(np.arange(len(data)) > 7, 2, data.splits)
+    return data
+
+
+@pytest.mark.slow
+def test_one_validation_image_chooses_by_its_words(one_validation_image, tmp_path):
+    """The score is that of the formula, so the run is not out of patience while its captions become more probable."""
+    config = dataclasses.replace(QUICK, epochs=5, patience=1, lr=0.003)
+    history, lines = run(one_validation_image, tmp_path, config, dropout=0.0)
+    assert "7 training and 1 validation images" in lines[0] and "CIDEr is always 0" in lines[0]
+    scores = [record["word probability"] for record in history]
+    assert len(scores) == 5 and scores == sorted(scores) and len(set(scores)) == 5
+    best = checkpoint.load(tmp_path / "best.pt")
+    assert best.metrics["val"]["epoch"] == 5
+    batch = collate([CaptionedImages(Mixture([one_validation_image]), QUICK, augment=False)[0, 7]])
+    with torch.inference_mode():
+        start = best.model.start(best.model.encode(batch.images), batch.styles)
+        forced = teacher_forcing.run(best.model, start.select(batch.image_index), batch.captions)
+    probabilities = forced.logits.softmax(1)[range(len(forced.targets)), forced.targets]
+    assert scores[-1] == pytest.approx(100 * probabilities.log().mean().exp().item(), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_one_validation_image_of_a_self_critical_run(one_validation_image, tmp_path, monkeypatch):
+    """Likelihood of people's words falls in such a run, so CIDEr of the training images stands in."""
+    monkeypatch.setattr(CaptionTask, "should_stop", lambda *_: "")
+    history, lines = run(
+        one_validation_image, tmp_path, dataclasses.replace(QUICK, objective="cider", train_sample_n=2)
+    )
+    assert "CIDEr of training images" in lines[0]
+    last = checkpoint.load(tmp_path / "last.pt")
+    data = Mixture([one_validation_image])
+    wanted, *_ = Validation(data, np.array([1, 2, 4, 5]))(last.model, QUICK, torch.device("cpu"))
+    assert history[-1]["CIDEr"] == pytest.approx(wanted)
+
+
 def test_without_validation_images_best_pt_is_the_last_epoch(data, tmp_path):
     data.splits = np.where(data.splits == 1, 2, data.splits)
     history, lines = run(data, tmp_path, QUICK)
     assert "CIDEr" not in history[0] and "7 training and 0 validation images" in lines[0]
     assert checkpoint.load(tmp_path / "best.pt").metrics["val"]["epoch"] == 2
+
+
+def test_a_run_without_a_complete_epoch_is_started_anew(tmp_path, capsys):
+    resume, run_folder = argparse.Namespace(resume=True), tmp_path / "run"
+    assert resumes(resume, run_folder)  # a wrong name: `resumable` says that there is no last.pt
+    run_folder.mkdir()
+    (run_folder / "best.pt").write_bytes(b"of the initial model")
+    assert not resumes(resume, run_folder) and "anew" in capsys.readouterr().err
+    (run_folder / "last.pt").write_bytes(b"whole")
+    assert resumes(resume, run_folder) and not resumes(argparse.Namespace(resume=False), run_folder)
+
+
+def test_two_runs_do_not_write_to_one_folder(data, tmp_path):
+    with locked(tmp_path, ""):
+        text = message(lambda: run(data, tmp_path, QUICK))
+    assert text.startswith(f"another training is writing to {tmp_path}") and "--output" in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_is_full_for_summaries_does_not_end_training(data, tmp_path, monkeypatch, capsys):
+    class Full:
+        def add_scalar(self, *_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(loop, "summary_writer", lambda output: Full())
+    history, _ = run(data, tmp_path, QUICK)
+    assert len(history) == QUICK.epochs and checkpoint.load(tmp_path / "last.pt")
+    err = capsys.readouterr().err
+    assert err.startswith("warning: TensorBoard") and "No space left" in err and err.count("\n") == 1
 
 
 def test_a_data_set_without_training_images_is_an_error(data, tmp_path):
@@ -393,7 +468,7 @@ from tests.helpers.toy_backbone import Toy  # and torchvision, fit for any build
 from sca_caption import checkpoint
 from sca_caption.cli import train  # noqa: F401 (must not import any of them either)
 from sca_caption.config import ModelConfig, TrainConfig
-from sca_caption.cli.runs import check_same_settings
+from sca_caption.cli.runs import check_same_settings, resumes
 from sca_caption.config import TrainConfig, from_dict
 from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.models import backbone

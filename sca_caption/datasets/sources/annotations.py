@@ -8,6 +8,7 @@ from pathlib import Path
 from sca_caption.datasets.sources.file_tree import FoundFile
 from sca_caption.datasets.sources.records import SPLITS, MissingImage, Record
 from sca_caption.runtime.errors import UserError
+from sca_caption.runtime.json_text import excerpt
 
 
 def hash_split(names: Iterable[str], *, val: int, test: int) -> dict[str, str]:
@@ -38,16 +39,20 @@ class Annotations:
         """Record that `item` has a problem: what is wrong and what was done about it."""
         self.problems.append((item, reason))
 
-    def add(self, name: str, number: str | int | None, caption: str) -> None:
+    def add(self, name: str, number: str | int | None, caption: object) -> None:
         """Add a caption of image `name`. number: its number in the file, or None if the format has no numbers.
 
         A row with the same number and the same words as an earlier row is skipped. The same words under another
         number, or without numbers, are kept as another annotator's caption, because the number of references
-        affects scores.
+        affects scores. An empty caption is skipped, as is a value that is no text.
         """
         captions = self.captions.setdefault(name, {})
-        caption = " ".join(caption.split())
+        number = number if isinstance(number, str | int) else None  # of a file from elsewhere
         item = name if number is None else f"{name}#{number}"
+        if not isinstance(caption, str):
+            self.report(item, f"its caption is {excerpt(caption)}, not text; skipped")
+            return
+        caption = " ".join(caption.split())
         if not caption:
             self.report(item, "empty caption; skipped")
         elif number is None or number not in captions:

@@ -11,16 +11,16 @@ both have as many. Both years have the same photographs in different splits. The
 captions, so part of val becomes test: see `read_official`.
 """
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from sca_caption.datasets.sources.annotations import Annotations, hash_split
-from sca_caption.datasets.sources.coco_ids import read_ids
+from sca_caption.datasets.sources.coco_ids import LARGEST, plain_id, read_ids
 from sca_caption.datasets.sources.file_tree import FileTree, FoundFile, read_text
 from sca_caption.datasets.sources.karpathy import read_karpathy
 from sca_caption.datasets.sources.records import Source
 from sca_caption.runtime.errors import UserError, choice
+from sca_caption.runtime.json_text import excerpt, parse_json
 
 HELD_OUT = 5000  # maximum number of images in val and in test, as in Karpathy's splits
 YEARS = ("2017", "2014")
@@ -51,7 +51,7 @@ def read_coco(
         used = f"{karpathy[0]} (Karpathy's captions and splits)"
         folder_names = "train2014, val2014 (or train2017, val2017)"
         records = annotations.records(
-            lambda name: find_karpathy(tree, folders[name], name, annotations.image_ids[name]),
+            lambda name: find_karpathy(tree, folders[name], name, annotations.image_ids.get(name)),
             remedy=f"expected {folder_names} in folders and zips{tree.error_hints()}; get them from {DOWNLOAD}",
         )
         return Source("coco", f"coco: {used}, restval: {restval}", records, tree.problems)
@@ -115,8 +115,13 @@ def read_official(
     if "train" not in files:
         used += "; no train part"
     remedy = f"get the images from {DOWNLOAD}"
-    records = annotations.records(lambda name: tree.find(f"{folders[name]}/{name}"), remedy=remedy)
+    records = annotations.records(lambda name: find_official(tree, folders[name], name), remedy=remedy)
     return Source("coco", f"coco: {used}", records, tree.problems)
+
+
+def find_official(tree: FileTree, folder: str, name: str) -> FoundFile | None:
+    """Find an image in the folder of its part, or where its name says if that has folders, as own files have."""
+    return tree.find(f"{folder}/{name}") or (tree.find(name) if "/" in name else None)
 
 
 def read_listed(root: Path, ids: str | Path, years: Sequence[str] = YEARS) -> Source:
@@ -190,18 +195,36 @@ Caption = tuple[int, int | None, str]  # image id, annotation id, caption
 def parse_captions(found: FoundFile, problems: list[tuple[str, str]]) -> tuple[dict[int, str], list[Caption]]:
     """Parse an official captions file. Returns the file name per image id, and the captions.
 
-    Raises UserError if it is not COCO's captions JSON.
+    Adds captions that are no text to `problems`. Raises UserError if it is not COCO's captions JSON.
     """
     try:
-        content = json.loads(read_text(found, problems), object_hook=keep_needed_fields)
-        captions = [(image_id, number, caption) for image_id, number, caption in content["annotations"]]
-        if not all(isinstance(caption, str) for _, _, caption in captions):
+        content = parse_json(read_text(found, problems), keep_needed_fields)
+        names = {plain_id(image_id): file_name(name) for image_id, name in content["images"]}
+        captions = []
+        for entry in content["annotations"]:
+            if not isinstance(entry, tuple) or len(entry) != 3:
+                raise KeyError("caption")
+            image_id, number, caption = plain_id(entry[0]), entry[1], entry[2]
+            if isinstance(caption, str):
+                captions.append((image_id, number, caption))
+            else:
+                item = f"{found[0]} annotation {number}"
+                problems.append((item, f"its caption is {excerpt(caption)}, not text; skipped"))
+        if content["annotations"] and not captions:
             raise TypeError("captions must be strings")
-        return dict(content["images"]), captions
+        hash(tuple(image_id for image_id, _, _ in captions))  # raises TypeError for lists and objects
+        return names, captions
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{found[0]} is not COCO's captions JSON ({type(error).__name__}: {error}); get it from {DOWNLOAD}"
         ) from error
+
+
+def file_name(name: str) -> str:
+    """The name of an image with / between folders. Raises TypeError if it is no text."""
+    if not isinstance(name, str):
+        raise TypeError(f"file_name {name!r}")
+    return str(PurePosixPath(name.replace("\\", "/")))
 
 
 def read_captions(found: FoundFile, annotations: Annotations) -> list[str]:
@@ -216,7 +239,11 @@ def read_captions(found: FoundFile, annotations: Annotations) -> list[str]:
             annotations.report(
                 f"{found[0]} image {image_id}", "has a caption but is not in the list of images; skipped"
             )
-    annotations.image_ids |= {name: image_id for image_id, name in names.items()}
+    annotations.image_ids |= {
+        name: image_id
+        for image_id, name in names.items()
+        if isinstance(image_id, int) and abs(image_id) <= LARGEST
+    }
     return [name for name in names.values() if annotations.captions[name]]
 
 

@@ -8,13 +8,21 @@ id,split
 import csv
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from sca_caption.datasets.sources.file_tree import DiskFile, read_lines
 from sca_caption.datasets.sources.records import SPLITS
 from sca_caption.runtime.errors import UserError
 
+LARGEST = 2**63 - 1  # id that a data file holds
 EVERYDAY = "everyday"  # stands for the packaged list
 EXPECTED = f"expected a CSV with the columns id and split, or {EVERYDAY} for the packaged list"
+
+
+def plain_id(image_id: Any) -> Any:
+    """The number that an image id spells: "000000000009" and 9 are the same image. Other ids stay as they are."""
+    digits = image_id.strip() if isinstance(image_id, str) else ""
+    return int(digits) if digits.isascii() and digits.isdigit() and len(digits) < 20 else image_id
 
 
 def read_ids(ids: str | Path) -> tuple[dict[int, str], str]:

@@ -8,11 +8,11 @@
 Only COCO has `filepath` and `cocoid`. `raw` is read and not `tokens`, because metrics tokenize raw references.
 """
 
-import json
-
 from sca_caption.datasets.sources.annotations import Annotations
+from sca_caption.datasets.sources.coco_ids import LARGEST, plain_id
 from sca_caption.datasets.sources.file_tree import FoundFile, read_text
 from sca_caption.runtime.errors import UserError
+from sca_caption.runtime.json_text import parse_json
 
 SPLIT_NAMES = {"train": "train", "val": "val", "test": "test", "restval": "train"}
 
@@ -32,10 +32,8 @@ def read_karpathy(found: FoundFile, annotations: Annotations, *, restval: str = 
     """
     path, folders, omitted = found[0], {}, 0
     try:
-        for image in json.loads(read_text(found, annotations.problems), object_hook=keep_needed_fields)[
-            "images"
-        ]:
-            name, split = image["filename"], image["split"]
+        for image in parse_json(read_text(found, annotations.problems), keep_needed_fields)["images"]:
+            name, split = str(image["filename"]), image["split"]
             if split == "restval" and restval == "omit":
                 omitted += 1
             elif split not in SPLIT_NAMES:
@@ -45,9 +43,11 @@ def read_karpathy(found: FoundFile, annotations: Annotations, *, restval: str = 
                 for number, text in image["sentences"]:
                     annotations.add(name, number, text)
                 annotations.assign(name, SPLIT_NAMES[split])
-                annotations.image_ids[name] = image.get("cocoid", image.get("imgid"))
-                folders[name] = image.get("filepath", "")
-    except (ValueError, KeyError, TypeError) as error:
+                image_id = plain_id(image.get("cocoid", image.get("imgid")))
+                if isinstance(image_id, int) and abs(image_id) <= LARGEST:
+                    annotations.image_ids[name] = image_id
+                folders[name] = str(image.get("filepath") or "")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is not Karpathy's JSON ({error!r}); download it again") from error
     if omitted:
         annotations.report("restval", f"{omitted} images skipped by restval: omit")

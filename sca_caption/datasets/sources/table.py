@@ -11,7 +11,6 @@ and as many test, by the SHA-256 of their names. An image path is relative to th
 """
 
 import csv
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from sca_caption.datasets.sources.annotations import Annotations
 from sca_caption.datasets.sources.file_tree import DiskFile, FileTree, FoundFile, read_text
 from sca_caption.datasets.sources.records import Source
 from sca_caption.runtime.errors import UserError
+from sca_caption.runtime.json_text import excerpt, parse_json
 
 DELIMITERS = (",", ";", "\t", "|")
 COLUMNS = {  # accepted header -> column
@@ -198,11 +198,16 @@ def read_json_rows(text: str, path: str, annotations: Annotations) -> Iterator[R
         if not line.strip():
             continue
         try:
-            entry = {COLUMNS.get(key.strip().lower(), key): value for key, value in json.loads(line).items()}
-            captions = [entry["caption"]] if isinstance(entry["caption"], str) else entry["caption"]
-            if not all(isinstance(caption, str) for caption in captions):
+            entry = {COLUMNS.get(key.strip().lower(), key): value for key, value in parse_json(line).items()}
+            given = entry["caption"] if isinstance(entry["caption"], list) else [entry["caption"]]
+            captions = [caption for caption in given if isinstance(caption, str)]
+            if not captions:
                 raise TypeError("captions must be strings")
             row = str(entry["image"]), captions, str(entry.get("split") or "")
+            for caption in given:
+                if not isinstance(caption, str):
+                    item = f"{path}, line {number}"
+                    annotations.report(item, f"a caption is {excerpt(caption)}, not text; skipped")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = (
                 f"lacks {error}" if isinstance(error, KeyError) else "not an object with image and caption"

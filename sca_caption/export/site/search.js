@@ -60,12 +60,13 @@ export async function beamSearch(model, state, rules, forced = [], mask = null) 
     const likeliest = Math.max(...live.map((set) => set[0]?.logProb ?? -Infinity));
     const isDead = likeliest === -Infinity; // no word can follow
     if (isDead && length === 1) throw new Error(NO_WORD);
-    if (length === maxLength) return ranked(finished, isDead ? before : live, penalty, count);
     const nothing = finished.every((set) => !set.length);
+    const deadEnds = isDead && nothing ? before : []; // they break the rules
+    if (length === maxLength) return ranked(finished, isDead ? deadEnds : live, penalty, count);
     const reachable = Math.fround(likeliest / Math.fround(Math.max((length + 1) ** penalty, maxLength ** penalty)));
     const isFull = sets === 1 && finished[0].length === kept;
     if (isDead || isFull || reachable <= (finished[sets - 1][count - 1]?.score ?? -Infinity)) {
-      return ranked(finished, isDead && nothing ? before : [], penalty, count);
+      return ranked(finished, deadEnds, penalty, count);
     }
     state = stepped.state.select(live.flat().map(({ parent }) => parent));
   }
