@@ -70,6 +70,8 @@ def parser() -> Parser:
                        help=f"images per batch (default: {BATCH_SIZE})")  # fmt: skip
     model.add_argument("--no-guidance", dest="guidance", action="store_false", default=argparse.SUPPRESS,
                        help="do not exclude words that the model predicts to be unlikely for an image")  # fmt: skip
+    model.add_argument("--neutral", action="store_true", default=argparse.SUPPRESS,
+                       help="never use words for one gender, such as man, girl and his")  # fmt: skip
     model.add_argument("--no-objects", dest="guidance", action="store_false", default=argparse.SUPPRESS,
                        help=argparse.SUPPRESS)  # fmt: skip
     add_flags(p, SearchConfig, without=("num_captions",))  # only the best caption is scored
@@ -144,7 +146,15 @@ def check(arguments: argparse.Namespace) -> None:
         )
     if not arguments.predictions and not data:
         raise UserError("nothing to score; give --dataset NAME, or --predictions FILE and --references FILE")
-    model_flags = ("checkpoint", "device", "style", "batch_size", "guidance", *vars(SearchConfig()))
+    model_flags = (
+        "checkpoint",
+        "device",
+        "style",
+        "batch_size",
+        "guidance",
+        "neutral",
+        *vars(SearchConfig()),
+    )
     useless = [name for name in model_flags if name in arguments] if arguments.predictions else []
     if useless:
         flag = "no-guidance" if useless[0] == "guidance" else useless[0].replace("_", "-")
@@ -190,15 +200,16 @@ def captioned(
 
     paths = getattr(arguments, "checkpoint", None)
     options = {
-        name: getattr(arguments, name) for name in ("device", "batch_size", "guidance") if name in arguments
+        name: getattr(arguments, name)
+        for name in ("device", "batch_size", "guidance", "neutral")
+        if name in arguments
     }
     loaded = [checkpoint.load(path) for path in paths or [None]]
     config = loaded[0].config
     assert isinstance(config, ModelConfig)
     known = data.path.stem if data.path.stem in config.styles else ""
-    pipeline = CaptionPipeline.load(
-        loaded, search=search, style=getattr(arguments, "style", known), **options
-    )
+    style = getattr(arguments, "style", known)
+    pipeline = CaptionPipeline.load(loaded, search=search, style=style, **options)
     mine, captions = processes.shard(rows), []
     stream = pipeline.stream(mine, read=reader(data, pipeline.networks, pipeline.transform))
     for result in tqdm(
@@ -214,6 +225,9 @@ def captioned(
             hashlib.sha256(path.read_bytes()).hexdigest() for path in paths or [SHIPPED]
         ),
         **data_provenance(arguments, data),
+        "style": style,
+        "guidance": options.get("guidance", True),
+        "neutral": options.get("neutral", False),
         "search": {name: value for name, value in vars(search).items() if name != "num_captions"},
         "images": len(scored),
     }

@@ -117,6 +117,22 @@ def test_a_split_is_captioned_and_scored(data_file, tiny_checkpoint, tmp_path, c
     assert list(tmp_path.iterdir()) == [output], "no temporary file is left"
 
 
+def test_neutral_captions_are_those_of_the_pipeline(data_file, tiny_checkpoint, tmp_path):
+    output, data = tmp_path / "results.json", CaptionDataset(data_file)
+    pipeline = CaptionPipeline.load(tiny_checkpoint, neutral=True)
+    rows = data.indices("test").tolist()
+    captions = {data.file_name(r.item): r.captions[0].text for r in pipeline.stream(rows, read=data.image)}
+    arguments = ["--data", str(data_file), "--checkpoint", str(tiny_checkpoint), "--output", str(output)]
+    assert main(arguments) == 0
+    assert any(
+        {"man", "woman"} & {*image["caption"].split()} for image in json.loads(output.read_text())["images"]
+    )
+    assert main([*arguments, "--neutral"]) == 0
+    content = json.loads(output.read_text())
+    assert {image["file_name"]: image["caption"] for image in content["images"]} == captions
+    assert content["provenance"]["neutral"] and content["provenance"]["guidance"]
+
+
 def test_limit_takes_the_first_images(data_file, tiny_checkpoint, tmp_path):
     output = tmp_path / "results.json"
     assert main(["--data", str(data_file), "--checkpoint", str(tiny_checkpoint), "--limit", "2",
