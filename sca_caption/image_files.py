@@ -36,6 +36,10 @@ FORMATS = {
     "HEIF": (".heic", ".heif"),
 }
 EXTENSIONS = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+# How files of other formats begin that come in the place of photographs.
+OTHERS = {
+    b"%!PS": "EPS", b"\xc5\xd0\xd3\xc6": "EPS", b"%PDF": "PDF", b"8BPS": "PSD", b"<svg": "SVG", b"\0\0\1\0": "ICO",
+}  # fmt: skip
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1")
 # What Pillow's decoders raise for damaged files, found in the `raise` statements of its plugins and by decoding 120,000
 # randomly damaged files of 33 formats. NameError is not among them. DecompressionBombError and MemoryError are handled
@@ -272,6 +276,9 @@ def _open_image(file: BinaryIO, name: str) -> Image.Image:
             raise ImageError(name, reason) from error
         if head[4:8] == b"ftyp" and not is_heif:
             raise ImageError(name, "a kind of file Pillow cannot open; convert it to JPEG") from error
+        if head[:4] in OTHERS:
+            reason = f"the format {OTHERS[head[:4]]} is not opened; convert it to JPEG or PNG"
+            raise ImageError(name, reason) from error
         raise ImageError(name, "not an image, or damaged at its start; get it again or convert it") from error
 
 

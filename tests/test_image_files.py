@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from sca_caption import image_files
-from sca_caption.image_files import EXTENSIONS, FORMATS, HeldFile, ImageError, hold, opened
+from sca_caption.image_files import EXTENSIONS, FORMATS, OTHERS, HeldFile, ImageError, hold, opened
 from sca_caption.images import Transform, load, open_image
 
 RED = (255, 0, 0)
@@ -39,12 +39,11 @@ def test_only_listed_formats_are_opened(tmp_path, monkeypatch):
 
     monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", started)
     path = tmp_path / "photo.jpg"
-    for kind in ("EPS", "PDF", "TGA", "ICO", "PCX"):
+    for kind in ("EPS", "PDF", "ICO", "TGA", "PCX"):
         path.write_bytes(encoded(Image.new("RGB", (32, 32), RED), kind))
+        said = f"the format {kind} is not opened" if kind in OTHERS.values() else "not an image, or damaged"
         for source in (path, path.read_bytes()):
-            with pytest.raises(
-                ImageError, match="not an image, or damaged at its start; get it again or convert it"
-            ):
+            with pytest.raises(ImageError, match=f"{said}.*; .*convert it"):
                 load(source, Transform(16))
     for kind in set(FORMATS) - {"HEIF"}:
         if kind in Image.SAVE:  # this Pillow may lack AVIF
