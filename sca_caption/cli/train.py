@@ -13,7 +13,15 @@ from sca_caption.recipes import load_recipe
 from sca_caption.runtime.distributed import Processes, process_group
 from sca_caption.runtime.errors import UserError, warn
 
-RECIPES = ("default", "everyday", "everyday-attention", "everyday-finetune", "paper", "self-critical", "shapes")
+RECIPES = (
+    "default",
+    "everyday",
+    "everyday-attention",
+    "everyday-finetune",
+    "paper",
+    "self-critical",
+    "shapes",
+)
 EPILOG = """\
 examples:
   python preprocess.py --dataset flickr8k --root ~/flickr8k   # once: makes data/flickr8k.h5
