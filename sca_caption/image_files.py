@@ -36,7 +36,7 @@ FORMATS = {
     "HEIF": (".heic", ".heif"),
 }
 EXTENSIONS = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
-# How files of other formats begin that come in the place of photographs.
+# How files of other formats begin that come instead of photographs.
 OTHERS = {
     b"%!PS": "EPS", b"\xc5\xd0\xd3\xc6": "EPS", b"%PDF": "PDF", b"8BPS": "PSD", b"<svg": "SVG", b"\0\0\1\0": "ICO",
 }  # fmt: skip
@@ -228,7 +228,7 @@ def _open_path(path: str | os.PathLike, name: str) -> BinaryIO:
 
 
 def _folder_reason(folder: Path) -> str:
-    """What is wrong with a folder in the place of an image."""
+    """What is wrong with a folder instead of an image."""
     errors: list[OSError] = []
     files = walk(folder, lambda _, error: errors.append(error))
     if any(os.path.splitext(entry.name)[1].lower() in EXTENSIONS for _, entry in files):
