@@ -193,7 +193,7 @@ def image_of_a_closed_file() -> Image.Image:
         (image_of_a_closed_file(), "closed before its pixels were read"),
         (io.BytesIO(PNG[:-30]), r"damaged image \(.*\); get the file again"),
     ],
-    ids=str,
+    ids=lambda value: type(value).__name__,
 )  # fmt: skip
 def test_what_is_no_image_is_said_to_be_no_image(source, message):
     with pytest.raises(ImageError, match=message) as caught:
