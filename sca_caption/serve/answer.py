@@ -119,11 +119,14 @@ def layer_attention(layer: LayerTrace, maps: np.ndarray) -> Layer:
 def strongest_channels(weights: np.ndarray, word: int, maps: np.ndarray) -> list[Channel]:
     """Return the TOP_CHANNELS channels with the largest weights at a word, largest first.
 
+    Channels that are zero at every position come last, because no place in the image is theirs.
+
     weights: (T, C). word: index from 0. maps: (C, H, W).
     """
     channels, height, width = maps.shape
     found = []
-    for index in np.argsort(-weights[word], kind="stable")[:TOP_CHANNELS]:
+    active = np.where(maps.any((1, 2)), weights[word], -1)
+    for index in np.argsort(-active, kind="stable")[:TOP_CHANNELS]:
         row, column = divmod(int(maps[index].argmax()), width)
         course = to_json_list(weights[:, index] * channels)
         peak = (round((column + 0.5) / width, PEAK_DIGITS), round((row + 0.5) / height, PEAK_DIGITS))

@@ -21,6 +21,7 @@ from sca_caption.config import SearchConfig
 from sca_caption.images import Transform
 from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.models.attention_trace import unattended_maps
+from sca_caption.serve.answer import strongest_channels
 from sca_caption.serve.app import FILES, create_app
 from sca_caption.serve.guard import Guard
 from sca_caption.serve.limits import Limits
@@ -80,13 +81,23 @@ def check_channels(layer, weights, maps):
     assert layer["channels"] == weights.shape[1]
     for word, listed in enumerate(layer["channel"]):
         times = weights[word] * weights.shape[1]
-        assert [each["times"] for each in listed] == pytest.approx(sorted(times, reverse=True)[:8], rel=1e-3)
+        ranks = sorted((not each.any(), -weight) for each, weight in zip(maps, times, strict=True))
+        assert [each["times"] for each in listed] == pytest.approx(
+            [-weight for _, weight in ranks[:8]], rel=1e-3
+        )
         for each in listed:
             assert each["times"] == pytest.approx(times[each["index"]], rel=1e-3)
             course = weights[:, each["index"]] * weights.shape[1]
             assert each["course"] == pytest.approx(course.tolist(), rel=1e-3)
             x, y = (int(place * 8) for place in each["peak"])
             assert maps[each["index"], y, x] == pytest.approx(maps[each["index"]].max(), rel=1e-4)
+
+
+def test_silent_channels_are_not_among_the_strongest():
+    maps = np.zeros((3, 2, 2))
+    maps[1, 0, 1], maps[2, 1, 0] = 2.0, 1.0
+    found = strongest_channels(np.array([[0.9, 0.04, 0.06]]), 0, maps)
+    assert [(each.index, each.peak) for each in found[:2]] == [(2, (0.25, 0.75)), (1, (0.75, 0.25))]
 
 
 def test_settings_reach_the_search(url, pipeline, photos):
