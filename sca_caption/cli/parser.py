@@ -108,9 +108,7 @@ class Parser(argparse.ArgumentParser):
             wrong = next((each for each in unknown if each.startswith("-")), "").partition("=")[0]
             flags = self._option_string_actions.items()
             near = did_you_mean(wrong, [flag for flag, action in flags if action.help != argparse.SUPPRESS])
-            if near:
-                raise UserError(message + near)
-            self.error(message)
+            self.error(message + near)
         return found
 
     def _get_value(self, action: argparse.Action, arg_string: str):

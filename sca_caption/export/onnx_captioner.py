@@ -95,7 +95,7 @@ class OnnxCaptioner:
                 raise UserError(f"{path} cannot be read ({reason}); copy it or export it again") from error
         try:
             captioner = cls(description, sessions)
-            captioner.guides()
+            captioner.guides(quiet=True)
             captioner.search  # noqa: B018 (raises UserError for wrong settings)
         except INVALID as error:
             reason = " ".join(str(error).split())[:200]
@@ -104,15 +104,16 @@ class OnnxCaptioner:
             ) from error
         return captioner
 
-    def guides(self) -> list[Guide]:
+    def guides(self, quiet: bool = False) -> list[Guide]:
         """The guides that model.json describes, in the order in which they act. Raises UserError for unknown ones.
 
-        Warns of guides that are left out (see `guidance.removed_guides`).
+        Warns of guides that are left out (see `guidance.removed_guides`) unless `quiet`.
         """
         described = {each["name"]: each for each in self.description["guides"]}
         require_known_guides(DESCRIPTION, described)
         removed = removed_guides(described, reads_features=len(self.description["inputs"]["trunk"]) > 1)
-        warn_of_removed(DESCRIPTION, removed)
+        if not quiet:
+            warn_of_removed(DESCRIPTION, removed)
         return [
             kind.from_json(described[name], self.vocabulary)
             for name, kind in GUIDES.items()

@@ -4,7 +4,9 @@ import json
 import sys
 
 import pytest
+import torch
 
+from sca_caption import checkpoint
 from sca_caption.cli.evaluate import main
 from sca_caption.config import SearchConfig
 from sca_caption.datasets.hdf5_reader import CaptionDataset
@@ -119,10 +121,15 @@ def test_a_split_is_captioned_and_scored(data_file, tiny_checkpoint, tmp_path, c
 
 def test_neutral_captions_are_those_of_the_pipeline(data_file, tiny_checkpoint, tmp_path):
     output, data = tmp_path / "results.json", CaptionDataset(data_file)
-    pipeline = CaptionPipeline.load(tiny_checkpoint, neutral=True)
+    speaks_of_men = checkpoint.load(tiny_checkpoint)
+    with torch.no_grad():
+        speaks_of_men.captioner.word.bias[speaks_of_men.vocabulary.encode(["man"])] += 5
+    path = tmp_path / "men.pt"
+    checkpoint.save(path, speaks_of_men)
+    pipeline = CaptionPipeline.load(path, neutral=True)
     rows = data.indices("test").tolist()
     captions = {data.file_name(r.item): r.captions[0].text for r in pipeline.stream(rows, read=data.image)}
-    arguments = ["--data", str(data_file), "--checkpoint", str(tiny_checkpoint), "--output", str(output)]
+    arguments = ["--data", str(data_file), "--checkpoint", str(path), "--output", str(output)]
     assert main(arguments) == 0
     assert any(
         {"man", "woman"} & {*image["caption"].split()} for image in json.loads(output.read_text())["images"]

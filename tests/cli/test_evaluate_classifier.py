@@ -165,7 +165,8 @@ def test_what_is_refused(trained, tmp_path, capsys, tiny_checkpoint):
 
 def test_the_task_chooses_the_flags(capsys):
     assert main(["--task", "clasify"]) == 2
-    assert capsys.readouterr().err == "error: unknown task 'clasify'; one of: caption, classify\n"
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "'clasify'" in error and "caption, classify" in error
     assert "--task" in parser().format_help() and "--confusion" not in parser().format_help()
     shown = classifier_parser().format_help()
     assert "--confusion" in shown and "--beam-size" not in shown

@@ -15,6 +15,7 @@ from sca_caption.datasets.sources.records import Source
 from sca_caption.guidance.groups import genders, mention_groups
 from sca_caption.guidance.words import (
     GENDER,
+    MAX_WRONG,
     GenderRule,
     MentionRule,
     PredictedWords,
@@ -194,7 +195,7 @@ def test_the_threshold_of_gender_is_the_smallest_that_is_seldom_wrong(seed):
             for m, f, right in zip(male.tolist(), female.tolist(), is_male.tolist(), strict=True)
             if m != f and torch.tensor(max(m, f)) / (torch.tensor(m) + torch.tensor(f)) >= threshold
         ]
-        return sure.count(False) <= 0.05 * len(sure)
+        return 100 * sure.count(False) <= MAX_WRONG * len(sure)
 
     wanted = min((each for each in candidates if good(each)), default=1.0)
     assert gender_threshold(male, female, is_male) == pytest.approx(wanted, abs=1e-9)
