@@ -13,15 +13,8 @@ from PIL import Image
 # Of one image. PyTorch, the libraries and the model that ships take 0.5 GB more.
 LIMIT_BYTES = 900_000_000
 LARGE_BYTES = 64_000_000  # images that take more are decoded one at a time
-PIXEL_BYTES = {
-    "1": 1,
-    "L": 1,
-    "P": 1,
-    "I;16": 2,
-    "I;16L": 2,
-    "I;16B": 2,
-    "I;16N": 2,
-}  # by Pillow's mode; 4 in others
+# By Pillow's mode; 4 in others.
+PIXEL_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}
 # What decoders take beside the image, per pixel of the file, as measured. Others work row by row.
 DECODER_BYTES = {"WEBP": 12, "AVIF": 12, "HEIF": 12, "JPEG2000": 16}
 ROWS_PER_STRIP, TILE_LENGTH, BITS_PER_SAMPLE = 278, 323, 258  # tags of TIFFs

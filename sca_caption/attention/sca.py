@@ -222,9 +222,8 @@ def pool_modulated(features: Tensor, beta: Tensor | None, alpha: Tensor | None) 
 # ---- channel scores without the (B, C, k) tensor ---------------------------------------------------------------------
 
 
-NARROW = (
-    3e5  # least max|w| * half-range that is interpolated, in units of the rounding error of tanh's argument
-)
+# Least max|w| * half-range that is interpolated, in units of the rounding error of tanh's argument.
+NARROW = 3e5
 
 
 def channel_scores(

@@ -41,7 +41,6 @@ import h5py
 import numpy as np
 
 from sca_caption.datasets.hdf5_schema import check_attributes, check_datasets, check_self_contained
-from sca_caption.datasets.sources import SOURCES
 from sca_caption.images import ImageError, Transform, load
 from sca_caption.runtime.errors import UserError, choice, did_you_mean
 from sca_caption.runtime.json_text import parse_json
@@ -209,6 +208,8 @@ class CaptionDataset:
             command = f"python preprocess.py --dataset {self.path.stem}"
             if self.path != Path("data", f"{self.path.stem}.h5"):
                 command = f"python preprocess.py --dataset NAME --output {self.path}"
+            from sca_caption.datasets.sources import SOURCES  # which imports the readers of all data sets
+
             names = [*SOURCES, *(path.stem for path in self.path.parent.glob("*.h5"))]
             near = did_you_mean(self.path.stem, names) if self.path.stem not in SOURCES else ""
             raise UserError(f"no data file {self.path}; make it with: {command}{near}")

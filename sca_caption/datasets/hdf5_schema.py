@@ -26,7 +26,6 @@ def check_datasets(file: h5py.File, encoding: str, size: int, splits: int) -> No
     size: of the images in pixels. splits: number of splits. Raises ValueError with what is wrong, and KeyError for a
     dataset that is missing.
     """
-    check_self_contained(file)
     limit = file.id.get_filesize()  # each row of a table takes more than a byte
     n = rows(file, "images/split", "u", (), limit)
     rows(file, "images/image_id", "i", (), limit, n)

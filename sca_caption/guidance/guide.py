@@ -54,9 +54,8 @@ class Guide:
     name: ClassVar[str]  # in checkpoints, in model.json and in `guidance.GUIDES`
     prediction: ClassVar[str | None] = None  # name of its row per image, if it predicts one
     trained_type: ClassVar[type[TrainedGuide]]
-    excludes: ClassVar[bool] = (
-        False  # whether `banned_words` has something to say; turned off by --no-guidance
-    )
+    # Whether `banned_words` has something to say; turned off by --no-guidance.
+    excludes: ClassVar[bool] = False
     rates: ClassVar[bool] = False  # whether `rate` does
     gives_confidence: ClassVar[bool] = False  # whether `confidence` does
 

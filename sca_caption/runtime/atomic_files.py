@@ -17,9 +17,8 @@ try:
 except ImportError:  # not a POSIX system: `locked` locks nothing
     fcntl = None  # type: ignore[assignment]
 
-MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[
-    :6
-]  # in temporary names: whose process ids they have
+# In temporary names: whose process ids they have.
+MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
 
 
 @contextlib.contextmanager
