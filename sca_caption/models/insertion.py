@@ -1,5 +1,6 @@
 """Insertion points of attention blocks in a network: inside and after residual units, and after stages."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -45,7 +46,8 @@ class ResidualUnit:
     def replace_3x3(self, options: dict[str, object]) -> None:
         """Replace the 3x3 convolution by a selective kernel, and its batch norm by nothing: SK has its own."""
         conv = getattr(self.parent, self.conv)
-        groups = conv.groups if conv.groups == conv.in_channels else 32
+        width = math.gcd(32, conv.in_channels, conv.out_channels)
+        groups = conv.groups if conv.groups == conv.in_channels else width
         defaults = {"out_channels": conv.out_channels, "stride": conv.stride[0], "groups": groups}
         setattr(self.parent, self.conv, build("sk", conv.in_channels, **defaults | options))
         setattr(self.parent, self.norm, nn.Identity())
@@ -62,7 +64,7 @@ class Stage:
 def resnet_stages(model: nn.Module) -> list[Stage]:
     """ResNet: blocks go after the last batch norm of a unit, before the sum."""
     stages = []
-    for layer in (model.layer1, model.layer2, model.layer3, model.layer4):
+    for layer in (module for name, module in model.named_children() if name.startswith("layer")):
         units = []
         for child, unit in layer.named_children():
             deep = hasattr(unit, "bn3")

@@ -1,7 +1,7 @@
 """Classification networks with attention blocks at the insertion points of the blocks' papers.
 
-The networks are torchvision's, except MobileNeXt (`mobilenext`) and LeNet (`lenet`), and keep torchvision's parameter
-names. Blocks only add names, so ImageNet weights load into networks with blocks. Default insertion points of each block:
+The networks are torchvision's, except MobileNeXt (`mobilenext`), LeNet (`lenet`) and ResNet-20 for CIFAR (`resnet20`),
+and keep torchvision's parameter names. Blocks only add names, so ImageNet weights load into networks with blocks. Default insertion points of each block:
 
     se cbam ccwh coord    in every residual unit: in ResNet after the last batch norm, before the sum; in MobileNetV2
                           after the depthwise convolution's ReLU6, unless the expansion is 1; in MobileNeXt after the
@@ -32,39 +32,12 @@ from sca_caption.models import mobilenet_v2
 from sca_caption.models.insertion import Stage, densenet_stages, mobilenet_stages, plain_stages, resnet_stages
 from sca_caption.models.lenet import LeNet
 from sca_caption.models.mobilenext import SANDGLASS_STAGES, MobileNeXt
+from sca_caption.models.resnet import BasicBlock, Bottleneck, CifarResNet
 from sca_caption.runtime.errors import UserError, choice
 from sca_caption.runtime.torchvision_compat import torchvision
 
 STEMS = ("imagenet", "cifar")
 IN_UNITS = ("se", "cbam", "ccwh", "coord", "csham", "sk")  # blocks inserted inside residual units
-tv_resnet = torchvision.models.resnet
-
-
-class BasicBlock(tv_resnet.BasicBlock):
-    """Torchvision's unit with an insertion point, `attention`, before the sum."""
-
-    def __init__(self, *args, **options):
-        super().__init__(*args, **options)
-        self.attention = nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.attention(self.bn2(self.conv2(out)))
-        return self.relu(out + (x if self.downsample is None else self.downsample(x)))
-
-
-class Bottleneck(tv_resnet.Bottleneck):
-    """Torchvision's unit with an insertion point, `attention`, before the sum."""
-
-    def __init__(self, *args, **options):
-        super().__init__(*args, **options)
-        self.attention = nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.relu(self.bn1(self.conv1(x)))
-        out = self.relu(self.bn2(self.conv2(out)))
-        out = self.attention(self.bn3(self.conv3(out)))
-        return self.relu(out + (x if self.downsample is None else self.downsample(x)))
 
 
 def make_resnet(name: str, classes: int, stem: str) -> nn.Module:
@@ -72,11 +45,18 @@ def make_resnet(name: str, classes: int, stem: str) -> nn.Module:
     counts = {"resnet18": (2, 2, 2, 2), "resnet101": (3, 4, 23, 3), "resnet152": (3, 8, 36, 3)}
     options = {"groups": 32, "width_per_group": 4} if name == "resnext50_32x4d" else {}
     unit = BasicBlock if name in ("resnet18", "resnet34") else Bottleneck
-    model = tv_resnet.ResNet(unit, list(counts.get(name, (3, 4, 6, 3))), num_classes=classes, **options)
+    model = torchvision.models.ResNet(
+        unit, list(counts.get(name, (3, 4, 6, 3))), num_classes=classes, **options
+    )
     if stem == "cifar":
         model.conv1 = init_he(nn.Conv2d(3, 64, 3, padding=1, bias=False))
         model.maxpool = nn.Identity()
     return model
+
+
+def make_resnet20(classes: int, stem: str) -> nn.Module:
+    """ResNet-20 expects 32 x 32 pixels and has a single stem."""
+    return CifarResNet(3, classes)
 
 
 def make_vgg(name: str, classes: int, stem: str) -> nn.Module:
@@ -168,6 +148,15 @@ def vgg(name: str) -> Network:
 
 NETWORKS: dict[str, Network] = {
     **{name: resnet(name) for name in RESNETS},
+    "resnet20": Network(
+        make_resnet20,
+        LAYERS[:3],
+        resnet_stages,
+        before_downsampling=LAYERS[:2],
+        middle=LAYERS[1:3],
+        head="fc",
+        stride_2_only=("csham",),
+    ),
     **{name: vgg(name) for name in VGGS},
     "mobilenet_v2": Network(
         make_mobilenet_v2,
@@ -295,7 +284,8 @@ def load_pretrained(model: nn.Module, weights: dict[str, Tensor], name: str) -> 
 
 def gradcam_layer(model: nn.Module, name: str) -> nn.Module:
     """Return the module whose output (B, C, h, w) is the last feature map, after any block and before any max-pooling."""
-    if NETWORKS[choice(name, NETWORKS, "backbone")].head == "fc":
-        return model.layer4
+    network = NETWORKS[choice(name, NETWORKS, "backbone")]
+    if network.head == "fc":
+        return model.get_submodule(network.stages[-1])
     *_, second_last, last = model.features.children()
     return second_last if isinstance(last, nn.MaxPool2d) else model.features

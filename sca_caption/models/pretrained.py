@@ -10,7 +10,11 @@ from torch import Tensor
 from sca_caption.models import efficientnet_lite
 from sca_caption.runtime.errors import UserError, choice
 
-OWN_NETWORKS = ("lenet", "mobilenext")  # networks that torchvision does not have, with attention blocks
+OWN_NETWORKS = (
+    "lenet",
+    "mobilenext",
+    "resnet20",
+)  # networks that torchvision does not have, with attention blocks
 
 
 def pretrained_weights(name: str, file: str | Path | None = None) -> dict[str, Tensor]:

@@ -60,6 +60,7 @@ def units(*counts: int) -> list[str]:
 
 
 RESNET50 = [f"{unit}.attention" for unit in units(3, 4, 6, 3)]
+RESNET20 = [f"{unit}.attention" for unit in units(3, 3, 3)]
 RESNET18 = [f"{unit}.attention" for unit in units(2, 2, 2, 2)]
 LAYERS = [f"layer{i}.attention" for i in (1, 2, 3)]
 VGG = [f"features.conv{i}_attention" for i in range(1, 6)]
@@ -81,6 +82,12 @@ INSERTION_POINTS = {
     ("resnet18", "se"): RESNET18,
     ("resnet18", "sk"): [f"{unit}.conv1" for unit in units(2, 2, 2, 2)],
     ("resnet18", "nonlocal"): ["layer2.attention1", "layer3.attention1"],
+    **{("resnet20", block): RESNET20 for block in IN_UNITS},
+    ("resnet20", "csham"): ["layer2.0.attention", "layer3.0.attention"],
+    ("resnet20", "sk"): [f"{unit}.conv1" for unit in units(3, 3, 3)],
+    ("resnet20", "bam"): LAYERS[:2],
+    ("resnet20", "nonlocal"): ["layer2.attention1", "layer3.attention1"],
+    **{("resnet20", block): ["layer3.attention"] for block in LAST},
     **{("vgg16", block): VGG for block in (*IN_UNITS, "csham", "sk")},
     ("vgg19_bn", "bam"): VGG[:4],
     ("vgg19_bn", "nonlocal"): VGG[3:],
@@ -271,7 +278,7 @@ def test_networks_do_not_reinitialise_their_blocks(name, monkeypatch):
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_every_parameter_gets_a_gradient(block):
-    for name in ("resnet18", "mobilenet_v2", "mobilenext", "lenet"):
+    for name in ("resnet18", "resnet20", "mobilenet_v2", "mobilenext", "lenet"):
         torch.manual_seed(0)
         model = build_network(name, 5, stem="cifar", attention=block, at=stages(name)[-2:])
         logits = model(images(32, 40))
@@ -301,6 +308,7 @@ def test_nested_attention_is_one_block():
     ("name", "block", "layer"),
     [
         ("resnet18", "danet", "layer4"),
+        ("resnet20", "", "layer3"),
         ("vgg16", "", "features.29"),  # the ReLU before the last pooling
         ("vgg16", "se", "features.conv5_attention"),
         ("lenet", "", "features.relu2"),

@@ -16,10 +16,10 @@ from sca_caption.runtime.torchvision_compat import torchvision
 from tests.helpers.made_photos import message
 from tests.helpers.networks import images, on_meta, randomised, shapes, theirs_on_meta
 
-OURS = ("mobilenext", "lenet")
+OURS = ("mobilenext", "lenet", "resnet20")
 THEIRS = [name for name in NETWORKS if name not in OURS]
 # Small enough to run, one of each form.
-RUN = ("resnet18", "mobilenet_v2", "mobilenext", "densenet121", "lenet")
+RUN = ("resnet18", "resnet20", "mobilenet_v2", "mobilenext", "densenet121", "lenet")
 
 
 # ---- torchvision's ---------------------------------------------------------------------------------------------------
@@ -73,6 +73,7 @@ def map_size(model: nn.Module, name: str) -> tuple[int, int]:
     [
         ("resnet50", (2, 3), (8, 12)),
         ("resnext50_32x4d", (2, 3), (8, 12)),
+        ("resnet20", (16, 24), (16, 24)),
         ("vgg16", (4, 6), (4, 6)),
         ("vgg19_bn", (4, 6), (4, 6)),
         ("mobilenet_v2", (2, 3), (8, 12)),
@@ -156,6 +157,7 @@ def test_what_does_not_fit_is_one_line_and_changes_nothing():
 
 def test_stages():
     assert stages("resnext50_32x4d") == ("layer1", "layer2", "layer3", "layer4")
+    assert stages("resnet20") == ("layer1", "layer2", "layer3")
     assert stages("vgg19") == ("conv1", "conv2", "conv3", "conv4", "conv5")
     assert stages("mobilenet_v2") == tuple(f"stage{i}" for i in range(1, 8))
     assert stages("mobilenext") == tuple(f"stage{i}" for i in range(1, 9))

@@ -126,7 +126,7 @@ def test_old_names_of_densenet_are_read(tmp_path, monkeypatch):
         assert all(torch.equal(found[key], value) for key, value in state.items())
 
 
-@pytest.mark.parametrize("name", ["lenet", "mobilenext"])
+@pytest.mark.parametrize("name", ["lenet", "mobilenext", "resnet20"])
 def test_networks_without_weights_to_download(name):
     text = message(lambda: pretrained_weights(name))
     assert name in text and "--backbone-weights FILE" in text and "'none'" in text
