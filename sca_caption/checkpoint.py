@@ -324,6 +324,15 @@ def add_guide(path: Path, name: str, guide: TrainedGuide) -> None:
         temporary.chmod(path.stat().st_mode)
 
 
+def training_history(path: str | Path) -> tuple[str, list[dict]]:
+    """The task of a checkpoint, "caption" or "classify", and one dict per epoch; its model is not built.
+
+    Raises UserError for a missing file, one that is no checkpoint, and one of another format version.
+    """
+    text, _ = _read(Path(path))
+    return text.get("task", "caption"), text["training"].get("history", [])
+
+
 def fingerprint(path: str | Path | None = None) -> str:
     """Sixteen hex digits of a hash of a checkpoint's file; None means the captioner that ships."""
     with open(path if path is not None else SHIPPED, "rb") as file:

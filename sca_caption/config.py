@@ -229,12 +229,16 @@ class ClassifierTrainConfig(RunConfig):
     )
     mixup: float = setting(0.0, "alpha of mixup; 0: off")
     limit: int = setting(0, "use a random subset of this many training images; 0: all")
+    train_per_class: int = setting(
+        0,
+        "training images per class, chosen by --seed; the others are for validation (caltech101, folder); 0: 80/20",
+    )
 
     def __post_init__(self):
         super().__post_init__()
         require(self, "views", self.views in VIEWS, "none, pad or resized")
         require(self, "crop_scale", 0 < self.crop_scale <= 1, "above 0, at most 1")
-        for name in ("mixup", "limit"):
+        for name in ("mixup", "limit", "train_per_class"):
             require(self, name, getattr(self, name) >= 0, "0 or more")
 
 

@@ -16,6 +16,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -103,30 +104,7 @@ def report_blocks(arguments: argparse.Namespace) -> None:
         parse(spec)  # raises UserError for a wrong name before any work
     device = find_device(arguments.device)
     specs = ["", *arguments.attention]
-    models = [build_classifier(spec, arguments).to(device) for spec in specs]
-    shape = (arguments.batch_size, 3, arguments.image_size, arguments.image_size)
-    images = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
-    labels = torch.randint(0, arguments.classes, (len(images),), device=device)
-    forward = time_ratios(
-        [partial(forward_pass, model, images) for model in models], arguments.rounds, device
-    )
-    training = time_ratios(
-        [partial(training_step, model, images, labels) for model in models], arguments.rounds, device
-    )
-    print(
-        f"{arguments.backbone}, {shape[2]} px, batch {shape[0]}, {device.type}, {torch.get_num_threads()} threads\n"
-    )
-    print("| block | parameters | multiply-adds | forward | training |\n| --- | ---: | ---: | ---: | ---: |")
-    for spec, model, *cost in zip(specs, models, forward, training, strict=True):
-        parameters = sum(p.numel() for p in model.parameters())
-        work = multiply_adds(model, images[:1]) / 1e6
-        times = " | ".join(f"{ratio:.2f}" for ratio in cost)
-        print(f"| {spec or 'none'} | {parameters:,} | {work:,.1f} M | {times} |")
-
-
-def build_classifier(spec: str, arguments: argparse.Namespace) -> Classifier:
-    torch.manual_seed(0)
-    return Classifier(
+    configs = [
         ClassifierConfig(
             backbone=arguments.backbone,
             attention=spec,
@@ -134,7 +112,53 @@ def build_classifier(spec: str, arguments: argparse.Namespace) -> Classifier:
             image_size=arguments.image_size,
             classes=tuple(map(str, range(arguments.classes))),
         )
+        for spec in specs
+    ]
+    costs = measure_costs(configs, arguments.batch_size, arguments.rounds, device)
+    print(
+        f"{arguments.backbone}, {arguments.image_size} px, batch {arguments.batch_size}, {device.type}, "
+        f"{torch.get_num_threads()} threads\n"
     )
+    print("| block | parameters | multiply-adds | forward | training |\n| --- | ---: | ---: | ---: | ---: |")
+    for spec, cost in zip(specs, costs, strict=True):
+        print(f"| {spec or 'none'} | {cost.cells()} |")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of a network. Times are ratios to the first network that was measured with it."""
+
+    parameters: int
+    multiply_adds: int  # per image
+    forward: float
+    training: float  # forward and backward pass, without the optimizer
+
+    def cells(self) -> str:
+        work = f"{self.multiply_adds / 1e6:,.1f} M"
+        return f"{self.parameters:,} | {work} | {self.forward:.2f} | {self.training:.2f}"
+
+
+def measure_costs(
+    configs: list[ClassifierConfig], batch_size: int, rounds: int, device: torch.device
+) -> list[Cost]:
+    """The costs of networks with random weights that read images of one size; those of the first are the unit of time."""
+    models = [build_classifier(config).to(device) for config in configs]
+    size = configs[0].image_size
+    images = torch.randint(0, 256, (batch_size, 3, size, size), dtype=torch.uint8, device=device)
+    labels = torch.randint(0, len(configs[0].classes), (batch_size,), device=device)
+    forward = time_ratios([partial(forward_pass, model, images) for model in models], rounds, device)
+    training = time_ratios(
+        [partial(training_step, model, images, labels) for model in models], rounds, device
+    )
+    return [
+        Cost(sum(p.numel() for p in model.parameters()), multiply_adds(model, images[:1]), *times)
+        for model, *times in zip(models, forward, training, strict=True)
+    ]
+
+
+def build_classifier(config: ClassifierConfig) -> Classifier:
+    torch.manual_seed(0)
+    return Classifier(config)
 
 
 def multiply_adds(model: Classifier, images: Tensor) -> int:

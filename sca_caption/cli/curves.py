@@ -1,4 +1,4 @@
-"""`python -m sca_caption curves`: plot validation scores of training runs."""
+"""`python -m sca_caption curves`: plot validation scores of training runs of captioners or classifiers."""
 
 from pathlib import Path
 
@@ -6,15 +6,16 @@ from sca_caption.cli.parser import Parser, program
 from sca_caption.training.plots import draw_curves, scores
 
 EPILOG = """\
-example:
+examples:
   python -m sca_caption curves runs/flickr8k runs/flickr8k-cider --output curves.svg
+  python -m sca_caption curves runs/cifar10-resnet18 runs/cifar10-resnet18-cbam --output curves.svg
 """
 
 
 def parser() -> Parser:
     p = Parser(
         prog="python -m sca_caption curves",
-        description="Plot the validation scores of training runs.",
+        description="Plot the validation scores of training runs: CIDEr of captioners, top-1 of classifiers.",
         epilog=EPILOG,
     )
     p.add_argument("runs", nargs="+", type=Path, metavar="DIR", help="run folder (--output of train.py)")
@@ -28,7 +29,8 @@ def main(argv: list[str] | None = None) -> int:
     from sca_caption.runtime.figures import check_figure, save_figure
 
     check_figure(arguments.output, "--output")
-    save_figure(draw_curves({str(run): scores(run) for run in arguments.runs}), arguments.output, "--output")
+    score, runs = scores(arguments.runs)
+    save_figure(draw_curves(runs, score), arguments.output, "--output")
     return 0
 
 

@@ -109,14 +109,16 @@ def open_data(arguments: argparse.Namespace, checkpoint):
         raise UserError(f"{arguments.checkpoint} has no record of its training data; give --dataset NAME")
     same = name == trained_on.get("dataset")
     root = arguments.root or (trained_on.get("root") if same else None)
-    data = open_dataset(name, root)
+    split = (trained_on.get("per_class_split") if same else None) or {}
+    data = open_dataset(name, root, split.get("seed", 0), split.get("per_class", 0))
     classes = checkpoint.config.classes
     if data.classes != tuple(classes):
         raise UserError(
             f"{name} has other classes ({listed(data.classes)}) than {arguments.checkpoint} ({listed(classes)}); "
             "give the --dataset and --root that it was trained for"
         )
-    return data, {"dataset": name, "root": str(root) if root else None}
+    source = {"dataset": name, "root": str(root) if root else None}
+    return data, source | ({"per_class_split": split} if split else {})
 
 
 def listed(classes) -> str:

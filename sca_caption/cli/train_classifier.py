@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 from sca_caption import config
@@ -23,7 +24,7 @@ examples:
 
 data sets: cifar10 cifar100 caltech101 imagenet shapes, or folder: one folder per class; see data/README.md
 """
-RECIPES = ("caltech", "cifar", "imagenet", "shapes-classify")
+RECIPES = ("caltech", "caltech30", "cifar", "imagenet", "shapes-classify")
 # Default recipe of a data set; caltech for others.
 RECIPE_OF = {
     "cifar10": "cifar",
@@ -31,7 +32,7 @@ RECIPE_OF = {
     "imagenet": "imagenet",
     "shapes": "shapes-classify",
 }
-PRETRAINED = ("caltech",)  # recipes that start from ImageNet weights
+PRETRAINED = ("caltech", "caltech30")  # recipes that start from ImageNet weights
 
 
 def parser() -> Parser:
@@ -66,8 +67,12 @@ def parser() -> Parser:
     return p
 
 
-def run(argv: list[str] | None, processes: Processes) -> int:
-    """Train the classifier that the flags describe. Raises UserError for a mistake in them."""
+def run(
+    argv: list[str] | None,
+    processes: Processes,
+    on_epoch: Callable[[list[dict]], None] = lambda history: None,
+) -> int:
+    """Train the classifier that the flags describe. on_epoch: as of `train`. Raises UserError for mistakes in them."""
     arguments = parser().parse_args(argv)
     name = arguments.recipe or RECIPE_OF.get(arguments.dataset, "caltech")
     recipe = load_recipe(name, "classify")
@@ -88,8 +93,12 @@ def run(argv: list[str] | None, processes: Processes) -> int:
         check_same_settings(found, train_config, resumed.config)
     else:
         check_no_run_in(output)
-    data = open_dataset(arguments.dataset, arguments.root)
     source = {"dataset": arguments.dataset, "root": str(arguments.root or Path("data") / arguments.dataset)}
+    split = {}
+    if train_config.train_per_class:
+        split = {"seed": train_config.seed, "per_class": train_config.train_per_class}
+    data = open_dataset(arguments.dataset, arguments.root, **split)
+    source |= {"per_class_split": split} if split else {}
     if resumed is not None:
         if resumed.config.classes != data.classes:
             raise UserError(
@@ -104,7 +113,7 @@ def run(argv: list[str] | None, processes: Processes) -> int:
                 dataclasses.replace(model_config, classes=data.classes), train_config.seed, weights
             )
     task = ClassificationTask(model.to(device), data, train_config, source, processes)
-    history = train(task, train_config, output, resumed, quiet=arguments.quiet)
+    history = train(task, train_config, output, resumed, quiet=arguments.quiet, on_epoch=on_epoch)
     report(history)
     print(f"best model: {output / 'best.pt'}")
     return 0

@@ -3,7 +3,7 @@
 `open_dataset` returns a LabelledImages for every layout: classes, labels, splits and the pixels of each image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -86,14 +86,17 @@ class LabelledImages:
         return self._source.file_name(int(index))
 
 
-def open_dataset(name: str, root: str | Path | None = None, seed: int = 0) -> LabelledImages:
+def open_dataset(
+    name: str, root: str | Path | None = None, seed: int = 0, per_class: int = 0
+) -> LabelledImages:
     """Open a data set by name.
 
     root: its folder, by default data/NAME. seed: of the generated images of `shapes`, and of the validation split of
-    data sets without splits (caltech101, folder); otherwise without effect.
+    data sets without splits (caltech101, folder); otherwise without effect. per_class: their training images of each
+    class; the others are for validation; 0: four fifths.
 
-    Raises UserError for an unknown name, a folder that is missing or lacks the data set, an empty class, and splits
-    with different classes.
+    Raises UserError for an unknown name, a folder that is missing or lacks the data set, an empty class, splits with
+    different classes, and `per_class` for a data set that has splits, or not below the size of a class.
     """
     opener = OPENERS[choice(name, OPENERS, "dataset for classification")]
     root = Path(root) if root is not None else Path("data") / name
@@ -102,7 +105,11 @@ def open_dataset(name: str, root: str | Path | None = None, seed: int = 0) -> La
         raise UserError(
             f"{name} not found: {root} is {found}; {EXPECTED[name]}, or give its folder with --root DIR"
         )
-    return opener(name, root, seed)
+    if per_class and (name not in UNSPLIT or (name == "folder" and "train" in list_folders(root))):
+        raise UserError(
+            f"--train-per-class {per_class}: {name} has its own splits; leave it out, or choose fewer images with --limit"
+        )
+    return opener(name, root, seed, per_class) if name in UNSPLIT else opener(name, root, seed)
 
 
 EXPECTED = {
@@ -155,15 +162,20 @@ def read_cifar(
     return parts[0].classes, labels, splits, ArrayImages(pixels, bounds)
 
 
-def open_caltech101(name: str, root: Path, seed: int) -> LabelledImages:
+def open_caltech101(name: str, root: Path, seed: int, per_class: int = 0) -> LabelledImages:
     """Caltech-101 (101_ObjectCategories), without BACKGROUND_Google, which is no category."""
     categories = "101_ObjectCategories"
     places = [root / "caltech101" / categories, root / categories, root]
     folder = next((place for place in places if place.name == categories and place.is_dir()), None)
     if folder is None:
         raise UserError(f"{name} not found: {root} has no {categories}; {EXPECTED[name]}")
-    classes, labels, splits, files = read_class_folders(folder, seed, exclude=("BACKGROUND_Google",))
-    return LabelledImages(name, classes, labels, splits, files, f"80/20 per class by hash, seed {seed}")
+    classes, labels, splits, files = read_class_folders(folder, seed, ("BACKGROUND_Google",), per_class)
+    return LabelledImages(name, classes, labels, splits, files, hash_note(seed, per_class))
+
+
+def hash_note(seed: int, per_class: int) -> str:
+    """The origin of splits that `read_class_folders` makes."""
+    return f"{f'{per_class} training images' if per_class else '80/20'} per class by hash, seed {seed}"
 
 
 def open_imagenet(name: str, root: Path, seed: int) -> LabelledImages:
@@ -191,12 +203,12 @@ def synset_names(wnids: Sequence[str], mapping: Path) -> list[str]:
     ]
 
 
-def open_folder(name: str, root: Path, seed: int) -> LabelledImages:
+def open_folder(name: str, root: Path, seed: int, per_class: int = 0) -> LabelledImages:
     """Folders train/CLASS, val/CLASS and optionally test/CLASS, or folders CLASS, which are split by hash."""
     folder_names = set(list_folders(root))
     if "train" not in folder_names:
-        classes, labels, splits, files = read_class_folders(root, seed)
-        return LabelledImages(name, classes, labels, splits, files, f"80/20 per class by hash, seed {seed}")
+        classes, labels, splits, files = read_class_folders(root, seed, per_class=per_class)
+        return LabelledImages(name, classes, labels, splits, files, hash_note(seed, per_class))
     if not folder_names & {"val", "test"}:
         raise UserError(f"{root} has train but no val; add val/CLASS, or put the class folders into {root}")
     folders = {split: split for split in SPLITS if split in folder_names}
@@ -217,11 +229,12 @@ def open_shapes(name: str, root: Path, seed: int) -> LabelledImages:
     )
 
 
-OPENERS = {
+OPENERS: dict[str, Callable[..., LabelledImages]] = {
     "caltech101": open_caltech101, "cifar10": open_cifar, "cifar100": open_cifar, "folder": open_folder,
     "imagenet": open_imagenet, "shapes": open_shapes,
 }  # fmt: skip
 NAMES = tuple(OPENERS)
+UNSPLIT = ("caltech101", "folder")  # without official splits, unless the folder has train
 
 
 @dataclass(frozen=True)

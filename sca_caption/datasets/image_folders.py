@@ -124,12 +124,13 @@ def read_split_folders(
 
 
 def read_class_folders(
-    root: Path, seed: int, exclude: tuple[str, ...] = ()
+    root: Path, seed: int, exclude: tuple[str, ...] = (), per_class: int = 0
 ) -> tuple[list[str], np.ndarray, dict[str, np.ndarray], ImageFiles]:
     """Read root/CLASS/image. Returns classes, labels (N,), the indices of each split, and the files.
 
-    A fifth of each class, at least one image, is val and the rest is train. The val images are those with the lowest
-    SHA-256 of seed and path, so the split is the same on every machine. Raises UserError for a class with one image.
+    `per_class` images of each class are train and the others val; 0: a fifth of each class, at least one image, is val.
+    The val images are those with the lowest SHA-256 of seed and path, so the split is the same on every machine. Raises
+    UserError for a class with one image, or with no more than `per_class`.
     """
     found = find_classes(root, exclude)
     paths: list[str] = []
@@ -138,10 +139,15 @@ def read_class_folders(
     for label, (name, files) in enumerate(found.items()):
         if len(files) < 2:
             raise UserError(f"class {name!r} has one image in {root / name}; add at least one for validation")
+        if len(files) <= per_class:
+            raise UserError(
+                f"class {name!r} has {len(files)} images in {root / name}, none left for validation after {per_class} "
+                f"for training; give a smaller --train-per-class"
+            )
         digests = {
             path: hashlib.sha256(f"{seed}/{path}".encode("utf-8", "surrogatepass")).digest() for path in files
         }
-        count = max(1, round(HELD_OUT * len(files)))
+        count = len(files) - per_class if per_class else max(1, round(HELD_OUT * len(files)))
         lowest = set(sorted(files, key=digests.__getitem__)[:count])
         paths += files
         labels += [label] * len(files)

@@ -38,7 +38,7 @@ class Comparison:
 def compare_with_control(scores: np.ndarray, test_to_train: float = 0.0) -> tuple[list[Comparison], float]:
     """Compare the methods in rows 1, 2, ... of `scores` (methods, seeds) with the control in row 0.
 
-    test_to_train: test images divided by training images if every seed has a random split of its own, 0 for a fixed split.
+    test_to_train: test images divided by training images if each seed has a random split of its own, 0 for a fixed one.
     Returns one comparison per row after the first, and the half-width of the 95% interval of a single difference. Needs
     at least two rows and two seeds.
     """

@@ -1,7 +1,8 @@
 """Classification networks with attention blocks at the insertion points of the blocks' papers.
 
 The networks are torchvision's, except MobileNeXt (`mobilenext`), LeNet (`lenet`) and ResNet-20 for CIFAR (`resnet20`),
-and keep torchvision's parameter names. Blocks only add names, so ImageNet weights load into networks with blocks. Default insertion points of each block:
+and keep torchvision's parameter names. Blocks only add names, so ImageNet weights load into networks with blocks.
+Default insertion points of each block:
 
     se cbam ccwh coord    in every residual unit: in ResNet after the last batch norm, before the sum; in MobileNetV2
                           after the depthwise convolution's ReLU6, unless the expansion is 1; in MobileNeXt after the

@@ -103,12 +103,14 @@ def train(
     resume: Checkpoint | None = None,
     report: Callable[[str], None] = print,
     quiet: bool = False,
+    on_epoch: Callable[[list[dict]], None] = lambda history: None,
 ) -> list[dict]:
     """Train `task.model` and return the history, one dict per epoch.
 
     Writes last.pt and progress.svg after every epoch, and best.pt whenever the validation score exceeds all earlier
     ones. resume: the loaded last.pt to continue from, whose model must be `task.model`. report: prints a line. quiet: no
-    progress bar, which only terminals get.
+    progress bar, which only terminals get. on_epoch: called in the main process with the history whenever last.pt has
+    it: after each epoch, and of a resumed run before the next one.
 
     Raises UserError if the loss becomes infinite or NaN, if a checkpoint cannot be written, if another training writes to
     the folder, or if a batch has fewer images than there are processes.
@@ -133,7 +135,7 @@ def train(
         raise UserError(f"cannot write to {output} ({error.strerror}); choose another --output") from error
     taken = f"another training is writing to {output}; wait until it ends, or choose another --output"
     with locked(output, taken) if processes.is_main else nullcontext():
-        run_epochs(task, config, output, history, optimizer, ema, report, quiet)
+        run_epochs(task, config, output, history, optimizer, ema, report, quiet, on_epoch)
     return history
 
 
@@ -146,6 +148,7 @@ def run_epochs(
     ema: EMA | None,
     report: Callable[[str], None],
     quiet: bool,
+    on_epoch: Callable[[list[dict]], None],
 ) -> None:
     """The epochs of `train` that `history` does not have; adds their records to it."""
     processes = task.processes
@@ -153,6 +156,8 @@ def run_epochs(
     writer = summary_writer(output) if processes.is_main else None
     parameters = sum(p.numel() for p in task.model.parameters())
     report(f"{task.summary()}, {parameters / 1e6:.2f} M parameters; writing to {output}")
+    if history and processes.is_main:
+        on_epoch(history)
 
     if task.validate_before_training and not history:
         figures, _ = task.validate() or ({}, [])
@@ -185,6 +190,7 @@ def run_epochs(
                 checkpoint.save(output / "best.pt", task.checkpoint({"val": record}))
         if processes.is_main:
             save_last(output, task, config, history, optimizer, ema)
+            on_epoch(history)
             draw_progress(history, task, config, output)
         processes.barrier()
 

@@ -11,26 +11,38 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SCORE = "CIDEr"
+SCORES = {"caption": "CIDEr", "classify": "top-1"}  # the validation score of each task
 LINE_COLOR, FUTURE_COLOR, BEST_COLOR = "tab:blue", "0.75", "tab:red"
 
 
 # ---- several runs ----------------------------------------------------------------------------------------------------
 
 
-def scores(run: Path) -> dict[int, float]:
-    """The validation scores of a run by epoch. Raises UserError if the folder has no run, or the run no scores."""
+def scores(runs: Sequence[Path]) -> tuple[str, dict[str, dict[int, float]]]:
+    """The name of the runs' validation score, and its values: run -> epoch -> score.
+
+    Raises UserError if a folder has no run, if a run has no scores, and for captioners beside classifiers.
+    """
     from sca_caption import checkpoint
 
-    history = checkpoint.load(run / "last.pt").training.get("history", [])
-    by_epoch = {record["epoch"]: record[SCORE] for record in history if SCORE in record}
-    if not by_epoch:
-        raise UserError(f"{run / 'last.pt'} has no {SCORE} of validation images; give another run")
-    return by_epoch
+    found: dict[str, dict[int, float]] = {}
+    first = ""
+    for run in runs:
+        task, history = checkpoint.training_history(run / "last.pt")
+        first = first or task
+        if task != first:
+            raise UserError(
+                f"{run} is a run of --task {task}, {runs[0]} one of --task {first}; their scores differ, plot them apart"
+            )
+        name = SCORES[task]
+        found[str(run)] = {record["epoch"]: record[name] for record in history if name in record}
+        if not found[str(run)]:
+            raise UserError(f"{run / 'last.pt'} has no {name} of validation images; give another run")
+    return SCORES[first], found
 
 
-def draw_curves(runs: Mapping[str, Mapping[int, float]]) -> "Figure":
-    """Validation scores by epoch, one line per run; epoch 0 is the score before training."""
+def draw_curves(runs: Mapping[str, Mapping[int, float]], score: str) -> "Figure":
+    """Validation scores by epoch, one line per run; epoch 0 is the score before training. score: its name."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -39,7 +51,7 @@ def draw_curves(runs: Mapping[str, Mapping[int, float]]) -> "Figure":
     for name, values in runs.items():
         axes.plot(list(values), list(values.values()), marker="o", markersize=4, label=name)
     axes.set_xlabel("epoch")
-    axes.set_ylabel(f"validation {SCORE}")
+    axes.set_ylabel(f"validation {score}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend()

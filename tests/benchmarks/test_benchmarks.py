@@ -8,6 +8,7 @@ import torch
 
 from sca_caption.benchmarks import attention, growth, memory, training
 from sca_caption.benchmarks.parts import set_defaults
+from sca_caption.config import ClassifierConfig
 from sca_caption.training.batches import Batch
 from tests.helpers.made_photos import message
 from tests.helpers.tables import rows
@@ -36,9 +37,7 @@ def test_the_table_of_blocks(capsys):
 
 
 def test_multiply_adds_equal_those_of_the_layers():
-    arguments = attention.parser().parse_args(["--backbone", "lenet", "--image-size", "32"])
-    set_defaults(arguments, attention.DEFAULTS)
-    model = attention.build_classifier("", arguments)
+    model = attention.build_classifier(ClassifierConfig("lenet", image_size=32, classes=("a", "b")))
     counted = []
 
     def note(module, inputs, output):

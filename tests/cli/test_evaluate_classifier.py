@@ -10,6 +10,7 @@ from sca_caption.cli.evaluate import main, parser
 from sca_caption.cli.evaluate_classifier import parser as classifier_parser
 from sca_caption.cli.train import main as train
 from sca_caption.datasets.classification import open_dataset
+from tests.helpers.classified_pictures import class_folders
 from tests.helpers.colour_classifier import save_classifier, save_picture
 
 
@@ -101,6 +102,24 @@ def test_the_test_images_are_those_that_training_left_out(tmp_path, capsys, monk
     assert {image["file_name"] for image in content["images"]} == names["test"]
     assert len(names["test"]) == 6 and not names["test"] & names["train"]
     assert set(checkpoint.load(best, task="classify").metrics["data"]) <= set(content["provenance"])
+
+
+def test_the_test_images_are_those_of_the_models_own_split(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    class_folders(tmp_path / "data" / "folder")
+    flags = "--task classify --dataset folder --backbone lenet --image-size 32 --epochs 1 --batch-size 8 --workers 0"
+    more = "--backbone-weights none --device cpu --quiet --seed 3 --train-per-class 4"
+    assert train([*flags.split(), *more.split()]) == 0
+    assert run(capsys, "--checkpoint", "runs/folder-lenet/best.pt", "--output", "scores.json")[0] == 0
+    content = json.loads(Path("scores.json").read_text())
+    data = open_dataset("folder", "data/folder", 3, 4)
+    assert {image["file_name"] for image in content["images"]} == {
+        data.file_name(i) for i in data.indices("val")
+    }
+    assert len(content["images"]) == 24 and content["provenance"]["per_class_split"] == {
+        "seed": 3,
+        "per_class": 4,
+    }
 
 
 def test_the_results_file_and_the_picture(trained, tmp_path, capsys):

@@ -15,6 +15,7 @@ from sca_caption.datasets import classification as classification_data
 from sca_caption.datasets import image_folders, shapes
 from sca_caption.datasets.classification import LabelledImages, open_dataset
 from sca_caption.runtime.errors import UserError
+from tests.helpers.made_photos import message
 from tests.helpers.odd_folders import lock, odd_folder
 
 COLOURS = {"apple": "red", "cherry": "maroon", "leaf": "green", "plum": "purple"}
@@ -68,6 +69,27 @@ def test_val_has_the_lowest_hashes_of_the_names(tmp_path):
             ordered = sorted(files, key=lambda file: hashlib.sha256(f"{seed}/{file}".encode()).digest())
             assert [file for file in found if file.startswith(name)] == [ordered[0]]  # 7 / 5 rounds to 1
     assert splits[0] != splits[1]
+
+
+def test_a_number_of_training_images_per_class(tmp_path):
+    """Caltech-101's usual protocol: as many of each class, and all others to test; another seed, other images."""
+    root = tree(tmp_path / "101_ObjectCategories", count=7)
+    shutil.copy(root / "apple/image_0.png", root / "apple/image_7.png")
+    trained = {}
+    for seed in (0, 1):
+        for name, place in (("caltech101", tmp_path), ("folder", root)):
+            data = open_dataset(name, place, seed, per_class=5)
+            assert np.bincount(data.labels[data.indices("train")]).tolist() == [5, 5]
+            assert np.bincount(data.labels[data.indices("val")]).tolist() == [3, 2]
+            assert len({*names(data, "train"), *names(data, "val")}) == len(data) == 15
+            files = [f"leaf/image_{index}.png" for index in range(7)]
+            last = sorted(files, key=lambda file: hashlib.sha256(f"{seed}/{file}".encode()).digest())[2:]
+            assert {file for file in names(data, "train") if "leaf" in file} == set(last)
+            assert "5 training images" in data.splits_note and f"seed {seed}" in data.splits_note
+        trained[seed] = set(names(data, "train"))
+    assert trained[0] != trained[1]
+    message(lambda: open_dataset("folder", root, per_class=7), "'leaf'", "7 images", "--train-per-class")
+    message(lambda: open_dataset("shapes", per_class=7), "--train-per-class 7", "shapes")
 
 
 def test_split_folders(tmp_path):

@@ -30,12 +30,17 @@ def colour_classifier(classes: tuple[str, ...] = CLASSES) -> Classifier:
     return model
 
 
-def save_classifier(path: Path, data: dict | None = None, classes: tuple[str, ...] = CLASSES) -> Path:
-    """Its checkpoint; `data` says what it was trained on."""
+def save_classifier(
+    path: Path,
+    data: dict | None = None,
+    classes: tuple[str, ...] = CLASSES,
+    history: list[dict] | None = None,
+) -> Path:
+    """Its checkpoint. data: what it was trained on. history: its epochs, as last.pt has them."""
     metrics = {"top-1": 90.0} | ({"data": data} if data else {})
-    checkpoint.save(
-        path, checkpoint.Checkpoint(colour_classifier(classes), None, Transform(SIZE, "crop"), metrics)
-    )
+    training = {"history": history} if history else {}
+    made = checkpoint.Checkpoint(colour_classifier(classes), None, Transform(SIZE, "crop"), metrics, training)
+    checkpoint.save(path, made)
     return path
 
 
