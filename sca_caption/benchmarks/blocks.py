@@ -62,8 +62,8 @@ class Run:
     spec: str
     seed: int
     folder: Path
-    flags: tuple[str, ...]  # of train.py, without those of a new run's settings if it is resumed
-    settings: tuple[str, ...]
+    flags: tuple[str, ...]  # of train.py, in every case
+    settings: tuple[str, ...]  # further flags, of a new run
 
     @property
     def epochs_file(self) -> Path:
@@ -125,7 +125,7 @@ def main(argv: list[str] | None = None) -> int:
         parse(spec)  # raises UserError for a wrong name before any work
     choice(arguments.backbone, NETWORKS, "backbone")
     output = arguments.output or Path("runs") / f"blocks-{arguments.dataset}-{arguments.backbone}"
-    flags, model_config, train_config = settings_of(arguments)
+    flags, weights, model_config, train_config = settings_of(arguments)
     split = {"per_class": train_config.train_per_class} if train_config.train_per_class else {}
     data = open_dataset(arguments.dataset, arguments.root, **split)
     model_config = dataclasses.replace(model_config, classes=data.classes)
@@ -134,9 +134,9 @@ def main(argv: list[str] | None = None) -> int:
         warn(f"{spec} does not fit {arguments.backbone}: {reason}")
     fitting = ["", *(spec for spec in specs if spec not in unfit)]
     find_device(arguments.device)
-    if flags[-1] != "none":
-        pretrained_weights(arguments.backbone, None if flags[-1] == "download" else flags[-1])
-    keep_settings(output, model_config, train_config, flags)
+    if weights != "none":
+        pretrained_weights(arguments.backbone, None if weights == "download" else weights)
+    keep_settings(output, model_config, train_config, weights)
 
     runs = {
         (spec, seed): make_run(spec, seed, output, arguments, flags)
@@ -161,8 +161,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def settings_of(
     arguments: argparse.Namespace,
-) -> tuple[list[str], ClassifierConfig, ClassifierTrainConfig]:
-    """The flags of train.py that all runs share, and what they set. Raises UserError for a mistake in them."""
+) -> tuple[list[str], str, ClassifierConfig, ClassifierTrainConfig]:
+    """The flags of train.py that all runs share, the --backbone-weights among them, and the settings of all flags.
+
+    Raises UserError for a mistake in them.
+    """
     flags = ["--backbone", arguments.backbone]
     recipe = arguments.recipe or RECIPE_OF.get(arguments.dataset)
     if recipe:
@@ -178,8 +181,8 @@ def settings_of(
     name = given.recipe or train_classifier.RECIPE_OF.get(arguments.dataset, "caltech")
     weights = arguments.backbone_weights or ("download" if name in train_classifier.PRETRAINED else "none")
     values = load_recipe(name, "classify")
-    configs = make(ClassifierConfig, given, values), make(ClassifierTrainConfig, given, values)
-    return [*flags, "--backbone-weights", weights], *configs
+    flags += ["--backbone-weights", weights]
+    return flags, weights, make(ClassifierConfig, given, values), make(ClassifierTrainConfig, given, values)
 
 
 def misfit(spec: str, config: ClassifierConfig) -> str:
@@ -194,13 +197,11 @@ def misfit(spec: str, config: ClassifierConfig) -> str:
     return ""
 
 
-def keep_settings(
-    output: Path, model: ClassifierConfig, train: ClassifierTrainConfig, flags: Sequence[str]
-) -> None:
+def keep_settings(output: Path, model: ClassifierConfig, train: ClassifierTrainConfig, weights: str) -> None:
     """Write settings.json, or compare with the one that is there. Raises UserError if a setting differs."""
     settings: dict[str, Any] = dataclasses.asdict(model) | dataclasses.asdict(train)
     del settings["attention"], settings["at"], settings["seed"]
-    settings["weights"] = Path(flags[-1]).name
+    settings["weights"] = Path(weights).name
     wanted = json.loads(json.dumps(settings))
     file = output / "settings.json"
     if not file.exists():
