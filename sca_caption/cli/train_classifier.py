@@ -94,7 +94,7 @@ def run(
     else:
         check_no_run_in(output)
     source = {"dataset": arguments.dataset, "root": str(arguments.root or Path("data") / arguments.dataset)}
-    split = {}
+    split: dict[str, int] = {}
     if train_config.train_per_class:
         split = {"seed": train_config.seed, "per_class": train_config.train_per_class}
     data = open_dataset(arguments.dataset, arguments.root, **split)

@@ -68,17 +68,11 @@ class CifarResNet(nn.Module):
         self.conv1 = nn.Conv2d(3, CIFAR_WIDTHS[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(CIFAR_WIDTHS[0])
         self.relu = nn.ReLU(inplace=True)
-        width = CIFAR_WIDTHS[0]
-        for stage, channels in enumerate(CIFAR_WIDTHS, 1):
-            first = (
-                BasicBlock(width, channels)
-                if width == channels
-                else BasicBlock(width, channels, stride=2, downsample=ZeroPadShortcut(channels))
-            )
-            others = [BasicBlock(channels, channels) for _ in range(units - 1)]
-            self.add_module(f"layer{stage}", nn.Sequential(first, *others))
-            width = channels
-        self.fc = nn.Linear(width, classes)
+        one, two, three = CIFAR_WIDTHS
+        self.layer1 = cifar_stage(one, one, units)
+        self.layer2 = cifar_stage(one, two, units)
+        self.layer3 = cifar_stage(two, three, units)
+        self.fc = nn.Linear(three, classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -87,3 +81,12 @@ class CifarResNet(nn.Module):
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.fc(x.mean((2, 3)))
+
+
+def cifar_stage(in_channels: int, channels: int, units: int) -> nn.Sequential:
+    """The units of a stage; the first one has stride 2 if it changes the number of channels."""
+    if in_channels == channels:
+        first = BasicBlock(channels, channels)
+    else:
+        first = BasicBlock(in_channels, channels, stride=2, downsample=ZeroPadShortcut(channels))
+    return nn.Sequential(first, *(BasicBlock(channels, channels) for _ in range(units - 1)))
