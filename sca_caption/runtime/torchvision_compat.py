@@ -40,8 +40,9 @@ def _build_in_wheel() -> str:
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     """Non-maximum suppression as torchvision's compiled operator for CPUs computes it.
 
-    Boxes (N, 4) as x1, y1, x2, y2 and scores (N,) -> indices (K,) of the kept boxes, highest score first, of equal scores
-    the first box first. A box is kept unless its intersection over union with a kept one before it is above the threshold.
+    Boxes (N, 4) as x1, y1, x2, y2 and scores (N,) -> indices (K,) of the kept boxes, highest score first. Boxes of equal
+    scores keep their order. A box is kept unless its intersection over union with a kept one before it is above the
+    threshold.
     """
     from torchvision.ops import box_iou
 
@@ -62,6 +63,7 @@ import torchvision  # noqa: E402
 
 if _operators is not None:
     _operators.impl("nms", nms, "CPU")
-    torchvision.ops.boxes._assert_has_ops = lambda: None  # torchvision.ops.nms asks whether the library was loaded
+    # torchvision.ops.nms calls this to ask whether the compiled library was loaded.
+    torchvision.ops.boxes._assert_has_ops = lambda: None
 
 __all__ = ["torchvision"]

@@ -19,7 +19,7 @@ def iou(a: list[float], b: list[float]) -> float:
 
 def brute_force(boxes: list[list[float]], scores: list[float], threshold: float) -> list[int]:
     kept: list[int] = []
-    for index in sorted(range(len(boxes)), key=lambda i: -scores[i]):  # a stable sort: of equal scores the first
+    for index in sorted(range(len(boxes)), key=lambda i: -scores[i]):
         if all(iou(boxes[index], boxes[other]) <= threshold for other in kept):
             kept.append(index)
     return kept
@@ -37,7 +37,8 @@ def random_boxes(count: int, seed: int) -> Tensor:
 def test_kept_boxes_are_those_of_brute_force(nms, threshold, count):
     for seed in range(3):
         boxes = random_boxes(count, seed)
-        scores = torch.randint(0, 10, (count,), generator=torch.Generator().manual_seed(seed)) / 10  # with ties
+        # Many have equal scores.
+        scores = torch.randint(0, 10, (count,), generator=torch.Generator().manual_seed(seed)) / 10
         found = nms(boxes, scores, threshold)
         assert found.dtype == torch.int64
         assert found.tolist() == brute_force(boxes.tolist(), scores.tolist(), threshold)
