@@ -264,7 +264,7 @@ def parse_block(
         for what, given in (("stages", at), ("options", options)):
             if given:
                 raise UserError(
-                    f"{what} {' '.join(given)} are given without an attention block; name a block, or leave the {what} out"
+                    f"{what} {' '.join(given)} are given without an attention block; name a block, or leave them out"
                 )
         return "", {}
     block, parsed = parse(attention)
@@ -370,8 +370,8 @@ def feature_maps(
     )
     if blocks and not maps.blocks:
         raise UserError(
-            f"{attention} is at {blocks[0]} of {name}, above the last returned stage, so nothing reads its output; return "
-            f"a higher stage, or name lower stages for the block"
+            f"{attention} is at {blocks[0]} of {name}, above the last returned stage, so nothing reads its output; "
+            f"return a higher stage, or name lower stages for the block"
         )
     if weights is not None:
         maps.load(weights)

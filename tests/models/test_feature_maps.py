@@ -1,4 +1,7 @@
-"""Feature maps of every network with every block: shapes, strides, gradients, weights, and torchvision's models on them."""
+"""Feature maps of every network with every block: shapes, strides, gradients, weights; torchvision's models on them."""
+
+import copy
+import itertools
 
 import pytest
 import torch
@@ -220,11 +223,11 @@ def test_all_convolutional_networks_of_torchvision_run_their_chain_in_order():
         theirs, seen = theirs_on_meta(name, **options).eval(), []
         for path in maps._order:
             theirs.get_submodule(path).register_forward_hook(
-                lambda m, i, out, path=path: seen.append((path, i[0], out))
+                lambda m, i, out, path=path, seen=seen: seen.append((path, i[0], out))
             )
         theirs(torch.empty(1, 3, 299, 299, device="meta"))
         assert [path for path, _, _ in seen] == maps._order, name
-        assert all(after[1] is before[2] for before, after in zip(seen, seen[1:], strict=False)), name
+        assert all(after[1] is before[2] for before, after in itertools.pairwise(seen)), name
 
 
 # ---- weights ---------------------------------------------------------------------------------------------------------
@@ -371,9 +374,7 @@ def test_deeplab_reads_one_map():
     assert model(images(64, 48))["out"].shape == (2, 4, 64, 48)
 
 
-def test_maps_can_be_compiled_saved_and_copied():
-    import copy
-
+def test_a_copy_computes_the_same_maps():
     maps = made("lenet", "se")
     twin = copy.deepcopy(maps)
     x: Tensor = images(32, 32)
