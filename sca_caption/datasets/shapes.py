@@ -1,7 +1,7 @@
 """Generated images of one or two coloured shapes with five captions each: a data set without a download.
 
 A Scene describes an image; `draw` renders it and `captions` describes it in words. A scene depends on a seed and an index
-alone, so images are generated on demand and not stored.
+alone, so images are generated on demand and not stored. `instances` returns the box and the mask of each shape.
 """
 
 import io
@@ -9,6 +9,7 @@ import math
 import random
 from dataclasses import dataclass
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 SIZE = 96  # pixels, default width and height of an image
@@ -103,17 +104,57 @@ def draw(scene: Scene, size: int = SIZE) -> Image.Image:
     canvas = ImageDraw.Draw(image)
     for shape in scene.shapes:
         colour = tuple(min(255, max(0, level + rng.randint(-12, 12))) for level in COLOURS[shape.colour])
-        x, y, r = shape.centre[0] * width, shape.centre[1] * width, SIZES[shape.size] * width
-        if shape.kind == "circle":
-            canvas.ellipse((x - r, y - r, x + r, y + r), fill=colour)
-        elif shape.kind == "square":
-            r *= 0.9
-            canvas.rectangle((x - r, y - r, x + r, y + r), fill=colour)
-        else:
-            corners = (math.radians(angle) for angle in (-90, 30, 150))
-            y, r = y + r / 5, 1.15 * r
-            canvas.polygon([(x + r * math.cos(a), y + r * math.sin(a)) for a in corners], fill=colour)
+        _paint(canvas, shape, width, colour)
     return image.resize((size, size), Image.Resampling.BOX)
+
+
+def _paint(canvas: ImageDraw.ImageDraw, shape: Shape, width: int, fill: int | tuple[int, ...]) -> None:
+    """Draw a shape on a canvas of `width` x `width` pixels."""
+    x, y, r = shape.centre[0] * width, shape.centre[1] * width, SIZES[shape.size] * width
+    if shape.kind == "circle":
+        canvas.ellipse((x - r, y - r, x + r, y + r), fill=fill)
+    elif shape.kind == "square":
+        r *= 0.9
+        canvas.rectangle((x - r, y - r, x + r, y + r), fill=fill)
+    else:
+        corners = (math.radians(angle) for angle in (-90, 30, 150))
+        y, r = y + r / 5, 1.15 * r
+        canvas.polygon([(x + r * math.cos(a), y + r * math.sin(a)) for a in corners], fill=fill)
+
+
+@dataclass(frozen=True, eq=False)
+class Instance:
+    """The visible part of one shape of an image, for detection and segmentation.
+
+    label: index in CLASSES. box: x1, y1, x2, y2 in pixels, the smallest that contains the mask; x2 and y2 are exclusive.
+    mask: bool (size, size), the pixels that show more of the shape than of another shape or the background.
+    """
+
+    label: int
+    box: tuple[int, int, int, int]
+    mask: np.ndarray
+
+
+def instances(scene: Scene, size: int = SIZE) -> list[Instance]:
+    """Return the visible shapes of `draw(scene, size)` in the order of drawing. Their masks are disjoint.
+
+    A later shape hides the earlier ones below it. A shape without any pixel is left out.
+    """
+    width = size * SUPERSAMPLING
+    owners = Image.new("L", (width, width))  # number of the shape that each sample shows, 0: background
+    canvas = ImageDraw.Draw(owners)
+    for number, shape in enumerate(scene.shapes, 1):
+        _paint(canvas, shape, width, number)
+    samples = np.asarray(owners).reshape(size, SUPERSAMPLING, size, SUPERSAMPLING)
+    shown = np.stack([(samples == number).sum((1, 3)) for number in range(len(scene.shapes) + 1)]).argmax(0)
+    found = []
+    for number, shape in enumerate(scene.shapes, 1):
+        mask = shown == number
+        rows, columns = mask.any(1).nonzero()[0], mask.any(0).nonzero()[0]
+        if len(rows):
+            box = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+            found.append(Instance(CLASSES.index(shape.short), box, mask))
+    return found
 
 
 def captions(scene: Scene) -> tuple[str, ...]:

@@ -30,7 +30,7 @@ from sca_caption.models.block_network import (
     block_numbers,
     build_block_network,
 )
-from sca_caption.models.pretrained import OWN_NETWORKS, backbone_names
+from sca_caption.models.pretrained import OWN_NETWORKS, backbone_names, torchvision_network
 from sca_caption.runtime.errors import UserError, choice
 
 _VGG19 = ("features.31", "features.33", "features.35")  # conv5_2, conv5_3, conv5_4 after their ReLU
@@ -252,17 +252,12 @@ def forward_in_chunks(forward: Callable[[Tensor], tuple[Tensor, ...]], images: T
 
 
 def _build(name: str) -> nn.Module:
-    from sca_caption.runtime.torchvision_compat import torchvision
-
     choice(name, backbone_names(), "backbone")
     if name in OWN_NETWORKS:
         from sca_caption.models.networks import build_network
 
         return build_network(name)
-    options = {}
-    if name in ("googlenet", "inception_v3"):  # transform_input: their weights expect another normalisation
-        options = {"aux_logits": False, "init_weights": True, "transform_input": True}
-    return torchvision.models.get_model(name, weights=None, **options)
+    return torchvision_network(name)
 
 
 def _build_with_blocks(name: str, attention: str, at: Sequence[str]) -> nn.Module:

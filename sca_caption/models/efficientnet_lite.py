@@ -63,12 +63,13 @@ class Convolution(nn.Module):
         self.weight = nn.Parameter(torch.empty(outputs, inputs // groups, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(outputs))
         nn.init.kaiming_normal_(self.weight, mode="fan_out")
-        self.stride, self.groups, self.linear = stride, groups, linear
+        self.in_channels, self.out_channels = inputs, outputs
+        self.stride, self.groups, self.linear = (stride, stride), groups, linear
 
     def forward(self, x: Tensor) -> Tensor:
         kernel = self.weight.shape[2]
         padding = kernel // 2
-        if self.stride > 1:
+        if self.stride[0] > 1:
             x = F.pad(x, (*self._same_padding(x.shape[3], kernel), *self._same_padding(x.shape[2], kernel)))
             padding = 0
         x = F.conv2d(x, self.weight, self.bias, self.stride, padding, groups=self.groups)
@@ -76,7 +77,8 @@ class Convolution(nn.Module):
 
     def _same_padding(self, side: int, kernel: int) -> tuple[int, int]:
         """Numbers of zeros before and after a side of the map."""
-        zeros = max((math.ceil(side / self.stride) - 1) * self.stride + kernel - side, 0)
+        stride = self.stride[0]
+        zeros = max((math.ceil(side / stride) - 1) * stride + kernel - side, 0)
         return zeros // 2, zeros - zeros // 2
 
 

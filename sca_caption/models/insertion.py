@@ -40,7 +40,7 @@ class ResidualUnit:
     after: InsertionPoint
     parent: nn.Module  # module that holds the 3x3 convolution `conv` and its batch norm `norm`
     conv: str
-    norm: str
+    norm: str  # empty if the batch norm is folded into the convolution
     downsamples: bool = False  # stride 2
 
     def replace_3x3(self, options: dict[str, object]) -> None:
@@ -50,7 +50,8 @@ class ResidualUnit:
         groups = conv.groups if conv.groups == conv.in_channels else width
         defaults = {"out_channels": conv.out_channels, "stride": conv.stride[0], "groups": groups}
         setattr(self.parent, self.conv, build("sk", conv.in_channels, **defaults | options))
-        setattr(self.parent, self.norm, nn.Identity())
+        if self.norm:
+            setattr(self.parent, self.norm, nn.Identity())
 
 
 @dataclass
@@ -104,6 +105,24 @@ def mobilenet_stages(sizes: Sequence[int], model: nn.Module) -> list[Stage]:
         stages.append(
             Stage(InsertionPoint(model.features, f"stage{stage}_attention", channels, str(child)), units)
         )
+    return stages
+
+
+def lite_stages(sizes: Sequence[int], model: nn.Module) -> list[Stage]:
+    """EfficientNet-Lite: as in MobileNetV2, after the depthwise convolution. sizes: number of units per stage."""
+    stages, child = [], 0
+    for stage, size in enumerate(sizes, 1):
+        units = []
+        for _ in range(size):
+            child += 1
+            unit = model.features[child]
+            depthwise = unit[-2]
+            name = str(len(unit) - 2)
+            inside = InsertionPoint(unit, "attention", depthwise.out_channels, name)
+            after = InsertionPoint(model.features, f"attention{child}", unit[-1].out_channels, str(child))
+            units.append(ResidualUnit(inside, after, unit, name, "", downsamples=depthwise.stride == (2, 2)))
+        point = InsertionPoint(model.features, f"stage{stage}_attention", after.channels, str(child))
+        stages.append(Stage(point, units))
     return stages
 
 

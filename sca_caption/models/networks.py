@@ -22,22 +22,46 @@ before its pooling or transition.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 
 from torch import Tensor, nn
 
 from sca_caption.attention import BLOCKS, build, parse
-from sca_caption.models import mobilenet_v2
-from sca_caption.models.insertion import Stage, densenet_stages, mobilenet_stages, plain_stages, resnet_stages
+from sca_caption.models import efficientnet_lite, mobilenet_v2
+from sca_caption.models.feature_maps import (
+    FeatureMaps,
+    Shape,
+    last_module,
+    map_end,
+    measure,
+    points_after,
+    skeleton,
+    stride_stages,
+)
+from sca_caption.models.insertion import (
+    Stage,
+    densenet_stages,
+    lite_stages,
+    mobilenet_stages,
+    plain_stages,
+    resnet_stages,
+)
 from sca_caption.models.lenet import LeNet
 from sca_caption.models.mobilenext import SANDGLASS_STAGES, MobileNeXt
+from sca_caption.models.pretrained import backbone_names, torchvision_network
 from sca_caption.models.resnet import BasicBlock, Bottleneck, CifarResNet
 from sca_caption.runtime.errors import UserError, choice
 from sca_caption.runtime.torchvision_compat import torchvision
 
 STEMS = ("imagenet", "cifar")
+TRANSFORMERS = (
+    "maxvit",
+    "swin",
+    "vit",
+)  # torchvision's networks without maps (B, C, H, W) of images of any size
 IN_UNITS = ("se", "cbam", "ccwh", "coord", "csham", "sk")  # blocks inserted inside residual units
 
 
@@ -182,6 +206,24 @@ NETWORKS: dict[str, Network] = {
 }
 
 
+def efficientnet_lite_network(name: str) -> Network:
+    """Without a classifier: its published weights have their batch norms folded and are not meant to be trained alone."""
+    count = efficientnet_lite.total_blocks(name)
+    sizes = efficientnet_lite.block_counts(efficientnet_lite.VARIANTS[name][1])
+    return Network(
+        lambda classes, stem: efficientnet_lite.lite_backbone(name, count),
+        numbered("stage", 7),
+        partial(lite_stages, sizes),
+        before_downsampling=("stage1", "stage2", "stage3", "stage5"),
+        middle=("stage3", "stage4", "stage5"),
+        unexpanded=("stage1",),
+        stride_2_only=("csham",),
+    )
+
+
+LITE_NETWORKS = {name: efficientnet_lite_network(name) for name in efficientnet_lite.VARIANTS}
+
+
 def build_network(
     name: str, classes: int = 1000, *, stem: str = "imagenet", attention: str = "", at: Sequence[str] = ()
 ) -> nn.Module:
@@ -192,24 +234,49 @@ def build_network(
     for small images. Raises UserError for unknown names; the message lists the valid ones.
     """
     network = NETWORKS[choice(name, NETWORKS, "backbone")]
+    block, options = parse_block(network, name, attention, at)
+    model = network.make(classes, choice(stem, STEMS, "stem"))
+    insert_blocks(network, model, block, options, at)
+    return model
+
+
+def parse_block(
+    network: Network,
+    name: str,
+    attention: str,
+    at: Sequence[str],
+    options: Mapping[str, object] | None = None,
+) -> tuple[str, dict[str, object]]:
+    """Return the name and the options of a block, "" for none. options: further ones. Raises UserError for wrong ones."""
     for stage in at:
         choice(stage, network.stages, f"stage of {name}")
     if not attention:
-        if at:
-            raise UserError(
-                f"stages {' '.join(at)} are given without an attention block; name a block, or leave the stages out"
-            )
-        return network.make(classes, choice(stem, STEMS, "stem"))
-    block, options = parse(attention)
-    if block == "sk" and (given := [option for option in ("out_channels", "stride") if option in options]):
+        for what, given in (("stages", at), ("options", options)):
+            if given:
+                raise UserError(
+                    f"{what} {' '.join(given)} are given without an attention block; name a block, or leave them out"
+                )
+        return "", {}
+    block, parsed = parse(attention)
+    parsed |= options or {}
+    if block == "sk" and (given := [option for option in ("out_channels", "stride") if option in parsed]):
         raise UserError(f"{attention!r}: {given[0]} is determined by the network; leave it out")
-    model = network.make(classes, choice(stem, STEMS, "stem"))
-    chosen = at or default_stages(network, block)
-    # Blocks are inserted after the constructor has run, which would overwrite their initialisation.
-    for stage_name, stage in zip(network.stages, network.find(model), strict=True):
-        if stage_name in chosen:
+    return block, parsed
+
+
+def insert_blocks(
+    network: Network, model: nn.Module, block: str, options: dict[str, object], at: Sequence[str]
+) -> dict[str, Stage]:
+    """Insert blocks into `network.make(...)`, whose constructor would overwrite their initialisation.
+
+    Returns the stages as they were before.
+    """
+    found = dict(zip(network.stages, network.find(model), strict=True))
+    chosen = (at or default_stages(network, block)) if block else ()
+    for name, stage in found.items():
+        if name in chosen:
             insert(stage, block, options, network.stride_2_only if not at else ())
-    return model
+    return found
 
 
 def default_stages(network: Network, block: str) -> tuple[str, ...]:
@@ -240,6 +307,95 @@ def insert(stage: Stage, block: str, options: dict[str, object], stride_2_only: 
         for point in points:
             defaults = {"groups": math.gcd(32, point.channels)} if block == "sk" else {}
             point.insert(build(block, point.channels, **defaults | options))
+
+
+def feature_maps(
+    name: str,
+    attention: str = "",
+    at: Sequence[str] = (),
+    stages: Sequence[str] | Mapping[str, str] = (),
+    *,
+    stem: str = "imagenet",
+    weights: str | Path | Mapping[str, Tensor] | None = None,
+    **options: object,
+) -> FeatureMaps:
+    """Build a network that returns the maps of its stages: normalised images (B, 3, H, W) -> OrderedDict of maps.
+
+        backbone = feature_maps("mobilenet_v2", "coord", stages=("stage5", "stage7"), reduction=16)
+        pyramid = FeaturePyramidNetwork(list(backbone.channels.values()), 256)
+
+    name: a network of `NETWORKS`, an EfficientNet-Lite, or a convolutional classifier of torchvision; `feature_stages`
+    returns its stages. attention, at, stem: as for `build_network`; options: of the block, as for `attention.build`.
+    stages: those whose maps are returned (empty: all), or a dict stage -> name of its map, e.g. {"stage7": "out"}; the
+    layers above the last of them are left out. weights: see `FeatureMaps.load`, which can also be called later.
+
+    Raises UserError for unknown names, which lists the valid ones, for weights that do not fit, and if all blocks are
+    above the last returned stage.
+    """
+    network = find_network(name)
+    if stem != "imagenet" and name not in NETWORKS:
+        raise UserError(f"{name} has no stem {choice(stem, STEMS, 'stem')!r}; leave the stem out")
+    block, options = parse_block(network, name, attention, at, options)
+    names = (
+        dict(stages) if isinstance(stages, Mapping) else {stage: stage for stage in stages or network.stages}
+    )
+    for stage in names:
+        choice(stage, network.stages, f"stage of {name}")
+    shapes, parameters = plain_network(name, choice(stem, STEMS, "stem"))
+    model = network.make(1000, stem)
+    last = {
+        stage: last_module(model, found)
+        for stage, found in zip(network.stages, network.find(model), strict=True)
+    }
+    insert_blocks(network, model, block, options, at)
+    blocks = [*attention_blocks(model)]
+    title = f"{name} with {attention}" if attention else name
+    maps = FeatureMaps(
+        model,
+        {map_name: map_end(model, last[stage], blocks) for stage, map_name in names.items()},
+        {map_name: shapes[last[stage]] for stage, map_name in names.items()},
+        blocks,
+        parameters,
+        title,
+    )
+    if blocks and not maps.blocks:
+        raise UserError(
+            f"{attention} is at {blocks[0]} of {name}, above the last returned stage, so nothing reads its output; "
+            f"return a higher stage, or name lower stages for the block"
+        )
+    if weights is not None:
+        maps.load(weights)
+    return maps
+
+
+def find_network(name: str) -> Network:
+    """Return the network of `feature_maps`. Raises UserError for an unknown name."""
+    theirs = [known for known in backbone_names() if not known.startswith(TRANSFORMERS)]
+    choice(name, {*theirs, *NETWORKS, *LITE_NETWORKS}, "network")
+    if found := NETWORKS.get(name) or LITE_NETWORKS.get(name):
+        return found
+    shapes, parameters = plain_network(name, "imagenet")
+    ends = stride_stages(shapes, parameters)
+    return Network(
+        lambda classes, stem: torchvision_network(name),
+        tuple(ends),
+        partial(points_after, ends, shapes),
+        before_downsampling=tuple(ends)[:-1],
+        middle=tuple(stage for stage in ends if stage in ("stride8", "stride16")),
+    )
+
+
+@cache
+def plain_network(name: str, stem: str) -> tuple[dict[str, Shape], frozenset[str]]:
+    """Shapes of the maps of a network without blocks by path, see `measure`, and the names of its parameters."""
+    found = NETWORKS.get(name) or LITE_NETWORKS.get(name)
+    model = skeleton(partial(found.make, 1000, stem) if found else partial(torchvision_network, name))
+    return measure(model), frozenset(model.state_dict())
+
+
+def feature_stages(name: str) -> tuple[str, ...]:
+    """Return the stages that `feature_maps` accepts, in the order of computation; see `find_network`."""
+    return find_network(name).stages
 
 
 def stages(name: str) -> tuple[str, ...]:

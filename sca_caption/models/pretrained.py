@@ -1,11 +1,11 @@
-"""Pretrained weights of CNNs, from torchvision, from a package or from a file."""
+"""Networks of torchvision, and pretrained weights of CNNs from torchvision, from a package or from a file."""
 
 import importlib.util
 import re
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sca_caption.models import efficientnet_lite
 from sca_caption.runtime.errors import UserError, choice
@@ -29,7 +29,7 @@ def pretrained_weights(name: str, file: str | Path | None = None) -> dict[str, T
         return efficientnet_lite.folded_weights(name, read_state_dict(path))
     choice(name, backbone_names(), "backbone")
     if file is not None:
-        return _current_densenet_names(read_state_dict(Path(file)))
+        return current_densenet_names(read_state_dict(Path(file)))
     if name in OWN_NETWORKS:
         raise UserError(
             f"there are no ImageNet weights of {name} to download; pass --backbone-weights FILE (a state dict), or "
@@ -38,7 +38,7 @@ def pretrained_weights(name: str, file: str | Path | None = None) -> dict[str, T
     from sca_caption.runtime.torchvision_compat import torchvision
 
     try:
-        return _current_densenet_names(
+        return current_densenet_names(
             torchvision.models.get_model_weights(name).DEFAULT.get_state_dict(progress=True)
         )
     except (OSError, RuntimeError, AttributeError) as error:
@@ -65,7 +65,7 @@ def find_lite_weights(name: str) -> Path:
     return files[-1]
 
 
-def _current_densenet_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def current_densenet_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Rename DenseNet's parameters: its files have `denselayer1.norm.1`, which torchvision now calls `norm1`."""
     return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(?=\d\.)", r"\1", k): v for k, v in state.items()}
 
@@ -95,6 +95,16 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
+
+
+def torchvision_network(name: str) -> nn.Module:
+    """Build a network of torchvision with random weights, without its auxiliary classifiers."""
+    from sca_caption.runtime.torchvision_compat import torchvision
+
+    options = {}
+    if name in ("googlenet", "inception_v3"):  # transform_input: their weights expect another normalisation
+        options = {"aux_logits": False, "init_weights": True, "transform_input": True}
+    return torchvision.models.get_model(name, weights=None, **options)
 
 
 def backbone_names() -> list[str]:

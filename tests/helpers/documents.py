@@ -1,6 +1,7 @@
 """The documents as their tests read them: their files, their code blocks, and the commands in these."""
 
-import importlib
+import functools
+import importlib.util
 import re
 import shlex
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 FOLDERS = {".": "*.md", "docs": "**/*.md", "data": "*.md", "sca_caption": "**/*.md"}
 DOCUMENTS = tuple(path for folder, names in FOLDERS.items() for path in sorted((ROOT / folder).glob(names)))
+EXAMPLES = sorted((ROOT / "docs/examples").glob("*.py"))
 PROGRAMS = ("preprocess", "train", "caption", "evaluate")
 MODULE = "-m sca_caption"
 CLASSIFY = "--task classify"
@@ -35,12 +37,23 @@ def programs() -> dict[str, ModuleType]:
     benchmarks = (path.stem for path in sorted((ROOT / "sca_caption/benchmarks").glob("*.py")))
     names |= {f"{MODULE}.benchmarks.{name}": f"sca_caption.benchmarks.{name}" for name in benchmarks}
     found = {name: importlib.import_module(module) for name, module in names.items()}
+    found |= {str(path.relative_to(ROOT)): example(path.stem) for path in EXAMPLES}
     return {name: module for name, module in found.items() if hasattr(module, "parser")}
 
 
+@functools.cache
+def example(name: str) -> ModuleType:
+    """A program of docs/examples as a module."""
+    spec = importlib.util.spec_from_file_location(f"examples_{name}", ROOT / f"docs/examples/{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def texts() -> dict[str, str]:
-    """What users read: the documents, and the examples that end the programs' help."""
+    """What users read: the documents, the examples that end the programs' help, and what docs/examples say of theirs."""
     documents = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in DOCUMENTS}
+    documents |= {path.name: example(path.stem).__doc__ for path in EXAMPLES}
     return documents | {f"{name} --help": getattr(m, "EPILOG", "") for name, m in programs().items()}
 
 
