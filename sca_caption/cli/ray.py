@@ -59,7 +59,7 @@ def parser() -> Parser:
     g.add_argument("--threads", type=int, default=1, metavar="N", help="CPUs of each (default: %(default)s)")
     g.add_argument("--gpus", type=float, default=0, metavar="X", help="GPUs of each, or a part of one "
                    "(default: %(default)s)")  # fmt: skip
-    g.add_argument("--shard-size", type=int, default=1000, metavar="N", help="photographs per file of the result; "
+    g.add_argument("--shard-size", type=int, default=128, metavar="N", help="photographs per file of the result; "
                    "a process that dies loses at most one file (default: %(default)s)")  # fmt: skip
     g = p.add_argument_group("model")
     g.add_argument("--checkpoint", type=Path, metavar="FILE", help="captioner, on all machines "
