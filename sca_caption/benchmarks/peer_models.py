@@ -96,7 +96,9 @@ def transformers() -> Any:
     """The package, which imports torchvision."""
     from sca_caption.runtime.torchvision_compat import torchvision  # noqa: F401
 
-    return importlib.import_module("transformers")
+    package = importlib.import_module("transformers")
+    package.utils.logging.disable_progress_bar()
+    return package
 
 
 def build_blip(text: dict[str, Any] | None = None, vision: dict[str, Any] | None = None) -> nn.Module:
