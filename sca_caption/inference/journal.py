@@ -142,19 +142,19 @@ def _lock(file: BinaryIO, path: Path) -> None:
         return
 
 
-def require_same(path: Path, old: dict, new: dict) -> None:
-    """Raise UserError if the settings of the entries in `path` differ from those of this run."""
+def require_same(path: Path, old: dict, new: dict, flag: str = "--resume") -> None:
+    """Raise UserError if the settings of the entries in `path` differ from those of this run, to which `flag` adds."""
     old = {EARLIER_NAMES.get(name, name): value for name, value in current_names(old, SearchConfig).items()}
     for name in {**old, **new}:
         if old.get(name) != new.get(name):
-            flag = "--" + name.replace("_", "-")
+            setting = "--" + name.replace("_", "-")
             how = (
                 "by another model"
                 if name == "checkpoint"
-                else f"with {flag} {_shown(old.get(name))}, now it is {_shown(new.get(name))}"
+                else f"with {setting} {_shown(old.get(name))}, now it is {_shown(new.get(name))}"
             )
             raise UserError(
-                f"--resume: {path} was written {how}; repeat the earlier options, or delete it to start again"
+                f"{flag}: {path} was written {how}; repeat the earlier options, or delete it to start again"
             )
 
 
