@@ -1,4 +1,4 @@
-"""Bounds of TCP connections, which uvicorn does not have: their number, and the time to send a request or take a response.
+"""Bounds of TCP connections that uvicorn lacks: their number, and the time to send a request or take a response.
 
 Without them, clients that send half a request and wait would keep connections open until no descriptor is left.
 """

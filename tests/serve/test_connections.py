@@ -154,12 +154,16 @@ def test_a_flood_is_bounded_and_others_are_served(pipeline):
             each.close()
 
 
-NASTY = (b"", b" ", b"http://[", b"http://[::1", b"//\xe2\x84\x80", b"\xff\xfe", b"a" * 5000, b"http://a@b:c/?#[]", b"%00",
-         b"127.0.0.1/x", b"127.0.0.1?x", b"127.0.0.1:99999", b"[::1%25x]:1", b"[v1.x]", b"-1", b"1e9", b"chunked, gzip", b"()",
-         b"multipart/form-data", b"multipart/form-data; boundary=\xff", b"multipart/form-data; boundary*=x''%ff", b'"',
+NASTY = (b"", b" ", b"http://[", b"http://[::1", b"//\xe2\x84\x80", b"\xff\xfe", b"a" * 5000, b"http://a@b:c/?#[]",
+         b"%00", b"127.0.0.1/x", b"127.0.0.1?x", b"127.0.0.1:99999", b"[::1%25x]:1", b"[v1.x]", b"-1", b"1e9",
+         b"chunked, gzip", b"()",
+         b"multipart/form-data", b"multipart/form-data; boundary=\xff",
+         b"multipart/form-data; boundary*=x''%ff", b'"',
          b"multipart/form-data; boundary=" + b"a" * 300, b"100-continue", b"websocket", b"h2c", b";=,;q=x")  # fmt: skip
-NAMES = (b"Origin", b"Host", b"Content-Type", b"Content-Length", b"Transfer-Encoding", b"Expect", b"Connection", b"Upgrade",
-         b"Sec-Fetch-Site", b"Range", b"If-None-Match", b"Accept", b"Cookie", b"Content-Encoding", b"X-Forwarded-For")  # fmt: skip
+NAMES = (b"Origin", b"Host", b"Content-Type", b"Content-Length", b"Transfer-Encoding", b"Expect", b"Connection",
+         b"Upgrade",
+         b"Sec-Fetch-Site", b"Range", b"If-None-Match", b"Accept", b"Cookie", b"Content-Encoding",
+         b"X-Forwarded-For")  # fmt: skip
 
 
 @pytest.mark.slow
