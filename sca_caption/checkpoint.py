@@ -33,6 +33,7 @@ from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.runtime.atomic_files import atomic_write
 from sca_caption.runtime.errors import INVALID, UserError
 from sca_caption.runtime.json_text import parse_json
+from sca_caption.runtime.programs import program_name
 from sca_caption.vocab import SPECIALS, Vocabulary
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ SHIPPED = Path(__file__).with_name("weights") / "captioner.safetensors"
 _MODEL, _EXTRA, _GUIDES = "model.", "extra.", "guides."
 _OTHER_TASK = {
     "caption": "is a classifier, not a captioner; use it with python -m sca_caption classify, or --task classify",
-    "classify": "is a captioner, not a classifier; use it with caption.py, or without --task classify",
+    "classify": f"is a captioner, not a classifier; use it with {program_name('caption.py')}, or without --task classify",
 }
 
 
@@ -242,7 +243,8 @@ def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
     if not path.is_file():
         found = "a folder" if path.is_dir() else "no such file"
         raise UserError(
-            f"cannot load checkpoint {path}: {found}; train.py writes best.pt and last.pt in its --output"
+            f"cannot load checkpoint {path}: {found}; {program_name('train.py')} writes best.pt and last.pt in "
+            "its --output"
         )
     try:
         with safe_open(path, "pt") as file:
@@ -254,7 +256,8 @@ def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
         ) from error
     if not isinstance(text, dict):
         raise UserError(
-            f"{path} is a safetensors file but not a checkpoint of sca_caption; give one that train.py wrote"
+            f"{path} is a safetensors file but not a checkpoint of sca_caption; give one that "
+            f"{program_name('train.py')} wrote"
         )
     if text.get("format_version") not in READ_VERSIONS:
         raise UserError(

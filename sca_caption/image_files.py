@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from sca_caption.image_memory import one_at_a_time
 from sca_caption.runtime.errors import UserError
 from sca_caption.runtime.folders import walk
+from sca_caption.runtime.programs import install_command
 
 # The formats that are opened, by Pillow's names, and the suffixes that folders are searched for. Pillow knows others,
 # of which EPS starts Ghostscript.
@@ -272,7 +273,8 @@ def _open_image(file: BinaryIO, name: str) -> Image.Image:
         return _identify(file)
     except UnidentifiedImageError as error:
         if is_heif and not heif:
-            reason = "HEIC needs pillow-heif, which is not installed; pip install 'sca-caption[heic]', or convert it"
+            install = install_command("heic")
+            reason = f"HEIC needs pillow-heif, which is not installed; {install}, or convert it"
             raise ImageError(name, reason) from error
         if head[4:8] == b"ftyp" and not is_heif:
             raise ImageError(name, "a kind of file Pillow cannot open; convert it to JPEG") from error

@@ -223,7 +223,7 @@ def test_paths_that_cannot_be_opened(tmp_path, monkeypatch):
 
 def test_heic_without_its_package_is_named(monkeypatch):
     monkeypatch.setattr(image_files, "register_heif", lambda: False)
-    with pytest.raises(ImageError, match=r"pip install 'sca-caption\[heic\]'"):
+    with pytest.raises(ImageError, match=r"pip install -e '\.\[heic\]'"):
         open_image(b"\0\0\0\x18ftypheic" + bytes(40))
 
 

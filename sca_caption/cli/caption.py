@@ -17,10 +17,11 @@ from sca_caption.cli.flags import add_device, add_flags, add_style, make
 from sca_caption.cli.inputs import paths_of, take_back_images
 from sca_caption.cli.parser import Parser, program
 from sca_caption.cli.serve import add_page_flags, check_page_flags, serve
-from sca_caption.cli.terminal import Printer, command, one_line, progress, report_all
+from sca_caption.cli.terminal import Printer, one_line, progress, report_all
 from sca_caption.config import BATCH_SIZE, SamplingConfig, SearchConfig
 from sca_caption.runtime.distributed import Processes, process_group
 from sca_caption.runtime.errors import UserError, format_message
+from sca_caption.runtime.programs import command
 
 if TYPE_CHECKING:
     from sca_caption.cli.explain import Drawing
@@ -54,7 +55,7 @@ Exit status: 0; 1 if some images could not be read; 2 if none could, or for a mi
 
 
 def parser() -> Parser:
-    p = Parser(description=__doc__, epilog=EPILOG, usage="%(prog)s [options] [IMAGE ...]")
+    p = Parser(prog="caption.py", description=__doc__, epilog=EPILOG, usage="%(prog)s [options] [IMAGE ...]")
     p.add_argument(
         "images", nargs="*", metavar="IMAGE", help="image file, folder, or - for paths on standard input"
     )
@@ -124,7 +125,7 @@ def run(argv: list[str] | None, processes: Processes) -> int:
         return serve(arguments)
     search, sampling = settings_of(arguments)
     # Of several processes only one can read standard input.
-    paths = processes.broadcast(paths_of(arguments, p.prog) if processes.is_main else None)
+    paths = processes.broadcast(paths_of(arguments) if processes.is_main else None)
     single = len(arguments.images) == 1 and arguments.images != ["-"] and paths == [Path(arguments.images[0])]
     if not any(
         os.path.exists(path) and not os.path.isdir(path) for path in paths
@@ -159,7 +160,8 @@ def run(argv: list[str] | None, processes: Processes) -> int:
         for line in outputs.summary(len(paths), failed):
             print(line, file=sys.stderr)
     if arguments.demo:
-        print(f"\nTo caption your own: {command(p.prog)} photo.jpg (or a folder; {command(p.prog)} --help)")
+        call = command("caption.py")
+        print(f"\nTo caption your own: {call} photo.jpg (or a folder; {call} --help)")
     if failed == len(paths):
         return 2
     return 1 if failed and processes.world_size == 1 else 0  # torchrun takes any other status for a crash

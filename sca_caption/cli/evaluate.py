@@ -20,6 +20,7 @@ from sca_caption.evaluation.coco_format import ReferenceImage, match, read_predi
 from sca_caption.runtime.atomic_files import check_writable
 from sca_caption.runtime.distributed import Processes, process_group
 from sca_caption.runtime.errors import UserError, warn
+from sca_caption.runtime.programs import program_name
 
 EPILOG = """\
 examples:
@@ -138,7 +139,8 @@ def check(arguments: argparse.Namespace) -> None:
         require_nltk()
     data = arguments.data or arguments.dataset
     if arguments.references and not arguments.predictions:
-        raise UserError("--references needs --predictions FILE.json, which caption.py --output makes")
+        writer = program_name("caption.py")
+        raise UserError(f"--references needs --predictions FILE.json, which {writer} --output makes")
     if arguments.predictions and bool(data) == bool(arguments.references):
         found = "both" if data else "neither"
         raise UserError(

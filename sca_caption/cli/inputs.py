@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from sca_caption.cli.terminal import command
 from sca_caption.runtime.errors import UserError
+from sca_caption.runtime.programs import command
 
 IMAGE_STARTS = (b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*")
 DEMO = Path(__file__).parents[1] / "photographs"
@@ -44,7 +44,7 @@ def is_image(word: str) -> bool:
     return word == "-" or path.suffix.lower() in EXTENSIONS or os.path.isfile(path) or folder
 
 
-def paths_of(arguments: argparse.Namespace, prog: str) -> list[Path]:
+def paths_of(arguments: argparse.Namespace) -> list[Path]:
     """The files to caption, folders searched. Raises UserError if there are none."""
     from sca_caption.images import find_images
 
@@ -55,7 +55,8 @@ def paths_of(arguments: argparse.Namespace, prog: str) -> list[Path]:
     if arguments.demo:
         return sorted(DEMO.glob("*.jpg"))
     if not arguments.images:
-        raise UserError(f"no image given; try {command(prog)} photo.jpg, or {command(prog)} --demo")
+        call = command("caption.py")
+        raise UserError(f"no image given; try {call} photo.jpg, or {call} --demo")
     named: list[str] = []
     for image in arguments.images:
         named += read_list(sys.stdin.buffer.read()) if image == "-" else [image]

@@ -16,6 +16,7 @@ from typing import NoReturn
 
 from sca_caption import __version__
 from sca_caption.runtime.errors import Terminated, UserError, did_you_mean, fail, missing
+from sca_caption.runtime.programs import INSTALLED, install_command, localized
 
 MIN_WIDTH, MAX_WIDTH = 40, 120  # columns
 SHELLS = ("bash", "zsh", "tcsh")
@@ -37,10 +38,13 @@ class _HelpFormatter(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=position, width=columns - 2)
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
-        paragraphs = text.strip("\n").split("\n\n")
+        paragraphs = localized(text).strip("\n").split("\n\n")
         return "\n\n".join(
             textwrap.indent(_fitted(lines, width - len(indent)), indent) for lines in paragraphs
         )
+
+    def _expand_help(self, action: argparse.Action) -> str:
+        return localized(super()._expand_help(action))
 
     def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
         if action.nargs == argparse.ONE_OR_MORE:  # argparse would say NAME [NAME ...]
@@ -72,7 +76,8 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, *, also: Callable[[], Iterable[argparse.ArgumentParser]] = tuple, **options):
-        super().__init__(formatter_class=_HelpFormatter, **options)
+        names = {name: localized(options[name]) for name in ("prog", "usage") if options.get(name)}
+        super().__init__(formatter_class=_HelpFormatter, **options | names)
         self.also = also
         self.rare: list[argparse.Action] = []
         if self.add_help:
@@ -122,10 +127,8 @@ class Parser(argparse.ArgumentParser):
 
 def installed_name(prog: str) -> str:
     """The installed program: sca-caption-train for train.py; "" for what `python -m` starts."""
-    name = prog.split()[0].removesuffix(".py").removeprefix("sca-caption-")
-    if name == "python":
-        return ""
-    return f"sca-caption-{name}" if name in ("preprocess", "train", "evaluate") else "sca-caption"
+    name = prog.split()[0]
+    return "" if name == "python" else INSTALLED.get(name, name)
 
 
 class _HelpAll(argparse.Action):
@@ -159,7 +162,7 @@ def completion(parser: Parser, shell: str) -> str:
         import shtab
     except ImportError as error:
         raise UserError(
-            "--completion needs shtab, found none; run: pip install 'sca-caption[completion]'"
+            f"--completion needs shtab, found none; run: {install_command('completion')}"
         ) from error
 
     whole = argparse.ArgumentParser(prog=installed_name(parser.prog), add_help=False)

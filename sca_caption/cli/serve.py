@@ -11,6 +11,7 @@ from sca_caption.cli.flags import make
 from sca_caption.cli.parser import Parser
 from sca_caption.config import SearchConfig
 from sca_caption.runtime.errors import UserError
+from sca_caption.runtime.programs import install_command
 
 HOST, PORT = "127.0.0.1", 7860
 OF_PAGE = ("host", "port", "browser")
@@ -60,7 +61,7 @@ def serve(arguments: argparse.Namespace) -> int:
     except ImportError as error:
         if error.name and error.name.startswith("sca_caption"):
             raise
-        raise UserError(f"--serve needs the package {error.name}: pip install 'sca-caption[web]'") from error
+        raise UserError(f"--serve needs the package {error.name}: {install_command('web')}") from error
     search = make(SearchConfig, arguments)
     if "num_captions" not in arguments:
         search = dataclasses.replace(search, num_captions=min(CAPTIONS, search.beam_size))

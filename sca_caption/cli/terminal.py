@@ -89,7 +89,3 @@ def report_all(paths: Sequence[Path]) -> int:
         except ImageError as error:
             print(format_message("error", one_line(error), sys.stderr), file=sys.stderr)
     return 2
-
-
-def command(prog: str) -> str:
-    return f"python {prog}" if prog.endswith(".py") else prog

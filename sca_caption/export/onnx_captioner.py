@@ -18,6 +18,7 @@ from sca_caption.images import Transform
 from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.runtime.errors import INVALID, UserError
+from sca_caption.runtime.programs import install_command
 from sca_caption.vocab import SPECIALS, Vocabulary
 
 
@@ -73,7 +74,7 @@ class OnnxCaptioner:
             import onnxruntime
         except ImportError as error:
             raise UserError(
-                "running ONNX graphs needs onnxruntime, which is not installed; pip install 'sca-caption[export]'"
+                f"running ONNX graphs needs onnxruntime, which is not installed; {install_command('export')}"
             ) from error
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads

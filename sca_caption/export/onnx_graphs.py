@@ -15,6 +15,7 @@ from sca_caption.guidance.guide import Guide, TrainedGuide
 from sca_caption.inference.torch_captioner import TorchCaptioner
 from sca_caption.models.sca_cnn import SCACNN, State
 from sca_caption.runtime.errors import UserError
+from sca_caption.runtime.programs import install_command
 
 IMAGES, ROWS = 2, 3  # traced with: any two numbers above 1, which would be taken for constants
 
@@ -142,7 +143,7 @@ def traced(module: nn.Module, inputs: tuple, dynamic: tuple, names: list[str], o
         import onnxscript  # noqa: F401 (torch's exporter needs it)
     except ImportError as error:
         raise UserError(
-            f"writing ONNX needs {error.name}, which is not installed; pip install 'sca-caption[export]'"
+            f"writing ONNX needs {error.name}, which is not installed; {install_command('export')}"
         ) from error
     # While gradients are on, the plain formulas are taken.
     with warnings.catch_warnings(), torch.enable_grad():

@@ -12,6 +12,7 @@ import numpy as np
 
 from sca_caption.models.quantization import MIN_INT8_SIZE
 from sca_caption.runtime.errors import UserError
+from sca_caption.runtime.programs import install_command
 
 # Per operator: the index of the weight among the inputs, and the axis of the weight that indexes outputs.
 WEIGHT_INPUTS = {"Conv": (1, 0), "MatMul": (1, 1), "Gather": (0, 0)}
@@ -25,7 +26,7 @@ def quantize(source: Path, target: Path) -> None:
         from onnxruntime.quantization import shape_inference
     except ImportError as error:
         raise UserError(
-            f"int8 needs {error.name}, which is not installed; pip install 'sca-caption[export]'"
+            f"int8 needs {error.name}, which is not installed; {install_command('export')}"
         ) from error
 
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:

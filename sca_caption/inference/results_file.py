@@ -19,6 +19,7 @@ from sca_caption.inference.results_formats import JsonArray, JsonLines, ResultsF
 from sca_caption.runtime.atomic_files import atomic_write
 from sca_caption.runtime.distributed import was_restarted
 from sca_caption.runtime.errors import UserError
+from sca_caption.runtime.programs import program_name
 
 if TYPE_CHECKING:
     from sca_caption.inference.captioning import Result
@@ -140,7 +141,8 @@ def finished(format: ResultsFormat) -> Iterator[dict]:
             yield entry
     except (ValueError, KeyError, TypeError, OSError, csv.Error) as error:
         raise UserError(
-            f"--resume: {format.path} was not written by caption.py; move it away or name another --output"
+            f"--resume: {format.path} was not written by {program_name('caption.py')}; move it away or name "
+            "another --output"
         ) from error
 
 

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterable
 from typing import TextIO
 
+from sca_caption.runtime.programs import install_command, installed
+
 
 class UserError(Exception):
     """An error that the user can correct. The message is one line: what is wrong, what was found, what to do."""
@@ -71,7 +73,8 @@ def missing(error: ImportError) -> str:
     if (error.name or "").partition(".")[0] == "sca_caption":
         raise error
     reason = " ".join(str(error).split())
-    return f"{error.name or 'a package'} cannot be imported ({reason}); run: pip install -e . in the project's folder"
+    where = "" if installed() else " in the project's folder"
+    return f"{error.name or 'a package'} cannot be imported ({reason}); run: {install_command()}{where}"
 
 
 def warn(message: object) -> None:

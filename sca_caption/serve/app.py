@@ -17,7 +17,7 @@ from sca_caption.images import ImageError
 from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.runtime.errors import UserError
 from sca_caption.serve.answer import caption_image
-from sca_caption.serve.guard import Guard
+from sca_caption.serve.guard import HEADERS, Guard
 from sca_caption.serve.limits import Limits, RequestError
 from sca_caption.serve.options import Options, read_options
 from sca_caption.serve.schema import Answer, model_card, openapi
@@ -69,7 +69,7 @@ def create_app(
         return lambda request: JSONResponse(content)
 
     async def file(request: Request) -> Response:
-        name, media_type = FILES[request.url.path]
+        name, media_type = FILES[request.scope["path"]]
         return Response((PAGE_FOLDER / name).read_bytes(), media_type=media_type)
 
     routes = [
@@ -91,14 +91,15 @@ def create_app(
         ),
     }
     app = Starlette(routes=routes, exception_handlers=handlers, middleware=[Middleware(Guard, host=host)])
-    app.state.queue = queue
+    app.state.queue, app.state.limits = queue, limits
     return app
 
 
 def error_response(status: int, reason: str) -> JSONResponse:
+    """An error with the headers of `Guard`, which errors in it or before it do not get from it."""
     headers = {"Connection": "close"} if status in (408, 413) else {}  # the rest of the upload is not read
     headers |= {"Retry-After": str(RETRY_AFTER)} if status == 503 else {}
-    return JSONResponse({"error": reason}, status, headers)
+    return JSONResponse({"error": reason}, status, HEADERS | headers)
 
 
 class RequestQueue:

@@ -1,4 +1,4 @@
-"""Limits of one request and of the request queue."""
+"""Limits of one request, of the request queue and of connections."""
 
 from dataclasses import dataclass
 
@@ -17,6 +17,14 @@ class Limits:
         beam_size: beam size of a search.
         max_length: longest caption, in words.
         field_characters: length of a form field.
+
+    The server of `caption.py --serve` has these limits too; another server that runs the application has its own:
+
+    Attributes:
+        head_seconds: time for a request's line and headers, which browsers send in one packet.
+        response_seconds: time within which the client must have taken a response.
+        connections: simultaneous connections. Browsers open six for a page, so this is enough for sixteen of them. If
+            the process may open few files, `server.connection_limit` gives a lower number.
     """
 
     upload_bytes: int = 20_000_000
@@ -26,6 +34,9 @@ class Limits:
     beam_size: int = 20
     max_length: int = 50
     field_characters: int = 200
+    head_seconds: float = 5.0
+    response_seconds: float = 60.0
+    connections: int = 100
 
 
 class RequestError(Exception):

@@ -135,7 +135,7 @@ ERRORS = {
     413: "the request has too many bytes, or the photograph too many pixels",
     415: "the request is not a form with a photograph, or the file is not a readable image",
     422: "a field is unknown, or its value is invalid",
-    503: "the queue is full; the header Retry-After gives the seconds after which to try again",
+    503: "the queue is full, or too many connections are open; the header Retry-After gives the seconds to wait",
 }
 
 

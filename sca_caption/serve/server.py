@@ -1,16 +1,26 @@
 """Binds the page to an address of this machine and serves it until Ctrl-C."""
 
+import dataclasses
 import errno
+import logging
 import os
 import socket
 import sys
 import threading
+import time
 import webbrowser
+from functools import partial
 
 import uvicorn
 from starlette.applications import Starlette
 
-from sca_caption.runtime.errors import Terminated, UserError
+from sca_caption.runtime.errors import Terminated, UserError, format_message
+from sca_caption.serve.connections import BoundedConnection
+
+LOG_SECONDS, LOG_RECORDS = (
+    60.0,
+    10,
+)  # of errors on the terminal, which clients can cause as often as they like
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -53,11 +63,54 @@ def run(app: Starlette, listening: socket.socket, open_browser: bool) -> None:
 
 
 def make_server(app: Starlette) -> uvicorn.Server:
-    """Create a server that logs errors only and sends no Server header."""
+    """Create a server within `app.state.limits` that logs errors only and sends no Server header."""
+    connections = connection_limit(app.state.limits.connections)
+    limits = dataclasses.replace(app.state.limits, connections=connections)
+    # The client is told what python_multipart logs.
+    levels = {"uvicorn": "ERROR", "asyncio": "ERROR", "python_multipart": "CRITICAL"}
+    log_config = {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "handlers": {"terminal": {"()": Terminal}},
+        "loggers": {
+            name: {"handlers": ["terminal"], "level": level, "propagate": False}
+            for name, level in levels.items()
+        },
+    }
     return uvicorn.Server(uvicorn.Config(
-        app, loop="asyncio", http="h11", ws="none", lifespan="off", log_config=None, log_level="error",
-        access_log=False, server_header=False, proxy_headers=False, timeout_graceful_shutdown=5,
+        app, loop="asyncio", http=partial(BoundedConnection, limits=limits), ws="none", lifespan="off",
+        log_config=log_config, access_log=False, server_header=False, proxy_headers=False,
+        backlog=connections,  # asyncio accepts as many at once, before it closes any
+        timeout_graceful_shutdown=5,
     ))  # fmt: skip
+
+
+def connection_limit(wanted: int) -> int:
+    """Connections that leave the process half of the files that it may open, for photographs, models and itself."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return wanted
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return wanted if files == resource.RLIM_INFINITY else max(1, min(wanted, files // 4))
+
+
+class Terminal(logging.Handler):
+    """Prints LOG_RECORDS errors in LOG_SECONDS on standard error, and then that there are more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start, self.count = -LOG_SECONDS, 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        now = time.monotonic()
+        if now >= self.start + LOG_SECONDS:
+            self.start, self.count = now, 0
+        self.count += 1
+        if self.count <= LOG_RECORDS:
+            print(format_message("error", self.format(record), sys.stderr), file=sys.stderr)
+        elif self.count == LOG_RECORDS + 1:
+            print(f"further errors are not shown for {LOG_SECONDS:g} seconds", file=sys.stderr)
 
 
 def has_display() -> bool:

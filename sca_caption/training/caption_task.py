@@ -23,6 +23,7 @@ from sca_caption.models.attention_trace import trace
 from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.runtime.distributed import SINGLE_PROCESS, Processes
 from sca_caption.runtime.errors import UserError
+from sca_caption.runtime.programs import program_name
 from sca_caption.training import batches
 from sca_caption.training.batches import Batch, CaptionedImages, caption_fractions, collate
 from sca_caption.training.feature_cache import FeatureCache
@@ -84,7 +85,9 @@ class CaptionTask:
         )
         if config.texts_per_step and not (data.text_groups and model.word_predictor is not None):
             missing = (
-                "the data has none (preprocess.py --texts)" if not data.text_groups else "add --word-rank"
+                f"the data has none ({program_name('preprocess.py')} --texts)"
+                if not data.text_groups
+                else "add --word-rank"
             )
             raise UserError(
                 f"--texts-per-step {config.texts_per_step} needs texts and --word-rank: {missing}"

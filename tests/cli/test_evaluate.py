@@ -271,7 +271,7 @@ def test_markdown_is_a_table_with_the_scores(save, capsys):
         ([{"image_id": 10, "caption": "a"}] * 2, "several captions for image_id 10; keep one"),
         ([{"image_id": 10, "caption": None}], 'entry 1: found {"image_id": 10, "caption": null}'),
         ([{"image_id": 10, "caption": "a"}, {"caption": "a"}], 'entry 2: found {"caption": "a"}'),
-        ([], "make it with caption.py --output"),
+        ([], "make it with python caption.py --output"),
         ({"annotations": []}, "is not a COCO results file"),
         ("not JSON", "is not JSON"),
         ("[" * 50_000, "is not JSON"),
@@ -381,4 +381,4 @@ def test_nltk_bleu_is_added(save, tmp_path, capsys):
 def test_nltk_that_is_not_installed_is_one_line(save, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "nltk", None)
     message = error_of(capsys, "--dataset", "x", "--nltk")
-    assert "nltk" in message and "pip install 'sca-caption[eval]'" in message
+    assert "nltk" in message and "pip install -e '.[eval]'" in message

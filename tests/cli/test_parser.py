@@ -154,7 +154,7 @@ def test_completion_of_other_shells_and_of_shells_that_are_not_known(monkeypatch
     assert "--completion" in text and "'fish'" in text and "'tcsh'" in text
     monkeypatch.setitem(sys.modules, "shtab", None)
     text = message(lambda: PARSERS["train.py"]().parse_args(["--completion", "bash"]))
-    assert "shtab" in text and "pip install 'sca-caption[completion]'" in text
+    assert "shtab" in text and "pip install -e '.[completion]'" in text
 
 
 def test_what_python_m_starts_cannot_be_completed():

@@ -66,7 +66,7 @@ def test_without_the_extra(monkeypatch, capsys):
     assert caption.main(["--serve"]) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: --serve needs the package starlette")
-    assert err.endswith(": pip install 'sca-caption[web]'\n")
+    assert err.endswith(": pip install -e '.[web]'\n")
 
 
 @pytest.mark.slow

@@ -104,6 +104,6 @@ def test_a_class_without_evidence_says_so(tmp_path):
 def test_without_the_package_one_line_says_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "pytorch_grad_cam", None)
     with pytest.raises(
-        UserError, match=r"--explain needs the grad-cam package .*pip install 'sca-caption\[explain\]'"
+        UserError, match=r"--explain needs the grad-cam package .*pip install -e '\.\[explain\]'"
     ):
         grad_cam(colour_classifier(), patches(), [0])

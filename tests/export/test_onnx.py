@@ -529,7 +529,7 @@ def test_a_failure_leaves_what_was_there(given, exported, error, tmp_path, monke
     [
         (
             "onnxscript",
-            "writing ONNX needs onnxscript, which is not installed; pip install 'sca-caption[export]'",
+            "writing ONNX needs onnxscript, which is not installed; pip install -e '.[export]'",
         ),
         ("onnxruntime", "running ONNX graphs needs onnxruntime, which is not installed; pip install"),
         (

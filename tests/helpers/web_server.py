@@ -22,9 +22,9 @@ def serving(pipeline: CaptionPipeline, **options) -> AbstractContextManager[str]
 
 @contextmanager
 def running(app: Starlette) -> Iterator[str]:
-    """The address at which an application answers meanwhile."""
+    """The address at which an application answers meanwhile. `app.state.server` is uvicorn's server."""
     listening = listen("127.0.0.1", 0)
-    instance = make_server(app)
+    instance = app.state.server = make_server(app)
     thread = threading.Thread(target=instance.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     try:

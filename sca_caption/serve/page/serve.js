@@ -33,7 +33,7 @@ async function fetchJson(path, options) {
     response = await fetch(path, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Error("no answer from the server; check that caption.py is still running");
+    throw new Error("no answer from the server; check that the program is still running");
   }
   const answer = await response.json().catch(() => ({ error: `the server answered with status ${response.status}` }));
   if (!response.ok) throw new Error(answer.error);
