@@ -5,7 +5,6 @@ from pathlib import Path
 from sca_caption.checkpoint import save
 from sca_caption.cli.parser import Parser, program
 from sca_caption.models import quantization
-from sca_caption.runtime.errors import UserError
 from sca_caption.training.weight_soup import average
 
 
@@ -35,10 +34,7 @@ def parser() -> Parser:
 @program
 def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
-    shares = arguments.shares or [1.0] * len(arguments.checkpoints)
-    if len(shares) != len(arguments.checkpoints) or min(shares) < 0 or not sum(shares):
-        raise UserError(f"--shares {shares}: give one number per checkpoint, 0 or more, not all 0")
-    found = average(arguments.checkpoints, shares)
+    found = average(arguments.checkpoints, arguments.shares)
     save(arguments.output, found, arguments.dtype)
     print(f"{arguments.output}: {arguments.output.stat().st_size / 1e6:.1f} MB")
     return 0

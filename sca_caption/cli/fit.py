@@ -16,6 +16,8 @@ examples:
   python -m sca_caption fit confidence runs/both/best.pt --data data/flickr8k.h5 data/coco.h5 --plot confidence.svg
   python -m sca_caption fit words confidence runs/both/best.pt --data data/both.h5 \\
       --output captioner.safetensors --dtype int8
+  python -m sca_caption fit confidence runs/b/best.pt --average-with runs/a/best.pt --shares 2 1 \\
+      --data data/both.h5 --output captioner.safetensors
 
 consensus: reranks candidates by the words that annotators would use (expected CIDEr).
 
@@ -64,6 +66,21 @@ def parser() -> Parser:
         help="write the captioner with its guides to this file, without training state; the checkpoint stays as it is",
     )
     p.add_argument(
+        "--average-with",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="with --output: first average the checkpoint's weights with those of other runs of the same model",
+    )
+    p.add_argument(
+        "--shares",
+        type=float,
+        nargs="+",
+        metavar="X",
+        help="weights of the checkpoint and of those in --average-with (default: equal)",
+    )
+    p.add_argument(
         "--dtype",
         choices=quantization.DTYPES,
         help="data type of the weights in --output (default: float16)",
@@ -92,14 +109,16 @@ def main(argv: list[str] | None = None) -> int:
                 f"--plot {arguments.plot}: fit {' '.join(arguments.guides)} draws no figure; leave the flag out"
             )
         check_figure(arguments.plot, "--plot")
-    if arguments.dtype and not arguments.output:
-        raise UserError(f"--dtype {arguments.dtype} is for --output, which is missing")
+    for name in ("dtype", "average_with", "shares"):
+        if getattr(arguments, name) and not arguments.output:
+            raise UserError(f"--{name.replace('_', '-')} is for --output, which is missing")
     data = Mixture([CaptionDataset(path) for path in arguments.data])
     with ExitStack() as files:
         path = arguments.checkpoint
         if arguments.output:
             path = files.enter_context(atomic_write(arguments.output, make_folder=True))
-            checkpoint.save(path, average([arguments.checkpoint], [1.0]), arguments.dtype or "float16")
+            found = average([arguments.checkpoint, *arguments.average_with], arguments.shares)
+            checkpoint.save(path, found, arguments.dtype or "float16")
         for guide in arguments.guides:
             fit, split = FITS[guide]
             rows = data.indices(arguments.split or split).tolist()

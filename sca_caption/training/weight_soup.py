@@ -7,13 +7,18 @@ from sca_caption.checkpoint import Checkpoint, load
 from sca_caption.runtime.errors import UserError
 
 
-def average(paths: Sequence[str | Path], shares: Sequence[float]) -> Checkpoint:
-    """The checkpoint `paths[0]` with the weighted mean of all checkpoints' weights, in proportion to `shares`.
+def average(paths: Sequence[str | Path], shares: Sequence[float] | None = None) -> Checkpoint:
+    """The checkpoint `paths[0]` with the weighted mean of all checkpoints' weights, in proportion to `shares` (default:
+    equal).
 
     Models that were trained from one another can be averaged, and the mean often scores better than each of them
     (Wortsman et al. 2022, arXiv 2109.01903). Their forms of attention may differ: a tensor that some checkpoints lack is
-    the mean of the others. Raises UserError if other settings of the models or their vocabularies differ.
+    the mean of the others. Raises UserError if other settings of the models or their vocabularies differ, and for shares
+    that are no weights.
     """
+    shares = shares or [1.0] * len(paths)
+    if len(shares) != len(paths) or min(shares) < 0 or not sum(shares):
+        raise UserError(f"--shares {shares}: give one number per checkpoint, 0 or more, not all 0")
     found = load(paths[0])
     total = {name: value * shares[0] for name, value in found.model.state_dict().items()}
     weight = dict.fromkeys(total, shares[0])

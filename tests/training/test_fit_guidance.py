@@ -140,6 +140,22 @@ def test_output_is_a_new_file_with_the_same_guide(path, tmp_path):
     assert output.read_bytes() == (tmp_path / "averaged.st").read_bytes()
 
 
+def test_output_may_have_the_mean_weights_of_several_checkpoints(path, tmp_path):
+    data, output, other = as_images(tmp_path / "images.h5"), tmp_path / "output.st", tmp_path / "other.st"
+    changed = checkpoint.load(path)
+    with torch.no_grad():
+        for parameter in changed.model.parameters():
+            parameter.mul_(1.5)
+    checkpoint.save(other, changed, "float32")
+    flags = ["--average-with", str(other), "--shares", "3", "1"]
+    assert run("confidence", path, data, "--output", str(output), *flags) == 0
+    found, given = (checkpoint.load(each).model.state_dict() for each in (output, path))
+    for name, value in dict(checkpoint.load(path).model.named_parameters()).items():
+        assert_close(found[name], 1.125 * value, rtol=2e-3, atol=1e-4)
+    assert set(found) == set(given)
+    assert run("confidence", path, data, *flags) == 2  # an average would replace the checkpoint
+
+
 def test_without_output_there_is_no_data_type_to_choose(path, tmp_path, capsys):
     assert run("confidence", path, as_images(tmp_path / "images.h5"), "--dtype", "int8") == 2
     assert "--output" in capsys.readouterr().err
