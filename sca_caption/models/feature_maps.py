@@ -110,7 +110,9 @@ class FeatureMaps(nn.Module):
                 f"these weights do not fit {self.title}: {listed}; give weights of this network with the same blocks and "
                 f"stem, or of the network without blocks"
             )
-        self.trunk.load_state_dict({key: found[key] for key in state if key in found}, strict=False)
+        for key in state:
+            state[key] = found.get(key, state[key])
+        self.trunk.load_state_dict(state)
         return left
 
 

@@ -21,15 +21,13 @@ With `at`, the block is inserted into all units of the named stages, or after th
 before its pooling or transition.
 """
 
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 
 from torch import Tensor, nn
 
-from sca_caption.attention import BLOCKS, build, parse
+from sca_caption.attention import BLOCKS
 from sca_caption.models import efficientnet_lite, mobilenet_v2
 from sca_caption.models.feature_maps import (
     FeatureMaps,
@@ -42,10 +40,12 @@ from sca_caption.models.feature_maps import (
     stride_stages,
 )
 from sca_caption.models.insertion import (
-    Stage,
+    Network,
     densenet_stages,
+    insert_blocks,
     lite_stages,
     mobilenet_stages,
+    parse_block,
     plain_stages,
     resnet_stages,
 )
@@ -57,12 +57,8 @@ from sca_caption.runtime.errors import UserError, choice
 from sca_caption.runtime.torchvision_compat import torchvision
 
 STEMS = ("imagenet", "cifar")
-TRANSFORMERS = (
-    "maxvit",
-    "swin",
-    "vit",
-)  # torchvision's networks without maps (B, C, H, W) of images of any size
-IN_UNITS = ("se", "cbam", "ccwh", "coord", "csham", "sk")  # blocks inserted inside residual units
+# Networks of torchvision without maps (B, C, H, W) of images of any size.
+TRANSFORMERS = ("maxvit", "swin", "vit")
 
 
 def make_resnet(name: str, classes: int, stem: str) -> nn.Module:
@@ -125,23 +121,6 @@ def make_lenet(classes: int, stem: str) -> nn.Module:
 def init_he(conv: nn.Conv2d) -> nn.Conv2d:
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
     return conv
-
-
-@dataclass(frozen=True)
-class Network:
-    """Constructor and stages of a network.
-
-    make: (classes, stem) -> the network without blocks. find: its stages with their insertion points, in order.
-    """
-
-    make: Callable[[int, str], nn.Module]
-    stages: tuple[str, ...]
-    find: Callable[[nn.Module], list[Stage]]
-    before_downsampling: tuple[str, ...]  # stages that downsampling follows
-    middle: tuple[str, ...]  # stages at 1/8 and 1/16 of the image size
-    head: str = "classifier"
-    unexpanded: tuple[str, ...] = ()  # stages whose units have expansion 1: no blocks inside them by default
-    stride_2_only: tuple[str, ...] = ()  # blocks that are inserted only into units of stride 2 by default
 
 
 def numbered(name: str, count: int) -> tuple[str, ...]:
@@ -240,75 +219,6 @@ def build_network(
     return model
 
 
-def parse_block(
-    network: Network,
-    name: str,
-    attention: str,
-    at: Sequence[str],
-    options: Mapping[str, object] | None = None,
-) -> tuple[str, dict[str, object]]:
-    """Return the name and the options of a block, "" for none. options: further ones. Raises UserError for wrong ones."""
-    for stage in at:
-        choice(stage, network.stages, f"stage of {name}")
-    if not attention:
-        for what, given in (("stages", at), ("options", options)):
-            if given:
-                raise UserError(
-                    f"{what} {' '.join(given)} are given without an attention block; name a block, or leave them out"
-                )
-        return "", {}
-    block, parsed = parse(attention)
-    parsed |= options or {}
-    if block == "sk" and (given := [option for option in ("out_channels", "stride") if option in parsed]):
-        raise UserError(f"{attention!r}: {given[0]} is determined by the network; leave it out")
-    return block, parsed
-
-
-def insert_blocks(
-    network: Network, model: nn.Module, block: str, options: dict[str, object], at: Sequence[str]
-) -> dict[str, Stage]:
-    """Insert blocks into `network.make(...)`, whose constructor would overwrite their initialisation.
-
-    Returns the stages as they were before.
-    """
-    found = dict(zip(network.stages, network.find(model), strict=True))
-    chosen = (at or default_stages(network, block)) if block else ()
-    for name, stage in found.items():
-        if name in chosen:
-            insert(stage, block, options, network.stride_2_only if not at else ())
-    return found
-
-
-def default_stages(network: Network, block: str) -> tuple[str, ...]:
-    """Return the stages that a block is inserted into, or after, by default."""
-    if block == "bam":
-        return network.before_downsampling
-    if block == "nonlocal":
-        return network.middle
-    if block in IN_UNITS:
-        return tuple(stage for stage in network.stages if stage not in network.unexpanded)
-    return network.stages[-1:]
-
-
-def insert(stage: Stage, block: str, options: dict[str, object], stride_2_only: Sequence[str]) -> None:
-    """Insert blocks into, or after, one stage. stride_2_only: blocks that skip units of stride 1."""
-    units = [unit for unit in stage.units if unit.inside]
-    if units and block == "sk":
-        for unit in units:
-            unit.replace_3x3(options)
-    elif units and block in IN_UNITS:
-        for unit in units:
-            if unit.downsamples or block not in stride_2_only:
-                unit.inside.insert(build(block, unit.inside.channels, **options))
-    else:
-        points = [stage.after]
-        if stage.units and block == "nonlocal":
-            points = [unit.after for unit in stage.units[1::2] or stage.units]
-        for point in points:
-            defaults = {"groups": math.gcd(32, point.channels)} if block == "sk" else {}
-            point.insert(build(block, point.channels, **defaults | options))
-
-
 def feature_maps(
     name: str,
     attention: str = "",
@@ -341,13 +251,14 @@ def feature_maps(
     )
     for stage in names:
         choice(stage, network.stages, f"stage of {name}")
+    if len(set(names.values())) < len(names):
+        raise UserError(f"several maps have one name: {' '.join(names.values())}; give each its own")
     shapes, parameters = plain_network(name, choice(stem, STEMS, "stem"))
     model = network.make(1000, stem)
     last = {
         stage: last_module(model, found)
-        for stage, found in zip(network.stages, network.find(model), strict=True)
+        for stage, found in insert_blocks(network, model, block, options, at).items()
     }
-    insert_blocks(network, model, block, options, at)
     blocks = [*attention_blocks(model)]
     title = f"{name} with {attention}" if attention else name
     maps = FeatureMaps(
