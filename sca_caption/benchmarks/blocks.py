@@ -31,7 +31,7 @@ from sca_caption.cli import train_classifier
 from sca_caption.cli.flags import add_device, make
 from sca_caption.cli.parser import Parser, program
 from sca_caption.config import ClassifierConfig, ClassifierTrainConfig
-from sca_caption.datasets.classification import LabelledImages, open_dataset
+from sca_caption.datasets.classification import open_dataset
 from sca_caption.models.networks import NETWORKS, build_network
 from sca_caption.models.pretrained import pretrained_weights
 from sca_caption.recipes import load_recipe
@@ -151,9 +151,13 @@ def main(argv: list[str] | None = None) -> int:
                             if len(s := runs[spec, seed].scores()) == train_config.epochs], costs[spec])
         for spec in fitting
     ]  # fmt: skip
-    ratio = len(data.indices("val")) / len(data.indices("train")) if split else 0.0
-    print(f"{title(data, model_config, train_config)}\n\n{table(rows, ratio, unfit)}")
-    save_figure(draw(rows, title(data, model_config, train_config)), output / "blocks.svg", "--output")
+    trained, tested = train_config.limit or len(data.indices("train")), len(data.indices("val"))
+    heading = (
+        f"{arguments.backbone} on {data.name}: {trained:,} training and {tested:,} test images, "
+        f"{model_config.image_size} px, {train_config.epochs} epochs"
+    )
+    print(f"{heading}\n\n{table(rows, tested / trained if split else 0.0, unfit)}")
+    save_figure(draw(rows, heading), output / "blocks.svg", "--output")
     for reason in failures:
         warn(reason)
     return 1 if failures else 0
@@ -172,17 +176,18 @@ def settings_of(
         flags += ["--recipe", recipe]
     flags += arguments.training
     given = train_classifier.parser().parse_args(["--dataset", arguments.dataset, *flags])
-    for name in ("attention", "at", "seed", "patience", "resume", "root", "output", "backbone_weights"):
-        if getattr(given, name, None):
-            flag = f"--{name.replace('_', '-')}"
-            raise UserError(
-                f"{flag} after --: every block is trained alike by the comparison; leave it out there"
-            )
     name = given.recipe or train_classifier.RECIPE_OF.get(arguments.dataset, "caltech")
     weights = arguments.backbone_weights or ("download" if name in train_classifier.PRETRAINED else "none")
     values = load_recipe(name, "classify")
-    flags += ["--backbone-weights", weights]
-    return flags, weights, make(ClassifierConfig, given, values), make(ClassifierTrainConfig, given, values)
+    model, train = make(ClassifierConfig, given, values), make(ClassifierTrainConfig, given, values)
+    settings = vars(given) | {"attention": model.attention, "at": model.at, "patience": train.patience}
+    for name in ("attention", "at", "patience", "seed", "resume", "root", "output", "backbone_weights"):
+        if settings.get(name):
+            flag = f"--{name.replace('_', '-')}"
+            raise UserError(
+                f"{flag} {settings[name]}: the comparison sets it, or trains all blocks without; leave it out"
+            )
+    return [*flags, "--backbone-weights", weights], weights, model, train
 
 
 def misfit(spec: str, config: ClassifierConfig) -> str:
@@ -301,11 +306,6 @@ def costs_of(specs: Sequence[str], output: Path, config: ClassifierConfig, devic
         text = json.dumps({spec: dataclasses.asdict(cost) for spec, cost in costs.items()}, indent=1)
         temporary.write_text(text + "\n", encoding="utf-8")
     return costs
-
-
-def title(data: LabelledImages, model: ClassifierConfig, train: ClassifierTrainConfig) -> str:
-    images = f"{len(data.indices('train')):,} training and {len(data.indices('val')):,} test images"
-    return f"{model.backbone} on {data.name}: {images}, {model.image_size} px, {train.epochs} epochs"
 
 
 if __name__ == "__main__":
