@@ -4,20 +4,30 @@ import { CaptionPipeline } from "./pipeline.js";
 import { logProbs } from "./search.js";
 import { BOS, displayedWords } from "./vocabulary.js";
 
-/** The state of N partial captions of one image: `hidden` and `cell` are N rows of d numbers. */
+/**
+ * The state of N partial captions of one image. `hidden` and `cell` are one row of d numbers per parent: captions that
+ * share their words so far share one, and `parent` holds the row of each caption.
+ */
 class State {
-  constructor(maps, hidden, cell, rows) {
-    Object.assign(this, { maps, hidden, cell, rows });
+  constructor(maps, hidden, cell, parent) {
+    Object.assign(this, { maps, hidden, cell, parent });
   }
 
   select(rows) {
-    const size = this.hidden.length / this.rows;
+    const wanted = rows.map((row) => this.parent[row]);
+    const parents = [...new Set(wanted)];
+    const size = this.hidden.length / this.parents;
     const gather = (all) => {
-      const some = new Float32Array(rows.length * size);
-      rows.forEach((row, i) => some.set(all.subarray(row * size, (row + 1) * size), i * size));
+      const some = new Float32Array(parents.length * size);
+      parents.forEach((row, i) => some.set(all.subarray(row * size, (row + 1) * size), i * size));
       return some;
     };
-    return new State(this.maps, gather(this.hidden), gather(this.cell), rows.length);
+    return new State(this.maps, gather(this.hidden), gather(this.cell), wanted.map((row) => parents.indexOf(row)));
+  }
+
+  /** The number of parents; each is the parent of at least one caption. */
+  get parents() {
+    return Math.max(...this.parent) + 1;
   }
 }
 
@@ -63,7 +73,7 @@ export class Captioner {
     const { hidden, cell } = values;
     const maps = inputs.step.filter((name) => name in values && name !== "hidden" && name !== "cell");
     return {
-      state: new State(Object.fromEntries(maps.map((name) => [name, values[name]])), hidden.data, cell.data, 1),
+      state: new State(Object.fromEntries(maps.map((name) => [name, values[name]])), hidden.data, cell.data, [0]),
       predictions: Object.fromEntries(predicting.map(({ name, prediction }) => [name, values[prediction].data])),
     };
   }
@@ -71,20 +81,21 @@ export class Captioner {
   /** The logits after each of `tokens`: see search.js. attention: names of outputs to return as well, in `found`. */
   async step(tokens, before, attention = []) {
     const { Tensor } = this.ort;
-    const rows = tokens.length;
-    const integers = (numbers) => new Tensor("int64", BigInt64Array.from(numbers, BigInt), [rows]);
-    const floats = (numbers) => new Tensor("float32", numbers, [rows, numbers.length / rows]);
+    const { parents } = before;
+    const integers = (numbers) => new Tensor("int64", BigInt64Array.from(numbers, BigInt), [numbers.length]);
+    const floats = (numbers) => new Tensor("float32", numbers, [parents, numbers.length / parents]);
     const found = await this.sessions.step.run(
       {
         tokens: integers(tokens),
-        image: integers(tokens.map(() => 0)),
+        parent: integers(before.parent),
+        image: new Tensor("int64", new BigInt64Array(parents), [parents]),
         hidden: floats(before.hidden),
         cell: floats(before.cell),
         ...before.maps,
       },
       ["logits", "hidden_after", "cell_after", ...attention],
     );
-    const state = new State(before.maps, found.hidden_after.data, found.cell_after.data, rows);
+    const state = new State(before.maps, found.hidden_after.data, found.cell_after.data, [...tokens.keys()]);
     return { logits: found.logits.data, width: found.logits.dims[1], state, found };
   }
 

@@ -10,7 +10,7 @@ import * as ort from "./runtime/ort.wasm.bundle.min.mjs";
 import { Captioner } from "./captioner.js";
 import { PhotographError, readPhotograph } from "./photograph.js";
 
-const FORMAT_VERSION = 5; // of model.json, as in sca_caption/export/model_json.py
+const FORMAT_VERSION = 6; // of model.json, as in sca_caption/export/model_json.py
 const CAPTIONS = 3; // per photograph: the best and two more
 let captioner;
 let last = Promise.resolve(); // requests are answered one after another
