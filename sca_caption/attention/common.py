@@ -1,4 +1,4 @@
-"""Shared parts of attention blocks: bottleneck widths, batch norm for single values per channel, initialisation, export."""
+"""Shared parts of attention blocks: bottleneck widths, batch norm for single values, initialisation, export."""
 
 from typing import Literal
 

@@ -27,15 +27,28 @@ def channel_scores_in_graph(
     steepness = half.max() * visual.abs().max()
     x, transform = (torch.from_numpy(each).to(means.dtype) for each in node_constants(nodes))
 
-    def plain(means, centre, half, x, transform, visual, hidden, score):
-        return plain_scores(means, visual, hidden, score)
-
-    def interpolated(means, centre, half, x, transform, visual, hidden, score):
-        values = plain_scores(centre + half * x, visual, hidden, score)  # (B, N)
-        return two_level_series(((means - centre) / half).clamp(-1, 1), values @ transform)
-
     operands = (means, centre, half, x, transform, visual, hidden, score)
-    return torch.cond(steepness <= steepness_covered(nodes, tolerance), interpolated, plain, operands)
+    covered = steepness <= steepness_covered(nodes, tolerance)
+    return torch.cond(covered, interpolated_scores, _plain_branch, operands)
+
+
+def interpolated_scores(
+    means: Tensor,
+    centre: Tensor,
+    half: Tensor,
+    x: Tensor,
+    transform: Tensor,
+    visual: Tensor,
+    hidden: Tensor,
+    score: Tensor,
+) -> Tensor:
+    """Scores (B, C) from the values at nodes. centre, half (B, 1): range of means; x, transform: `node_constants`."""
+    values = plain_scores(centre + half * x, visual, hidden, score)  # (B, N)
+    return two_level_series(((means - centre) / half).clamp(-1, 1), values @ transform)
+
+
+def _plain_branch(means, centre, half, x, transform, visual, hidden, score):
+    return plain_scores(means, visual, hidden, score)
 
 
 def plain_scores(means: Tensor, visual: Tensor, hidden: Tensor, score: Tensor) -> Tensor:
@@ -73,7 +86,7 @@ def two_level_series(x: Tensor, coefficients: Tensor) -> Tensor:
     """y = sum_ij c_ij T_i(x) T_j(T_Q(x)), i < Q, j < R: x (B, C) in [-1, 1], coefficients (B, N) -> (B, C).
 
     T_jQ(x) = T_j(T_Q(x)), and T_i T_jQ = (T_(jQ+i) + T_(jQ-i)) / 2, so these products span the polynomials of degree
-    below N. They need Q + R terms for each channel and one matrix product instead of the N terms of Clenshaw's recurrence.
+    below N. They need Q + R terms per channel and one matrix product instead of the N terms of Clenshaw's recurrence.
     """
     Q = first_factor(coefficients.shape[1])
     inner = chebyshev_terms(x, Q)  # (B, Q, C)

@@ -5,11 +5,11 @@ The folder is complete or it does not exist. It holds
     trunk.onnx    once per image:  images -> map_0, ..., keys, context, hidden, cell, predictions of guides
     step.onnx     once per word:   tokens, parent, image, hidden, cell, map_0, ..., keys, context -> logits,
                                    hidden_after, cell_after, alpha_0, beta_0, alpha_1, ...
-    int8/         the same graphs with large weights in int8 and float16, if asked for
+    int8/         the same graphs with large weights in int8 and float16, if asked for (see `onnx_int8`)
     model.json    the words, and how captions are searched for
 
-B images, N partial captions, P parents, S pixels per side, W words, d LSTM size, k attention width; attended layer i has C
-channels and m = H W positions. B, P and N may differ from call to call. Captions with the same words before their last
+B images, N partial captions, P parents, S pixels per side, W words, d LSTM size, k attention width; attended layer i has
+C channels and m = H W positions. B, P and N may differ from call to call. Captions with the same words before their last
 one have the same state and attention; the graph computes them once, for the parent that these captions name.
 
     images         uint8 (B, 3, S, S), RGB, as `transform` says; normalised inside
@@ -54,8 +54,9 @@ model.json, UTF-8:
     source          version of sca_caption and name of the checkpoint
 
 Formats 4, in which each guide had a field of its own, and 5, in which each caption was its own parent and graphs had no
-input `parent`, can still be read (see `model_json.upgrade`). So can folders of earlier versions whose guides added words after the first vocabulary_size, had a graph of their own, objects.onnx, or gave
-its features to the trunk as a second input; those guides are left out.
+input `parent`, can still be read (see `model_json.upgrade`). So can folders of earlier versions whose guides added words
+after the first vocabulary_size, had a graph of their own, objects.onnx, or gave its features to the trunk as a second
+input; those guides are left out.
 """
 
 import json
@@ -104,7 +105,7 @@ def export(
             if "int8" in dtypes:
                 target = graph_path(folder, name, "int8")
                 target.parent.mkdir(exist_ok=True)
-                quantize(graph_path(folder, name, "float32"), target)
+                quantize(graph_path(folder, name, "float32"), target, multiply_in_int8=name == "step")
         description: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "words": list(captioner.vocabulary),

@@ -17,7 +17,11 @@ from sca_caption.inference.torch_captioner import TorchCaptioner
 from sca_caption.models.sca_cnn import SCACNN, State
 from sca_caption.runtime.errors import UserError
 
-IMAGES, PARENTS, ROWS = 2, 3, 4  # traced with: any different numbers above 1, which would be taken for a constant
+IMAGES, PARENTS, ROWS = (
+    2,
+    3,
+    4,
+)  # traced with: any different numbers above 1, which would be taken for a constant
 
 
 class Graph(NamedTuple):
