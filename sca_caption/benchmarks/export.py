@@ -3,6 +3,8 @@
 All ways take the same images, already at model size, through everything from pixels to captions, with as many threads,
 one image at a time and in batches. Their turns alternate in one run; a ratio is the median over rounds. Captions are
 compared over all photographs.
+
+`python -m sca_caption.benchmarks.export browser` measures the browser page (see `benchmarks.browser`).
 """
 
 import statistics
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sca_caption import checkpoint, images
+from sca_caption.benchmarks import browser
 from sca_caption.cli.parser import Parser, program
 from sca_caption.config import require
 from sca_caption.datasets.hdf5_reader import CaptionDataset
@@ -33,6 +36,7 @@ EPILOG = """\
 examples:
   python -m sca_caption.benchmarks.export photos/
   python -m sca_caption.benchmarks.export photos/ --data data/flickr8k.h5 --limit 500
+  python -m sca_caption.benchmarks.export browser node_modules/onnxruntime-web photos/
 """
 
 
@@ -54,6 +58,9 @@ def parser() -> Parser:
 
 @program
 def main(argv: list[str] | None = None) -> int:
+    given_arguments = sys.argv[1:] if argv is None else argv
+    if given_arguments[:1] == ["browser"]:
+        return browser.main(given_arguments[1:])
     arguments = parser().parse_args(argv)
     require(arguments, "rounds", arguments.rounds >= 1, "at least 1")
     require(arguments, "threads", min(arguments.threads) >= 1, "at least 1")
