@@ -199,9 +199,9 @@ def data_file(folder: Path) -> Kind:
 def export_folder(folder: Path) -> Kind:
     pytest.importorskip("onnxruntime")
     about = {
-        "format_version": 5, "words": ["<pad>", "<bos>", "<eos>", "<unk>", *WORDS], "vocabulary_size": 8,
+        "format_version": 6, "words": ["<pad>", "<bos>", "<eos>", "<unk>", *WORDS], "vocabulary_size": 8,
         "transform": {"size": 32, "mode": "crop"}, "layers": [{"name": "a"}], "dtypes": ["float32"],
-        "inputs": {"trunk": ["images"], "step": ["tokens", "image", "hidden", "cell", "map_0"]},
+        "inputs": {"trunk": ["images"], "step": ["tokens", "parent", "image", "hidden", "cell", "map_0"]},
         "outputs": {"trunk": ["map_0", "hidden", "cell"], "step": ["logits", "hidden_after", "cell_after"]},
         "search": vars(SearchConfig()), "bad_endings": [4], "conjunctions": [],
         "guides": [{"name": "confidence", "prediction": None, "slope": 2.0, "intercept": 1.0, "ratings": {}}],

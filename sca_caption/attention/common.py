@@ -1,4 +1,4 @@
-"""Shared parts of attention blocks: bottleneck widths, batch norm for single values per channel, and initialisation."""
+"""Shared parts of attention blocks: bottleneck widths, batch norm for single values, initialisation, export."""
 
 from typing import Literal
 
@@ -48,3 +48,8 @@ def init_he(module: nn.Module, mode: Literal["fan_in", "fan_out"] = "fan_in") ->
             nn.init.kaiming_normal_(layer.weight, mode=mode, nonlinearity="relu")
             if layer.bias is not None:
                 layer.bias.zero_()
+
+
+def in_exported_graph() -> bool:
+    """Whether torch.export traces the caller, as for ONNX; not under torch.compile."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()

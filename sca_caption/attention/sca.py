@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sca_caption.attention.common import require_positive
+from sca_caption.attention.common import in_exported_graph, require_positive
+from sca_caption.attention.fixed_nodes import channel_scores_in_graph
 from sca_caption.runtime.errors import choice
 
 MODES = ("S", "C", "S-C", "C-S")
@@ -245,7 +246,9 @@ def channel_scores(
     ):  # half precision is too coarse for the gradient's differences
         with torch.autocast(means.device.type, enabled=False):
             return channel_scores(means.float(), visual.float(), hidden.float(), score.float(), tolerance)
-    if torch.compiler.is_compiling():  # also in export, where no shape may depend on values, as N does
+    if in_exported_graph():
+        return channel_scores_in_graph(means, visual, hidden, score, tolerance)
+    if torch.compiler.is_compiling():  # no shape may depend on values, as N does
         return plain_channel_scores(means, visual, hidden, score)
     with torch.no_grad():
         low, high = means.amin(1, keepdim=True), means.amax(1, keepdim=True)  # (B, 1)
@@ -280,6 +283,8 @@ def tanh_scores(x: Tensor, score: Tensor) -> Tensor:
     Without gradients, tanh(x) is computed as 2 sigmoid(2 x) - 1, because torch's sigmoid is several times faster than its
     tanh on a CPU. The error is 2e-7 instead of 3e-8, which is too large for gradients.
     """
+    if in_exported_graph():
+        return score @ torch.tanh(x).mT  # a row times a matrix, which is fast in onnxruntime
     if torch.is_grad_enabled():
         return torch.tanh(x) @ score
     return x.mul_(2).sigmoid_() @ (2 * score) - score.sum()

@@ -1,7 +1,10 @@
 """An exported captioner beside the one it was made from: captions, size, time and, with --data, CIDEr.
 
-All ways take the same images, already at model size, through everything from pixels to captions, with as many threads.
-Their turns alternate in one run; a ratio is the median over rounds. Captions are compared over all photographs.
+All ways take the same images, already at model size, through everything from pixels to captions, with as many threads,
+one image at a time and in batches. Their turns alternate in one run; a ratio is the median over rounds. Captions are
+compared over all photographs.
+
+`python -m sca_caption.benchmarks.export browser` measures the browser page (see `benchmarks.browser`).
 """
 
 import statistics
@@ -15,23 +18,25 @@ import torch
 from torch import Tensor
 
 from sca_caption import checkpoint, images
+from sca_caption.benchmarks import browser
 from sca_caption.cli.parser import Parser, program
 from sca_caption.config import require
 from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.evaluation.cider import Cider
 from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
-from sca_caption.export.model_json import DTYPES, graph_path
-from sca_caption.export.onnx_captioner import OnnxCaptioner, load_pipeline
+from sca_caption.export.model_json import DTYPES, GRAPHS, graph_path
+from sca_caption.export.onnx_captioner import load_pipeline
 from sca_caption.export.onnx_folder import export
 from sca_caption.inference.batching import stack
 from sca_caption.inference.captioning import Caption, CaptionPipeline
 from sca_caption.runtime.errors import UserError
 
-BATCH = 8
+BATCH = 16
 EPILOG = """\
 examples:
   python -m sca_caption.benchmarks.export photos/
   python -m sca_caption.benchmarks.export photos/ --data data/flickr8k.h5 --limit 500
+  python -m sca_caption.benchmarks.export browser node_modules/onnxruntime-web photos/
 """
 
 
@@ -42,6 +47,10 @@ def parser() -> Parser:
     p.add_argument(
         "--rounds", type=int, default=7, metavar="N", help="timings of each (default: %(default)s)"
     )
+    p.add_argument(
+        "--threads", type=int, nargs="+", default=[1, 2], metavar="N",
+        help="numbers of threads to time with (default: 1 2)",
+    )  # fmt: skip
     p.add_argument("--data", type=Path, metavar="FILE.h5", help="score captions of its split val too")
     p.add_argument("--limit", type=int, metavar="N", help="images of it (default: all)")
     return p
@@ -49,8 +58,12 @@ def parser() -> Parser:
 
 @program
 def main(argv: list[str] | None = None) -> int:
+    given_arguments = sys.argv[1:] if argv is None else argv
+    if given_arguments[:1] == ["browser"]:
+        return browser.main(given_arguments[1:])
     arguments = parser().parse_args(argv)
     require(arguments, "rounds", arguments.rounds >= 1, "at least 1")
+    require(arguments, "threads", min(arguments.threads) >= 1, "at least 1")
     paths = images.find_images(arguments.photographs)
     data = CaptionDataset(arguments.data) if arguments.data else None
     given = checkpoint.load(arguments.checkpoint)
@@ -58,54 +71,48 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(
             f"{data.path} holds {data.transform}, the model takes {given.transform}; preprocess for it"
         )
-    threads = torch.get_num_threads()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "model")
         export(folder, given, arguments.checkpoint)
-        ways: dict[str, CaptionPipeline] = {"PyTorch": CaptionPipeline.load(given, device="cpu")}
+        print(f"| MB | {' | '.join(GRAPHS)} | together |\n| --- |{' ---: |' * (len(GRAPHS) + 1)}")
         for dtype in DTYPES:
-            ways[f"ONNX, {dtype}"] = load_pipeline(folder, dtype=dtype, threads=threads)
-        exported = ways["ONNX, float32"].model
-        assert isinstance(exported, OnnxCaptioner)
-        graphs = list(exported.sessions)
-        sizes = [
-            [graph_path(folder, name, dtype).stat().st_size / 1e6 for name in graphs] for dtype in DTYPES
-        ]
-    print(f"| MB | {' | '.join(graphs)} | together |\n| --- |{' ---: |' * (len(graphs) + 1)}")
-    for dtype, size in zip(DTYPES, sizes, strict=True):
-        print(f"| {dtype} | {' | '.join(f'{each:.1f}' for each in (*size, sum(size)))} |")
-    print(f"\nbeam {ways['PyTorch'].search.beam_size}, {threads} threads, {arguments.rounds} rounds\n")
-    timed(ways, paths, arguments.rounds)
+            sizes = [graph_path(folder, name, dtype).stat().st_size / 1e6 for name in GRAPHS]
+            print(f"| {dtype} | {' | '.join(f'{each:.1f}' for each in (*sizes, sum(sizes)))} |")
+        ways: dict[str, CaptionPipeline] = {"PyTorch": CaptionPipeline.load(given, device="cpu")}
+        print(f"\nbeam {ways['PyTorch'].search.beam_size}, {arguments.rounds} rounds\n")
+        titles = ["ms per image, PyTorch", *(f"ONNX {dtype}, times PyTorch's" for dtype in DTYPES)]
+        print(f"| threads | images | {' | '.join(titles)} |\n| ---: | ---: |{' ---: |' * len(titles)}")
+        for threads in arguments.threads:
+            torch.set_num_threads(threads)
+            for dtype in DTYPES:
+                ways[f"ONNX, {dtype}"] = load_pipeline(folder, dtype=dtype, threads=threads)
+            timed(ways, paths, arguments.rounds, threads)
     compared(ways, paths)
     if data:
         scored(ways, data, arguments.limit)
     return 0
 
 
-def timed(ways: dict[str, CaptionPipeline], paths: Sequence[Path], rounds: int) -> None:
-    """Print the table of times."""
+def timed(ways: dict[str, CaptionPipeline], paths: Sequence[Path], rounds: int, threads: int) -> None:
+    """Print two rows of the table of times: one image at a time, and in a batch."""
     transform = ways["PyTorch"].transform
     pixels = stack([images.load(path, transform) for path in paths[:BATCH]])
     assert isinstance(pixels, Tensor)
-    batches = {"one image": pixels.split(1), f"batch of {len(pixels)}": [pixels]}
-    seconds: dict[str, dict[str, list[float]]] = {name: {batch: [] for batch in batches} for name in ways}
-    for round in range(rounds + 1):
-        for batch, parts in batches.items():
+    for parts in (pixels.split(1), [pixels]):
+        seconds: dict[str, list[float]] = {name: [] for name in ways}
+        for round in range(rounds + 1):
             for name, pipeline in ways.items():
                 began = time.perf_counter()
                 for part in parts:
                     pipeline.caption_batch(part)
                 if round:  # the first warms up
-                    seconds[name][batch].append((time.perf_counter() - began) / len(pixels))
-    heads = " | ".join(f"{batch}, ms an image | times PyTorch's" for batch in batches)
-    print(f"| | {heads} |\n| --- |{' ---: | ---: |' * len(batches)}")
-    for name, found in seconds.items():
-        cells = []
-        for batch, times in found.items():
-            pairs = zip(times, seconds["PyTorch"][batch], strict=True)
-            ratio = statistics.median(ours / theirs for ours, theirs in pairs)
-            cells += [f"{1000 * statistics.median(times):.1f}", f"{ratio:.2f}"]
-        print(f"| {name} | {' | '.join(cells)} |")
+                    seconds[name].append((time.perf_counter() - began) / len(pixels))
+        theirs = seconds.pop("PyTorch")
+        ratios = [
+            statistics.median(a / b for a, b in zip(ours, theirs, strict=True)) for ours in seconds.values()
+        ]
+        cells = [f"{1000 * statistics.median(theirs):.1f}", *(f"{ratio:.2f}" for ratio in ratios)]
+        print(f"| {threads} | {len(parts[0])} | {' | '.join(cells)} |", flush=True)
 
 
 def compared(ways: dict[str, CaptionPipeline], paths: Sequence[Path]) -> None:

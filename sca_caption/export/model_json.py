@@ -8,8 +8,8 @@ from sca_caption.runtime.errors import INVALID, UserError
 from sca_caption.runtime.json_text import excerpt, parse_json
 from sca_caption.vocab import SPECIALS
 
-FORMAT_VERSION = 5
-EARLIER_VERSION = 4  # read as well
+FORMAT_VERSION = 6
+EARLIER_VERSIONS = (4, 5)  # read as well
 DTYPES = ("float32", "int8")
 GRAPHS = ("trunk", "step")
 DESCRIPTION = "model.json"
@@ -34,12 +34,12 @@ def read_description(folder: Path) -> dict[str, Any]:
     try:
         found = parse_json(path.read_text(encoding="utf-8"))
         version = found["format_version"]
-        if version not in (EARLIER_VERSION, FORMAT_VERSION):
+        if version not in (*EARLIER_VERSIONS, FORMAT_VERSION):
             raise UserError(
-                f"{path} has format {excerpt(version)}, this program reads {EARLIER_VERSION} and {FORMAT_VERSION}; use "
-                "the version of sca_caption that wrote it, or export again"
+                f"{path} has format {excerpt(version)}, this program reads {EARLIER_VERSIONS[0]} to {FORMAT_VERSION}; "
+                "use the version of sca_caption that wrote it, or export again"
             )
-        found = upgrade(found) if version == EARLIER_VERSION else found
+        found = upgrade(found)
         check(found)
     except INVALID as error:
         reason = " ".join(str(error).split())[:200]
@@ -79,8 +79,13 @@ def check(found: dict[str, Any]) -> None:
 
 
 def upgrade(described: dict[str, Any]) -> dict[str, Any]:
-    """Format 4, where each guide had a field of its own, in the current format."""
+    """A description of format 4 to 6 in the current format.
+
+    In format 4, each guide had a field of its own. The graphs of formats 4 and 5 have no input `parent`.
+    """
     found = dict(described, format_version=FORMAT_VERSION)
+    if described["format_version"] != 4:
+        return found
     for name, earlier in (
         ("vocabulary_size", "known"),
         ("bad_endings", "never_last"),

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,25 +23,34 @@ from sca_caption.vocab import SPECIALS, Vocabulary
 
 @dataclass
 class OnnxState:
-    """The state of N partial captions. `maps` has one row per image; `image` says which of them a caption reads."""
+    """The state of N partial captions. Captions that share their words so far share one of P parents (see `SCACNN`)."""
 
-    maps: dict[str, np.ndarray]  # by name of the step graph's inputs
-    image: Tensor  # (N,)
-    hidden: Tensor  # (N, d)
-    cell: Tensor  # (N, d)
+    maps: dict[str, Tensor]  # one row per image, by name of the step graph's inputs
+    image: Tensor  # (P,) rows of maps
+    hidden: Tensor  # (P, d)
+    cell: Tensor  # (P, d)
+    parent: Tensor | None = None  # (N,) rows of hidden; None means that each caption is its own parent
     # Of the last step, one pair per attended layer: beta (N, C) or None, alpha (N, m) or None.
     attention: tuple[tuple[Tensor | None, Tensor | None], ...] = ()
 
     def __len__(self) -> int:
-        return len(self.hidden)
+        return len(self.hidden if self.parent is None else self.parent)
 
     @property
     def device(self) -> torch.device:
         return self.hidden.device
 
     def select(self, rows: Tensor) -> "OnnxState":
-        image, hidden, cell = (each[rows] for each in (self.image, self.hidden, self.cell))
-        return replace(self, image=image, hidden=hidden, cell=cell, attention=())
+        parents, parent = (rows if self.parent is None else self.parent[rows]).unique(return_inverse=True)
+        image, hidden, cell = (each[parents] for each in (self.image, self.hidden, self.cell))
+        return replace(self, image=image, hidden=hidden, cell=cell, parent=parent, attention=())
+
+    def spread(self) -> "OnnxState":
+        """The state in which each caption is its own parent."""
+        if self.parent is None:
+            return self
+        image, hidden, cell = (each[self.parent] for each in (self.image, self.hidden, self.cell))
+        return replace(self, image=image, hidden=hidden, cell=cell, parent=None)
 
 
 class OnnxCaptioner:
@@ -138,31 +146,44 @@ class OnnxCaptioner:
 
         batch: images uint8 (B, 3, S, S).
         """
-        given = {"images": batch.contiguous().numpy()}
+        given = {"images": batch}
         for each in self.sessions["trunk"].get_inputs()[1:]:  # features that guides of earlier versions read
-            given[each.name] = np.zeros((len(batch), each.shape[1]), np.float32)
-        values = self._run("trunk", given)
+            given[each.name] = torch.zeros(len(batch), each.shape[1])
+        values = self._run("trunk", given, len(batch))
         names = self.description["inputs"]["step"]
         maps = {name: values[name] for name in names if name in values and name not in ("hidden", "cell")}
-        hidden, cell = (torch.from_numpy(values[name]) for name in ("hidden", "cell"))
-        predictions = {
-            guide.name: torch.from_numpy(values[guide.prediction]) for guide in guides if guide.prediction
-        }
-        return OnnxState(maps, torch.arange(len(hidden)), hidden, cell), predictions
+        predictions = {guide.name: values[guide.prediction] for guide in guides if guide.prediction}
+        return OnnxState(maps, torch.arange(len(batch)), values["hidden"], values["cell"]), predictions
 
     def step(self, tokens: Tensor, state: OnnxState) -> tuple[Tensor, OnnxState]:
         """Previous words (N,) -> logits of all words (N, W), and the state after them."""
-        rows = {"tokens": tokens, "image": state.image, "hidden": state.hidden, "cell": state.cell}
-        values = self._run("step", state.maps | {name: value.numpy() for name, value in rows.items()})
-        found = {name: torch.from_numpy(value) for name, value in values.items()}
+        if "parent" in self.description["inputs"]["step"]:
+            parent = torch.arange(len(state)) if state.parent is None else state.parent
+            rows = {"tokens": tokens, "parent": parent}
+        else:  # a graph of an earlier version
+            state, rows = state.spread(), {"tokens": tokens}
+        parents = {"image": state.image, "hidden": state.hidden, "cell": state.cell}
+        found = self._run("step", state.maps | rows | parents, len(tokens))
         logits = found["logits"][:, : len(self.vocabulary)]
         attention = tuple((found.get(f"beta_{i}"), found.get(f"alpha_{i}")) for i in range(self.layers))
-        after = replace(state, hidden=found["hidden_after"], cell=found["cell_after"], attention=attention)
-        return logits, after
+        image = state.image if state.parent is None else state.image[state.parent]
+        return logits, OnnxState(
+            state.maps, image, found["hidden_after"], found["cell_after"], attention=attention
+        )
 
-    def _run(self, graph: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        names = self.description["outputs"][graph]
-        return dict(zip(names, self.sessions[graph].run(names, inputs), strict=True))
+    def _run(self, graph: str, inputs: Mapping[str, Tensor], rows: int) -> dict[str, Tensor]:
+        """The outputs of a graph, of `rows` rows each. onnxruntime reads and writes the tensors' own memory."""
+        session = self.sessions[graph]
+        wanted = self.description["outputs"][graph]
+        shapes = {each.name: (rows, *each.shape[1:]) for each in session.get_outputs() if each.name in wanted}
+        outputs = {name: torch.empty(shape) for name, shape in shapes.items()}
+        given = {name: value.contiguous() for name, value in inputs.items()}
+        binding = session.io_binding()
+        for bind, tensors in ((binding.bind_input, given), (binding.bind_output, outputs)):
+            for name, tensor in tensors.items():
+                bind(name, "cpu", 0, tensor.numpy().dtype, tuple(tensor.shape), tensor.data_ptr())
+        session.run_with_iobinding(binding)
+        return outputs
 
 
 def check_graph(name: str, session: Any, description: Mapping[str, Any]) -> None:
@@ -174,8 +195,11 @@ def check_graph(name: str, session: Any, description: Mapping[str, Any]) -> None
     lacking = set(description["outputs"].get(name, ())) - set(shapes)
     if lacking:
         raise ValueError(f"it has no outputs {sorted(lacking)}")
+    unknown = [name for name, shape in shapes.items() if not all(isinstance(size, int) for size in shape[1:])]
+    if unknown:
+        raise ValueError(f"outputs {sorted(unknown)} have no known width")
     words = len(description["words"])
-    if name == "step" and isinstance(shapes["logits"][-1], int) and shapes["logits"][-1] != words:
+    if name == "step" and shapes["logits"][-1] != words:
         raise ValueError(f"its logits are of {shapes['logits'][-1]} words, {DESCRIPTION} has {words}")
 
 

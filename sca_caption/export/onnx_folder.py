@@ -3,20 +3,23 @@
 The folder is complete or it does not exist. It holds
 
     trunk.onnx    once per image:  images -> map_0, ..., keys, context, hidden, cell, predictions of guides
-    step.onnx     once per word:   tokens, image, hidden, cell, map_0, ..., keys, context -> logits, hidden_after,
-                                   cell_after, alpha_0, beta_0, alpha_1, ...
-    int8/         the same graphs with large weights in int8 and float16, if asked for
+    step.onnx     once per word:   tokens, parent, image, hidden, cell, map_0, ..., keys, context -> logits,
+                                   hidden_after, cell_after, alpha_0, beta_0, alpha_1, ...
+    int8/         the same graphs with large weights in int8 and float16, if asked for (see `onnx_int8`)
     model.json    the words, and how captions are searched for
 
-B images, N partial captions, S pixels per side, W words, d LSTM size, k attention width; attended layer i has C channels
-and m = H W positions. B and N may differ from call to call.
+B images, N partial captions, P parents, S pixels per side, W words, d LSTM size, k attention width; attended layer i has
+C channels and m = H W positions. B, P and N may differ from call to call. Captions with the same words before their last
+one have the same state and attention; the graph computes them once, for the parent that these captions name.
 
     images         uint8 (B, 3, S, S), RGB, as `transform` says; normalised inside
     map_0, ...     float32 (B, C, H, W), the attended map, and the maps that are carried along with it, if any
     keys           float32 (B, m, k), only if attention prepares them once per image
     context        float32 (B, 4 d), of predicted words and style, only if the model has them
-    hidden, cell   float32 (B, d) after the trunk, (N, d) in steps
-    tokens, image  int64 (N,): the previous words (bos at first), and the row of the maps that each caption reads
+    hidden, cell   float32 (B, d) after the trunk, (P, d) as inputs of a step, (N, d) after it
+    tokens         int64 (N,): the last word of each caption (bos at first)
+    parent         int64 (N,): the row of hidden and cell that each caption goes on from
+    image          int64 (P,): the row of the maps that each parent reads
     logits         float32 (N, W)
     alpha_i        float32 (N, m), spatial attention of layer i, row by row of the map, if the layer has it
     beta_i         float32 (N, C), its channel-wise attention, if it has it
@@ -25,7 +28,7 @@ and m = H W positions. B and N may differ from call to call.
 
 model.json, UTF-8:
 
-    format_version  5
+    format_version  6
     words           every word by id, the special ones first
     vocabulary_size W. A word's log-probability is its logit less the logsumexp of all logits; masks never change it
     bos, eos, pad, unk   ids of the special words; pad, bos and unk never come in a caption
@@ -50,9 +53,10 @@ model.json, UTF-8:
                     intercept))), x the mean log-probability per word, the end word included
     source          version of sca_caption and name of the checkpoint
 
-Format 4, in which each guide had a field of its own, can still be read (see `model_json.upgrade`). So can folders of
-earlier versions whose guides added words after the first vocabulary_size, had a graph of their own, objects.onnx, or gave
-its features to the trunk as a second input; those guides are left out.
+Formats 4, in which each guide had a field of its own, and 5, in which each caption was its own parent and graphs had no
+input `parent`, can still be read (see `model_json.upgrade`). So can folders of earlier versions whose guides added words
+after the first vocabulary_size, had a graph of their own, objects.onnx, or gave its features to the trunk as a second
+input; those guides are left out.
 """
 
 import json
@@ -101,7 +105,7 @@ def export(
             if "int8" in dtypes:
                 target = graph_path(folder, name, "int8")
                 target.parent.mkdir(exist_ok=True)
-                quantize(graph_path(folder, name, "float32"), target)
+                quantize(graph_path(folder, name, "float32"), target, multiply_in_int8=name == "step")
         description: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "words": list(captioner.vocabulary),

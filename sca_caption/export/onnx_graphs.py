@@ -1,7 +1,8 @@
 """The parts of a captioner as ONNX graphs: what runs once per image, and what runs once per word.
 
 They are traced from `SCACNN.encode`, `start` and `step` themselves. Shapes: B images of S x S pixels, N partial captions,
-W words, d LSTM size, k attention width; of a layer C channels and m = H * W positions.
+P parents (see `models.sca_cnn.State`), W words, d LSTM size, k attention width; of a layer C channels and m = H * W
+positions.
 """
 
 import warnings
@@ -17,7 +18,11 @@ from sca_caption.models.sca_cnn import SCACNN, State
 from sca_caption.runtime.errors import UserError
 from sca_caption.runtime.programs import install_command
 
-IMAGES, ROWS = 2, 3  # traced with: any two numbers above 1, which would be taken for constants
+IMAGES, PARENTS, ROWS = (
+    2,
+    3,
+    4,
+)  # traced with: any different numbers above 1, which would be taken for a constant
 
 
 class Graph(NamedTuple):
@@ -46,7 +51,8 @@ class Trunk(nn.Module):
 
 
 class Step(nn.Module):
-    """tokens, image (N,), hidden, cell (N, d), maps, keys, context -> logits (N, W), hidden, cell, what was attended."""
+    """tokens, parent (N,), image (P,), hidden, cell (P, d), maps, keys, context -> logits (N, W), hidden and cell (N, d),
+    what was attended."""
 
     def __init__(self, model: SCACNN):
         super().__init__()
@@ -62,6 +68,7 @@ class Step(nn.Module):
     def forward(
         self,
         tokens: Tensor,
+        parent: Tensor,
         image: Tensor,
         hidden: Tensor,
         cell: Tensor,
@@ -70,7 +77,7 @@ class Step(nn.Module):
         context: Tensor | None,
     ) -> tuple[Tensor, ...]:
         weights = self.of_word, self.of_image
-        state = State(tuple(maps), keys, weights, image, hidden, cell, context=context)
+        state = State(tuple(maps), keys, weights, image, hidden, cell, parent, context=context)
         logits, after = self.model.step(tokens, state)
         attended = [x for beta, alpha in after.attention for x in (alpha, beta) if x is not None]
         return logits, after.hidden, after.cell, *attended
@@ -103,7 +110,7 @@ def graphs_of(captioner: TorchCaptioner, guides: Sequence[Guide] = ()) -> dict[s
     pixels = torch.zeros(IMAGES, 3, size, size, dtype=torch.uint8)
     with torch.no_grad():
         state = model.start(model.encode(pixels))
-    images, rows = torch.export.Dim("B"), torch.export.Dim("N")
+    images, parents, rows = (torch.export.Dim(name) for name in ("B", "P", "N"))
     names = [f"map_{i}" for i in range(len(state.maps))]
     optional = {name: getattr(state, name) for name in ("keys", "context")}
     present = [name for name, value in optional.items() if value is not None]
@@ -114,8 +121,9 @@ def graphs_of(captioner: TorchCaptioner, guides: Sequence[Guide] = ()) -> dict[s
         if part is not None
     ]
     # Different tensors, as one that comes twice would become one input.
-    tokens, image = (torch.zeros(ROWS, dtype=torch.long) for _ in range(2))
-    hidden, cell = (torch.zeros(ROWS, state.hidden.shape[1]) for _ in range(2))
+    tokens, parent = (torch.zeros(ROWS, dtype=torch.long) for _ in range(2))
+    image = torch.zeros(PARENTS, dtype=torch.long)
+    hidden, cell = (torch.zeros(PARENTS, state.hidden.shape[1]) for _ in range(2))
     trunk = traced(
         Trunk(model, [*predictions.values()]),
         (pixels,),
@@ -125,13 +133,14 @@ def graphs_of(captioner: TorchCaptioner, guides: Sequence[Guide] = ()) -> dict[s
     )
     step = traced(
         Step(model),
-        (tokens, image, hidden, cell, list(state.maps), *optional.values()),
+        (tokens, parent, image, hidden, cell, list(state.maps), *optional.values()),
         (
-            *[{0: rows}] * 4,
+            *[{0: rows}] * 2,
+            *[{0: parents}] * 3,
             [{0: images}] * len(names),
             *({0: images} if name in present else None for name in optional),
         ),
-        ["tokens", "image", "hidden", "cell", *names, *present],
+        ["tokens", "parent", "image", "hidden", "cell", *names, *present],
         ["logits", "hidden_after", "cell_after", *attended],
     )
     return {"trunk": trunk, "step": step}

@@ -1,8 +1,9 @@
-"""ONNX graphs whose large weights take a byte or two each, as in int8 checkpoints (see `models.quantization`).
+"""ONNX graphs with int8 matrices and float16 convolutions, as in int8 checkpoints (see `models.quantization`).
 
-Matrices are int8 with one scale per output, and convolutions are float16. They are float32 again once the graph is
-loaded: products in int8 would not be noticeably faster, would change captions, and overflow on processors without VNNI.
-Vectors and small tensors stay as they are.
+Matrices have one scale per output. Those of steps multiply in int8: each step rounds their inputs to 8 bits with a scale
+of its own (dynamic quantization). Their weights have 7 bits, because sums of products overflow on processors without VNNI
+otherwise. All other weights are float32 again once the graph is loaded: int8 products of convolutions would be faster,
+but change the encoder's maps too much. Vectors and small tensors stay as they are.
 """
 
 import tempfile
@@ -18,12 +19,12 @@ from sca_caption.runtime.programs import install_command
 WEIGHT_INPUTS = {"Conv": (1, 0), "MatMul": (1, 1), "Gather": (0, 0)}
 
 
-def quantize(source: Path, target: Path) -> None:
+def quantize(source: Path, target: Path, multiply_in_int8: bool) -> None:
     """Write the graph in `source` to `target`, with int8 in it. Raises UserError where a package is missing."""
     try:
         import onnx
         from onnx import TensorProto, helper, numpy_helper
-        from onnxruntime.quantization import shape_inference
+        from onnxruntime.quantization import QuantType, quantize_dynamic, shape_inference
     except ImportError as error:
         raise UserError(
             f"int8 needs {error.name}, which is not installed; {install_command('export')}"
@@ -32,6 +33,16 @@ def quantize(source: Path, target: Path) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         prepared = Path(scratch, "prepared.onnx")
         shape_inference.quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        if multiply_in_int8:
+            quantize_dynamic(
+                prepared,
+                prepared,
+                op_types_to_quantize=["MatMul"],  # also those of Gemm
+                per_channel=True,
+                reduce_range=True,
+                weight_type=QuantType.QInt8,
+                extra_options={"MatMulConstBOnly": True},
+            )
         model = onnx.load(prepared)
     graph = model.graph
     weights = {x.name: x for x in graph.initializer}

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.backends.mkldnn import is_available as mkldnn
 
+from sca_caption.attention.common import in_exported_graph
 from sca_caption.attention.sca import ConditionedAttention, mean_over_positions, pool_modulated, pool_shared
 from sca_caption.config import ModelConfig
 from sca_caption.images import MEAN, STD
@@ -322,6 +323,8 @@ def gather_rows(x: Tensor, index: Tensor | slice) -> Tensor:
     """x[index]. Maps keep the channels-last memory layout, in which 1x1 convolutions and attention are fast."""
     if x.dim() != 4 or isinstance(index, slice):
         return x[index]
+    if in_exported_graph():  # onnxruntime has layouts of its own
+        return x.index_select(0, index)
     return x.permute(0, 2, 3, 1).index_select(0, index).permute(0, 3, 1, 2)
 
 

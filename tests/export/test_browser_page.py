@@ -15,7 +15,7 @@ import pytest
 from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 
-from tests.helpers.chromium import browser_page, needs_browser, served
+from tests.helpers.chromium import browser_page, needs_browser
 from tests.helpers.guided_captioners import WORDS, made_consensus, predicting_words
 from tests.helpers.made_photos import encoded, photo
 
@@ -24,6 +24,7 @@ pytest.importorskip("onnxruntime", reason="the page is compared with onnxruntime
 expect = pytest.importorskip("playwright.sync_api", reason="needs playwright to drive a browser").expect
 
 from sca_caption import images
+from sca_caption.benchmarks.browser import served
 from sca_caption.checkpoint import Checkpoint
 from sca_caption.config import SearchConfig
 from sca_caption.export.browser_site import INSTALL
@@ -74,7 +75,7 @@ def opened(site):
         page.context.on("request", lambda request: page.asked.append(request.url))
         page.address = address
         page.goto(address)
-        page.wait_for_selector("#model", state="hidden")
+        page.wait_for_selector("body.ready")
         yield page
 
 
@@ -159,6 +160,21 @@ def test_captions_are_pythons(page, given):
         assert [text.rpartition(" (")[0] for text in others] == [caption.text for caption in captions[1:]]
     rows = [*csv.DictReader(io.StringIO(saved(page, "#csv")))]
     assert [{name: str(value) for name, value in entry.items()} for entry in found] == rows
+
+
+def test_captions_come_with_several_threads_and_with_one(page, given):
+    """The page isolates itself by a service worker, and does without where the browser refuses service workers."""
+    assert page.evaluate("crossOriginIsolated")
+    (content,) = pictures(1)
+    (captions,) = captions_of(CaptionPipeline.load(given), [content])
+    other = page.context.browser.new_page(service_workers="block")
+    other.goto(page.address)
+    other.wait_for_selector("body.ready", timeout=120_000)
+    assert not other.evaluate("crossOriginIsolated")
+    for each in (page, other):
+        give(each, [file("a.png", content)])
+        assert each.locator(".card img").get_attribute("alt") == captions[0].text
+    other.close()
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------
@@ -333,7 +349,7 @@ def test_the_content_security_policy_covers_the_worker(opened, site):
     ask = "address => fetch(address).then(() => 'answered', () => 'refused')"
     with served(site) as other, another(opened) as page:
         page.goto(opened.address)
-        page.wait_for_selector("#model", state="hidden")
+        page.wait_for_selector("body.ready")
         for place in (page, page.workers[0]):
             assert place.evaluate(ask, f"{other}/site.json") == "refused"
             assert place.evaluate(ask, f"{opened.address}/site.json") == "answered"

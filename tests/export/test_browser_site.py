@@ -65,7 +65,9 @@ def test_every_file_is_used(site):
     named = {
         name
         for text in code.values()
-        for name in re.findall(r'(?:from |import |src=|href=|new URL\()"(?:\./)?([\w./-]+\.\w+)"', text)
+        for name in re.findall(
+            r'(?:from |import |src=|href=|new URL\(|register\()"(?:\./)?([\w./-]+\.\w+)"', text
+        )
     }
     assert all((site / name).is_file() for name in named)
     assert {path.name for path in site.iterdir() if path.is_file()} - named == {"index.html", "site.json"}

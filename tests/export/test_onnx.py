@@ -76,12 +76,12 @@ def test_graphs_compute_what_the_captioner_does(mode):
     inputs = ["map_0", "map_1"] if mode == "C-S" else ["map_0"]
     inputs += ["keys"] if mode.startswith("S") else []
     assert graphs["trunk"].outputs == [*inputs, "hidden", "cell"]
-    assert graphs["step"].inputs == ["tokens", "image", "hidden", "cell", *inputs]
+    assert graphs["step"].inputs == ["tokens", "parent", "image", "hidden", "cell", *inputs]
     letters = [{"S": "alpha", "C": "beta"}[letter] for letter in sorted(mode.replace("-", ""), reverse=True)]
     attended = [f"{letter}_{i}" for i in range(len(CASES[mode])) for letter in letters]
     assert graphs["step"].outputs == ["logits", "hidden_after", "cell_after", *attended]
     torch.manual_seed(1)
-    for images, rows in [(1, 1), (1, 4), (3, 5), (4, 1)]:
+    for images, parents, rows in [(1, 1, 1), (1, 2, 4), (3, 4, 5), (4, 3, 1)]:
         x = pixels(images)
         found = dict(
             zip(graphs["trunk"].outputs, sessions["trunk"].run(None, {"images": x.numpy()}), strict=True)
@@ -91,12 +91,18 @@ def test_graphs_compute_what_the_captioner_does(mode):
         for name, value in zip(inputs, (*state.maps, state.keys), strict=False):
             assert_close(torch.from_numpy(found[name]), value.contiguous(), rtol=1e-4, atol=1e-4)
         assert_close(torch.from_numpy(found["hidden"]), state.hidden, rtol=1e-4, atol=1e-5)
-        image, hidden, cell = torch.randint(images, (rows,)), torch.randn(rows, 16), torch.randn(rows, 16)
-        state = State(state.maps, state.keys, state.input_weights, image, hidden, cell)
+        image, hidden, cell = (
+            torch.randint(images, (parents,)),
+            torch.randn(parents, 16),
+            torch.randn(parents, 16),
+        )
+        parent = torch.randint(parents, (rows,))
+        state = State(state.maps, state.keys, state.input_weights, image, hidden, cell, parent)
         tokens = torch.randint(len(WORDS), (rows,))
-        feed = {name: found[name] for name in inputs} | {"image": image.numpy()}
+        feed = {name: found[name] for name in inputs}
         for _ in range(2):  # the state after a step goes into the next
-            feed |= {"tokens": tokens.numpy(), "hidden": hidden.numpy(), "cell": cell.numpy()}
+            given = {"tokens": tokens, "parent": parent, "image": image, "hidden": hidden, "cell": cell}
+            feed |= {name: value.numpy() for name, value in given.items()}
             with torch.inference_mode():
                 logits, state = model.step(tokens, state)
             wanted = [logits, state.hidden, state.cell]
@@ -105,6 +111,7 @@ def test_graphs_compute_what_the_captioner_does(mode):
             for value, theirs in zip(ours, wanted, strict=True):
                 assert_close(value, theirs, rtol=1e-3, atol=1e-4)
             tokens, hidden, cell = ours[0].argmax(1), ours[1], ours[2]
+            image, parent = image[parent], torch.arange(rows)
     assert [layer["name"] for layer in layers_of(model, 32)] == list(CASES[mode])
 
 
@@ -162,7 +169,7 @@ def test_predicted_words_and_the_style_are_exported(mode, style, tmp_path):
         context = model.start(model.encode(x)).context
     assert context.std(0).max() > 0.05  # images differ
     state, _ = ours.model.start(x, [])
-    assert_close(torch.from_numpy(state.maps["context"]), context, rtol=1e-3, atol=1e-3)
+    assert_close(state.maps["context"], context, rtol=1e-3, atol=1e-3)
     wanted, found = theirs.caption_batch(x), ours.caption_batch(x)
     assert [[each.text for each in y] for y in found] == [[each.text for each in y] for y in wanted]
     for a, b in zip(found, wanted, strict=True):
@@ -194,8 +201,9 @@ def test_files_are_captioned_in_order(given, exported, photos):
 def test_attention_of_a_step_can_be_read(exported):
     captioner = OnnxCaptioner.load(exported)
     state = captioner.start(pixels(2), [])[0].select(torch.tensor([1, 0, 1]))
-    assert len(state) == 3 and state.image.tolist() == [1, 0, 1]
+    assert len(state) == 3 and len(state.hidden) == 2  # two captions share their words so far
     _, state = captioner.step(torch.tensor([1, 1, 1]), state)
+    assert state.image.tolist() == [1, 0, 1]
     assert len(state.attention) == 2
     for (beta, alpha), layer in zip(state.attention, captioner.description["layers"], strict=True):
         assert alpha.shape == (3, layer["height"] * layer["width"]) and beta.shape == (3, layer["channels"])
@@ -288,6 +296,7 @@ def test_exports_of_the_earlier_format_are_read(exported, tmp_path):
     about["guides"] = [each for each in about["guides"] if each["name"] != "words"]  # a later guide
     old = earlier_format(about)
     upgraded = upgrade(copy.deepcopy(old))
+    assert upgrade(about | {"format_version": 5}) == about
     removed = [{"name": "objects"}, {"name": "presence"}]
     assert upgraded | {"search": about["search"]} == about | {"guides": [*removed, *about["guides"]]}
     folder = copied(exported, tmp_path / "old", old)
@@ -296,6 +305,40 @@ def test_exports_of_the_earlier_format_are_read(exported, tmp_path):
     found = load_pipeline(folder).caption_batch(x)
     assert [[each.text for each in y] for y in found] == [[each.text for each in y] for y in wanted]
     assert found[0][0].confidence == pytest.approx(wanted[0][0].confidence, abs=1e-6)
+
+
+def without_parents(about: dict, folder: Path) -> dict:
+    """Let each caption be its own parent in the graph of steps, as in format 5."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    model = onnx.load(folder / "step.onnx")
+    graph = model.graph
+    graph.input.remove(next(each for each in graph.input if each.name == "parent"))
+    for name, value in (("first", 0), ("stride", 1)):
+        graph.initializer.append(numpy_helper.from_array(np.array(value), name))
+    made = [
+        helper.make_node("Size", ["tokens"], ["rows"]),
+        helper.make_node("Range", ["first", "rows", "stride"], ["parent"]),
+    ]
+    nodes = [*made, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    onnx.save(model, folder / "step.onnx")
+    step = [name for name in about["inputs"]["step"] if name != "parent"]
+    return about | {"format_version": 5, "inputs": about["inputs"] | {"step": step}}
+
+
+def test_exports_without_parents_are_read(exported, tmp_path):
+    about = json.loads((exported / "model.json").read_text())
+    folder = copied(exported, tmp_path / "old", about)
+    (folder / "model.json").write_text(json.dumps(without_parents(about, folder)))
+    x, search = pixels(5), SearchConfig(num_captions=3)
+    wanted = load_pipeline(exported, search=search).caption_batch(x)
+    found = load_pipeline(folder, search=search).caption_batch(x)
+    for captions, theirs in zip(found, wanted, strict=True):
+        assert [each.tokens for each in captions] == [each.tokens for each in theirs]
+        assert [each.score for each in captions] == pytest.approx([each.score for each in theirs], abs=1e-5)
 
 
 # ---- guides of earlier versions --------------------------------------------------------------------------------------
@@ -405,7 +448,7 @@ def test_what_a_folder_holds(given, exported):
     assert about.pop("gendered") == sorted(WORDS.encode(["man", "woman"]))
     assert about.pop("conjunctions") == []  # neither "and" nor "or" is among these words
     assert about.pop("search") == vars(SearchConfig())
-    steps = ["tokens", "image", "hidden", "cell", "map_0", "context"]
+    steps = ["tokens", "parent", "image", "hidden", "cell", "map_0", "context"]
     attended = ["alpha_0", "beta_0", "alpha_1", "beta_1"]
     assert about.pop("inputs") == {"trunk": ["images"], "step": steps}
     assert about.pop("outputs") == {
@@ -416,7 +459,7 @@ def test_what_a_folder_holds(given, exported):
     assert about.pop("layers") == [{"name": "layer1.0"} | layer, {"name": "layer1.1"} | layer]
     assert about.pop("source")["checkpoint"] == "captioner.safetensors"
     assert about == {
-        "format_version": 5,
+        "format_version": 6,
         "bos": 1,
         "eos": 2,
         "pad": 0,
@@ -544,7 +587,7 @@ def test_a_package_that_is_missing_is_named(given, exported, package, said, tmp_
         "onnxscript": lambda: export(tmp_path / "model", given, dtypes=["float32"]),
         "onnxruntime": lambda: OnnxCaptioner.load(exported),
         "onnxruntime.quantization": lambda: onnx_int8.quantize(
-            exported / "step.onnx", tmp_path / "step.onnx"
+            exported / "step.onnx", tmp_path / "step.onnx", True
         ),
     }
     assert said in message(calls[package])

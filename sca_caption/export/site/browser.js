@@ -3,6 +3,7 @@
 import { photograph } from "./camera.js";
 import { Card } from "./card.js";
 import { csvOf, jsonOf } from "./results.js";
+import { willBeIsolated } from "./threads.js";
 
 const find = (id) => document.getElementById(id);
 const cards = new Map(); // by number, oldest first
@@ -13,6 +14,9 @@ let worker;
 async function start() {
   find("unserved").remove();
   for (const id of ["model", "drop"]) find(id).hidden = false;
+  const reloaded = performance.getEntriesByType("navigation")[0]?.type === "reload";
+  const serviceWorkers = navigator.serviceWorker;
+  if (await willBeIsolated({ isolated: crossOriginIsolated, reloaded, serviceWorkers })) return location.reload();
   const answer = await fetch("site.json").catch(() => null);
   if (!answer?.ok) return fail("site.json is not on the server; export the site again");
   const site = await answer.json();
@@ -38,8 +42,10 @@ function receive(data) {
       data.loaded < data.total
         ? `Loading the model: ${megabytes(data.loaded)} of ${megabytes(data.total)} MB`
         : "Starting the model";
-  } else if (data.kind === "ready") find("model").hidden = true;
-  else if (data.kind === "failed") fail(data.reason);
+  } else if (data.kind === "ready") {
+    find("model").hidden = true;
+    document.body.classList.add("ready");
+  } else if (data.kind === "failed") fail(data.reason);
   else if (data.kind === "begun") card?.begun();
   else {
     if (data.kind === "captioned") card?.captioned(data);

@@ -9,8 +9,9 @@
 import * as ort from "./runtime/ort.wasm.bundle.min.mjs";
 import { Captioner } from "./captioner.js";
 import { PhotographError, readPhotograph } from "./photograph.js";
+import { threadCount } from "./threads.js";
 
-const FORMAT_VERSION = 5; // of model.json, as in sca_caption/export/model_json.py
+const FORMAT_VERSION = 6; // of model.json, as in sca_caption/export/model_json.py
 const CAPTIONS = 3; // per photograph: the best and two more
 let captioner;
 let last = Promise.resolve(); // requests are answered one after another
@@ -42,7 +43,7 @@ async function load({ base, files, dtype }) {
       throw new Error(`${found}, this page reads ${FORMAT_VERSION}; export the model again`);
     }
     ort.env.wasm.wasmBinary = contents[files.find(({ path }) => path.endsWith(".wasm")).path].buffer;
-    ort.env.wasm.numThreads = 1; // more need headers that plain servers do not send
+    ort.env.wasm.numThreads = threadCount(crossOriginIsolated, navigator.hardwareConcurrency);
     ort.env.logLevel = "error";
     const folder = dtype === "float32" ? "model" : `model/${dtype}`;
     const graphs = {};
