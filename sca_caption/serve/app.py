@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from sca_caption.images import ImageError
+from sca_caption.inference import confidence_scale
 from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.runtime.errors import UserError
 from sca_caption.serve.answer import caption_image
@@ -31,6 +32,10 @@ FILES = {
     "/result.js": ("result.js", "text/javascript"),
     "/attention.js": ("attention.js", "text/javascript"),
     "/camera.js": ("camera.js", "text/javascript"),
+}
+CONFIDENCE_FILES = {
+    "/confidence_scale.js": (confidence_scale.script(module=True), "text/javascript"),
+    "/confidence_scale.css": (confidence_scale.style(), "text/css"),
 }
 RETRY_AFTER = 5  # seconds
 
@@ -68,12 +73,17 @@ def create_app(
     def constant(content: dict) -> Callable[[Request], Response]:
         return lambda request: JSONResponse(content)
 
+    async def confidence_file(request: Request) -> Response:
+        content, media_type = CONFIDENCE_FILES[request.url.path]
+        return Response(content, media_type=media_type)
+
     async def file(request: Request) -> Response:
         name, media_type = FILES[request.url.path]
         return Response((PAGE_FOLDER / name).read_bytes(), media_type=media_type)
 
     routes = [
         *(Route(path, file, methods=["GET"]) for path in FILES),
+        *(Route(path, confidence_file, methods=["GET"]) for path in CONFIDENCE_FILES),
         Route("/api/caption", caption, methods=["POST"]),
         Route("/api/model", constant(card.model_dump(mode="json")), methods=["GET"]),
         Route("/openapi.json", constant(openapi(card)), methods=["GET"]),
