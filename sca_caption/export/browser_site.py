@@ -47,7 +47,7 @@ def write_page(folder: Path, runtime: Path) -> None:
     for path in PAGE:
         shutil.copyfile(path, folder / path.name)
     shutil.copyfile(PAGES / "browser.html", folder / "index.html")
-    for name, text in confidence_files().items():
+    for name, text in confidence_scale.files().items():
         (folder / name).write_text(text, encoding="utf-8")
 
     def listed(*paths: str) -> list[dict]:
@@ -67,14 +67,6 @@ def write_page(folder: Path, runtime: Path) -> None:
     (folder / "site.json").write_text(json.dumps(site, indent=1) + "\n", encoding="utf-8")
 
 
-def confidence_files() -> dict[str, str]:
-    """The texts of the files that show confidence, by name."""
-    return {
-        "confidence_scale.js": confidence_scale.script(module=True),
-        "confidence_scale.css": confidence_scale.style(),
-    }
-
-
 def check_runtime(runtime: Path) -> None:
     """Raise UserError where a folder is not that of onnxruntime-web."""
     lacking = [name for name in RUNTIME if not (runtime / "dist" / name).is_file()]
@@ -87,5 +79,5 @@ def check_runtime(runtime: Path) -> None:
 
 def is_site(folder: Path) -> bool:
     """Whether a folder holds nothing but what `write_page` writes, or wrote in earlier versions."""
-    known = {"index.html", "site.json", "runtime", MODEL, *(path.name for path in PAGE), *confidence_files()}
+    known = {"index.html", "site.json", "runtime", MODEL, *(path.name for path in PAGE), *confidence_scale.files()}
     return (folder / "site.json").is_file() and {path.name for path in folder.iterdir()} <= known.union(EARLIER)

@@ -50,6 +50,11 @@ def level_of(confidence: float) -> Level:
     return next(level for level in LEVELS if percent_of(confidence) >= level.minimum)
 
 
+def files() -> dict[str, str]:
+    """The contents of the two files of a page that loads them, by name."""
+    return {"confidence_scale.js": script(module=True), "confidence_scale.css": style()}
+
+
 def script(module: bool) -> str:
     """The JavaScript that shows confidences, as a module or as part of a script."""
     levels = [{"name": each.name, "minimum": each.minimum, "words": each.words} for each in LEVELS]

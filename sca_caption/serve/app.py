@@ -32,10 +32,8 @@ FILES = {
     "/result.js": ("result.js", "text/javascript"),
     "/attention.js": ("attention.js", "text/javascript"),
     "/camera.js": ("camera.js", "text/javascript"),
-}
-CONFIDENCE_FILES = {
-    "/confidence_scale.js": (confidence_scale.script(module=True), "text/javascript"),
-    "/confidence_scale.css": (confidence_scale.style(), "text/css"),
+    "/confidence_scale.js": ("confidence_scale.js", "text/javascript"),
+    "/confidence_scale.css": ("confidence_scale.css", "text/css"),
 }
 RETRY_AFTER = 5  # seconds
 
@@ -73,17 +71,13 @@ def create_app(
     def constant(content: dict) -> Callable[[Request], Response]:
         return lambda request: JSONResponse(content)
 
-    async def confidence_file(request: Request) -> Response:
-        content, media_type = CONFIDENCE_FILES[request.url.path]
-        return Response(content, media_type=media_type)
-
     async def file(request: Request) -> Response:
         name, media_type = FILES[request.url.path]
-        return Response((PAGE_FOLDER / name).read_bytes(), media_type=media_type)
+        made = confidence_scale.files().get(name)
+        return Response(made or (PAGE_FOLDER / name).read_bytes(), media_type=media_type)
 
     routes = [
         *(Route(path, file, methods=["GET"]) for path in FILES),
-        *(Route(path, confidence_file, methods=["GET"]) for path in CONFIDENCE_FILES),
         Route("/api/caption", caption, methods=["POST"]),
         Route("/api/model", constant(card.model_dump(mode="json")), methods=["GET"]),
         Route("/openapi.json", constant(openapi(card)), methods=["GET"]),
