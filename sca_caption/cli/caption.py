@@ -38,7 +38,14 @@ if TYPE_CHECKING:
 
 
 NUMERIC = (".json", ".jsonl")  # results files that can hold lists of numbers
-BEAM_FLAGS = ("beam_size", "rerank_weight", "distinct", "grammar", "diverse_groups", "diversity")  # settings of beam search alone
+BEAM_FLAGS = (
+    "beam_size",
+    "rerank_weight",
+    "distinct",
+    "grammar",
+    "diverse_groups",
+    "diversity",
+)  # settings of beam search alone
 EPILOG = """\
 examples:
   python caption.py photo.jpg                          # prints the caption, nothing else

@@ -17,7 +17,7 @@ Ambiguous words have all their classes. Words without a class, and thus captions
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +27,7 @@ from torch import Tensor
 
 from sca_caption.vocab import EOS, SPECIALS, Vocabulary
 
+# The classes of few words. The first seven are determiners, named by one of them.
 FEW = {
     "a": "a",
     "an": "an",
@@ -36,7 +37,8 @@ FEW = {
     "some": "some any no other more most all enough",
     "the": "the my your his her its our their whose different various",
     "before determiner": "all both half such just only almost even not",
-    "after determiner": "few many different various other more own two three four five six seven eight nine ten 2 3 4 5 6 couple dozen",
+    "after determiner": "few many different various other more own couple dozen two three four five six seven eight nine "
+    "ten 2 3 4 5 6 7 8 9 10",
     "colour": "white black red blue green yellow brown pink purple orange gray grey tan silver gold",
     "close": "close",
     "up": "up",
@@ -58,9 +60,9 @@ FEW = {
     "before during through toward towards up down off out atop upon beyond past like via within underneath as than "
     "while per opposite aboard throughout until since despite including",
     "of": "of",
-    "particle": "about from on up down off out in over by around along across through inside outside behind below above near next "
-    "underneath past away back together alone ahead apart aside home nearby outdoors indoors upside downhill here there "
-    "too well ready",
+    "particle": "about from on up down off out in over by around along across through inside outside behind below above "
+    "near next underneath past away back together alone ahead apart aside home nearby outdoors indoors upside downhill "
+    "here there too well ready",
     "conjunction": "while as when where because so if but after before until whilst though although",
     "and": "and or & nor",
     "relative": "who which that whom where",
@@ -73,14 +75,15 @@ SOUNDS_Y_OR_W = ("uni", "use", "usu", "util", "eu", "one", "once", "ukulele", "u
 
 
 class State(NamedTuple):
-    """A state of the automaton.
+    """A state of the nondeterministic automaton.
 
-    place: what stands before the next word: "start", "open" (a noun phrase without its head), "noun", "compound" (a noun
-    that may be the first of a compound), "be", "there", "there is", "verb", "preposition", "to", "after" (an adverb or
-    an adjective of the predicate), "and", "relative", "pronoun", "not" (the same as "be").
-    determiner: of the noun phrase: "a", "an", "one", "this", "several", "some", "the" or "" for none.
+    place: what stands before the next word: "start" (of a clause), "open" (a noun phrase without its noun), "close" (the
+    same, after "close", which "up" may follow), "compound" (a noun that may begin a compound), "noun" (a whole noun
+    phrase), "pronoun", "be", "there", "there is", "verb", "preposition", "to" (also a modal verb), "after" (an adverb or
+    an adjective of the predicate), "and", "relative" (pronoun).
+    determiner: of the noun phrase: a class of DETERMINERS, "" for none, "bare" for an adjective after "be".
     subject: of the clause: "" for none so far, "singular", "plural", "unknown", or "done" after its finite verb.
-    number: of the noun that stands before, "singular" or "plural".
+    number: of the noun before the next word, "singular" or "plural"; "particle" after such a preposition.
     """
 
     place: str
@@ -89,79 +92,70 @@ class State(NamedTuple):
     number: str = ""
 
 
+States = frozenset[State]
+START = frozenset((State("start"),))
 DETERMINERS = ("a", "an", "one", "this", "several", "some", "the")
-START = State("start")
 ENDS = {"noun", "pronoun", "verb", "after", "there"}  # places where a caption may end
-PHRASE_BEGINS = {"start", "verb", "preposition", "and", "to", "there is"}  # places where a noun phrase may begin
+BEGINS = {"start", "verb", "preposition", "and", "to", "there is"}  # places where any noun phrase may begin
 
 
 class CaptionGrammar:
-    """The automaton for a vocabulary. Its states are numbered as they are met; 0 is that before the first word."""
+    """The automaton for a vocabulary.
+
+    A state of it is the set of the `State`s in which the words so far may have been read, empty if they are
+    ungrammatical. States are computed as they are met and kept. Threads may share a grammar.
+    """
 
     def __init__(self, vocabulary: Vocabulary):
         classes = word_classes()
         kinds: dict[frozenset[str], int] = {}
         self.kind_of = [kinds.setdefault(classes_of(word, classes), len(kinds)) for word in vocabulary]
-        self.kinds = [*kinds]
-        self.numbers: dict[frozenset[State], int] = {}
-        self.states: list[frozenset[State]] = []
-        self.next: dict[tuple[int, int], int] = {}
-        self.masks: dict[tuple[int, bool], Tensor] = {}
-        self._number(frozenset((START,)))
+        self.kinds = [*kinds]  # the distinct sets of classes
+        self._next: dict[tuple[States, int], States] = {}
+        self._masks: dict[tuple[States, bool], Tensor] = {}
 
-    def state_of(self, tokens: Iterable[int]) -> int:
-        """The state after a caption's words, -1 if it is ungrammatical."""
-        state = 0
+    def state_of(self, tokens: Iterable[int]) -> States:
+        """The state after a caption's words."""
+        state = START
         for token in tokens:
-            state = self.after(state, token)
+            state = self._after(state, self.kind_of[token])
         return state
 
-    def after(self, state: int, token: int) -> int:
-        """The state after one more word."""
-        return self._after_kind(state, self.kind_of[token])
-
-    def _after_kind(self, state: int, kind: int) -> int:
-        if state < 0:
-            return -1
-        if (state, kind) not in self.next:
-            classes = self.kinds[kind]
-            found = (each for before in self.states[state] for each in follow(before, classes))
-            states = frozenset(found if classes else ANYTHING)
-            self.next[state, kind] = self._number(states) if states else -1
-        return self.next[state, kind]
-
-    def may_end(self, state: int) -> bool:
-        """Whether a caption may end here."""
-        return state >= 0 and any(each.place in ENDS for each in self.states[state])
-
-    def accepts(self, tokens: Sequence[int]) -> bool:
+    def accepts(self, tokens: Iterable[int]) -> bool:
         """Whether the words are a grammatical caption."""
-        return self.may_end(self.state_of(tokens))
+        return may_end(self.state_of(tokens))
 
     def excluded(self, tokens: Tensor, last: bool) -> Tensor:
-        """Words that must not follow, and of captions that may not end here <eos>.
+        """Words that must not follow, and <eos> after captions that may not end there.
 
-        tokens: (n, B, t) -> bool (n, B, V). last: whether the caption must be able to end after the word. A caption that
-        is ungrammatical already excludes all words.
+        tokens: (n, B, t) -> bool (n, B, V). last: whether the caption must be able to end after the word. After an
+        ungrammatical caption all words are excluded.
         """
         rows = [self._mask(self.state_of(row), last) for row in tokens.flatten(0, 1).tolist()]
         return torch.stack(rows).view(*tokens.shape[:2], -1).to(tokens.device)
 
-    def _mask(self, state: int, last: bool) -> Tensor:
-        key = state, last
-        if key not in self.masks:
-            after = [self._after_kind(state, kind) for kind in range(len(self.kinds))]
-            allowed = torch.tensor([self.may_end(each) if last else each >= 0 for each in after])
-            mask = ~allowed[torch.tensor(self.kind_of)]
-            mask[EOS] = not self.may_end(state)
-            self.masks[key] = mask
-        return self.masks[key]
+    def _after(self, state: States, kind: int) -> States:
+        """The state after a word of this kind."""
+        if (state, kind) not in self._next:
+            classes = self.kinds[kind]
+            found = {each for before in state for each in (follow(before, classes) if classes else ANYTHING)}
+            self._next[state, kind] = frozenset(found)
+        return self._next[state, kind]
 
-    def _number(self, states: frozenset[State]) -> int:
-        if states not in self.numbers:
-            self.numbers[states] = len(self.states)
-            self.states.append(states)
-        return self.numbers[states]
+    def _mask(self, state: States, last: bool) -> Tensor:
+        """A row of `excluded`."""
+        if (state, last) not in self._masks:
+            after = [self._after(state, kind) for kind in range(len(self.kinds))]
+            allowed = torch.tensor([may_end(each) if last else bool(each) for each in after])
+            mask = ~allowed[torch.tensor(self.kind_of)]
+            mask[EOS] = not may_end(state)
+            self._masks[state, last] = mask
+        return self._masks[state, last]
+
+
+def may_end(state: States) -> bool:
+    """Whether a caption may end here."""
+    return any(each.place in ENDS for each in state)
 
 
 @cache
@@ -188,7 +182,7 @@ def word_classes() -> dict[str, frozenset[str]]:
 
 
 def classes_of(word: str, known: Mapping[str, frozenset[str]]) -> frozenset[str]:
-    """The classes of a word; "vowel" if "an" stands before it. None for an unknown word."""
+    """The classes of a word; and "vowel" if "an" stands before it; empty for an unknown word."""
     classes = known.get(word, frozenset())
     return classes | {"vowel"} if classes and sounds_like_vowel(word) else classes
 
@@ -206,7 +200,7 @@ def _noun_phrase(before: State, classes: frozenset[str]) -> Iterator[State]:
         if (determiner == "an") != ("vowel" in classes):
             return
         determiner = "one"
-    begins = place in PHRASE_BEGINS or place in ("be", "after")
+    begins = place in BEGINS or place in ("be", "after")
     if begins:
         yield from (State("open", each, subject) for each in DETERMINERS if each in classes)
         if "before determiner" in classes:
@@ -220,13 +214,15 @@ def _noun_phrase(before: State, classes: frozenset[str]) -> Iterator[State]:
         yield State("open", determiner, subject)
         if "pronoun" in classes:
             yield State("pronoun", "", subject)
-    if place == "open" and classes & {"adjective", "past", "adverb"} or begins and classes & {"adjective", "past"}:
+    if (place == "open" and classes & {"adjective", "past", "adverb"}) or (
+        begins and classes & {"adjective", "past"}
+    ):
         yield State("open", determiner if place == "open" else "bare" if place == "be" else "", subject)
     if place == "open" and "ing" in classes:  # "a running man"
         yield State("compound", determiner, subject)
     if place == "open" and "and" in classes:
         yield before._replace(determiner=determiner)
-    if place in ("open", "compound") or begins and place != "after":
+    if place in ("open", "compound") or (begins and place != "after"):
         yield from _noun(before, determiner, classes)
     if place == "noun" and "head" in classes:
         yield from _noun(before, determiner, classes)
@@ -262,7 +258,7 @@ def _noun(before: State, determiner: str, classes: frozenset[str]) -> Iterator[S
 
 def _predicate(before: State, classes: frozenset[str]) -> Iterator[State]:
     """Adjectives, adverbs and participles beside noun phrases."""
-    place, _, subject, _ = before
+    place = before.place
     after = State("after", "", subject_after(before))
     if place in ("be", "verb", "after", "and") and "adjective" in classes:
         yield after
@@ -272,7 +268,15 @@ def _predicate(before: State, classes: frozenset[str]) -> Iterator[State]:
         yield after
     if "adverb" in classes and place in ("start", "relative", "to", "preposition"):
         yield before
-    if classes & {"past", "participle"} and place in ("noun", "pronoun", "be", "verb", "after", "and", "start"):
+    if classes & {"past", "participle"} and place in (
+        "noun",
+        "pronoun",
+        "be",
+        "verb",
+        "after",
+        "and",
+        "start",
+    ):
         yield State("verb", "", subject_after(before))
     if "ing" in classes and place not in ("open", "compound", "relative", "to"):
         yield State("verb", "", subject_after(before))
@@ -292,7 +296,10 @@ def _verb(before: State, classes: frozenset[str]) -> Iterator[State]:
     subject = subject_after(before)
     if subject == "done":
         return
-    is_singular, is_plural = bool(classes & {"third", "singular form"}), bool(classes & {"base", "plural form"})
+    is_singular, is_plural = (
+        bool(classes & {"third", "singular form"}),
+        bool(classes & {"base", "plural form"}),
+    )
     if subject == "singular" and not is_singular and is_plural:
         return
     if subject == "plural" and is_singular and not is_plural:
@@ -310,9 +317,9 @@ def _link(before: State, classes: frozenset[str]) -> Iterator[State]:
     place = before.place
     complete = place in ("noun", "pronoun", "verb", "after", "be", "there")
     subject = subject_after(before)
-    if "preposition" in classes and (complete or place in ("start", "and", "preposition", "there is", "relative")):
-        if place != "preposition" or before.number == "particle":
-            yield State("preposition", "", subject, "particle" if "particle" in classes else "")
+    begins = place in ("start", "and", "there is", "relative")
+    if "preposition" in classes and (complete or begins or before.number == "particle"):
+        yield State("preposition", "", subject, "particle" if "particle" in classes else "")
     if "of" in classes and (complete or before.number == "particle"):
         yield State("preposition", "", "unknown" if subject in ("singular", "plural") else subject)
     if "to" in classes and (complete or before.number == "particle"):
@@ -338,7 +345,18 @@ def subject_after(before: State) -> str:
 
 ANYTHING = [
     State(place, "the" if place == "noun" else "", "unknown")
-    for place in ("start", "noun", "be", "verb", "preposition", "after", "relative", "pronoun", "compound", "open")
+    for place in (
+        "start",
+        "noun",
+        "be",
+        "verb",
+        "preposition",
+        "after",
+        "relative",
+        "pronoun",
+        "compound",
+        "open",
+    )
 ]
 
 
@@ -346,6 +364,6 @@ def sounds_like_vowel(word: str) -> bool:
     """Whether "an" stands before the word."""
     if word.startswith(SILENT_H):
         return True
-    return word[0] in "aeio8" and not word.startswith(SOUNDS_Y_OR_W) or (
+    return (word[0] in "aeio8" and not word.startswith(SOUNDS_Y_OR_W)) or (
         word[0] == "u" and (not word.startswith(SOUNDS_Y_OR_W) or word.startswith(("unin", "unid", "unim")))
     )

@@ -100,7 +100,9 @@ def by_group_count(
 
 def dropped_words_note(words: Sequence[str]) -> str:
     """The warning about alternatives that the vocabulary lacks."""
-    return f"--force-words: the model does not know {', '.join(map(repr, words))}; the other alternatives count"
+    return (
+        f"--force-words: the model does not know {', '.join(map(repr, words))}; the other alternatives count"
+    )
 
 
 def word_groups(words: Sequence[str], vocabulary: Vocabulary) -> tuple[list[list[int]], list[str]]:
@@ -119,7 +121,11 @@ def word_groups(words: Sequence[str], vocabulary: Vocabulary) -> tuple[list[list
             (known if word in vocabulary and word not in SPECIALS else unknown).append(word)
         if not known:
             candidates = vocabulary.words[len(SPECIALS) :]
-            near = ", ".join(dict.fromkeys(each for word in unknown for each in get_close_matches(word, candidates, 5, 0.5)))
+            near = ", ".join(
+                dict.fromkeys(
+                    each for word in unknown for each in get_close_matches(word, candidates, 5, 0.5)
+                )
+            )
             raise UserError(
                 f"--force-words {text!r}: not among the words that the model knows; nearest: {near or 'none'}"
             )

@@ -79,5 +79,14 @@ def check_runtime(runtime: Path) -> None:
 
 def is_site(folder: Path) -> bool:
     """Whether a folder holds nothing but what `write_page` writes, or wrote in earlier versions."""
-    known = {"index.html", "site.json", "runtime", MODEL, *(path.name for path in PAGE), *confidence_scale.files()}
-    return (folder / "site.json").is_file() and {path.name for path in folder.iterdir()} <= known.union(EARLIER)
+    known = {
+        "index.html",
+        "site.json",
+        "runtime",
+        MODEL,
+        *(path.name for path in PAGE),
+        *confidence_scale.files(),
+    }
+    return (folder / "site.json").is_file() and {path.name for path in folder.iterdir()} <= known.union(
+        EARLIER
+    )

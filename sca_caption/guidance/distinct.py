@@ -1,9 +1,9 @@
 """Selection of captions that differ in content.
 
-The best hypotheses of a beam search are near-duplicates ("a man in a blue shirt", "a man wearing a blue shirt"). Of a wider
-pool, which a diverse beam search supplies, this takes the best first and then by descending score those that share at
-most MAX_OVERLAP of their content words with each caption taken before: maximal marginal relevance (Carbonell and
-Goldstein, SIGIR 1998) with a threshold instead of a weight. Where the pool has no such caption, the one with the least
+The best hypotheses of a beam search are near-duplicates ("a man in a blue shirt", "a man wearing a blue shirt"). From a
+wider pool, which a diverse beam search supplies, this takes the best first, and then by descending score those that
+share at most MAX_OVERLAP of their content words with each caption taken before: maximal marginal relevance (Carbonell
+and Goldstein, SIGIR 1998) with a threshold instead of a weight. If the pool has no such caption, the one with the least
 overlap follows.
 
 The overlap of two captions is |A & B| / |A | B| (Jaccard) of their sets of content words. A word's content is its
@@ -48,7 +48,9 @@ def select_distinct(
     first = ranked[0]
     pool = {tuple(each.tokens): each for each in [*ranked[1:], *others] if each.tokens != first.tokens}
     rest = sorted(pool.values(), key=lambda each: -each.score)
-    words = {tuple(each.tokens): {content[token] for token in each.tokens} - {None} for each in [first, *rest]}
+    words = {
+        tuple(each.tokens): {content[token] for token in each.tokens} - {None} for each in [first, *rest]
+    }
 
     def key(each: Hypothesis) -> tuple[int, bool, float]:
         missing = sum(set(group).isdisjoint(each.tokens) for group in groups)

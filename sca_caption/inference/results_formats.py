@@ -59,7 +59,8 @@ class ResultsFormat:
     def entry(self, image_id: int, result: "Result") -> dict:
         """The entry of one captioned image."""
         captions = [
-            {"caption": caption.text} | {name: round(getattr(caption, name), 4) for name in self.numbers}
+            {"caption": caption.text}
+            | {name: round(getattr(caption, name), 4) for name in self.numbers}
             | ({"missing_words": [*caption.missing_words]} if caption.missing_words else {})
             for caption in result.captions
         ]

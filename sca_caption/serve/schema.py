@@ -83,9 +83,7 @@ class Answer(BaseModel):
         description="probability of each word given the words before it; null for an ensemble"
     )
     attention: Attention | None = Field(description="null for an ensemble")
-    dropped_words: list[str] = Field(
-        description="alternatives in force_words that the model does not know"
-    )
+    dropped_words: list[str] = Field(description="alternatives in force_words that the model does not know")
     width: int = Field(description="width of the upright photograph, in pixels")
     height: int = Field(description="height of the upright photograph, in pixels")
     seconds: float = Field(

@@ -44,7 +44,11 @@ def test_several_captions_of_one_image_are_lines_best_first(run, expected, photo
     """With --no-distinct, the best of the search."""
     lines = [c.text for c in expected(photos[:1], num_captions=3, beam_size=4, distinct=False)[0]]
     assert len(set(lines)) == 3
-    assert run(photos[0], "--num-captions", 3, "--beam-size", 4, "--no-distinct") == (0, "\n".join(lines) + "\n", "")
+    assert run(photos[0], "--num-captions", 3, "--beam-size", 4, "--no-distinct") == (
+        0,
+        "\n".join(lines) + "\n",
+        "",
+    )
 
 
 def test_neutral_captions_name_no_gender(run, photos):
@@ -117,7 +121,11 @@ def test_words_to_mention_that_the_model_does_not_know(run, photos):
     known = run(photos[0], "--force-words", "dog")
     status, out, err = run(photos[0], "--force-words", "gruffalo/dog/jabberwock")
     assert (status, out) == (0, known[1])
-    assert err.count("\n") == known[2].count("\n") + 1 and "'gruffalo', 'jabberwock'" in err and "dog" not in err.split("\n")[0]
+    assert (
+        err.count("\n") == known[2].count("\n") + 1
+        and "'gruffalo', 'jabberwock'" in err
+        and "dog" not in err.split("\n")[0]
+    )
     assert run(photos[0], "--force-words", "gruffalo/dog", "--quiet") == (0, known[1], "")
     error = error_line(*run(photos[0], "--force-words", "dog", "gruffalo/dogg"))
     assert "'gruffalo/dogg'" in error and "nearest: dog" in error

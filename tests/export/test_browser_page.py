@@ -155,7 +155,9 @@ def test_captions_are_pythons(page, given):
         card = page.locator(".card").nth(len(contents) - 1 - index)  # newest first
         assert card.locator(".caption").inner_text().split() == best.text.split()
         assert card.locator("img").get_attribute("alt") == best.text
-        others = card.locator(".others li").evaluate_all("all => all.map((each) => each.firstChild.textContent.trim())")
+        others = card.locator(".others li").evaluate_all(
+            "all => all.map((each) => each.firstChild.textContent.trim())"
+        )
         assert others == [caption.text for caption in captions[1:]]
     rows = [*csv.DictReader(io.StringIO(saved(page, "#csv")))]
     assert [{name: str(value) for name, value in entry.items()} for entry in found] == rows

@@ -9,7 +9,22 @@ from sca_caption.guidance.distinct import MAX_OVERLAP, content_of, overlap, sele
 from sca_caption.vocab import Vocabulary
 from tests.helpers.table_captioner import in_python
 
-WORDS = "a in of man men blue shirt wearing group dog dogs running grass on".split()
+WORDS = [
+    "a",
+    "in",
+    "of",
+    "man",
+    "men",
+    "blue",
+    "shirt",
+    "wearing",
+    "group",
+    "dog",
+    "dogs",
+    "running",
+    "grass",
+    "on",
+]
 VOCABULARY = Vocabulary(WORDS)
 
 
@@ -23,7 +38,14 @@ def texts(found):
 
 def test_content_is_the_singular_of_what_is_no_function_word():
     found = dict(zip(WORDS, content_of(VOCABULARY)[4:], strict=True))
-    assert {word for word, content in found.items() if content is None} == {"a", "in", "of", "on", "wearing", "group"}
+    assert {word for word, content in found.items() if content is None} == {
+        "a",
+        "in",
+        "of",
+        "on",
+        "wearing",
+        "group",
+    }
     assert found["men"] == found["man"] and found["dogs"] == found["dog"] == "dog"
 
 

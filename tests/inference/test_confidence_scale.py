@@ -5,6 +5,7 @@ import itertools
 import re
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +22,9 @@ from sca_caption.serve import app
 from sca_caption.vocab import Vocabulary
 from tests.helpers.chromium import browser_page, needs_browser, served
 
-LIMITS = [(each.minimum - 0.5) / 100 for each in LEVELS if each.minimum]  # whole per cents round up to the minimum
+LIMITS = [
+    (each.minimum - 0.5) / 100 for each in LEVELS if each.minimum
+]  # whole per cents round up to the minimum
 NEAR = [0.0, -1e-9, 1e-9, -1e-5, 1e-5, -4e-5, 6e-5, -1e-4, 1e-4, 5e-3]
 SWEEP = sorted(
     {0.0, 0.0049, 0.005, 1.0, *np.linspace(0, 1, 21).tolist()}
@@ -57,10 +60,13 @@ def contrast(one: str, other: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-@pytest.mark.parametrize("mode, grounds", [("light", ("#ffffff", "#f7f5f2", "#f4f3f0")), ("dark", ("#17161a", "#212026", "#232120"))])  # fmt: skip
-def test_colours_can_be_read(mode, grounds):
+GROUNDS = {"light": ("#ffffff", "#f7f5f2", "#f4f3f0"), "dark": ("#17161a", "#212026", "#232120")}
+
+
+@pytest.mark.parametrize("mode", GROUNDS)
+def test_colours_can_be_read(mode):
     """On the backgrounds of the pages and of their cards."""
-    for level, ground in itertools.product(LEVELS, grounds):
+    for level, ground in itertools.product(LEVELS, GROUNDS[mode]):
         assert contrast(getattr(level, mode), ground) >= 4.5, (level.name, ground)
     assert contrast("#000000", "#ffffff") == pytest.approx(21)
 
@@ -86,70 +92,76 @@ def test_the_terminals_colours(monkeypatch):
     assert shown_confidence(caption(0.7)) == "0.70", "no colours in files and pipes"
 
 
-LABEL = "(each) => [each.className, each.textContent]"
+LABELS = "(all) => [...all].map((each) => [each.className, each.textContent])"
 SERVE_PAGE = """async (values) => {
     const { prepare, showAnswer } = await import("./result.js");
     prepare();
     return values.map((confidence) => {
-        const captions = [0, 1].map(() => ({ text: "a dog", score: -1, log_prob: -3, confidence, missing_words: [] }));
-        showAnswer({ caption: "a dog", words: ["a", "dog"], probabilities: null, attention: null, captions, dropped_words: [] });
-        return [...document.querySelectorAll("#result .confidence-label")].map((each) => [each.className, each.textContent]);
+        const one = { text: "a dog", score: -1, log_prob: -3, confidence, missing_words: [] };
+        const shown = { caption: "a dog", words: ["a", "dog"], probabilities: null, attention: null };
+        showAnswer({ ...shown, captions: [one, one], dropped_words: [] });
+        return (LABELS)(document.querySelectorAll("#result .confidence-label"));
     });
-}"""
+}""".replace("LABELS", LABELS)
 SITE = """async (values) => {
     const { Card } = await import("./card.js");
     return values.map((confidence) => {
-        const card = new Card(new File([], "a.png"), () => {});
-        const captions = [0, 1].map(() => ({ text: "a dog", score: -1, confidence }));
-        card.captioned({ captions, words: [], layers: [], preview: new Blob(), width: 9, height: 9, region: [0, 0, 1, 1] });
-        return [...card.element.querySelectorAll(".confidence-label")].map((each) => [each.className, each.textContent]);
+        const card = new Card(new File([], "a.png"), () => {}), one = { text: "a dog", score: -1, confidence };
+        const shown = { preview: new Blob(), width: 9, height: 9, region: [0, 0, 1, 1] };
+        card.captioned({ ...shown, captions: [one, one], words: [], layers: [] });
+        return (LABELS)(card.element.querySelectorAll(".confidence-label"));
     });
-}"""
+}""".replace("LABELS", LABELS)
 
 
-def gallery_of(folder, values):
+def write_gallery(folder: Path, values) -> None:
     """A gallery with one photograph of each confidence."""
-    settings = {"numbers": ("score", "confidence"), "settings": {"num_captions": 1}, "words": Vocabulary(["a", "dog"])}
+    words, numbers = Vocabulary(["a", "dog"]), ("score", "confidence")
     Image.new("RGB", (30, 30)).save(folder / "a.png")
-    with results_file(folder / "gallery.html", range(1, len(values) + 1), **settings) as results:
+    ids = range(1, len(values) + 1)
+    settings = {"num_captions": 1}
+    with results_file(
+        folder / "gallery.html", ids, numbers=numbers, settings=settings, words=words
+    ) as results:
         for index, value in enumerate(values):
             item = Photograph(folder / "a.png")
             read(item, Transform(32))
             results.write(index, Result(item, (caption(value),)))
 
 
+def write_page(folder: Path, sources) -> None:
+    """A page's files, without a model or a server behind it."""
+    folder.mkdir()
+    for path in sources:
+        shutil.copyfile(path, folder / path.name)
+    for name, text in files().items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
 @pytest.mark.slow
 @needs_browser
 def test_all_pages_say_the_same(tmp_path):
-    wanted = [(f"confidence-label confidence-{level_of(v).name}", percent_of(v), level_of(v)) for v in SWEEP]
-    gallery_of(tmp_path, SWEEP)
-    for folder, sources in (("serve", app.PAGE_FOLDER.iterdir()), ("site", [*browser_site.PAGE, browser_site.PAGES / "browser.html"])):  # fmt: skip
-        (tmp_path / folder).mkdir()
-        for path in sources:
-            shutil.copyfile(path, tmp_path / folder / path.name)
-        for name, text in files().items():
-            (tmp_path / folder / name).write_text(text, encoding="utf-8")
+    write_gallery(tmp_path, SWEEP)
+    write_page(tmp_path / "serve", app.PAGE_FOLDER.iterdir())
+    write_page(tmp_path / "site", [*browser_site.PAGE, browser_site.PAGES / "browser.html"])
     with served(tmp_path) as address, browser_page() as page:
         page.goto(f"{address}/gallery.html")
-        found = {"gallery": [[each] for each in page.locator(".card .confidence-label").evaluate_all(f"(all) => all.map({LABEL})")]}  # fmt: skip
+        labels = page.locator(".card .confidence-label").evaluate_all(LABELS)
+        found = {"gallery": [[each] for each in labels]}
         page.goto(f"{address}/serve/serve.html")
         found["serve"] = page.evaluate(SERVE_PAGE, SWEEP)
         page.goto(f"{address}/site/browser.html")
         found["site"] = page.evaluate(SITE, SWEEP)
-        colours = set()
-        for mode in ("light", "dark"):
+        for mode, each in itertools.product(("light", "dark"), LEVELS):
             page.emulate_media(color_scheme=mode)
-            for each in LEVELS:
-                code = f"getComputedStyle(document.documentElement).getPropertyValue('--confidence-{each.name}')"
-                assert page.evaluate(code).strip() == getattr(each, mode)
-                colours.add(page.evaluate(code))
-    assert len(colours) == 6
+            code = f"getComputedStyle(document.documentElement).getPropertyValue('--confidence-{each.name}')"
+            assert page.evaluate(code).strip() == getattr(each, mode)
     for name, labels in found.items():
-        assert len(labels) == len(SWEEP)
-        for several, (classes, percent, level) in zip(labels, wanted, strict=True):
+        for several, value in zip(labels, SWEEP, strict=True):
+            level, percent = level_of(value), percent_of(value)
             assert len(several) == (1 if name == "gallery" else 2)
-            for position, (found_classes, text) in enumerate(several):
-                assert found_classes == classes, (name, percent)
+            for position, (classes, text) in enumerate(several):
+                assert classes == f"confidence-label confidence-{level.name}", (name, value)
                 assert f"{percent or 'under 1'}\xa0%" in text
-                word = level.words if position == 0 and name != "gallery" else level.name
-                assert word in text, "never by colour alone"
+                # Never by colour alone.
+                assert (level.words if position == 0 and name != "gallery" else level.name) in text
