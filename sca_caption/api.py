@@ -42,10 +42,12 @@ from torch import Tensor
 
 from sca_caption import images
 from sca_caption.config import BATCH_SIZE, SearchConfig
+from sca_caption.decoding.lexical_constraints import dropped_words_note
 from sca_caption.image_files import Readable, is_readable
 from sca_caption.images import ImageError
-from sca_caption.inference.captioning import Caption, CaptionPipeline, Result
-from sca_caption.runtime.errors import UserError, choice
+from sca_caption.inference.captioning import CaptionPipeline
+from sca_caption.inference.captions import Caption, Result
+from sca_caption.runtime.errors import UserError, choice, warn
 
 if TYPE_CHECKING:
     from sca_caption.explain.explanation import Explanation
@@ -101,7 +103,8 @@ class Captioner:
         """The best caption of a picture, or a list of the best captions of several.
 
         Several are a list or another iterable of pictures, or an array or a tensor with one more dimension.
-        force_words: words that captions must contain, at most three; "dog/puppy": one of them.
+        force_words: words that captions must contain, at most three; "dog/puppy": one of them. If no grammatical caption
+        with them is found, the caption lacks them, and `captions` says which (`Caption.missing_words`).
         """
         if isinstance(pictures, np.ndarray | Tensor) and pictures.ndim == 4:
             pictures = list(pictures)
@@ -115,7 +118,7 @@ class Captioner:
     def captions(
         self, picture: Picture, *, force_words: Sequence[str] = (), **search: Any
     ) -> tuple[Caption, ...]:
-        """The `num_captions` best captions of a picture, best first, with their scores."""
+        """The `num_captions` captions of a picture with their scores: the best, then others that differ in content."""
         (result,) = self.stream([picture], force_words=force_words, **search)
         return captions_of(result)
 
@@ -133,6 +136,8 @@ class Captioner:
         if force_words or search:
             words = [force_words] if isinstance(force_words, str) else force_words
             pipeline = pipeline.with_search(dataclasses.replace(pipeline.search, **search), words)
+            if pipeline.dropped_words:
+                warn(dropped_words_note(pipeline.dropped_words))
         return pipeline.stream(pictures, self._read, take=self._take)
 
     def explain(self, picture: Picture, caption: str | None = None) -> "Explanation":

@@ -291,7 +291,8 @@ class SearchConfig:
     """Beam search. Raises UserError for values out of range."""
 
     beam_size: int = setting(7, "beam size; 1: greedy search, the fastest", common=True)
-    num_captions: int = setting(1, "captions per image, best first; at most the beam size", common=True)
+    num_captions: int = setting(1, "captions per image, at most the beam size", common=True)
+    distinct: bool = setting(True, "let the captions of an image differ in content; otherwise the N best")
     min_length: int = setting(1, "shortest caption, in words")
     max_length: int = setting(20, "longest caption, in words", common=True)
     length_penalty: float = setting(
@@ -302,6 +303,7 @@ class SearchConfig:
     rerank_weight: float = setting(
         5.5, "weight of guides that rerank candidates, e.g. by expected CIDEr; 0: off", was="consensus"
     )
+    grammar: bool = setting(True, "give a caption with forced words only if a grammar of English accepts it")
     diverse_groups: int = setting(1, "groups of diverse beam search")
     diversity: float = setting(0.5, "diversity penalty, nats per beam of earlier groups with the same word")
 

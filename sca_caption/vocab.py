@@ -54,8 +54,12 @@ def tokenize(text: str) -> list[str]:
 
     "A man's t-shirt isn't red." -> ["a", "man", "'s", "t-shirt", "is", "n't", "red"]
     """
-    text = unicodedata.normalize("NFC", text).replace("’", "'").lower()
-    return [word for part in text.split() for word in _words(part)]
+    return [word for part in normalize(text).split() for word in _words(part)]
+
+
+def normalize(text: str) -> str:
+    """Lower-case text as words have it: composed characters (NFC), and one kind of apostrophe."""
+    return unicodedata.normalize("NFC", text).replace("’", "'").lower()
 
 
 @functools.lru_cache(1 << 16)  # words repeat, so only one call in fifty reaches spaCy

@@ -88,7 +88,7 @@ def test_captions_are_the_command_lines(captioner, photos, tiny_checkpoint, caps
 def test_settings_of_a_call_are_for_that_call(captioner, photograph):
     before = captioner.captions(photograph)
     assert len(before) == 1
-    several = captioner.captions(photograph, num_captions=4, beam_size=6, max_length=5)
+    several = captioner.captions(photograph, num_captions=4, beam_size=6, max_length=5, distinct=False)
     assert len(several) == 4 and all(len(each.tokens) <= 5 for each in several)
     assert [each.score for each in several] == sorted((each.score for each in several), reverse=True)
     assert "ball" in captioner.caption(photograph, force_words=["ball"]).split()

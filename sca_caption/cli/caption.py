@@ -17,21 +17,29 @@ from sca_caption.cli.flags import add_device, add_flags, add_style, make
 from sca_caption.cli.inputs import paths_of, take_back_images
 from sca_caption.cli.parser import Parser, program
 from sca_caption.cli.serve import add_page_flags, check_page_flags, serve
-from sca_caption.cli.terminal import Printer, one_line, progress, report_all
+from sca_caption.cli.terminal import Printer, missing_words_note, one_line, progress, report_all
 from sca_caption.config import BATCH_SIZE, SamplingConfig, SearchConfig
 from sca_caption.runtime.distributed import Processes, process_group
-from sca_caption.runtime.errors import UserError, format_message
+from sca_caption.runtime.errors import UserError, format_message, warn
 from sca_caption.runtime.programs import command
 
 if TYPE_CHECKING:
     from sca_caption.cli.explain import Drawing
-    from sca_caption.inference.captioning import CaptionPipeline, Result
+    from sca_caption.inference.captioning import CaptionPipeline
+    from sca_caption.inference.captions import Result
     from sca_caption.inference.results_file import Results
     from sca_caption.inference.sidecars import Sidecars
 
 
 NUMERIC = (".json", ".jsonl")  # results files that can hold lists of numbers
-BEAM_FLAGS = ("beam_size", "rerank_weight", "diverse_groups", "diversity")  # settings of beam search alone
+BEAM_FLAGS = (
+    "beam_size",
+    "rerank_weight",
+    "distinct",
+    "grammar",
+    "diverse_groups",
+    "diversity",
+)  # settings of beam search alone
 EPILOG = """\
 examples:
   python caption.py photo.jpg                          # prints the caption, nothing else
@@ -42,7 +50,7 @@ examples:
   python caption.py photos/ --output captions.json --resume   # captions new photographs only
   python caption.py photos/ --txt                      # photo.txt beside each photo.jpg
   python caption.py photo.jpg --explain why.png        # attention at every word
-  python caption.py photo.jpg --num-captions 3         # three captions, best first
+  python caption.py photo.jpg --num-captions 3         # three captions that differ in content
   python caption.py photo.jpg --force-words dog ball   # a caption with these words
   python caption.py --serve                            # a local page in the browser
 
@@ -134,6 +142,7 @@ def run(argv: list[str] | None, processes: Processes) -> int:
     if processes.is_main:
         check_outputs(arguments, paths)
 
+    from sca_caption.decoding.lexical_constraints import dropped_words_note
     from sca_caption.inference.captioning import CaptionPipeline
 
     pipeline = CaptionPipeline.load(
@@ -147,6 +156,8 @@ def run(argv: list[str] | None, processes: Processes) -> int:
         guidance=arguments.guidance,
         neutral=arguments.neutral,
     )
+    if pipeline.dropped_words and processes.is_main and not arguments.quiet:
+        warn(dropped_words_note(pipeline.dropped_words))
     with ExitStack() as opened:
         outputs = Outputs(arguments, paths, single)
         if processes.is_main:
@@ -217,7 +228,7 @@ def made_with(arguments: argparse.Namespace, search: SearchConfig, sampling: Sam
 
     return {
         "checkpoint": [fingerprint(file) for file in arguments.checkpoint or [None]],
-        **vars(search),
+        **search_settings(arguments, search),
         "sample": arguments.sample,
         **(vars(sampling) if arguments.sample else {}),
         "force_words": list(arguments.force_words),
@@ -225,6 +236,12 @@ def made_with(arguments: argparse.Namespace, search: SearchConfig, sampling: Sam
         **({"neutral": True} if arguments.neutral else {}),
         **({"save_attention": True} if arguments.save_attention else {}),
     }
+
+
+def search_settings(arguments: argparse.Namespace, search: SearchConfig) -> dict:
+    """The settings of the search that decide these captions. Earlier versions lack some of the others."""
+    idle = {"grammar": not arguments.force_words, "distinct": search.num_captions == 1 or arguments.sample}
+    return {name: value for name, value in vars(search).items() if not idle.get(name)}
 
 
 class Outputs:
@@ -317,6 +334,8 @@ def write_all(results: Iterable[tuple[int, "Result"]], outputs: Outputs, count: 
                 failed += 1
                 say(format_message("error", one_line(result.error), sys.stderr))
             outputs.write(index, result)
+            if not outputs.arguments.quiet and result.captions and result.captions[0].missing_words:
+                say(format_message("note", missing_words_note(result), sys.stderr))
             bar.update()
     except KeyboardInterrupt:
         if outputs.results and len(outputs.results.journal) and not outputs.arguments.quiet:

@@ -11,7 +11,8 @@ from sca_caption.runtime.errors import UserError
 from sca_caption.runtime.figures import ANIMATION_FORMAT, check_figure
 
 if TYPE_CHECKING:
-    from sca_caption.inference.captioning import CaptionPipeline, Result
+    from sca_caption.inference.captioning import CaptionPipeline
+    from sca_caption.inference.captions import Result
 
 
 FLAG, DATA_FLAG = "--explain", "--explain-data"

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sca_caption.config import BATCH_SIZE
-from sca_caption.runtime.errors import UserError, format_message
+from sca_caption.inference.confidence_scale import level_of, percent_of
+from sca_caption.runtime.errors import UserError, format_message, supports_colour
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from sca_caption.inference.captioning import Caption, Result
+    from sca_caption.inference.captions import Caption, Result
 
 
 class Printer:
@@ -32,7 +33,7 @@ class Printer:
             return
         file = Path(result.item).name if self.names_only else result.item
         start = "" if self.single else f"{one_line(file)}\t"
-        scores = [f"{confidence(caption):.2f}\t" if self.scores else "" for caption in result.captions]
+        scores = [f"{shown_confidence(caption)}\t" if self.scores else "" for caption in result.captions]
         lines = zip(scores, result.captions, strict=True)
         text = "\n".join(start + score + caption.text for score, caption in lines)
         if self.waiting is None:
@@ -48,6 +49,14 @@ class Printer:
 def confidence(caption: "Caption") -> float:
     """Its calibrated confidence, else its mean log-probability."""
     return caption.mean_log_prob if caption.confidence is None else caption.confidence
+
+
+def shown_confidence(caption: "Caption") -> str:
+    """The confidence with two decimals, in the colour of its level if standard output supports colours."""
+    if caption.confidence is None:
+        return f"{caption.mean_log_prob:.2f}"
+    text = f"{percent_of(caption.confidence) / 100:.2f}"
+    return f"\x1b[{level_of(caption.confidence).sgr}m{text}\x1b[0m" if supports_colour(sys.stdout) else text
 
 
 def one_line(text: object) -> str:
@@ -89,3 +98,9 @@ def report_all(paths: Sequence[Path]) -> int:
         except ImageError as error:
             print(format_message("error", one_line(error), sys.stderr), file=sys.stderr)
     return 2
+
+
+def missing_words_note(result: "Result") -> str:
+    """The note about an image whose best caption lacks forced words."""
+    missing = ", ".join(result.captions[0].missing_words)
+    return one_line(f"{result.item}: found no grammatical caption with {missing}; this one is without")

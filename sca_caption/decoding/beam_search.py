@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sca_caption.config import SearchConfig
+from sca_caption.decoding.caption_grammar import CaptionGrammar
 from sca_caption.decoding.diverse_beams import DiverseBeams
 from sca_caption.decoding.lexical_constraints import LexicalConstraints, by_group_count
 from sca_caption.decoding.rules import Rules, repeated_conjuncts, repeated_ngrams, require_positive
@@ -118,6 +119,7 @@ def beam_search(
     conjunctions: Collection[int] = (),
     num_captions: int = SearchConfig.num_captions,
     force_words: Sequence[Sequence[Collection[int]]] | None = None,
+    grammar: CaptionGrammar | None = None,
     mask: WordMask | None = None,
     diverse_groups: int = 1,
     diversity: float = SearchConfig.diversity,
@@ -145,6 +147,7 @@ def beam_search(
             with G > 0 groups has K beams in each of 2^G sets (see `lexical_constraints`). It is done only when no live
             beam can enter the best captions that contain all groups: the first to finish contain a word at any cost,
             and later ones find a better place for it. Captions that contain more groups come first.
+        grammar: refuses captions with forced words that are ungrammatical; captions without them are not checked.
         diverse_groups: this many groups of beam_size / diverse_groups beams, which differ in their words (see
             `diverse_beams`), for images without forced words. The best caption of each group comes first, then the second
             best of each; an image is done when every group is. No caption comes twice, so there may be fewer.
@@ -166,6 +169,7 @@ def beam_search(
         block_ngrams=block_ngrams,
         conjunctions=torch.tensor(sorted(conjunctions), device=state.device),
         mask=mask,
+        grammar=grammar,
         num_captions=num_captions,
         early_exit=early_exit,
     )
@@ -191,6 +195,7 @@ def _search_in_sets(
     block_ngrams: int,
     conjunctions: Tensor,
     mask: WordMask | None,
+    grammar: CaptionGrammar | None,
     num_captions: int,
     early_exit: bool,
 ) -> list[list[Hypothesis]]:
@@ -225,6 +230,9 @@ def _search_in_sets(
             log_prob = log_prob.masked_fill(
                 repeated_conjuncts(live.tokens, conjunctions, log_prob.shape[2]), -torch.inf
             )
+        if grammar and isinstance(kind, LexicalConstraints):
+            ungrammatical = grammar.excluded(live.tokens, length == max_length)
+            log_prob = log_prob.masked_fill(kind.with_forced_words(ungrammatical), -torch.inf)
         total = live.log_prob[:, :, None] + log_prob
 
         # At most K of a set's 2K best continuations end a caption, one per beam, so K that continue are among them.

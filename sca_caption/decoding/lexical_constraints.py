@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sca_caption.runtime.errors import UserError
-from sca_caption.vocab import SPECIALS, Vocabulary
+from sca_caption.vocab import SPECIALS, Vocabulary, normalize
 
 MAX_GROUPS = 3
 
@@ -44,6 +44,15 @@ class LexicalConstraints:
         chosen = object.__new__(LexicalConstraints)
         chosen.sets, chosen.words, chosen.bits = self.sets, self.words[images], self.bits[images]
         return chosen
+
+    def with_forced_words(self, words: Tensor) -> Tensor:
+        """Of the words bool (n, B, V), those by which a caption with a forced word arises or continues."""
+        slots, device = words.shape[1], words.device
+        forced = torch.zeros(len(words), words.shape[2], dtype=torch.bool, device=device).scatter(
+            1, self.words, self.bits > 0
+        )
+        has_forced = torch.arange(slots, device=device) >= slots // self.sets
+        return words & (has_forced[:, None] | forced[:, None])
 
     def best(self, total: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """The `count` best continuations of each set.
@@ -89,17 +98,37 @@ def by_group_count(
         yield rows, LexicalConstraints([force_words[row] for row in rows], device) if count else None
 
 
-def word_groups(words: Sequence[str], vocabulary: Vocabulary) -> list[list[int]]:
-    """Word ids of each group: "dog", "cat/cats/kitten" -> [[7], [31, 40, 99]]. Raises UserError for unknown words."""
+def dropped_words_note(words: Sequence[str]) -> str:
+    """The warning about alternatives that the vocabulary lacks."""
+    return (
+        f"--force-words: the model does not know {', '.join(map(repr, words))}; the other alternatives count"
+    )
+
+
+def word_groups(words: Sequence[str], vocabulary: Vocabulary) -> tuple[list[list[int]], list[str]]:
+    """Word ids of each group, and the alternatives that the vocabulary lacks.
+
+    "dog", "cat/cats/gruffalo" -> [[7], [31, 40]], ["gruffalo"]. Raises UserError for a group without a known word.
+    """
     if len(words) > MAX_GROUPS:
         raise UserError(
             f"--force-words: at most {MAX_GROUPS} words, found {len(words)}; join alternatives by /: dog/puppy"
         )
-    groups = [word.lower().split("/") for word in words]
-    for word in (word for group in groups for word in group):
-        if word not in vocabulary or word in SPECIALS:
-            near = ", ".join(get_close_matches(word, vocabulary.words[len(SPECIALS) :], 5, 0.5)) or "none"
-            raise UserError(
-                f"--force-words {word!r}: not among the words that the model knows; nearest: {near}"
+    groups, dropped = [], []
+    for text in words:
+        known, unknown = [], []
+        for word in normalize(text).split("/"):
+            (known if word in vocabulary and word not in SPECIALS else unknown).append(word)
+        if not known:
+            candidates = vocabulary.words[len(SPECIALS) :]
+            near = ", ".join(
+                dict.fromkeys(
+                    each for word in unknown for each in get_close_matches(word, candidates, 5, 0.5)
+                )
             )
-    return [vocabulary.encode(group) for group in groups]
+            raise UserError(
+                f"--force-words {text!r}: not among the words that the model knows; nearest: {near or 'none'}"
+            )
+        groups.append(vocabulary.encode(known))
+        dropped += unknown
+    return groups, dropped

@@ -13,6 +13,7 @@ import json
 import shutil
 from pathlib import Path
 
+from sca_caption.inference import confidence_scale
 from sca_caption.runtime.errors import UserError
 
 RUNTIME_VERSION = "1.30.0"  # of onnxruntime-web, which the tests run
@@ -46,6 +47,8 @@ def write_page(folder: Path, runtime: Path) -> None:
     for path in PAGE:
         shutil.copyfile(path, folder / path.name)
     shutil.copyfile(PAGES / "browser.html", folder / "index.html")
+    for name, text in confidence_scale.files().items():
+        (folder / name).write_text(text, encoding="utf-8")
 
     def listed(*paths: str) -> list[dict]:
         return [{"path": path, "bytes": (folder / path).stat().st_size} for path in paths]
@@ -76,5 +79,14 @@ def check_runtime(runtime: Path) -> None:
 
 def is_site(folder: Path) -> bool:
     """Whether a folder holds nothing but what `write_page` writes, or wrote in earlier versions."""
-    known = {"index.html", "site.json", "runtime", MODEL, *(path.name for path in PAGE), *EARLIER}
-    return (folder / "site.json").is_file() and {path.name for path in folder.iterdir()} <= known
+    known = {
+        "index.html",
+        "site.json",
+        "runtime",
+        MODEL,
+        *(path.name for path in PAGE),
+        *confidence_scale.files(),
+    }
+    return (folder / "site.json").is_file() and {path.name for path in folder.iterdir()} <= known.union(
+        EARLIER
+    )

@@ -3,7 +3,7 @@
 import copy
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -17,58 +17,24 @@ from sca_caption import images
 from sca_caption.checkpoint import Checkpoint
 from sca_caption.config import BATCH_SIZE, SamplingConfig, SearchConfig
 from sca_caption.decoding.beam_search import beam_search
+from sca_caption.decoding.caption_grammar import grammar_of
 from sca_caption.decoding.lexical_constraints import word_groups
 from sca_caption.decoding.rules import bad_endings, conjunctions
 from sca_caption.decoding.sampling import draw
 from sca_caption.decoding.stepper import Hypothesis
+from sca_caption.guidance.distinct import content_of, select_distinct
 from sca_caption.guidance.groups import gendered_words
 from sca_caption.guidance.guide import ForcedWords, Guide
 from sca_caption.guidance.masking import MaskedWords
 from sca_caption.images import Transform
 from sca_caption.inference.batching import in_batches, stack
+from sca_caption.inference.captions import Caption, Result
 from sca_caption.inference.torch_captioner import Inputs, TorchCaptioner
 from sca_caption.models.attention_trace import Trace, trace
 from sca_caption.models.sca_cnn import SCACNN
 from sca_caption.runtime.devices import find_device, require_usable
 from sca_caption.runtime.errors import UserError
 from sca_caption.vocab import EOS, Vocabulary
-
-
-@dataclass(frozen=True)
-class Caption:
-    """A caption in words.
-
-    Attributes:
-        log_prob: natural logarithm of its probability under the captioner (see `decoding.stepper`).
-        score: what captions are ranked by: log_prob / length^a, plus `rerank_weight` times the ratings of guides.
-        finished: False if the search stopped at max_length before the model ended the caption.
-        mean_log_prob: log_prob per word, the end word included.
-        confidence: probability that the caption is better than the median, if a guide gives it.
-        tokens: ids of the words in `CaptionPipeline.vocabulary`.
-        ratings: what each guide that rates captions gave it, by the guide's name.
-    """
-
-    text: str
-    log_prob: float
-    score: float
-    finished: bool
-    mean_log_prob: float
-    confidence: float | None = None
-    tokens: tuple[int, ...] = ()
-    ratings: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Result:
-    """The captions of one item, best first, or the reason why there are none.
-
-    trace: the attention at every word of the best caption, if it was asked for.
-    """
-
-    item: Any
-    captions: tuple[Caption, ...] = ()
-    error: UserError | None = None
-    trace: Trace | None = None
 
 
 class CaptioningModel(Protocol):
@@ -99,10 +65,14 @@ class CaptionPipeline:
         guides: in the order in which they act (see `guidance.GUIDES`).
         search: how captions are searched for.
         batch_size: images per search, an upper bound on memory: batch_size * beam_size captions grow together.
-        force_words: words that every caption must contain, or of which it must contain one: "dog", "cat/cats/kitten".
+        force_words: words that every caption must contain, or of which it must contain one: "dog", "cat/cats/kitten". If
+            no grammatical caption with them is found, captions lack them and say so (`Caption.missing_words`).
         guidance: whether guides may exclude words. neutral: never use words for one gender (man, girl, his, ...), with
         any model.
         sampling: draw captions at random instead of searching.
+
+    Attributes:
+        dropped_words: alternatives in `force_words` that the vocabulary lacks.
 
     Raises UserError for unknown words and contradicting settings.
     """
@@ -178,7 +148,8 @@ class CaptionPipeline:
         return other
 
     def _configure(self, search: SearchConfig, force_words: Sequence[str]) -> None:
-        self.search, self.force_words = search, word_groups(force_words, self.vocabulary)
+        self.search, self.force_texts = search, tuple(force_words)
+        self.force_words, self.dropped_words = word_groups(force_words, self.vocabulary)
         self._gendered = list(gendered_words(self.vocabulary)) if self.neutral else []
         for text, group in zip(force_words, self.force_words, strict=True):
             if set(group) <= set(self._gendered):
@@ -190,10 +161,12 @@ class CaptionPipeline:
             "block_ngrams": search.block_ngrams,
             "length_penalty": search.length_penalty,
         }
+        self._content = content_of(self.vocabulary) if self.selects else []
         self._beams: dict[str, Any] = {
             "beam_size": search.beam_size,
             "conjunctions": conjunctions(self.vocabulary) if search.block_ngrams else (),
-            "num_captions": search.candidates if self.reranks else search.num_captions,
+            "grammar": grammar_of(self.vocabulary) if search.grammar and force_words else None,
+            "num_captions": self._candidates,
             "diverse_groups": search.diverse_groups,
             "diversity": search.diversity,
         }
@@ -203,6 +176,20 @@ class CaptionPipeline:
         """Whether guides rerank the candidates: not if captions are sampled, or if groups of them shall differ."""
         rated = any(guide.rates for guide in self.guides) and not self.sampling
         return rated and self.search.rerank_weight > 0 and self.search.diverse_groups == 1
+
+    @property
+    def selects(self) -> bool:
+        """Whether the captions of an image are chosen to differ in content: neither samples nor diverse groups."""
+        search = self.search
+        several = search.num_captions > 1 and search.beam_size > 1 and search.diverse_groups == 1
+        return several and search.distinct and not self.sampling
+
+    @property
+    def _candidates(self) -> int:
+        """How many captions the search finds, to rerank them or to choose from them."""
+        if self.reranks:
+            return self.search.candidates
+        return self.search.beam_size if self.selects else self.search.num_captions
 
     @property
     def gives_confidence(self) -> bool:
@@ -261,10 +248,17 @@ class CaptionPipeline:
             options |= {"num_captions": self.search.num_captions, "generator": self._generator, "mask": mask}
             found = draw(self.model, state, **self._rules, **options)
         else:
-            found = beam_search(
-                self.model, state, force_words=forced, mask=mask, **self._rules, **self._beams
-            )
+            search = partial(beam_search, self.model, state, mask=mask, **self._rules)
+            found = search(force_words=forced, **self._beams)
         found = self.rate(found, predictions, forced)
+        if self.selects:
+            diverse = {"diverse_groups": self.search.beam_size, "num_captions": self.search.beam_size}
+            others = [[]] * len(state) if any(forced) else search(**self._beams | diverse)
+            others = self.rate(others, predictions, forced)
+            found = [
+                select_distinct(*pair, self.search.num_captions, self._content, groups)
+                for *pair, groups in zip(found, others, forced, strict=True)
+            ]
         captions = [tuple(map(self._finish, several[: self.search.num_captions])) for several in found]
         return captions, state
 
@@ -341,6 +335,11 @@ class CaptionPipeline:
             confidence=next((each for each in confidences if each is not None), None),
             tokens=tuple(found.tokens),
             ratings=found.ratings,
+            missing_words=tuple(
+                text
+                for text, group in zip(self.force_texts, self.force_words, strict=True)
+                if set(group).isdisjoint(found.tokens)
+            ),
         )
 
     def stream(

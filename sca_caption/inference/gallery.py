@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from sca_caption.inference import confidence_scale
 from sca_caption.inference.journal import require_same
 from sca_caption.inference.results_formats import ResultsFormat
 
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
     import numpy as np
 
     from sca_caption.images import Transform
-    from sca_caption.inference.captioning import CaptionPipeline, Result
+    from sca_caption.inference.captioning import CaptionPipeline
+    from sca_caption.inference.captions import Result
     from sca_caption.models.attention_trace import Trace
     from sca_caption.vocab import Vocabulary
 
@@ -96,6 +98,7 @@ class Gallery(ResultsFormat):
         style, script = (
             (PAGES / f"gallery.{suffix}").read_text(encoding="utf-8") for suffix in ("css", "js")
         )
+        style, script = confidence_scale.style() + style, confidence_scale.script(module=False) + script
         page = (PAGES / "gallery.html").read_text(encoding="utf-8")
         page = page.replace("{{style}}", style).replace("{{style hash}}", hash_of(style))
         page = page.replace("{{script hash}}", hash_of(script))

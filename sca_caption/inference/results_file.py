@@ -22,7 +22,7 @@ from sca_caption.runtime.errors import UserError
 from sca_caption.runtime.programs import program_name
 
 if TYPE_CHECKING:
-    from sca_caption.inference.captioning import Result
+    from sca_caption.inference.captions import Result
 
 
 COCO_NAME = re.compile(r"(?:COCO_(?:train|val|test)\d{4}_)?(\d+)")

@@ -11,7 +11,8 @@ from sca_caption.inference.journal import require_same
 from sca_caption.runtime.json_text import parse_json
 
 if TYPE_CHECKING:
-    from sca_caption.inference.captioning import CaptionPipeline, Result
+    from sca_caption.inference.captioning import CaptionPipeline
+    from sca_caption.inference.captions import Result
     from sca_caption.vocab import Vocabulary
 
 
@@ -20,7 +21,7 @@ class ResultsFormat:
 
     An entry is the dict {"image_id", "file_name", "caption", numbers...}. With several captions per image it also has
     "captions", their list; if the settings have "save_attention", it has "attention" (see
-    `attention_trace.trace_to_json`).
+    `attention_trace.trace_to_json`). A caption that lacks forced words names them in the list "missing_words".
 
     Args:
         path: the results file.
@@ -58,7 +59,9 @@ class ResultsFormat:
     def entry(self, image_id: int, result: "Result") -> dict:
         """The entry of one captioned image."""
         captions = [
-            {"caption": caption.text} | {name: round(getattr(caption, name), 4) for name in self.numbers}
+            {"caption": caption.text}
+            | {name: round(getattr(caption, name), 4) for name in self.numbers}
+            | ({"missing_words": [*caption.missing_words]} if caption.missing_words else {})
             for caption in result.captions
         ]
         entry = {"image_id": image_id, "file_name": str(result.item)} | captions[0]

@@ -9,7 +9,7 @@ from sca_caption.runtime.atomic_files import atomic_write
 from sca_caption.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from sca_caption.inference.captioning import Result
+    from sca_caption.inference.captions import Result
 
 
 ENDING = ".txt"

@@ -45,8 +45,8 @@ def did_you_mean(value: str, valid: Iterable[str]) -> str:
     return f"; did you mean {near[0]}?" if near else ""
 
 
-# Parameters of SGR sequences (ECMA-48, section 8.3.117): bold red, bold yellow.
-COLOURS = {"error": "1;31", "warning": "1;33"}
+# Parameters of SGR sequences (ECMA-48, section 8.3.117): bold red, bold yellow, bold.
+COLOURS = {"error": "1;31", "warning": "1;33", "note": "1"}
 
 
 def supports_colour(stream: TextIO) -> bool:
@@ -55,7 +55,7 @@ def supports_colour(stream: TextIO) -> bool:
 
 
 def format_message(kind: str, message: object, stream: TextIO) -> str:
-    """`kind: message` for kind "error" or "warning", which is coloured if `stream` supports colours."""
+    """`kind: message` for a kind of COLOURS, which is coloured if `stream` supports colours."""
     label = f"{kind}:"
     if supports_colour(stream):
         label = f"\x1b[{COLOURS[kind]}m{label}\x1b[0m"

@@ -55,7 +55,13 @@ def caption_image(
     return Answer(
         caption=best.text,
         captions=[
-            CaptionText(text=each.text, score=each.score, log_prob=each.log_prob, confidence=each.confidence)
+            CaptionText(
+                text=each.text,
+                score=each.score,
+                log_prob=each.log_prob,
+                confidence=each.confidence,
+                missing_words=[*each.missing_words],
+            )
             for each in captions
         ],
         words=[*pipeline.vocabulary.to_words(best.tokens)],
@@ -65,6 +71,7 @@ def caption_image(
             region=seen_region(pipeline.transform, width, height),
             layers=[layer_attention(*each) for each in zip(trace.layers, maps, strict=True)],
         ),
+        dropped_words=pipeline.dropped_words,
         width=width,
         height=height,
         seconds=round(time.perf_counter() - start, 3),

@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from sca_caption.images import ImageError
+from sca_caption.inference import confidence_scale
 from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.runtime.errors import UserError
 from sca_caption.serve.answer import caption_image
@@ -31,6 +32,8 @@ FILES = {
     "/result.js": ("result.js", "text/javascript"),
     "/attention.js": ("attention.js", "text/javascript"),
     "/camera.js": ("camera.js", "text/javascript"),
+    "/confidence_scale.js": ("confidence_scale.js", "text/javascript"),
+    "/confidence_scale.css": ("confidence_scale.css", "text/css"),
 }
 RETRY_AFTER = 5  # seconds
 
@@ -70,7 +73,8 @@ def create_app(
 
     async def file(request: Request) -> Response:
         name, media_type = FILES[request.scope["path"]]
-        return Response((PAGE_FOLDER / name).read_bytes(), media_type=media_type)
+        made = confidence_scale.files().get(name)
+        return Response(made or (PAGE_FOLDER / name).read_bytes(), media_type=media_type)
 
     routes = [
         *(Route(path, file, methods=["GET"]) for path in FILES),

@@ -30,6 +30,10 @@ class CaptionText(BaseModel):
         description="probability that the caption is better than the model's median caption; "
         "null if the model is not calibrated"
     )
+    missing_words: list[str] = Field(
+        description="entries of force_words of which the caption contains no word, because no grammatical caption with "
+        "them was found"
+    )
 
 
 class Channel(BaseModel):
@@ -79,6 +83,7 @@ class Answer(BaseModel):
         description="probability of each word given the words before it; null for an ensemble"
     )
     attention: Attention | None = Field(description="null for an ensemble")
+    dropped_words: list[str] = Field(description="alternatives in force_words that the model does not know")
     width: int = Field(description="width of the upright photograph, in pixels")
     height: int = Field(description="height of the upright photograph, in pixels")
     seconds: float = Field(

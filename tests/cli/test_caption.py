@@ -41,9 +41,14 @@ def test_one_image_prints_its_caption_and_nothing_else(run, expected, photos):
 
 
 def test_several_captions_of_one_image_are_lines_best_first(run, expected, photos):
-    lines = [c.text for c in expected(photos[:1], num_captions=3, beam_size=4)[0]]
+    """With --no-distinct, the best of the search."""
+    lines = [c.text for c in expected(photos[:1], num_captions=3, beam_size=4, distinct=False)[0]]
     assert len(set(lines)) == 3
-    assert run(photos[0], "--num-captions", 3, "--beam-size", 4) == (0, "\n".join(lines) + "\n", "")
+    assert run(photos[0], "--num-captions", 3, "--beam-size", 4, "--no-distinct") == (
+        0,
+        "\n".join(lines) + "\n",
+        "",
+    )
 
 
 def test_neutral_captions_name_no_gender(run, photos):
@@ -104,11 +109,43 @@ def test_several_models_speak_as_one_and_images_may_follow_them(
 
 
 def test_words_to_mention(run, photos):
-    status, out, err = run(*photos[:3], "--force-words", "cat/dog", "Water")
+    status, out, err = run(*photos[:3], "--no-grammar", "--force-words", "cat/dog", "Water")
     assert (status, err) == (0, "")
     for line in out.splitlines():
         words = line.split("\t")[1].split()
         assert {"cat", "dog"} & set(words) and "water" in words
+
+
+def test_words_to_mention_that_the_model_does_not_know(run, photos):
+    """Alternatives are dropped with a note; a group needs one that is known."""
+    known = run(photos[0], "--force-words", "dog")
+    status, out, err = run(photos[0], "--force-words", "gruffalo/dog/jabberwock")
+    assert (status, out) == (0, known[1])
+    assert (
+        err.count("\n") == known[2].count("\n") + 1
+        and "'gruffalo', 'jabberwock'" in err
+        and "dog" not in err.split("\n")[0]
+    )
+    assert run(photos[0], "--force-words", "gruffalo/dog", "--quiet") == (0, known[1], "")
+    error = error_line(*run(photos[0], "--force-words", "dog", "gruffalo/dogg"))
+    assert "'gruffalo/dogg'" in error and "nearest: dog" in error
+
+
+def test_words_that_no_grammatical_caption_has(run, photos, tmp_path):
+    """The caption without them, a note, and their names in JSON."""
+    flags = ("--force-words", "cat", "on", "--max-length", 1)  # a caption of one word has no determiner
+    status, out, err = run(*photos[:2], *flags)
+    lines = err.splitlines()
+    assert status == 0 and len(lines) == 2
+    for photo, line, printed in zip(photos, lines, out.splitlines(), strict=False):
+        assert line.startswith(f"note: {photo}: ") and "cat, on" in line
+        assert not {"cat", "on"} & set(printed.split("\t")[1].split())
+    assert run(*photos[:2], *flags, "--quiet") == (0, out, "")
+    assert run(*photos[:2], *flags, "--output", tmp_path / "x.json")[0] == 0
+    entries = json.loads((tmp_path / "x.json").read_text())
+    assert [entry["missing_words"] for entry in entries] == [["cat", "on"]] * 2
+    assert run(*photos[:2], "--output", tmp_path / "y.json")[0] == 0
+    assert not any("missing_words" in entry for entry in json.loads((tmp_path / "y.json").read_text()))
 
 
 def test_images_may_follow_words_to_mention(run, photos, monkeypatch):
@@ -117,7 +154,7 @@ def test_images_may_follow_words_to_mention(run, photos, monkeypatch):
     monkeypatch.chdir(photo.parent)
     photo.rename("runs")  # a file without an ending; and a folder that is named like a word
     Path("red").mkdir()
-    status, out, err = run("--force-words", "dog", "red", "runs", "more/")
+    status, out, err = run("--no-grammar", "--force-words", "dog", "red", "runs", "more/")
     assert (status, err) == (0, "")
     assert [line.split("\t")[0] for line in out.splitlines()] == ["runs", "more/f.jpg", "more/g.PNG"]
     assert all({"dog", "red"} <= set(line.split("\t")[1].split()) for line in out.splitlines())

@@ -139,9 +139,9 @@ def test_captions_are_pythons(page, given):
     wanted, unmasked, unranked = (
         captions_of(CaptionPipeline.load(given, search=search, guidance=guidance), contents)
         for search, guidance in (
-            (SearchConfig(num_captions=3), True),
-            (SearchConfig(num_captions=3), False),
-            (SearchConfig(num_captions=3, rerank_weight=0), True),
+            (SearchConfig(num_captions=3, distinct=False), True),
+            (SearchConfig(num_captions=3, distinct=False), False),
+            (SearchConfig(num_captions=3, rerank_weight=0, distinct=False), True),
         )
     )
     for other in (unmasked, unranked):
@@ -156,8 +156,10 @@ def test_captions_are_pythons(page, given):
         card = page.locator(".card").nth(len(contents) - 1 - index)  # newest first
         assert card.locator(".caption").inner_text().split() == best.text.split()
         assert card.locator("img").get_attribute("alt") == best.text
-        others = card.locator(".others li").all_text_contents()
-        assert [text.rpartition(" (")[0] for text in others] == [caption.text for caption in captions[1:]]
+        others = card.locator(".others li").evaluate_all(
+            "all => all.map((each) => each.firstChild.textContent.trim())"
+        )
+        assert others == [caption.text for caption in captions[1:]]
     rows = [*csv.DictReader(io.StringIO(saved(page, "#csv")))]
     assert [{name: str(value) for name, value in entry.items()} for entry in found] == rows
 

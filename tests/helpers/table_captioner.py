@@ -33,7 +33,8 @@ from sca_caption.inference.captioning import Caption, CaptionPipeline
 from sca_caption.vocab import SPECIALS, Vocabulary
 
 SEARCH = {"beam_size": 4, "num_captions": 2, "max_length": 8, "length_penalty": 0.0, "block_ngrams": 0}
-SEARCH |= {"remove_bad_endings": False, "rerank_weight": 0.0}
+# The JavaScript search has neither of the last two.
+SEARCH |= {"remove_bad_endings": False, "rerank_weight": 0.0, "grammar": False, "distinct": False}
 
 Case = Mapping[str, Any]
 

@@ -256,7 +256,7 @@ def test_in_a_browser(gallery):
         page.keyboard.press("Enter")
         assert page.inner_text("#large-caption") == "a man's hat" and page.inner_text("#place") == "2 of 4"
         assert page.locator("#alternatives li").all_text_contents() == [
-            "a man's hatscore -1.00, 30%", "dogscore -1.00, 10%"
+            "a man's hatscore -1.00  30\xa0% low", "dogscore -1.00  10\xa0% low"
         ]  # fmt: skip
         assert page.get_attribute("#large .file a", "href") == "photos/b%2010.png"
         until(page, "player")

@@ -106,8 +106,11 @@ def test_settings_reach_the_search(url, pipeline, photos):
     found = post(url, photos[5], **fields).json()
     wanted = pipeline.with_search(SearchConfig(**fields)).caption_batch(pixels_of(pipeline, photos[5]))[0]
     assert [each["text"] for each in found["captions"]] == [each.text for each in wanted]
-    found = post(url, photos[0], force_words="cat/dog, Water").json()["caption"].split()
+    found = post(url, photos[0], force_words="cat/dog, Water", grammar=False).json()["caption"].split()
     assert {"cat", "dog"} & set(found) and "water" in found
+    found = post(url, photos[0], force_words="cat, on/gruffalo", max_length=1).json()
+    assert found["dropped_words"] == ["gruffalo"]
+    assert found["captions"][0]["missing_words"] == ["cat", "on/gruffalo"]
 
 
 def test_a_narrower_beam_gives_fewer_captions_than_the_default(url, photos):

@@ -116,7 +116,7 @@ def test_a_photograph_is_captioned_and_its_words_are_shown(url, pipeline, tmp_pa
         assert page.inner_text("#caption") == caption
         others = page.locator("#alternatives li").all_inner_texts()
         assert [text.split("\n")[0].strip() for text in others] == [c.text for c in wanted.captions[1:]]
-        assert "log-probability" in page.inner_text("#confidence-text"), "this model has no confidence"
+        assert "log-probability" in page.inner_text("#confidence"), "this model has no confidence"
         assert not heat(page)[..., 3].any(), "the photograph alone"
 
         page.keyboard.press("ArrowRight")

@@ -1,8 +1,8 @@
 // A photograph with its caption. Each word shows the attention with which it was chosen.
 
 import { Heat, maxMultiple, positionName } from "./attention.js";
+import { confidenceLabel, confidenceText } from "./confidence_scale.js";
 
-const LEVELS = [[0.6, "High confidence"], [0.4, "Medium confidence"], [0, "Low confidence"]];
 const percent = (fraction) => (fraction < 0.005 ? "under 1\u00a0%" : `${Math.round(100 * fraction)}\u00a0%`);
 
 export class Card {
@@ -56,13 +56,16 @@ export class Card {
     [image.hidden, image.alt] = [false, best.text];
     [image.width, image.height] = [result.width, result.height];
     this.find(".waiting").remove();
-    this.find(".confidence").textContent = confidenceOf(best);
+    this.find(".confidence").replaceChildren(
+      best.confidence === null ? `Score ${best.score.toFixed(2)}` : confidenceText(best.confidence),
+    );
     this.find(".copy").hidden = false;
     this.find(".copy").onclick = () => this.copy(best.text);
     this.find(".others").hidden = !others.length;
     for (const { text, score, confidence } of others) {
-      const rated = confidence === null ? `score ${score.toFixed(2)}` : percent(confidence);
-      this.find(".others ol").append(Object.assign(document.createElement("li"), { textContent: `${text} (${rated})` }));
+      const item = document.createElement("li");
+      item.append(`${text} `, confidence === null ? `(score ${score.toFixed(2)})` : confidenceLabel(confidence));
+      this.find(".others ol").append(item);
     }
     this.words(result);
   }
@@ -136,10 +139,4 @@ export class Card {
   forget() {
     if (this.address) URL.revokeObjectURL(this.address);
   }
-}
-
-function confidenceOf({ confidence, score }) {
-  if (confidence === null) return `Score ${score.toFixed(2)}`;
-  const [, level] = LEVELS.find(([lowest]) => confidence >= lowest);
-  return `${level}: better than the model's median caption with probability ${percent(confidence)}`;
 }

@@ -145,23 +145,18 @@ function element(kind, properties = {}, ...children) {
 
 function confidenceOf(entry) {
   if (entry.confidence === undefined) return [element("span", { textContent: entry.score.toFixed(2), title: "score" })];
-  const fill = element("i");
-  fill.style.width = `${100 * entry.confidence}%`;
-  const meter = element("span", { className: "meter" }, fill);
-  return [meter, element("span", { textContent: `${Math.round(100 * entry.confidence)}%` })];
+  return [confidenceLabel(entry.confidence)];
 }
 
-const CONFIDENCE_TEXT = "how likely this caption is better than the model's median one";
 const baseName = (entry) => entry.file_name.split(/[/\\]/).pop();
 
 function cardOf(entry) {
   const image = element("img", { alt: entry.caption, decoding: "async" });
   const button = element("button", { type: "button" }, element("span", { className: "picture" }, image));
   const caption = element("p", { className: "caption", textContent: entry.caption, ariaHidden: "true" });
-  const confidence = element("span", { className: "confidence", title: CONFIDENCE_TEXT }, ...confidenceOf(entry));
+  const confidence = element("span", { className: "confidence", title: "probability that the caption is better than this model's median caption" }, ...confidenceOf(entry));
   const name = element("span", { className: "name", textContent: baseName(entry), title: entry.file_name });
   const card = element("div", { className: "card", role: "listitem" }, button, caption, element("div", { className: "foot" }, name, confidence));
-  card.classList.toggle("low-confidence", entry.confidence < 0.4);
   Object.assign(card, { entry, image, button, caption });
   entry.card = card;
   return card;
@@ -292,9 +287,9 @@ function open(entry) {
   opened = entry;
   canvas.hidden = true;
   byId("large-caption").textContent = entry.caption;
-  large.querySelector(".confidence").replaceChildren(...confidenceOf(entry));
-  large.querySelector(".confidence").append(entry.confidence === undefined ? " (score)" : " " + CONFIDENCE_TEXT);
-  large.classList.toggle("low-confidence", entry.confidence < 0.4);
+  large.querySelector(".confidence").replaceChildren(
+    ...(entry.confidence === undefined ? [...confidenceOf(entry), " (score)"] : [confidenceText(entry.confidence)]),
+  );
   const place = shown.indexOf(entry);
   byId("place").textContent = `${(place + 1).toLocaleString("en")} of ${shown.length.toLocaleString("en")}`;
   byId("previous").disabled = place <= 0;
@@ -302,8 +297,7 @@ function open(entry) {
   const link = large.querySelector(".file a");
   Object.assign(link, { href: entry.link, textContent: entry.file_name });
   const others = (entry.captions || []).map((each) => element("li", { textContent: each.caption },
-    element("small", { textContent: `score ${each.score.toFixed(2)}` + (each.confidence === undefined ? ""
-      : `, ${Math.round(100 * each.confidence)}%`) })));
+    element("small", {}, `score ${each.score.toFixed(2)} `, ...(each.confidence === undefined ? [] : confidenceOf(each)))));
   byId("alternatives").replaceChildren(...(others.length ? [element("ol", {}, ...others)] : []));
   const marks = (entry.attention?.words || []).map((word, index) =>
     element("button", { type: "button", textContent: word.trim(), onclick: () => choose(index),

@@ -1,11 +1,11 @@
 // The result of captioning a photograph: the words of the caption as buttons, and the attention at the selected word.
 
 import { Heat, gradient, maxMultiple, positionName } from "./attention.js";
+import { confidenceLabel, confidenceText } from "./confidence_scale.js";
 
 const find = (id) => document.getElementById(id);
 const PACE = 1000; // milliseconds per word when playing
 const PATCH = 0.3, PATCH_PIXELS = 36; // side of a patch: fraction of the model's view, and size on the page
-const CONFIDENCE = [[0.6, "High confidence"], [0.4, "Medium confidence"], [0, "Low confidence"]];
 const HINT = "Select a word, or step through the words with the arrow keys, to see what the model attended to when it chose the word.";
 
 let heat; // the canvas over the photograph
@@ -74,14 +74,15 @@ function showCaption() {
   find("caption").replaceChildren(...parts);
   find("announcement").textContent = `Caption: ${answer.caption}`;
   const { confidence, log_prob: logProb } = answer.captions[0];
-  find("meter").hidden = confidence === null;
-  if (confidence === null) {
-    find("confidence-text").textContent = `log-probability ${number(logProb, 1)}`;
-  } else {
-    find("meter").value = confidence;
-    const level = CONFIDENCE.find(([minimum]) => confidence >= minimum)[1];
-    find("confidence-text").replaceChildren(element("b", level), `: better than this model's median caption with probability ${percent(confidence)}`);
-  }
+  find("confidence").replaceChildren(
+    confidence === null ? `log-probability ${number(logProb, 1)}` : confidenceText(confidence),
+  );
+  const missing = answer.captions[0].missing_words;
+  const notes = [
+    missing.length ? `No grammatical caption with ${missing.join(", ")} was found.` : "",
+    answer.dropped_words.length ? `The model does not know ${answer.dropped_words.join(", ")}.` : "",
+  ];
+  find("words-note").textContent = notes.filter(Boolean).join(" ");
 }
 
 function showAlternatives() {
@@ -89,8 +90,10 @@ function showAlternatives() {
   find("others").hidden = !others.length;
   find("alternatives").replaceChildren(...others.map((each) => {
     const item = element("li", `${each.text} `);
-    const confidence = each.confidence === null ? "" : `${percent(each.confidence)} · `;
-    item.append(element("small", `${confidence}score ${number(each.score, 2)} · log-probability ${number(each.log_prob, 1)}`));
+    const small = element("small");
+    if (each.confidence !== null) small.append(confidenceLabel(each.confidence), " · ");
+    small.append(`score ${number(each.score, 2)} · log-probability ${number(each.log_prob, 1)}`);
+    item.append(small);
     return item;
   }));
 }
