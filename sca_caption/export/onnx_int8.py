@@ -7,6 +7,7 @@ Vectors and small tensors stay as they are.
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -63,7 +64,7 @@ def quantize(source: Path, target: Path) -> None:
     target.write_bytes(model.SerializeToString())
 
 
-def place_of(node) -> tuple[int | None, int]:
+def place_of(node: Any) -> tuple[int | None, int]:
     """The entry of WEIGHT_INPUTS for a node; (None, 0) for nodes without a weight."""
     if node.op_type == "Gemm":
         return 1, 0 if any(x.name == "transB" and x.i for x in node.attribute) else 1

@@ -1,7 +1,11 @@
-"""Insertion points of attention blocks in a network: inside and after residual units, and after stages."""
+"""Insertion points of attention blocks in a network: inside and after residual units, and after stages.
+
+The networks are torchvision's or have its names; `Any` stands for their classes, whose attributes are not annotated.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -59,7 +63,7 @@ class Stage:
     units: list[ResidualUnit] = field(default_factory=list)  # empty in networks without residual units
 
 
-def resnet_stages(model: nn.Module) -> list[Stage]:
+def resnet_stages(model: Any) -> list[Stage]:
     """ResNet: blocks go after the last batch norm of a unit, before the sum."""
     stages = []
     for layer in (model.layer1, model.layer2, model.layer3, model.layer4):
@@ -80,7 +84,7 @@ def resnet_stages(model: nn.Module) -> list[Stage]:
     return stages
 
 
-def mobilenet_stages(sizes: Sequence[int], model: nn.Module) -> list[Stage]:
+def mobilenet_stages(sizes: Sequence[int], model: Any) -> list[Stage]:
     """MobileNetV2 and MobileNeXt have all units in one Sequential. sizes: number of units per stage."""
     stages, child = [], 0
     for stage, size in enumerate(sizes, 1):
@@ -105,9 +109,10 @@ def mobilenet_stages(sizes: Sequence[int], model: nn.Module) -> list[Stage]:
     return stages
 
 
-def plain_stages(model: nn.Module) -> list[Stage]:
+def plain_stages(model: Any) -> list[Stage]:
     """VGG and LeNet: a stage ends before each max-pooling."""
-    stages, previous, channels = [], "", 0
+    stages: list[Stage] = []
+    previous, channels = "", 0
     for child, module in model.features.named_children():
         if isinstance(module, nn.MaxPool2d):
             name = f"conv{len(stages) + 1}_attention"
@@ -117,7 +122,7 @@ def plain_stages(model: nn.Module) -> list[Stage]:
     return stages
 
 
-def densenet_stages(model: nn.Module) -> list[Stage]:
+def densenet_stages(model: Any) -> list[Stage]:
     """DenseNet: blocks go after a dense block, before its transition."""
     names = [name for name, _ in model.features.named_children() if name.startswith("denseblock")]
     transitions = [model.features.transition1, model.features.transition2, model.features.transition3]

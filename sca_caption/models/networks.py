@@ -24,6 +24,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -37,13 +38,13 @@ from sca_caption.runtime.torchvision_compat import torchvision
 
 STEMS = ("imagenet", "cifar")
 IN_UNITS = ("se", "cbam", "ccwh", "coord", "csham", "sk")  # blocks inserted inside residual units
-tv_resnet = torchvision.models.resnet
+tv_resnet: Any = torchvision.models.resnet
 
 
 class BasicBlock(tv_resnet.BasicBlock):
     """Torchvision's unit with an insertion point, `attention`, before the sum."""
 
-    def __init__(self, *args, **options):
+    def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
         self.attention = nn.Identity()
 
@@ -56,7 +57,7 @@ class BasicBlock(tv_resnet.BasicBlock):
 class Bottleneck(tv_resnet.Bottleneck):
     """Torchvision's unit with an insertion point, `attention`, before the sum."""
 
-    def __init__(self, *args, **options):
+    def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
         self.attention = nn.Identity()
 
@@ -202,8 +203,8 @@ def build_network(
     for small images. Raises UserError for unknown names; the message lists the valid ones.
     """
     network = NETWORKS[choice(name, NETWORKS, "backbone")]
-    for stage in at:
-        choice(stage, network.stages, f"stage of {name}")
+    for each in at:
+        choice(each, network.stages, f"stage of {name}")
     if not attention:
         if at:
             raise UserError(
@@ -241,7 +242,7 @@ def insert(stage: Stage, block: str, options: dict[str, object], stride_2_only: 
             unit.replace_3x3(options)
     elif units and block in IN_UNITS:
         for unit in units:
-            if unit.downsamples or block not in stride_2_only:
+            if unit.inside and (unit.downsamples or block not in stride_2_only):
                 unit.inside.insert(build(block, unit.inside.channels, **options))
     else:
         points = [stage.after]
@@ -296,6 +297,7 @@ def load_pretrained(model: nn.Module, weights: dict[str, Tensor], name: str) -> 
 def gradcam_layer(model: nn.Module, name: str) -> nn.Module:
     """Return the module whose output (B, C, h, w) is the last feature map, after any block and before any max-pooling."""
     if NETWORKS[choice(name, NETWORKS, "backbone")].head == "fc":
-        return model.layer4
-    *_, second_last, last = model.features.children()
-    return second_last if isinstance(last, nn.MaxPool2d) else model.features
+        return model.get_submodule("layer4")
+    features = model.get_submodule("features")
+    *_, second_last, last = features.children()
+    return second_last if isinstance(last, nn.MaxPool2d) else features
