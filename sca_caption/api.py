@@ -99,19 +99,20 @@ class Captioner:
     def caption(
         self, pictures: Iterable[Picture], *, force_words: Sequence[str] = (), **search: Any
     ) -> list[str]: ...
-    def caption(self, pictures, *, force_words=(), **search):
+    def caption(
+        self, pictures: Picture | Iterable[Picture], *, force_words: Sequence[str] = (), **search: Any
+    ) -> str | list[str]:
         """The best caption of a picture, or a list of the best captions of several.
 
         Several are a list or another iterable of pictures, or an array or a tensor with one more dimension.
         force_words: words that captions must contain, at most three; "dog/puppy": one of them. If no grammatical caption
         with them is found, the caption lacks them, and `captions` says which (`Caption.missing_words`).
         """
-        if isinstance(pictures, np.ndarray | Tensor) and pictures.ndim == 4:
-            pictures = list(pictures)
-        several = isinstance(pictures, Iterable) and not (
-            isinstance(pictures, KINDS) or is_readable(pictures)
-        )
-        found = self.stream(pictures if several else [pictures], force_words=force_words, **search)
+        given: Any = pictures
+        if isinstance(given, np.ndarray | Tensor) and given.ndim == 4:
+            given = list(given)
+        several = isinstance(given, Iterable) and not (isinstance(given, KINDS) or is_readable(given))
+        found = self.stream(given if several else [given], force_words=force_words, **search)
         texts = [captions_of(result)[0].text for result in found]
         return texts if several else texts[0]
 

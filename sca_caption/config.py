@@ -56,7 +56,7 @@ class ModelConfig:
     word_dropout_rate: float = setting(0.5, "dropout in the predictor of words")
     styles: tuple[str, ...] = field(default=())  # from the data: data sets whose manner a caption may have
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("attention_width", "embedding_size", "lstm_size"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("word_rank", "neck", "unattended"):
@@ -88,7 +88,7 @@ class ClassifierConfig:
     image_size: int = setting(224, "pixels per side of the square input", common=True)
     classes: tuple[str, ...] = field(default=())  # from the data
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(self, "image_size", 16 <= self.image_size <= 1024, "from 16 to 1024")
         require(self, "stem", self.stem in ("imagenet", "cifar"), "imagenet or cifar")
 
@@ -121,7 +121,7 @@ class RunConfig:
     workers: int = setting(1, "data-loading processes", common=True)
     seed: int = setting(0, "random seed", common=True)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
         for name in ("weight_decay", "clip", "patience", "workers"):
@@ -181,7 +181,7 @@ class TrainConfig(RunConfig):
     validation_beam: int = setting(1, "beam size in validation")
     validation_length_penalty: float = setting(0.6, "length penalty in validation, see caption.py")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         require(self, "validation_beam", self.validation_beam >= 1, "at least 1")
         require(self, "crop_scale", 0 < self.crop_scale <= 1, "above 0, at most 1")
@@ -234,7 +234,7 @@ class ClassifierTrainConfig(RunConfig):
         "training images per class, chosen by --seed; the others are for validation (caltech101, folder); 0: 80/20",
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
         require(self, "views", self.views in VIEWS, "none, pad or resized")
         require(self, "crop_scale", 0 < self.crop_scale <= 1, "above 0, at most 1")
@@ -312,7 +312,7 @@ class SearchConfig:
         """Captions that a search finds for guides to rerank, the later ones often better; 1 for greedy search."""
         return 2 * self.beam_size if self.beam_size > 1 else 1
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("beam_size", "num_captions", "min_length", "max_length"):
             require(self, name, getattr(self, name) >= 1, "at least 1")
         require(self, "block_ngrams", self.block_ngrams >= 0, "0 (off) or more")
@@ -320,7 +320,7 @@ class SearchConfig:
         require(
             self, "min_length", self.min_length <= self.max_length, f"at most --max-length {self.max_length}"
         )
-        require(self, "diversity", self.diversity >= 0, "0 or more")
+        require(self, "diversity", 0 <= self.diversity < float("inf"), "0 or more")
         require(self, "rerank_weight", 0 <= self.rerank_weight < float("inf"), "0 or more")
         even = self.diverse_groups >= 1 and self.beam_size % self.diverse_groups == 0
         require(self, "diverse_groups", even, f"a divisor of --beam-size {self.beam_size}")
@@ -337,7 +337,7 @@ class SamplingConfig:
     top_p: float = setting(0.9, "nucleus sampling: the most probable words that sum to X")
     seed: int = setting(0, "random seed of --sample", common=True)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require(self, "temperature", 0 < self.temperature < float("inf"), "above 0")
         require(self, "top_k", self.top_k >= 0, "0 (all) or more")
         require(self, "top_p", 0 < self.top_p <= 1, "above 0 and at most 1")

@@ -58,7 +58,7 @@ class Transform:
     size: int = 224
     mode: str = "resize"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         choice(self.mode, MODES, "resize mode")
         if not isinstance(self.size, int) or not 1 <= self.size <= 4096:
             raise UserError(f"image size is {self.size!r} pixels; give a whole number from 1 to 4096")
@@ -197,14 +197,14 @@ def _upright_rgb(
     if not image.width or not image.height:
         raise ImageError(name, f"{image.width} x {image.height} pixels; give an image that has some")
     with image_errors(name):
-        beside = decoder_bytes(image) if is_file else 0
+        size, beside = image.size, decoder_bytes(image) if is_file else 0
         if enough is not None and is_file:
             image.draft(None, (enough, enough))
         factor = 1
         if enough is not None and image.width * image.height > LARGE_PIXELS:
             factor = max(1, min(image.size) // enough)
         if is_file:
-            _require_memory(image, beside, factor, name)
+            _require_memory(image, size, beside, factor, name)
         image.load()
         # Only now, because Pillow itself turns the pixels of a TIFF while it loads them, and then takes the tag away.
         turn = UPRIGHT.get(orientation(image))
@@ -212,15 +212,15 @@ def _upright_rgb(
         return rgb.transpose(turn) if turn is not None else rgb
 
 
-def _require_memory(image: Image.Image, beside: int, factor: int, name: str) -> None:
-    """Raise ImageError if an image, which takes `beside` bytes more to decode, exceeds LIMIT_BYTES."""
+def _require_memory(image: Image.Image, size: tuple[int, int], beside: int, factor: int, name: str) -> None:
+    """Raise ImageError if an image, which takes `beside` bytes more to decode, exceeds LIMIT_BYTES. size: of the file."""
     pixels = image.width * image.height
     converted = 0 if image.mode == "RGB" and factor == 1 else pixels // factor**2 * 4
     needed = pixels * pixel_bytes(image) + beside + converted
     if needed > LIMIT_BYTES:
-        size = f"{image.width} x {image.height} pixels take {needed / 1e9:.1f} GB of memory"
+        found = f"{size[0]} x {size[1]} pixels take {needed / 1e9:.1f} GB of memory"
         raise ImageError(
-            name, f"{size}, at most {LIMIT_BYTES / 1e9:.1f} GB are allowed; make it smaller first"
+            name, f"{found}, at most {LIMIT_BYTES / 1e9:.1f} GB are allowed; make it smaller first"
         )
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from sca_caption import checkpoint
@@ -16,6 +17,17 @@ from tests.helpers.tiny_captioner import TINY_WORDS, tiny_captioner
 # Models this small only lose time to threads, most of all where others share the cores; so do programs that tests start.
 torch.set_num_threads(1)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# The same examples in every run, without files between runs and without timing.
+settings.register_profile(
+    "reproducible",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=50,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("reproducible")
 
 
 @pytest.fixture(scope="session")

@@ -4,12 +4,23 @@ import dataclasses
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from sca_caption.cli import train
+from sca_caption.cli import caption, train
 from sca_caption.cli.flags import add_flags, make
 from sca_caption.cli.parser import Parser
-from sca_caption.config import ClassifierConfig, ClassifierTrainConfig, ModelConfig, TrainConfig, from_dict
+from sca_caption.config import (
+    ClassifierConfig,
+    ClassifierTrainConfig,
+    ModelConfig,
+    SamplingConfig,
+    SearchConfig,
+    TrainConfig,
+    from_dict,
+)
 from sca_caption.recipes import load_recipe, recipe_names
+from sca_caption.runtime.errors import UserError
 from tests.helpers.made_photos import message
 
 CONFIGS = (ModelConfig, TrainConfig)
@@ -178,6 +189,7 @@ def test_settings_this_version_does_not_know():
         (TrainConfig, "word_loss_weight", -0.5, "0 or more"),
         (TrainConfig, "texts_per_step", -1, "0 or more"),
         (TrainConfig, "text_weight", float("nan"), "0 or more"),
+        (SearchConfig, "diversity", float("inf"), "0 or more"),
         (TrainConfig, "patience", -1, "0 or more"),
         (TrainConfig, "workers", -1, "0 or more"),
         (TrainConfig, "warmup", 1.0, "from 0 to below 1"),
@@ -211,3 +223,64 @@ def test_help_shows_every_flag_with_its_default():
         for field in flagged(config):
             assert f"--{field.name.replace('_', '-')}" in shown
     assert "(default: mobilenet_v2)" in shown and "(default: 0.0008)" in shown and "(default: on)" in shown
+
+
+ALL_CONFIGS = (
+    ModelConfig,
+    TrainConfig,
+    ClassifierConfig,
+    ClassifierTrainConfig,
+    SearchConfig,
+    SamplingConfig,
+)
+NAMES = sorted({f.name for config in ALL_CONFIGS for f in dataclasses.fields(config)})
+NUMBERS = st.integers(-2, 30) | st.integers() | st.floats()
+VALUES = (
+    NUMBERS
+    | st.booleans()
+    | st.none()
+    | st.text(max_size=5)
+    | st.lists(st.text(max_size=5) | NUMBERS, max_size=3)
+)
+
+
+@given(st.sampled_from(ALL_CONFIGS), st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=4))
+def test_any_settings_are_accepted_or_refused_in_one_line(config, values):
+    values = {
+        name: value for name, value in values.items() if name in {f.name for f in dataclasses.fields(config)}
+    }
+    try:
+        made = from_dict(config, values)
+    except UserError as error:
+        assert str(error) and "\n" not in str(error)
+        return
+    assert from_dict(config, json.loads(json.dumps(dataclasses.asdict(made)))) == made or has_nan(made)
+
+
+def has_nan(config) -> bool:
+    return any(value != value for value in vars(config).values())
+
+
+SEARCH_FLAGS = [f"--{name.replace('_', '-')}" for name in (*vars(SearchConfig()), *vars(SamplingConfig()))]
+SEARCH_FLAGS += [
+    "--sample",
+    "--txt",
+    "--resume",
+    "--output",
+    "--sort",
+    "--no-remove-bad-endings",
+    "--batch-size",
+]
+
+
+@given(st.lists(st.sampled_from(SEARCH_FLAGS) | NUMBERS.map(str) | st.text(max_size=5), max_size=8))
+def test_any_flags_are_accepted_or_refused_in_one_line(flags):
+    try:
+        search, sampling = caption.settings_of(caption.parser().parse_args(["a.jpg", *flags]))
+    except UserError as error:
+        assert str(error)
+        return
+    except SystemExit as ended:  # --version and --help, by their beginnings
+        assert ended.code == 0
+        return
+    assert search.num_captions <= search.beam_size and sampling.temperature > 0

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
 from sca_caption import image_files
+from sca_caption.benchmarks.programs import encoded_photographs
 from sca_caption.image_files import EXTENSIONS, FORMATS, OTHERS, HeldFile, ImageError, hold, opened
 from sca_caption.images import Transform, load, open_image
 
@@ -246,3 +249,35 @@ def test_heic_is_opened_upright(tmp_path, orientation):
         assert found.size == (96, 64)
         for place, colour in {(48, 8): RED, (48, 56): (0, 0, 255)}.items():
             assert np.abs(np.array(found.getpixel(place)) - colour).max() < 30
+
+
+@given(st.text() | st.binary().map(os.fsdecode))
+def test_any_text_as_a_path_is_no_image(path):
+    with pytest.raises(ImageError):
+        open_image(path)
+
+
+WHOLES = encoded_photographs()
+EDITS = st.lists(st.tuples(st.integers(0, 300) | st.integers(0, 20_000), st.integers(0, 255)), max_size=4)
+
+
+@given(st.sampled_from(sorted(WHOLES)), EDITS, st.none() | st.integers(0, 20_000))
+def test_photographs_with_other_bytes_are_read_or_refused(name, edits, cut):
+    data = bytearray(WHOLES[name])
+    for place, value in edits:
+        data[place % len(data)] = value
+    read_or_refused(bytes(data[:cut]))
+
+
+@given(st.binary(), st.sampled_from([b"", *(whole[:24] for whole in WHOLES.values())]))
+def test_any_bytes_are_read_or_refused(data, head):
+    read_or_refused(head + data)
+
+
+def read_or_refused(data: bytes) -> None:
+    try:
+        found = load(data, Transform(16))
+    except ImageError as error:
+        assert "\n" not in str(error)
+    else:
+        assert found.shape == (16, 16, 3) and found.dtype == np.uint8

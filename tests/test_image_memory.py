@@ -72,6 +72,11 @@ def test_an_image_that_takes_more_is_refused(monkeypatch):
     load(progressive, Transform(16))
     with pytest.raises(ImageError, match="GB of memory"):
         open_image(progressive)
+    monkeypatch.setattr(
+        images, "LIMIT_BYTES", 6 * pixels - 1
+    )  # the size is the file's, not the smaller one of decoding
+    with pytest.raises(ImageError, match=f"{WIDTH} x {HEIGHT} pixels take"):
+        load(progressive, Transform(16))
 
 
 def test_the_limit_holds_for_all_that_pillow_opens():

@@ -5,6 +5,8 @@ import subprocess
 import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sca_caption.runtime.errors import UserError
 from sca_caption.vocab import BOS, EOS, PAD, SPECIALS, UNK, Vocabulary, has_words, tokenize
@@ -31,6 +33,14 @@ def test_tokenize(text, words):
     assert has_words(text) == bool(words)
 
 
+@given(st.text(), st.text())
+def test_tokens_are_lower_case_words_of_each_part(one, other):
+    words = tokenize(one)
+    assert all(has_words(word) and word == word.lower() and not word.isspace() for word in words)
+    assert has_words(one) == bool(words)
+    assert tokenize(f"{one} {other}") == words + tokenize(other)
+
+
 def test_build_sorts_by_count_then_alphabet_and_drops_rare_words():
     captions = [["b", "a", "c"], ["b", "a", "<unk>"], ["d", "a", "b", "c"], ["a", "b", "<unk>"]]
     vocabulary = Vocabulary.build(captions, min_count=2)
@@ -38,6 +48,19 @@ def test_build_sorts_by_count_then_alphabet_and_drops_rare_words():
     assert len(vocabulary) == 7
     assert "c" in vocabulary
     assert "d" not in vocabulary
+
+
+@given(
+    st.lists(
+        st.sampled_from(["a", "man", "dogs", "they", "is", "n't", "'s", "'d", "t-shirt", "犬"]), min_size=1
+    )
+)
+def test_captions_of_known_words_come_back(words):
+    vocabulary = Vocabulary.build([words], min_count=1)
+    ids = vocabulary.encode(words)
+    assert vocabulary.to_words(ids) == tuple(words)
+    text = vocabulary.decode(ids)
+    assert text.replace(" ", "") == "".join(words) and vocabulary.decode([*ids, EOS, *ids]) == text
 
 
 def test_encode_and_decode_are_inverse_and_unknown_words_become_unk():

@@ -5,6 +5,7 @@ attention, which also reads a hidden state, is `attention.sca.ConditionedAttenti
 """
 
 import inspect
+from typing import Any
 
 from torch import nn
 
@@ -44,7 +45,7 @@ def options_of(name: str) -> dict[str, object]:
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
 
 
-def build(name: str, channels: int, **options) -> nn.Module:
+def build(name: str, channels: int, **options: Any) -> nn.Module:
     """Build the block `name` of `BLOCKS`: (B, channels, H, W) -> the same shape, for any H and W.
 
     Raises UserError for an unknown block, option or value; the message lists the valid ones.

@@ -56,7 +56,7 @@ class CBAM(nn.Module):
 class SpatialGate(nn.Module):
     """Spatial attention (eq. 3): x * sigmoid(BN(conv7x7([max_c x, mean_c x]))), (B, C, H, W) -> (B, C, H, W)."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(2, 1, 7, padding=3, bias=False)
         self.bn = BatchNorm(1, momentum=0.01)

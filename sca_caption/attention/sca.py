@@ -8,6 +8,7 @@ The paper's last biases (b_i, b_i') are omitted: they add the same number to all
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -84,26 +85,30 @@ class ConditionedAttention(nn.Module):
 
     def prepare(self, features: Tensor) -> Tensor | None:
         """Compute what is needed once per image: the spatial keys (B, m, k) for modes S and S-C, else None."""
-        return self.spatial.keys(features) if self.mode in ("S", "S-C") else None
+        return self.spatial.keys(features) if self.spatial is not None and self.mode != "C-S" else None
 
-    def weights(self, features: Tensor, hidden: Tensor, keys: Tensor | None = None):
+    def weights(
+        self, features: Tensor, hidden: Tensor, keys: Tensor | None = None
+    ) -> tuple[Tensor | None, Tensor | None]:
         """Compute the weights for features (B, C, H, W) and hidden (B, d).
 
         Returns beta (B, C) and alpha (B, m), each None if the mode does not have it. `keys` is `prepare(features)`.
         """
-        beta = alpha = None
-        if self.mode == "C-S":
+        beta: Tensor | None = None
+        alpha: Tensor | None = None
+        if self.channel is not None and self.mode != "S-C":
             beta = self.channel(features, hidden)
-            alpha = self.spatial(self.spatial.keys(features, beta), hidden)
-        elif self.mode == "C":
-            beta = self.channel(features, hidden)
-        else:
-            alpha = self.spatial(self.spatial.keys(features) if keys is None else keys, hidden)
-            if self.mode == "S-C":
+        if self.spatial is not None:
+            if keys is None or beta is not None:
+                keys = self.spatial.keys(features, beta)
+            alpha = self.spatial(keys, hidden)
+            if self.channel is not None and self.mode == "S-C":
                 beta = self.channel(scale_positions(features, alpha), hidden)
         return beta, alpha
 
-    def forward(self, features: Tensor, hidden: Tensor, keys: Tensor | None = None):
+    def forward(
+        self, features: Tensor, hidden: Tensor, keys: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return the attended map X = V * beta * C * alpha * m, with V's shape and scale, then beta and alpha."""
         beta, alpha = self.weights(features, hidden, keys)
         return modulate(features, beta, alpha), beta, alpha
@@ -116,14 +121,14 @@ class ScaledKeys(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, features: Tensor, scale: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(ctx: Any, features: Tensor, scale: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         ctx.save_for_backward(features, scale, weight)
         ctx.bias_dtype = bias.dtype
         scaled = (features * scale[:, :, None, None]).flatten(2).transpose(1, 2)  # (B, m, C)
         return torch.nn.functional.linear(scaled, weight, bias)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         features, scale, weight = ctx.saved_tensors
         positions = features.flatten(2).transpose(1, 2)  # (B, m, C)
         d_scaled = (grad @ weight.to(grad.dtype)).to(features.dtype)  # (B, m, C)
@@ -142,12 +147,12 @@ class Modulate(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, features: Tensor, beta: Tensor, alpha: Tensor) -> Tensor:
+    def forward(ctx: Any, features: Tensor, beta: Tensor, alpha: Tensor) -> Tensor:
         ctx.save_for_backward(features, beta, alpha)
         return features * beta[:, :, None, None] * alpha.view(len(alpha), 1, *features.shape[2:])
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         features, beta, alpha = ctx.saved_tensors
         alpha_map = alpha.view(len(alpha), 1, *features.shape[2:])
         product = (grad * features).flatten(2)  # (B, C, m)
@@ -182,8 +187,8 @@ def modulate(features: Tensor, beta: Tensor | None, alpha: Tensor | None) -> Ten
     The factors C and m make uniform weights equal to one, so the layers above receive maps at the scale they were
     trained on.
     """
-    both = beta is not None and alpha is not None
-    if both and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    recomputes = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    if beta is not None and alpha is not None and recomputes:
         return Modulate.apply(features, beta * beta.shape[1], alpha * alpha.shape[1])
     if beta is not None:
         features = scale_channels(features, beta)
@@ -302,12 +307,12 @@ class ChebyshevSeries(torch.autograd.Function):
     """y = sum_n coefficients_n T_n(x) for x in [-1, 1]: x (B, C), coefficients (B, N) -> (B, C)."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, coefficients: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, coefficients: Tensor) -> Tensor:
         ctx.save_for_backward(x, coefficients)
         return clenshaw(x, coefficients)
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, coefficients = ctx.saved_tensors
         # Coefficients of the derivative: d_{n-1} = d_{n+1} + 2 n c_n, with d_0 halved.
         derivative = [torch.zeros_like(coefficients[:, 0])] * 2

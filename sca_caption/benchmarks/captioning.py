@@ -209,7 +209,9 @@ def singly(pipeline: CaptionPipeline, path: Path) -> str:
     return pipeline.vocabulary.decode(pipeline.rate([best], predictions, [[]])[0][0].tokens)
 
 
-def step(model: SCACNN, maps: tuple[Tensor, ...], last: Tensor, hidden: Tensor, cell: Tensor):
+def step(
+    model: SCACNN, maps: tuple[Tensor, ...], last: Tensor, hidden: Tensor, cell: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Logits (N, W) and the new state of the N beams of one image."""
     maps = tuple(x.expand(len(last), *x.shape[1:]) for x in maps)
     for i, layer in enumerate(model.attention.values()):

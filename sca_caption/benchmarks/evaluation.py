@@ -13,6 +13,7 @@ The captions are synthetic by default: words of the shipped model's vocabulary, 
 have most words in common. With --dataset they come from a data set, and the first caption of each image is the candidate.
 """
 
+import argparse
 import contextlib
 import itertools
 import os
@@ -138,7 +139,7 @@ def synthetic_captions(images: int) -> Captions:
     return candidates, references
 
 
-def captions_of_dataset(arguments) -> Captions:
+def captions_of_dataset(arguments: argparse.Namespace) -> Captions:
     """Images of a data set: the first caption of each as the candidate, the others as references."""
     options = {"root": arguments.root} if arguments.root else {}
     records = [record for record in sources.find(arguments.dataset, **options).records if record.captions[1:]]

@@ -6,6 +6,7 @@ import gc
 import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from sca_caption.runtime.errors import UserError
 
@@ -13,7 +14,7 @@ PAGE = 4096  # bytes; the smallest value that is reported
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def peak_growth(prepare: Callable[..., tuple], call: Callable[..., object], *arguments) -> int:
+def peak_growth(prepare: Callable[..., tuple], call: Callable[..., object], *arguments: Any) -> int:
     """Peak memory of `call(*prepare(*arguments))` in bytes, above the memory in use after `prepare`.
 
     Both functions must be at the top level of a module. Raises UserError on systems other than Linux.

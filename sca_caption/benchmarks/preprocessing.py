@@ -10,6 +10,7 @@ Rates are measured in turn in one run, round after round, so that a busy moment 
 ratio is the median over rounds.
 """
 
+import argparse
 import io
 import multiprocessing
 import shutil
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -83,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def print_rates(folder: Path, arguments) -> None:
+def print_rates(folder: Path, arguments: argparse.Namespace) -> None:
     sources = photographs(folder, arguments)
     count = arguments.images
     files = dataset(folder / "all", sources, count)
@@ -130,7 +132,7 @@ def print_memory(folder: Path, counts: list[int]) -> None:
         shutil.rmtree(root)
 
 
-def photographs(folder: Path, arguments) -> list[Path]:
+def photographs(folder: Path, arguments: argparse.Namespace) -> list[Path]:
     if arguments.folder is not None:
         return [path.resolve() for path in find_images([arguments.folder])]
     try:
@@ -174,13 +176,15 @@ def spelled(number: int) -> str:
     return "".join("etaoinshrd"[int(digit)] for digit in str(number))
 
 
-def timed(call) -> float:
+def timed(call: Callable[[], object]) -> float:
     began = time.perf_counter()
     call()
     return time.perf_counter() - began
 
 
-def on_all_cores(function, files: list[str], transform: Transform) -> None:
+def on_all_cores(
+    function: Callable[[tuple[str, int]], object], files: list[str], transform: Transform
+) -> None:
     with multiprocessing.Pool(usable_cores()) as pool:
         for _ in pool.imap_unordered(function, ((path, transform.size) for path in files), chunksize=8):
             pass

@@ -5,7 +5,6 @@ For one image file, prints its most probable classes. For several files or folde
 """
 
 import argparse
-import csv
 import json
 import os
 import sys
@@ -18,12 +17,17 @@ from sca_caption.cli.inputs import read_list, require_reread
 from sca_caption.cli.parser import Parser, program
 from sca_caption.cli.terminal import one_line, progress, report_all, show
 from sca_caption.config import BATCH_SIZE
+from sca_caption.inference.results_formats import csv_writer
 from sca_caption.runtime.atomic_files import atomic_write, check_writable
 from sca_caption.runtime.errors import UserError, choice
 from sca_caption.runtime.figures import check_figure
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    import numpy as np
+
+    from sca_caption.inference.classification import ClassificationPipeline
 
 
 EPILOG = """\
@@ -125,7 +129,7 @@ def check(arguments: argparse.Namespace, paths: "Sequence[Path]") -> None:
         require_grad_cam()
 
 
-def top_classes(logits, classes: "Sequence[str]", top: int) -> list[tuple[str, float]]:
+def top_classes(logits: "np.ndarray", classes: "Sequence[str]", top: int) -> list[tuple[str, float]]:
     """The `top` most probable classes of logits (K,), with their probabilities, most probable first."""
     import torch
 
@@ -134,7 +138,7 @@ def top_classes(logits, classes: "Sequence[str]", top: int) -> list[tuple[str, f
     return [(classes[k], probabilities[k].item()) for k in order]
 
 
-def explain(path: Path, model, image: Path, logits) -> None:
+def explain(path: Path, model: "ClassificationPipeline", image: Path, logits: "np.ndarray") -> None:
     """Write the Grad-CAM figure of an image to `path`."""
     from sca_caption.explain.grad_cam import save_explanation
     from sca_caption.images import load
@@ -147,7 +151,7 @@ class ResultsWriter:
 
     def __init__(self, file: TextIO, kind: str):
         self.file, self.kind, self.count = file, kind, 0
-        self.rows = csv.writer(file, lineterminator="\n")
+        self.rows = csv_writer(file)
         if kind == ".csv":
             self.rows.writerow(("file_name", "rank", "class", "probability"))
 

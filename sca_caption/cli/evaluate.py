@@ -8,7 +8,7 @@ import argparse
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sca_caption import __version__
 from sca_caption.cli.flags import add_device, add_flags, add_style, make, task_of
@@ -21,6 +21,9 @@ from sca_caption.runtime.atomic_files import check_writable
 from sca_caption.runtime.distributed import Processes, process_group
 from sca_caption.runtime.errors import UserError, warn
 from sca_caption.runtime.programs import program_name
+
+if TYPE_CHECKING:
+    from sca_caption.datasets.hdf5_reader import CaptionDataset
 
 EPILOG = """\
 examples:
@@ -236,7 +239,7 @@ def captioned(
     return scored, provenance
 
 
-def open_data(arguments: argparse.Namespace):
+def open_data(arguments: argparse.Namespace) -> "tuple[CaptionDataset, list[int]]":
     """The data file and the rows of the split. Raises UserError if it is missing or the split is empty."""
     from sca_caption.datasets.hdf5_reader import SPLITS, CaptionDataset
 
@@ -250,12 +253,12 @@ def open_data(arguments: argparse.Namespace):
     return data, rows
 
 
-def data_provenance(arguments: argparse.Namespace, data) -> dict:
+def data_provenance(arguments: argparse.Namespace, data: "CaptionDataset") -> dict[str, Any]:
     return {"dataset": arguments.dataset or data.path.stem, "split": arguments.split, "data": str(data.path),
             "source": data.source}  # fmt: skip
 
 
-def image_of(data, row: int) -> ReferenceImage:
+def image_of(data: "CaptionDataset", row: int) -> ReferenceImage:
     return ReferenceImage(data.image_id(row), data.file_name(row), data.references(row))
 
 

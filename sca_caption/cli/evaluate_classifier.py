@@ -2,7 +2,9 @@
 
 import argparse
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from sca_caption import __version__
 from sca_caption.cli.flags import add_batch_size, add_device
@@ -18,6 +20,13 @@ from sca_caption.runtime.atomic_files import check_writable
 from sca_caption.runtime.distributed import Processes
 from sca_caption.runtime.errors import UserError
 from sca_caption.runtime.figures import check_figure
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sca_caption.checkpoint import Checkpoint
+    from sca_caption.datasets.classification import LabelledImages
+    from sca_caption.inference.classification import ClassificationPipeline
 
 BATCH_SIZE = 64
 EPILOG = """\
@@ -96,7 +105,9 @@ def run(argv: list[str] | None, processes: Processes) -> int:
     return 0
 
 
-def open_data(arguments: argparse.Namespace, checkpoint):
+def open_data(
+    arguments: argparse.Namespace, checkpoint: "Checkpoint"
+) -> "tuple[LabelledImages, dict[str, Any]]":
     """The data set of the flags, else the one that the checkpoint was trained on, and where it is from.
 
     Raises UserError if neither names one, and if its classes are not the model's.
@@ -121,13 +132,15 @@ def open_data(arguments: argparse.Namespace, checkpoint):
     return data, source | ({"per_class_split": split} if split else {})
 
 
-def listed(classes) -> str:
+def listed(classes: "Sequence[str]") -> str:
     from sca_caption.datasets.image_folders import first_few
 
     return f"{len(classes)}: {first_few(list(classes))}"
 
 
-def predict(model, data, rows, quiet: bool = False) -> list:
+def predict(
+    model: "ClassificationPipeline", data: "LabelledImages", rows: "Sequence[int]", quiet: bool = False
+) -> "list[np.ndarray]":
     """Logits (K,) of each image in `rows`; quiet: without a progress bar.
 
     Raises UserError with the path of an image that cannot be read.
@@ -137,7 +150,7 @@ def predict(model, data, rows, quiet: bool = False) -> list:
 
     from sca_caption.images import fit
 
-    def read(row):
+    def read(row: int) -> "np.ndarray":
         return fit(Image.fromarray(data.pixels(row)), model.transform)
 
     found = []
@@ -150,7 +163,13 @@ def predict(model, data, rows, quiet: bool = False) -> list:
     return found
 
 
-def results(scores: Scores, data, rows, logits, provenance: dict) -> dict:
+def results(
+    scores: "Scores",
+    data: "LabelledImages",
+    rows: "Sequence[int]",
+    logits: "np.ndarray",
+    provenance: dict[str, Any],
+) -> dict[str, Any]:
     """The contents of the file --output, as JSON values. Accuracies are 0 to 100, probabilities 0 to 1."""
     import torch
 

@@ -2,10 +2,11 @@
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sca_caption.cli.parser import Parser
+from sca_caption.config import Config
 from sca_caption.runtime.errors import choice
 
 
@@ -72,7 +73,9 @@ def add_flags(parser: Parser, *configs: type, without: Sequence[str] = ()) -> No
                 )
 
 
-def make(config: type, arguments: argparse.Namespace, recipe: dict | None = None):
+def make(
+    config: type[Config], arguments: argparse.Namespace, recipe: Mapping[str, Any] | None = None
+) -> Config:
     """Build a config: its defaults, then the recipe's values, then the flags that were given."""
     names = {f.name for f in dataclasses.fields(config)}
     values = {k: v for k, v in ((recipe or {}) | vars(arguments)).items() if k in names}

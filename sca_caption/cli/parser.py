@@ -10,9 +10,9 @@ import signal
 import sys
 import textwrap
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from sca_caption import __version__
 from sca_caption.runtime.errors import Terminated, UserError, did_you_mean, fail, missing
@@ -75,7 +75,7 @@ class Parser(argparse.ArgumentParser):
     also: parsers of the same program's flags for other tasks, for completion.
     """
 
-    def __init__(self, *, also: Callable[[], Iterable[argparse.ArgumentParser]] = tuple, **options):
+    def __init__(self, *, also: Callable[[], Iterable[argparse.ArgumentParser]] = tuple, **options: Any):
         names = {name: localized(options[name]) for name in ("prog", "usage") if options.get(name)}
         super().__init__(formatter_class=_HelpFormatter, **options | names)
         self.also = also
@@ -106,7 +106,9 @@ class Parser(argparse.ArgumentParser):
     def format_all_help(self) -> str:
         return super().format_help()
 
-    def parse_args(self, args=None, namespace=None):
+    def parse_args(  # type: ignore[override]  # the overloads of argparse are for namespaces of other classes
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
             message = f"unrecognized arguments: {' '.join(unknown)}"
@@ -116,7 +118,7 @@ class Parser(argparse.ArgumentParser):
             self.error(message + near)
         return found
 
-    def _get_value(self, action: argparse.Action, arg_string: str):
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
         if not arg_string and (action.type is Path or str(action.metavar).startswith(FILES)):
             raise argparse.ArgumentError(action, "an empty path; check the variable that it comes from")
         return super()._get_value(action, arg_string)
@@ -134,10 +136,11 @@ def installed_name(prog: str) -> str:
 class _HelpAll(argparse.Action):
     """Prints the help of all flags and exits."""
 
-    def __init__(self, option_strings, dest, **options):
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any):
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, **options)
 
-    def __call__(self, parser, namespace, values, option_string=None):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        assert isinstance(parser, Parser)
         print(parser.format_all_help(), end="")
         parser.exit()
 
@@ -145,10 +148,17 @@ class _HelpAll(argparse.Action):
 class _Completion(argparse.Action):
     """Prints the shell's script and exits. Raises UserError if shtab, which writes it, is not installed."""
 
-    def __init__(self, option_strings, dest, **options):
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any):
         super().__init__(option_strings, argparse.SUPPRESS, default=argparse.SUPPRESS, **options)
 
-    def __call__(self, parser, namespace, shell, option_string=None):
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        shell: Any,
+        option_string: str | None = None,
+    ) -> None:
+        assert isinstance(parser, Parser)
         print(completion(parser, shell))
         parser.exit()
 

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sca_caption.cli.parser import Parser, program
 from sca_caption.config import ModelConfig, require
@@ -10,6 +11,13 @@ from sca_caption.datasets.hdf5_reader import ENCODINGS
 from sca_caption.datasets.sources import SOURCES, find
 from sca_caption.images import MODES, Transform
 from sca_caption.runtime.errors import UserError, warn
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from sca_caption.datasets.sources.records import Record
+    from sca_caption.datasets.sources.texts import Texts
+    from sca_caption.vocab import Vocabulary
 
 LEAST_COVERED = 0.9  # fraction of the words in train; 5 occurrences cover 98% of Flickr8k's
 MAX_SHOWN = 20  # skipped images, and notes on captions, that are printed
@@ -164,7 +172,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def load_texts(arguments: argparse.Namespace, records: list):
+def load_texts(arguments: argparse.Namespace, records: "list[Record]") -> "Texts":
     """The captions of --texts whose photographs are neither in `records` nor held out by the files of --held-out."""
     from sca_caption.datasets.hdf5_reader import CaptionDataset
     from sca_caption.datasets.sources.texts import read_texts
@@ -175,7 +183,7 @@ def load_texts(arguments: argparse.Namespace, records: list):
     return read_texts(arguments.texts, records, held_out)
 
 
-def load_vocabulary(path: Path | None):
+def load_vocabulary(path: Path | None) -> "Vocabulary | None":
     """The vocabulary of a data file or a checkpoint, or None. Raises UserError if the file is neither."""
     if path is None:
         return None
@@ -237,7 +245,7 @@ def make_encoder(arguments: argparse.Namespace) -> dict:
     model = SCACNN(ModelConfig(backbone=backbone, layers=layers), len(SPECIALS), weights).to(device).eval()
 
     @torch.inference_mode()
-    def encode(pixels):  # uint8 (B, S, S, 3) -> arrays (B, C, H, W)
+    def encode(pixels: "np.ndarray") -> "list[np.ndarray]":  # uint8 (B, S, S, 3) -> arrays (B, C, H, W)
         images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device)
         return [features.cpu().numpy() for features in model.encode(images)]
 

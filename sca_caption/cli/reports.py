@@ -2,11 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from sca_caption.runtime.atomic_files import atomic_write
 
 
-def rounded(numbers):
+def rounded(numbers: Any) -> Any:
     """Numbers, in whatever dicts and tuples, to four decimals."""
     if isinstance(numbers, dict):
         return {name: rounded(each) for name, each in numbers.items()}

@@ -3,9 +3,14 @@
 import argparse
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from sca_caption.config import RunConfig
 from sca_caption.runtime.distributed import was_restarted
 from sca_caption.runtime.errors import UserError, warn
+
+if TYPE_CHECKING:
+    from sca_caption.checkpoint import Checkpoint
 
 
 def given(arguments: argparse.Namespace, *configs: type) -> dict:
@@ -27,7 +32,7 @@ def resumes(arguments: argparse.Namespace, output: Path) -> bool:
     return arguments.resume
 
 
-def resumable(output: Path, task: str = "caption"):
+def resumable(output: Path, task: str = "caption") -> "Checkpoint":
     """The checkpoint to resume the run in `output` from. Raises UserError if there is none."""
     from sca_caption import checkpoint
 
@@ -37,7 +42,7 @@ def resumable(output: Path, task: str = "caption"):
     return found
 
 
-def check_same_settings(found: dict, train_config, model_config) -> None:
+def check_same_settings(found: dict[str, Any], train_config: RunConfig, model_config: object) -> None:
     """Raise UserError if a flag contradicts the run that is resumed."""
     kept = {**vars(train_config), **vars(model_config)}
     for name, value in found.items():

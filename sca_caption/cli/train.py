@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sca_caption import config
 from sca_caption.cli.flags import add_device, add_flags, make, task_of
@@ -12,6 +12,12 @@ from sca_caption.cli.runs import check_no_run_in, check_same_settings, given, re
 from sca_caption.recipes import load_recipe
 from sca_caption.runtime.distributed import Processes, process_group
 from sca_caption.runtime.errors import UserError, warn
+
+if TYPE_CHECKING:
+    from sca_caption.checkpoint import Checkpoint
+    from sca_caption.datasets.mixture import Mixture
+    from sca_caption.images import Transform
+    from sca_caption.models.sca_cnn import SCACNN
 
 RECIPES = (
     "default",
@@ -172,7 +178,7 @@ def recipe_of(arguments: argparse.Namespace) -> dict[str, Any]:
     return values | ({"objective": objective} if objective else {})
 
 
-def initial(init: str):
+def initial(init: str) -> "Checkpoint":
     """The checkpoint that --init names."""
     from sca_caption import checkpoint
 
@@ -191,7 +197,7 @@ def continued(arguments: argparse.Namespace, start: config.ModelConfig) -> confi
     return found
 
 
-def check_same_words(init: str, start, data) -> None:
+def check_same_words(init: str, start: "Checkpoint", data: "Mixture") -> None:
     """Raise UserError if the vocabulary of --init is not the data file's, which self-critical training keeps."""
     if start.vocabulary != data.vocabulary:
         raise UserError(
@@ -200,7 +206,7 @@ def check_same_words(init: str, start, data) -> None:
         )
 
 
-def warn_of_transform(init: str, transform, data) -> None:
+def warn_of_transform(init: str, transform: "Transform", data: "Mixture") -> None:
     """Say that training continues with images of another size than the checkpoint of --init was trained with."""
     mine, its = (f"{each.size} pixels, {each.mode}" for each in (data.transform, transform))
     flags = f"--image-size {transform.size} --resize-mode {transform.mode}"
@@ -210,7 +216,9 @@ def warn_of_transform(init: str, transform, data) -> None:
     )
 
 
-def check_features(data, model_config: config.ModelConfig, train_config: config.TrainConfig) -> None:
+def check_features(
+    data: "Mixture", model_config: config.ModelConfig, train_config: config.TrainConfig
+) -> None:
     """Raise UserError for stored features of another CNN, and for fine-tuning the CNN on stored features."""
     data.require_features_of(model_config.backbone, model_config.layers, model_config.backbone_attention)
     fine_tunes = 0 <= train_config.finetune_backbone_at < train_config.epochs
@@ -226,7 +234,12 @@ def check_features(data, model_config: config.ModelConfig, train_config: config.
         )
 
 
-def new_model(model_config: config.ModelConfig, data, arguments: argparse.Namespace, start=None):
+def new_model(
+    model_config: config.ModelConfig,
+    data: "Mixture",
+    arguments: argparse.Namespace,
+    start: "Checkpoint | None" = None,
+) -> "SCACNN":
     """The model to train: random weights, except the backbone's and those of `start`, the checkpoint of --init.
 
     Without --init and --backbone-weights, the generated shapes start from the model that ships, if it has the same CNN,
@@ -257,7 +270,7 @@ def new_model(model_config: config.ModelConfig, data, arguments: argparse.Namesp
     return model
 
 
-def choose_style(start, data) -> str:
+def choose_style(start: "SCACNN", data: "Mixture") -> str:
     """Make the style that the data files continue the default of the captioner `start`; return it for a message.
 
     A single data file continues the style of its name, or else the default one, as do data files of new names.

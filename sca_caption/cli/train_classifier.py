@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sca_caption import config
 from sca_caption.cli.flags import add_device, add_flags, make
@@ -13,6 +14,9 @@ from sca_caption.config import ClassifierConfig, ClassifierTrainConfig
 from sca_caption.recipes import load_recipe
 from sca_caption.runtime.distributed import Processes
 from sca_caption.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from sca_caption.models.classifier import Classifier
 
 EPILOG = """\
 examples:
@@ -124,7 +128,7 @@ def default_output(dataset: str, model: ClassifierConfig) -> Path:
     return Path("runs") / "-".join(filter(None, (dataset, model.backbone, block, *model.at)))
 
 
-def new_model(model_config: ClassifierConfig, seed: int, weights: str):
+def new_model(model_config: ClassifierConfig, seed: int, weights: str) -> "Classifier":
     """The model to train: random weights, except those of the pretrained network."""
     import torch
 

@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -286,7 +287,7 @@ class _OutputFile(io.FileIO):
         if fcntl is not None:
             fcntl.flock(self, fcntl.LOCK_EX)
 
-    def write(self, data) -> int:
+    def write(self, data: Any) -> int:
         rest = memoryview(data)
         size = len(rest)
         try:

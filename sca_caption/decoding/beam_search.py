@@ -11,6 +11,7 @@ captions kept per set, V words, t words so far, T = max_length.
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,7 +77,7 @@ class Finished:
 
 
 @torch.inference_mode()
-def greedy(model: Stepper, state: State, **rules) -> list[Hypothesis]:
+def greedy(model: Stepper, state: State, **rules: Any) -> list[Hypothesis]:
     """Choose the most probable word at every step; one hypothesis per row of `state`, in order.
 
     rules: see `Rules`. The score is the log-probability, without a length penalty.
@@ -124,7 +125,7 @@ def beam_search(
     diverse_groups: int = 1,
     diversity: float = SearchConfig.diversity,
     early_exit: bool = True,
-    **rules,
+    **rules: Any,
 ) -> list[list[Hypothesis]]:
     """The `num_captions` best captions of each row of `state`, best score first.
 

@@ -27,7 +27,7 @@ class Rules:
     forbidden: Sequence[int] = NEVER
     bad_endings: Sequence[int] = ()
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         require_positive(max_length=self.max_length, min_length=self.min_length)
         if self.min_length > self.max_length:
             raise ValueError(f"min_length={self.min_length} is more than max_length={self.max_length}")

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +40,7 @@ def sample(
     block_ngrams: int = 0,
     mask: WordMask | None = None,
     generator: torch.Generator | None = None,
-    **rules,
+    **rules: Any,
 ) -> Sampled:
     """Draw every next word from the model's distribution over the words that are allowed, for each row of `state`.
 
@@ -106,7 +107,7 @@ def draw(
     top_k: int = SamplingConfig.top_k,
     top_p: float = SamplingConfig.top_p,
     length_penalty: float = SearchConfig.length_penalty,
-    **options,
+    **options: Any,
 ) -> list[list[Hypothesis]]:
     """Sample `num_captions` captions for each row of `state`, best score first; a caption may be drawn more than once.
 

@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -110,7 +110,7 @@ class JavaProgram:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.process.kill()
         if self.thread is None:
             self.feed()  # closes the pipes
@@ -171,7 +171,7 @@ class Meteor:
             self.programs.append(contexts.enter_context(program))
             program.feed("".join(share))
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, *exception: Any) -> None:
         self.contexts.__exit__(*exception)
 
     def statistics(self) -> np.ndarray:

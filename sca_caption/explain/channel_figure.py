@@ -47,7 +47,9 @@ class ChannelPanel:
 
     def __init__(self, explanation: "Explanation", layer: int):
         self.explanation, self.layer = explanation, layer
-        self.channel = explanation.trace.layers[layer].channel
+        channel = explanation.trace.layers[layer].channel
+        assert channel is not None
+        self.channel = channel
         T, C = self.channel.shape
         self.multiples = self.channel * C  # of uniform attention
         silent = np.flatnonzero(~explanation.maps[layer].any((1, 2))).tolist()
@@ -61,7 +63,7 @@ class ChannelPanel:
             min(WORD_COLUMN[1], max(text_width(word, WORD_SIZE) for word in explanation.words) + 0.08),
         )
         self.cell = (6.9 - self.left - GROUP_GAP) / columns
-        self.patch_rows = 1 if explanation.examples is None else max(1, self._patch_count())
+        self.patch_rows = self._patch_count()
         self.header_height = TITLE_HEIGHT + NUMBER_HEIGHT + (self.patch_rows + 1) * (self.cell + PATCH_GAP)
         self.height = self.header_height + ROWS_GAP + T * ROW_HEIGHT
         name, grid = explanation.trace.layers[layer].name, explanation.maps[layer].shape[1:]
@@ -71,7 +73,8 @@ class ChannelPanel:
         self.subtitle = f"layer {name}, {C:,} channels: all weights are {span} times the uniform 1/{C}"
 
     def _patch_count(self) -> int:
-        return len(self.explanation.examples.patches(self.layer, self.strongest[0]))
+        examples = self.explanation.examples
+        return 1 if examples is None else max(1, len(examples.patches(self.layer, self.strongest[0])))
 
     def draw(self, page: Page, left: float, top: float, width: float) -> None:
         rows = top + self.header_height + ROWS_GAP
@@ -157,7 +160,7 @@ class ChannelPanel:
         photograph = self.explanation.photograph.copy()
         side = PATCH_DPI * self.cell
         scale = side / max(photograph.size)
-        size = tuple(max(1, round(edge * scale)) for edge in photograph.size)
+        size = max(1, round(photograph.width * scale)), max(1, round(photograph.height * scale))
         photograph = photograph.resize(size, Image.Resampling.BICUBIC)
         values = np.maximum(self.explanation.maps[self.layer][channel], 0)
         amount = multiples(values / max(values.sum(), 1e-9), size, self.explanation.transform)

@@ -77,7 +77,8 @@ def find_peaks(maps: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
     H, W = maps.shape[-2:]
     padded = np.pad(maps, [(0, 0)] * (maps.ndim - 2) + [(1, 1), (1, 1)], mode="edge")
-    means = sum(padded[..., i : i + H, j : j + W] for i in range(3) for j in range(3)) / 9
+    shifted = (padded[..., i : i + H, j : j + W] for i in range(3) for j in range(3))
+    means = sum(shifted, start=np.zeros((), maps.dtype)) / 9
     flat, means = (x.reshape(*maps.shape[:-2], H * W) for x in (maps, means))
     greatest = flat.max(-1, keepdims=True)
     equal = flat >= greatest - TIE_TOLERANCE * np.abs(greatest)

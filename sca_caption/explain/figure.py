@@ -5,6 +5,7 @@ Lengths are in inches, text sizes in points.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -69,14 +70,13 @@ def sections_of(explanation: "Explanation") -> Iterator[Section]:
         if layer.channel is not None:
             channels = ChannelPanel(explanation, index)
             letter = next(letters)
-            yield Section(
-                HEADING_LINE + channels.height,
-                lambda page, y, letter=letter, channels=channels: (
-                    heading(page, y, letter, "Channel attention", channels.subtitle),
-                    channels.draw(page, MARGIN, y + HEADING_LINE, WIDTH - 2 * MARGIN),
-                ),
-            )
+            yield Section(HEADING_LINE + channels.height, partial(draw_channels, channels, letter))
     yield notes(explanation)
+
+
+def draw_channels(channels: ChannelPanel, letter: str, page: Page, y: float) -> None:
+    heading(page, y, letter, "Channel attention", channels.subtitle)
+    channels.draw(page, MARGIN, y + HEADING_LINE, WIDTH - 2 * MARGIN)
 
 
 def notes(explanation: "Explanation") -> Section:
@@ -153,7 +153,9 @@ def colour_bar(page: Page, left: float, y: float, width: float, top: float) -> N
 
 def spatial_section(explanation: "Explanation", layer: LayerTrace, top: float, letter: str) -> Section:
     """Photograph with the spatial weights of a layer, one panel per word."""
-    T, H, W = layer.spatial.shape
+    spatial = layer.spatial
+    assert spatial is not None
+    T, H, W = spatial.shape
     photograph, words = explanation.photograph, explanation.words
     shape = min(max(photograph.width / photograph.height, SHAPES[0]), SHAPES[1])
     columns, width = panel_columns(T, shape)
@@ -168,7 +170,7 @@ def spatial_section(explanation: "Explanation", layer: LayerTrace, top: float, l
         for t in range(T):
             x = MARGIN + t % columns * (width + PANEL_GAP)
             row_top = y + HEADING_LINE + t // columns * step
-            weights = multiples(layer.spatial[t], small.size, explanation.transform)
+            weights = multiples(spatial[t], small.size, explanation.transform)
             picture = paint(small, weights, top, explanation.transform)
             page.image(x, row_top + ABOVE, width, height, picture)
             text, size = fit_text(words[t], width, WORD_SIZE, SMALL_SIZE, "bold")
@@ -177,7 +179,7 @@ def spatial_section(explanation: "Explanation", layer: LayerTrace, top: float, l
             page.text(
                 x, below, f"p {probability(explanation.trace.probabilities[t])}", SMALL_SIZE, color=GREY
             )
-            greatest = f"max ×{multiple(layer.spatial[t].max() * H * W)}"
+            greatest = f"max ×{multiple(spatial[t].max() * H * W)}"
             page.text(x + width, below, greatest, SMALL_SIZE, color=GREY, ha="right")
 
     return Section(HEADING_LINE + rows * step - 0.05, draw)
@@ -208,7 +210,7 @@ def image_dpi(figure: "Figure") -> int:
 def at_size(photograph: Image.Image, width: float, height: float) -> Image.Image:
     """Resize a photograph to fit a rectangle in inches."""
     scale = min(width * DPI / photograph.width, height * DPI / photograph.height)
-    size = tuple(max(1, round(side * scale)) for side in photograph.size)
+    size = max(1, round(photograph.width * scale)), max(1, round(photograph.height * scale))
     return photograph.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BICUBIC)
 
 

@@ -5,6 +5,7 @@ S is the side of the model's input in pixels, K the number of classes.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ OPACITY = 0.75
 SHOWN_CLASSES = 2  # the predicted class and the second one
 
 
-def require_grad_cam():
+def require_grad_cam() -> Any:
     """Import the grad-cam package. Raises UserError with the install command if it is missing."""
     from sca_caption.runtime.torchvision_compat import torchvision  # noqa: F401  before grad-cam imports torchvision
 
@@ -67,7 +68,7 @@ def save_explanation(
 
     shown = np.argsort(-logits, kind="stable")[:SHOWN_CLASSES]
     probabilities = 100 * torch.from_numpy(logits).softmax(0).numpy()
-    maps = grad_cam(model, pixels, shown)
+    maps = grad_cam(model, pixels, shown.tolist())
     figure = Figure((3.2 * (1 + len(shown)) + 0.7, 4.0), layout="compressed")
     panels = figure.subplots(1, 1 + len(shown))
     grey = pixels @ (0.299, 0.587, 0.114)

@@ -44,7 +44,7 @@ def draw(image: np.ndarray, words: Sequence[str], trace: "Trace", title: str = "
 
     T = len(words)
     spatial = [layer for layer in trace.layers if layer.spatial is not None]
-    channel = [layer for layer in trace.layers if layer.channel is not None]
+    channel = [(layer.name, layer.channel) for layer in trace.layers if layer.channel is not None]
     photograph, transform = Image.fromarray(image), Transform(len(image))
     top = scale_top(*(layer.spatial for layer in spatial))
     rows = len(spatial) + len(channel) + (not spatial)  # without spatial attention, a row of images
@@ -64,15 +64,15 @@ def draw(image: np.ndarray, words: Sequence[str], trace: "Trace", title: str = "
                 axes.set_title(word, fontsize=11)
             if t == 0 and spatial:
                 axes.set_ylabel(spatial[row].name, fontsize=8)
-    for row, layer in enumerate(channel, rows - len(channel)):
-        C = layer.channel.shape[1]
-        strongest = np.argsort(-layer.channel.max(0), kind="stable")[:CHANNELS]
+    for row, (name, beta) in enumerate(channel, rows - len(channel)):
+        C = beta.shape[1]
+        strongest = np.argsort(-beta.max(0), kind="stable")[:CHANNELS]
         axes = figure.add_subplot(grid[row, :])
-        times = layer.channel[:, strongest].T * C
+        times = beta[:, strongest].T * C
         scale = {"vmin": min(times.min(), 1 - UNIFORM_MARGIN), "vmax": max(times.max(), 1 + UNIFORM_MARGIN)}
         shown = axes.imshow(times, cmap="magma", aspect="auto", **scale)
         axes.set(xticks=[], yticks=range(len(strongest)))
         axes.set_yticklabels(strongest.tolist(), fontsize=6)
-        axes.set_ylabel(f"{layer.name}\nchannels", fontsize=8)
+        axes.set_ylabel(f"{name}\nchannels", fontsize=8)
         figure.colorbar(shown, ax=axes, fraction=0.02, pad=0.01, format="%.2f×").ax.tick_params(labelsize=7)
     return figure

@@ -8,6 +8,7 @@ but change the encoder's maps too much. Vectors and small tensors stay as they a
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -75,7 +76,7 @@ def quantize(source: Path, target: Path, multiply_in_int8: bool) -> None:
     target.write_bytes(model.SerializeToString())
 
 
-def place_of(node) -> tuple[int | None, int]:
+def place_of(node: Any) -> tuple[int | None, int]:
     """The entry of WEIGHT_INPUTS for a node; (None, 0) for nodes without a weight."""
     if node.op_type == "Gemm":
         return 1, 0 if any(x.name == "transB" and x.i for x in node.attribute) else 1

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import torch
@@ -66,7 +66,11 @@ def in_batches(
         readers.shutdown(wait=False, cancel_futures=True)
 
 
-def stack(contents: list[np.ndarray] | list[tuple[np.ndarray, ...]]) -> Tensor | tuple[Tensor, ...]:
+@overload
+def stack(contents: list[np.ndarray]) -> Tensor: ...
+@overload
+def stack(contents: list[tuple[np.ndarray, ...]]) -> tuple[Tensor, ...]: ...
+def stack(contents: list[Any]) -> Tensor | tuple[Tensor, ...]:
     """Images (S, S, 3) -> (B, 3, S, S); feature tuples -> a tuple of (B, ...)."""
     if isinstance(contents[0], tuple):
         return tuple(torch.from_numpy(np.stack(x)) for x in zip(*contents, strict=True))

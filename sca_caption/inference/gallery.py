@@ -149,10 +149,10 @@ def attention_of(trace: "Trace", tokens: Sequence[int], words: "Vocabulary") -> 
 def link(path: Path, folder: Path) -> str:
     """The URL of a file in a page in `folder`. Names may have any bytes."""
     try:
-        path = os.path.relpath(path, folder)
+        relative = os.path.relpath(path, folder)
     except ValueError:  # on another drive
         return Path(path).absolute().as_uri()
-    return urllib.parse.quote(os.fsencode(path.replace(os.sep, "/")))
+    return urllib.parse.quote(os.fsencode(relative.replace(os.sep, "/")))
 
 
 def in_script(value: dict) -> str:

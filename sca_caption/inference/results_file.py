@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sca_caption.inference.gallery import Gallery
 from sca_caption.inference.journal import Journal, journal_of
@@ -64,7 +64,8 @@ class Results:
     """
 
     def __init__(self, format: ResultsFormat, journal: Journal, ids: Sequence[int]):
-        self.format, self.journal, self.ids, self.failed = format, journal, ids, []
+        self.format, self.journal, self.ids = format, journal, ids
+        self.failed: list[str] = []
         self.kept = len(journal)
         self.free = max((*ids, *journal.ids), default=0) + 1  # the next unused image id
 
@@ -105,7 +106,9 @@ class Results:
 
 
 @contextmanager
-def results_file(path: Path, ids: Sequence[int], *, resume: bool = False, **options) -> Iterator[Results]:
+def results_file(
+    path: Path, ids: Sequence[int], *, resume: bool = False, **options: Any
+) -> Iterator[Results]:
     """Context manager for a results file, which is written when the block ends without an error.
 
     If the block raises, the journal stays. With `resume`, the entries of a journal or of a complete file are kept.

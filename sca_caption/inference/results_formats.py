@@ -4,7 +4,7 @@ import csv
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from sca_caption.evaluation.coco_format import ESCAPED_BYTE
 from sca_caption.inference.journal import require_same
@@ -72,6 +72,7 @@ class ResultsFormat:
             # Imported here because PyTorch takes seconds to import.
             from sca_caption.models.attention_trace import trace_to_json
 
+            assert result.trace is not None
             words = self.words.to_words(result.captions[0].tokens)
             entry["attention"] = trace_to_json(result.trace, words)
         return entry
@@ -128,7 +129,7 @@ class Table(ResultsFormat):
         return ("image_id", "file_name", "caption", *self.numbers)
 
     def write(self, file: TextIO, entries: Iterable[dict], failed: Sequence[str]) -> None:
-        rows = csv.writer(file, lineterminator="\n")
+        rows = csv_writer(file)
         rows.writerow(self.columns)
         for entry in entries:
             for caption in entry.get("captions", [entry]):
@@ -155,6 +156,16 @@ class Table(ResultsFormat):
                 entry = {"image_id": image_id, "file_name": name, **caption, "first": caption}
         if entry:
             yield without_first(entry)
+
+
+def csv_writer(file: TextIO) -> Any:
+    """csv.writer with lines that end in LF, whose fields may hold CR. With lineterminator LF, these are not quoted."""
+
+    class Lines:
+        def write(self, line: str) -> None:
+            file.write(line.removesuffix("\r\n") + "\n")
+
+    return csv.writer(Lines(), lineterminator="\r\n")
 
 
 def without_first(entry: dict) -> dict:

@@ -118,13 +118,16 @@ def _layer_trace(
     name: str, weights: list[tuple[Tensor | None, Tensor | None]], row: int, words: int
 ) -> LayerTrace:
     """Trace of one layer for one row. weights: (beta, alpha) of all rows, per word."""
-    channel, spatial = ([pair[index] for pair in weights] for index in (0, 1))
-    channel = None if channel[0] is None else _stack_words(channel, row, words)
-    spatial = None if spatial[0] is None else _stack_words(spatial, row, words)
+    channel, spatial = (_weights_of_words([pair[index] for pair in weights], row, words) for index in (0, 1))
     if spatial is not None:
         side = math.isqrt(spatial.shape[1])  # images are square, and so are their maps
         spatial = spatial.reshape(words, side, -1)
     return LayerTrace(name, spatial, channel)
+
+
+def _weights_of_words(values: list[Tensor | None], row: int, words: int) -> np.ndarray | None:
+    present = [each for each in values if each is not None]
+    return _stack_words(present, row, words) if present else None
 
 
 def _stack_words(values: list[Tensor], row: int, words: int) -> np.ndarray:

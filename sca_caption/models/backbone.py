@@ -109,9 +109,12 @@ class Backbone(nn.Module):
         self.head: nn.Module | None = None
         # The segments are kept in a plain list, so that parameters are registered only once, under `network`.
         spec = None if attention or at else BLOCK_NETWORKS.get(name)
-        network = spec and build_block_network(spec, name, layers, weights)
-        if network:  # does not import torchvision
-            self.network, self._block_paths = network.eval(), ()
+        network = build_block_network(spec, name, layers, weights) if spec else None
+        self.network: BlockNetwork | fx.GraphModule
+        self._segments: Sequence[nn.Module]
+        self._block_paths: tuple[str, ...] = ()
+        if spec and network:  # does not import torchvision
+            self.network = network.eval()
             blocks = block_numbers(layers, spec.blocks)
             if neck:
                 if len(layers) < 2 or blocks[-1] != spec.blocks - 1:
@@ -131,9 +134,10 @@ class Backbone(nn.Module):
         else:
             self._segments = self._trace_and_cut(name, layers, weights, attention, at)
             self.channels = self._probe_channels()
-        self._trunk_parts = None  # frozen and trainable part of the trunk, see `set_trainable`
+        # Frozen and trainable part of the trunk, see `set_trainable`.
+        self._trunk_parts: tuple[nn.Module, nn.Module | None] | None = None
         # With channels last, 1x1 convolutions are matrix products.
-        self.network.to(memory_format=torch.channels_last)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch leaves it out
 
     def _trace_and_cut(
         self,
@@ -157,9 +161,9 @@ class Backbone(nn.Module):
             )
         if weights is not None:
             _load(model, name, weights, used, inserted)
-        self.network = fx.GraphModule(model, graph)  # holds only the parameters that the graph uses
-        self._nodes = _fold_batchnorms(self.network, nodes)
-        return _cut(self.network, self._nodes)
+        self.network = network = fx.GraphModule(model, graph)  # holds only the parameters that the graph uses
+        self._nodes = _fold_batchnorms(network, nodes)
+        return _cut(network, self._nodes)
 
     def _probe_channels(self) -> tuple[int, ...]:
         """Run the network once to find the number of channels of each attended layer."""
@@ -217,14 +221,17 @@ class Backbone(nn.Module):
         order = list(self.network.graph.nodes)
         first = next(node for node in order if self._is_trainable(node))
         before = order[order.index(first) - 1]
-        return None if before.op == "placeholder" else tuple(_cut(self.network, [before, *self._nodes])[:2])
+        if before.op == "placeholder":
+            return None
+        frozen, trainable, *_ = _cut(self.network, [before, *self._nodes])
+        return frozen, trainable
 
     def _is_trainable(self, node: fx.Node) -> bool:
         if node.op == "get_attr":
-            return attrgetter(node.target)(self.network).requires_grad
+            return attrgetter(str(node.target))(self.network).requires_grad
         if node.op != "call_module":
             return False
-        return any(p.requires_grad for p in self.network.get_submodule(node.target).parameters())
+        return any(p.requires_grad for p in self.network.get_submodule(str(node.target)).parameters())
 
     def trunk(self, images: Tensor) -> tuple[Tensor, ...]:
         """Normalised images (B, 3, H, W) -> V1 (B, C, h, w), then the carried tensors."""

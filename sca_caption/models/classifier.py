@@ -34,7 +34,9 @@ class Classifier(nn.Module):
         )
         self.unloaded = load_pretrained(self.network, weights, config.backbone) if weights is not None else []
         # 1x1 and depthwise convolutions are fastest with channels last.
-        self.network.to(memory_format=torch.channels_last)
+        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch leaves it out
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
 

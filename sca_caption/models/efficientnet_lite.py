@@ -41,8 +41,10 @@ PIXEL_MEAN, PIXEL_STD = 127.0, 128.0  # normalisation of pixels from 0 to 255
 class InputScaling(nn.Module):
     """Convert images normalised by ImageNet's mean and deviation to this network's normalisation: (B, 3, H, W)."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
+        self.factor: Tensor
+        self.shift: Tensor
         factor = [255 * std / PIXEL_STD for std in STD]
         shift = [(255 * mean - PIXEL_MEAN) / PIXEL_STD for mean in MEAN]
         # Constants, so they are not in the state dict.

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from sca_caption.decoding.stepper import State
+from sca_caption.models.sca_cnn import SCACNN, State
 
 
 @dataclass
@@ -30,9 +31,9 @@ class EnsembleState:
 class Ensemble(nn.Module):
     """Captioners with the same vocabulary that decode jointly, with the interface of a single captioner."""
 
-    def __init__(self, models: Sequence[nn.Module]):
+    def __init__(self, models: Sequence[SCACNN]):
         super().__init__()
-        self.models = nn.ModuleList(models)
+        self.models = cast(Sequence[SCACNN], nn.ModuleList(models))
 
     def encode(self, images: Tensor | tuple[Tensor, ...]) -> tuple[tuple[Tensor, ...], ...]:
         """Encode images with all models."""

@@ -1,11 +1,13 @@
 """Attention blocks in networks: their insertion points inside and after residual units and after stages, and inserting.
 
-The default insertion points of each block are described in `networks`.
+The default insertion points of each block are described in `networks`. `Any` stands for the classes of networks, whose
+attributes are not annotated.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -68,7 +70,7 @@ class Stage:
     units: list[ResidualUnit] = field(default_factory=list)  # empty in networks without residual units
 
 
-def resnet_stages(model: nn.Module) -> list[Stage]:
+def resnet_stages(model: Any) -> list[Stage]:
     """ResNet: blocks go after the last batch norm of a unit, before the sum."""
     stages = []
     for layer in (module for name, module in model.named_children() if name.startswith("layer")):
@@ -89,7 +91,7 @@ def resnet_stages(model: nn.Module) -> list[Stage]:
     return stages
 
 
-def mobilenet_stages(sizes: Sequence[int], model: nn.Module) -> list[Stage]:
+def mobilenet_stages(sizes: Sequence[int], model: Any) -> list[Stage]:
     """MobileNetV2 and MobileNeXt have all units in one Sequential. sizes: number of units per stage."""
     stages, child = [], 0
     for stage, size in enumerate(sizes, 1):
@@ -114,7 +116,7 @@ def mobilenet_stages(sizes: Sequence[int], model: nn.Module) -> list[Stage]:
     return stages
 
 
-def lite_stages(sizes: Sequence[int], model: nn.Module) -> list[Stage]:
+def lite_stages(sizes: Sequence[int], model: Any) -> list[Stage]:
     """EfficientNet-Lite: as in MobileNetV2, after the depthwise convolution. sizes: number of units per stage."""
     stages, child = [], 0
     for stage, size in enumerate(sizes, 1):
@@ -132,9 +134,10 @@ def lite_stages(sizes: Sequence[int], model: nn.Module) -> list[Stage]:
     return stages
 
 
-def plain_stages(model: nn.Module) -> list[Stage]:
+def plain_stages(model: Any) -> list[Stage]:
     """VGG and LeNet: a stage ends before each max-pooling."""
-    stages, previous, channels = [], "", 0
+    stages: list[Stage] = []
+    previous, channels = "", 0
     for child, module in model.features.named_children():
         if isinstance(module, nn.MaxPool2d):
             name = f"conv{len(stages) + 1}_attention"
@@ -144,7 +147,7 @@ def plain_stages(model: nn.Module) -> list[Stage]:
     return stages
 
 
-def densenet_stages(model: nn.Module) -> list[Stage]:
+def densenet_stages(model: Any) -> list[Stage]:
     """DenseNet: blocks go after a dense block, before its transition."""
     names = [name for name, _ in model.features.named_children() if name.startswith("denseblock")]
     transitions = [model.features.transition1, model.features.transition2, model.features.transition3]

@@ -21,6 +21,7 @@ W vocabulary size, C channels, m = H * W positions, d LSTM size, E embedding siz
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -137,7 +138,10 @@ class SCACNN(nn.Module):
         self.lstm = nn.LSTMCell(E + C, d)
         self.hidden_to_word = nn.Linear(d, E)  # W_h
         self.word = nn.Linear(E, vocabulary_size)  # W_o
-        self.word_predictor = self.null_image = self.style = self.context = None
+        self.word_predictor: WordPredictor | None = None
+        self.null_image: nn.Parameter | None = None
+        self.style: nn.Embedding | None = None
+        self.context: nn.Linear | None = None
         if config.word_rank:
             seen = C if self.backbone.head is None else HEAD_CHANNELS
             self.word_predictor = WordPredictor(
@@ -194,7 +198,7 @@ class SCACNN(nn.Module):
             if layer < self.unattended:
                 lowest_maps = maps
         pooled = mean_over_positions(maps[0])  # (B, C)
-        lowest = next(iter(self.attention.values()))
+        lowest = self._attention_by_layer()[0]
         logits = probabilities = None
         head = self.backbone.head
         features = mean_over_positions(encoded[0] if head is None else head(below))
@@ -246,9 +250,10 @@ class SCACNN(nn.Module):
         The equations are in the module's docstring. All terms that do not depend on the previous word are computed
         once per parent.
         """
+        attention: tuple[LayerWeights, ...] = ()
         if not state.maps:
             assert self.null_image is not None
-            v, attention = self.null_image.expand(len(state.hidden), -1), ()
+            v = self.null_image.expand(len(state.hidden), -1)
         elif len(self.attention) == 1 and state.keys is not None:
             pooled, attention = self._attend_shared_maps(state)  # (P, C)
             v = self._normalize(pooled)
@@ -265,7 +270,9 @@ class SCACNN(nn.Module):
         image, cell = state.image, state.cell
         if state.parent is not None:  # P parents -> N rows
             image, gates, cell = (x.index_select(0, state.parent) for x in (image, gates, cell))
-            attention = tuple(tuple(x if x is None else x[state.parent] for x in pair) for pair in attention)
+            attention = tuple(
+                (_take(beta, state.parent), _take(alpha, state.parent)) for beta, alpha in attention
+            )
 
         embedded = self.dropout(self.embedding(tokens))  # (N, E)
         i, f, g, o = (gates + linear(embedded, for_word)).chunk(4, 1)
@@ -288,12 +295,12 @@ class SCACNN(nn.Module):
                     state.image.split(ROWS_AT_ONCE), state.hidden.split(ROWS_AT_ONCE), strict=True
                 )
             ]
-            pooled, weights = zip(*parts, strict=True)
-            return torch.cat(pooled), concat_weights(weights)
+            maps_of_parts, weights_of_parts = zip(*parts, strict=True)
+            return torch.cat(maps_of_parts), concat_weights(weights_of_parts)
         state = state.spread()
         maps, keys = state.maps, state.keys  # (P, C, H, W), (P, m, k)
-        *lower, top = self.attention.values()
-        weights = []
+        *lower, top = self._attention_by_layer()
+        weights: list[LayerWeights] = []
         for layer, attend in enumerate(lower):
             attended, beta, alpha = attend(maps[0], state.hidden, keys)
             weights.append((beta, alpha))
@@ -304,15 +311,19 @@ class SCACNN(nn.Module):
 
     def _attend_shared_maps(self, state: State) -> tuple[Tensor, tuple[LayerWeights, ...]]:
         """Compute `_attend` for one layer in mode S or S-C without copying V for every row."""
-        (attend,) = self.attention.values()
+        (attend,) = self._attention_by_layer()
+        assert attend.spatial is not None and state.keys is not None
         alpha = attend.spatial(state.keys.index_select(0, state.image), state.hidden)
         pooled, beta = pool_shared(state.maps[0], alpha, state.image), None
-        if (
-            attend.channel is not None
-        ):  # channel attention reads the mean of the modulated map, which is `pooled`
+        # Channel attention reads the mean of the modulated map, which is `pooled`.
+        if attend.channel is not None:
             beta = attend.channel.from_means(pooled, state.hidden)
             pooled = pooled * beta * beta.shape[1]
         return pooled, ((beta, alpha),)
+
+    def _attention_by_layer(self) -> list[ConditionedAttention]:
+        """The attention of each attended layer, lowest first."""
+        return cast(list[ConditionedAttention], list(self.attention.values()))
 
     def _normalize(self, pooled: Tensor) -> Tensor:
         """Scale each row of (N, C) to the length `pool_norm`."""
@@ -331,9 +342,18 @@ def gather_rows(x: Tensor, index: Tensor | slice) -> Tensor:
 def concat_weights(parts: Sequence[tuple[LayerWeights, ...]]) -> tuple[LayerWeights, ...]:
     """Concatenate the attention weights of several sets of rows, layer by layer."""
     return tuple(
-        tuple(None if each[0] is None else torch.cat(each) for each in zip(*layer, strict=True))
+        (_concat([beta for beta, _ in layer]), _concat([alpha for _, alpha in layer]))
         for layer in zip(*parts, strict=True)
     )
+
+
+def _concat(weights: list[Tensor | None]) -> Tensor | None:
+    present = [each for each in weights if each is not None]
+    return torch.cat(present) if present else None
+
+
+def _take(weights: Tensor | None, rows: Tensor) -> Tensor | None:
+    return None if weights is None else weights[rows]
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -10,9 +10,14 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sca_caption.runtime.errors import Terminated, UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -31,7 +36,7 @@ class Processes:
         """True for rank 0, the only process that prints and writes files."""
         return self.rank == 0
 
-    def shard(self, items: Sequence) -> Sequence:
+    def shard(self, items: Sequence[T]) -> Sequence[T]:
         """This process's items: every `world_size`-th one, because neighbours often need similar time."""
         return items[self.rank :: self.world_size]
 
@@ -42,7 +47,7 @@ class Processes:
         """
         return list(self.shard(batch)) or batch[:1]
 
-    def gather(self, results: Sequence) -> list:
+    def gather(self, results: Iterable[Any]) -> list[Any]:
         """Gather each process's results for its `shard` of some items. Returns all, in the order of the items."""
         if self.world_size == 1:
             return list(results)
@@ -106,7 +111,7 @@ class Processes:
         if not local:
             self.barrier()
 
-    def broadcast_buffers(self, model) -> None:
+    def broadcast_buffers(self, model: "nn.Module") -> None:
         """Copy the buffers of rank 0, such as batch norms' statistics, which differ per process, to all processes."""
         if self.world_size > 1:
             from torch.distributed import broadcast
@@ -114,7 +119,7 @@ class Processes:
             for buffer in model.buffers():
                 broadcast(buffer, 0)
 
-    def data_parallel(self, step):
+    def data_parallel(self, step: "nn.Module") -> "nn.Module":
         """Wrap the module `step` in DistributedDataParallel, which averages gradients over processes.
 
         Covers the parameters that require a gradient at this time. Raises UserError for more processes than GPUs.
@@ -128,7 +133,7 @@ class Processes:
             raise UserError(f"{local_size} processes for {gpus} GPUs; give torchrun --nproc-per-node {gpus}")
         return torch.nn.parallel.DistributedDataParallel(step)
 
-    def sync_batch_norm(self, model):
+    def sync_batch_norm(self, model: "nn.Module") -> "nn.Module":
         """Convert batch norms to SyncBatchNorm. Returns the model unchanged on a CPU, which PyTorch does not support."""
         if self.world_size == 1 or not next(model.parameters()).is_cuda:
             return model

@@ -13,7 +13,7 @@ from sca_caption import images
 from sca_caption.images import ImageError, Transform
 from sca_caption.inference.batching import stack
 from sca_caption.inference.captioning import CaptionPipeline
-from sca_caption.models.attention_trace import LayerTrace, to_json_list, unattended_maps
+from sca_caption.models.attention_trace import LayerTrace, Trace, to_json_list, unattended_maps
 from sca_caption.serve.limits import Limits, RequestError
 from sca_caption.serve.options import Options
 from sca_caption.serve.schema import Answer, Attention, CaptionText, Channel, Layer
@@ -46,11 +46,12 @@ def caption_image(
     except RequestError as error:
         raise RequestError(error.status, f"{name}: {error.reason}") from error
     batch = stack([pixels])
+    trace: Trace | None = None
     if len(pipeline.networks) == 1:
         ((captions, trace),) = pipeline.trace_batch(batch)
         maps = [each[0] for each in unattended_maps(pipeline.sca_cnn, batch)]
     else:  # an ensemble: each of its models has its own attention
-        (captions,), trace = pipeline.caption_batch(batch), None
+        (captions,) = pipeline.caption_batch(batch)
     best = captions[0]
     return Answer(
         caption=best.text,
@@ -65,9 +66,10 @@ def caption_image(
             for each in captions
         ],
         words=[*pipeline.vocabulary.to_words(best.tokens)],
-        probabilities=trace and to_json_list(trace.probabilities),
-        attention=trace
-        and Attention(
+        probabilities=to_json_list(trace.probabilities) if trace else None,
+        attention=None
+        if trace is None
+        else Attention(
             region=seen_region(pipeline.transform, width, height),
             layers=[layer_attention(*each) for each in zip(trace.layers, maps, strict=True)],
         ),

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -140,7 +141,8 @@ class RequestQueue:
         job = asyncio.ensure_future(asyncio.get_running_loop().run_in_executor(self.executor, work))
         gone = asyncio.ensure_future(wait_for_disconnect(request))
         try:
-            await asyncio.wait({job, gone}, return_when=asyncio.FIRST_COMPLETED)
+            first: set[asyncio.Future[Any]] = {job, gone}
+            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
             if not job.done():
                 job.cancel()
                 raise ClientDisconnect

@@ -3,7 +3,7 @@
 Shapes: T words, C channels and H x W positions of an attended layer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import BaseModel, Field, create_model
@@ -14,7 +14,7 @@ from sca_caption.serve.limits import Limits
 from sca_caption.serve.options import OTHER_FIELDS, SEARCH_FIELDS, Options
 from sca_caption.vocab import SPECIALS
 
-JSON_TYPES = {int: "integer", float: "number", bool: "boolean"}
+JSON_TYPES: dict[Any, str] = {int: "integer", float: "number", bool: "boolean"}
 REFERENCE = "#/components/schemas/{model}"
 
 
@@ -92,12 +92,13 @@ class Answer(BaseModel):
     preview: str | None = Field(description="data: URL of a JPEG of the photograph, if it was requested")
 
 
+SEARCH_DEFAULTS: dict[str, Any] = {
+    name: (field.type, Field(description=field.metadata["help"])) for name, field in SEARCH_FIELDS.items()
+}
 Defaults = create_model(
     "Defaults",
     __doc__="Settings of a request that does not give them.",
-    **{
-        name: (field.type, Field(description=field.metadata["help"])) for name, field in SEARCH_FIELDS.items()
-    },
+    **SEARCH_DEFAULTS,
     force_words=(list[str], Field(description=OTHER_FIELDS["force_words"])),
     guidance=(bool, Field(description=OTHER_FIELDS["guidance"])),
     neutral=(bool, Field(description=OTHER_FIELDS["neutral"])),
@@ -124,7 +125,7 @@ class ModelCard(BaseModel):
     guidance: bool = Field(description="whether the model has guides that exclude words")
     calibrated: bool = Field(description="whether captions have a calibrated confidence")
     layers: list[str] = Field(description="attended layers, lowest first; empty for an ensemble")
-    defaults: Defaults
+    defaults: Defaults  # type: ignore[valid-type]  # made of the settings
     limits: RequestLimits
 
 
@@ -191,7 +192,7 @@ def openapi(card: ModelCard) -> dict[str, Any]:
 
 
 def operation(
-    summary: str, answer: type[BaseModel], errors: Sequence[int], body: dict | None = None
+    summary: str, answer: type[BaseModel], errors: Iterable[int], body: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """One operation of the OpenAPI document; `answer` is the schema of its successful response."""
 
@@ -199,17 +200,15 @@ def operation(
         schema = {"$ref": REFERENCE.format(model=model.__name__)}
         return {"description": description, "content": {"application/json": {"schema": schema}}}
 
-    responses = {"200": response(answer, answer.__doc__)}
+    responses = {"200": response(answer, answer.__doc__ or "")}
     responses |= {str(status): response(Failure, ERRORS[status]) for status in errors}
     return {"summary": summary, "responses": responses} | ({"requestBody": body} if body else {})
 
 
 def request_body(card: ModelCard) -> dict[str, Any]:
     """The form fields of a request to /api/caption."""
-    defaults = card.defaults.model_dump() | {
-        "force_words": " ".join(card.defaults.force_words),
-        "preview": False,
-    }
+    defaults = card.model_dump()["defaults"]
+    defaults |= {"force_words": " ".join(defaults["force_words"]), "preview": False}
     fields = {"image": {"type": "string", "format": "binary", "description": "the image file"}}
     for name, field in SEARCH_FIELDS.items():
         fields[name] = {

@@ -150,7 +150,7 @@ class ReturnErrors(Dataset):
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
 
-    def __getitem__(self, key):
+    def __getitem__(self, key: Any) -> Any:
         try:
             return self.dataset[key]
         except UserError as error:

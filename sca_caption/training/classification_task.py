@@ -1,7 +1,7 @@
 """The task of training an image classifier."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -134,7 +134,7 @@ class ClassificationTask:
         if not len(rows):
             return None
         views = Views(self.data, self.transform)
-        mine = predict(self.model, views, self.processes.shard(rows), self.config)
+        mine = predict(self.model, views, self.processes.shard(rows.tolist()), self.config)
         logits = np.stack(self.processes.gather(mine))
         scores = classification_metrics.score(logits, self.data.labels[rows], self.data.classes)
         return {"top-1": scores.top1, "top-5": scores.top5}, []
@@ -153,11 +153,13 @@ class ClassificationTask:
 
 
 @torch.inference_mode()
-def predict(model: Classifier, views: Views, rows: np.ndarray, config: ClassifierTrainConfig) -> np.ndarray:
+def predict(
+    model: Classifier, views: Views, rows: Sequence[int], config: ClassifierTrainConfig
+) -> np.ndarray:
     """Logits float32 (N, K) of the N images in `rows`, for K classes."""
     model.eval()
     device, logits = model.mean.device, [torch.empty(0, len(model.config.classes))]
-    for pixels, _ in batches.loader(views, [(0, int(i)) for i in rows], config):
+    for pixels, _ in batches.loader(views, [(0, i) for i in rows], config):
         with torch.autocast(device.type, torch.bfloat16, enabled=config.amp and device.type == "cuda"):
             logits.append(model(pixels.to(device)).float().cpu())
     return torch.cat(logits).numpy()

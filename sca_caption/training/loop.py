@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -30,6 +30,9 @@ from sca_caption.runtime.distributed import Processes
 from sca_caption.runtime.errors import INVALID, UserError, warn
 from sca_caption.training.ema import EMA
 from sca_caption.training.optim import make_optimizer, optimizer_tensors, rate_factor, restore_optimizer
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 CURVE_POINTS = 500  # points at which progress.svg draws the learning rate
 RENAMED = {"images_a_second": "images_per_second"}  # keys of the history in runs of earlier versions
@@ -354,7 +357,7 @@ def draw_progress(history: list[dict], task: Task, config: RunConfig, output: Pa
         warn(error)
 
 
-def summary_writer(output: Path):
+def summary_writer(output: Path) -> "SummaryWriter | None":
     """A TensorBoard writer, or None if the package is not installed or, with a warning, if it cannot write."""
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -372,7 +375,12 @@ def warn_of_tensorboard(error: OSError) -> None:
 
 
 def write_summary(
-    writer, record: dict, scalars: list[str], rate: float, lines: list[str], images: dict[str, np.ndarray]
+    writer: "SummaryWriter",
+    record: dict[str, Any],
+    scalars: list[str],
+    rate: float,
+    lines: list[str],
+    images: dict[str, np.ndarray],
 ) -> bool:
     """Write an epoch to TensorBoard: the record's `scalars`, the learning rate, printed lines and images.
 

@@ -1,12 +1,17 @@
 """Tables of a user's own photographs in CSV, TSV and JSON Lines, and their errors."""
 
 import csv
+import io
 import json
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sca_caption.datasets.sources import find
+from sca_caption.datasets.sources.annotations import Annotations
+from sca_caption.datasets.sources.table import DELIMITERS, read_csv_rows, read_json_rows
 from sca_caption.runtime.errors import UserError
 from tests.helpers.dataset_trees import contents, image, pack, readable, write
 
@@ -158,3 +163,53 @@ def test_damaged_zip_member_is_an_os_error(tmp_path):
     root.write_bytes(b"\0" * len(data))
     with pytest.raises(OSError, match=r"no local header for a\.jpg"):
         deflated.read()
+
+
+def test_files_that_are_too_large_are_refused_before_they_fill_the_memory(tmp_path):
+    files = {"captions.csv": "image,caption\na.jpg,a dog", "a.jpg": bytes(1000)}
+    roots = [pack(tmp_path / "a.zip", files), write(tmp_path / "folder", files)]
+    for root in roots:
+        (record,) = find("csv", root).records
+        assert record.read() == record.read(1000) == bytes(1000)
+        with pytest.raises(OSError, match=r"more than .* MB"):
+            record.read(999)
+
+
+FIELDS = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12).filter(
+    lambda text: text.strip()
+)
+TABLES = st.lists(st.tuples(FIELDS, FIELDS), max_size=4)
+
+
+@given(st.sampled_from(DELIMITERS), TABLES, st.permutations(["image", "caption"]))
+def test_any_rows_of_a_csv_come_back(delimiter, rows, header):
+    stream = io.StringIO()
+    writer = csv.writer(stream, delimiter=delimiter, quoting=csv.QUOTE_ALL)
+    writer.writerow(header)
+    writer.writerows(row if header[0] == "image" else row[::-1] for row in rows)
+    found = read_csv_rows(stream.getvalue(), "a.csv", Annotations(Path(), []))
+    assert [(image, *captions) for image, captions, _ in found] == rows
+
+
+@given(TABLES)
+def test_any_rows_of_json_lines_come_back(rows):
+    text = "\n".join(json.dumps({"image": image, "caption": caption}) for image, caption in rows)
+    if rows:
+        found = read_json_rows(text, "a.jsonl", Annotations(Path(), []))
+        assert [(image, *captions) for image, captions, _ in found] == rows
+
+
+@given(
+    st.text(),
+    st.sampled_from(["", "image,caption\n", "image\tcaption\tsplit\n"]),
+    st.sampled_from([".csv", ".jsonl"]),
+)
+def test_any_text_is_read_as_a_table_or_refused(tmp_path, text, head, suffix):
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes((head + text).encode("utf-8", "surrogatepass"))
+    try:
+        found = find("csv", path)
+    except UserError as error:
+        assert str(error)
+    else:
+        assert all(caption.strip() for record in found.records for caption in record.captions)

@@ -10,6 +10,8 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from nltk.translate.bleu_score import corpus_bleu
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider as TheirCider
@@ -31,6 +33,13 @@ from sca_caption.evaluation.rouge import common_subsequence_length, rouge_l
 from sca_caption.runtime.errors import UserError
 
 WORDS = ["a", "the", "man", "dog", "cat", "in", "on", "park", "runs", "sits", "big", "red", "blue", "and"]
+
+
+SENTENCES = st.lists(st.sampled_from(WORDS), min_size=1, max_size=8)
+# Per image a candidate, which may be empty, and references. CIDEr and the corpus's BLEU need more than one image.
+CORPORA = st.lists(
+    st.tuples(SENTENCES | st.just([]), st.lists(SENTENCES, min_size=1, max_size=4)), min_size=2, max_size=8
+).map(lambda images: ([candidate for candidate, _ in images], [references for _, references in images]))
 
 
 def random_corpus(seed, images=30, references=5):
@@ -80,10 +89,9 @@ def fake_java(monkeypatch, tmp_path):
     return make
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_cider_equals_pycocoevalcap(seed):
-    candidates, references = random_corpus(seed)
-    candidates[0], candidates[1] = [], references[1][0]  # an empty candidate and a perfect one
+@given(CORPORA)
+def test_cider_equals_pycocoevalcap(captions):
+    candidates, references = captions
     corpus, images = TheirCider().compute_score(*as_pycocoevalcap(candidates, references))
     ours_corpus, ours_images = cider(candidates, references)
     assert ours_corpus == pytest.approx(100 * corpus, abs=1e-9)
@@ -124,10 +132,9 @@ print(cider(sentences, [[sentence] for sentence in sentences]))
     assert done.stdout == "(1000.0, [1000.0, 1000.0])\n"
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_scores_equal_pycocoevalcap(seed, no_java):
-    candidates, references = random_corpus(seed)
-    candidates[0], candidates[1] = [], references[1][0]
+@given(CORPORA)
+def test_scores_equal_pycocoevalcap(no_java, captions):
+    candidates, references = captions
     scores = evaluate(*as_texts(candidates, references), resamples=1)
     theirs = as_pycocoevalcap(candidates, references)
     bleu, bleus = Bleu(4).compute_score(*theirs, verbose=0)
@@ -149,13 +156,13 @@ def longest_common_subsequence(one, other):
     return 0
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_common_subsequence_length_equals_brute_force(seed):
-    rng = random.Random(seed)
-    for _ in range(40):
-        one, other = (rng.choices("abcd", k=rng.randint(1, 9)) for _ in range(2))
-        places = {word: sum(1 << i for i, w in enumerate(one) if w == word) for word in one}
-        assert common_subsequence_length(places, len(one), other) == longest_common_subsequence(one, other)
+@given(*[st.lists(st.sampled_from("abcd"), min_size=1, max_size=9)] * 2)
+def test_common_subsequence_length_equals_brute_force(one, other):
+    places = {word: sum(1 << i for i, w in enumerate(one) if w == word) for word in one}
+    assert common_subsequence_length(places, len(one), other) == longest_common_subsequence(one, other)
+
+
+def test_common_subsequence_of_many_words():
     long = [str(i) for i in range(100)]  # more than 64 bits
     assert (
         common_subsequence_length({word: 1 << i for i, word in enumerate(long)}, 100, long[::-1] + long)

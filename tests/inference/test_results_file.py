@@ -8,12 +8,15 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from sca_caption.evaluation.coco_format import read_predictions
 from sca_caption.inference import captioning as inference
 from sca_caption.inference import journal
 from sca_caption.inference.captioning import Caption, CaptionPipeline, Result
 from sca_caption.inference.journal import Journal, journal_of
-from sca_caption.inference.results_file import image_ids, results_file
+from sca_caption.inference.results_file import finished, format_of, image_ids, results_file
 from sca_caption.runtime.errors import UserError
 from sca_caption.vocab import Vocabulary
 
@@ -79,6 +82,34 @@ def test_several_captions_survive_the_way_through_a_table(tmp_path):
             write(tmp_path / name, {0: first, 1: second}, settings=several)
     assert (tmp_path / "x.csv").read_text() == (tmp_path / "whole.csv").read_text()
     assert len((tmp_path / "x.csv").read_text().splitlines()) == 5
+
+
+# Names may have any bytes but zeros and slashes, captions any text of UTF-8.
+FILE_NAMES = st.binary(min_size=1, max_size=12).map(lambda name: os.fsdecode(re.sub(rb"[/\0]", b"_", name)))
+CAPTIONS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+
+
+@pytest.mark.parametrize("kind", ["json", "jsonl", "csv"])
+@given(
+    st.dictionaries(FILE_NAMES.map(Path), st.lists(CAPTIONS, min_size=2, max_size=2), max_size=4),
+    st.booleans(),
+)
+def test_any_names_and_captions_come_back(kind, tmp_path, captions, several):
+    path = tmp_path / f"x.{kind}"
+    path.unlink(missing_ok=True)
+    results = [result(name, *(texts if several else texts[:1])) for name, texts in captions.items()]
+    settings = SETTINGS | {"num_captions": 1 + several}
+    write(path, dict(enumerate(results)), settings=settings)
+    if not results:
+        assert not path.exists()
+        return
+    format = format_of(path)(path, ("score",), settings, Vocabulary([]))
+    found = [(e["file_name"], [c["caption"] for c in e.get("captions", [e])]) for e in finished(format)]
+    wanted = [(str(each.item), [caption.text for caption in each.captions]) for each in results]
+    assert found == wanted
+    if all(texts[0].strip() for texts in captions.values()):
+        read = [(each["file_name"], each["caption"]) for each in read_predictions(path)]
+        assert read == [(name, texts[0]) for name, texts in wanted]
 
 
 def test_the_least_trusted_first(tmp_path):

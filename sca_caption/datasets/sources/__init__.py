@@ -1,6 +1,7 @@
 """Readers of caption data sets. `find(dataset, root)` returns one Record per image: its file, captions and split."""
 
 from pathlib import Path
+from typing import Any
 
 from sca_caption.datasets.sources.coco import read_coco
 from sca_caption.datasets.sources.flickr import read_flickr8k, read_flickr30k
@@ -19,7 +20,7 @@ SOURCES = {
 }
 
 
-def find(dataset: str, root: str | Path = "data", **options) -> Source:
+def find(dataset: str, root: str | Path = "data", **options: Any) -> Source:
     """Return the data set called `dataset` found under `root`.
 
     options: keyword arguments of the data set's reader. Raises TypeError for an unknown one.

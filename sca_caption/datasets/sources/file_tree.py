@@ -13,6 +13,7 @@ from pathlib import Path, PurePosixPath
 from sca_caption.runtime.errors import UserError
 from sca_caption.runtime.folders import is_hidden, walk
 
+IMAGE_BYTES, TEXT_BYTES = 1 << 28, 1 << 31  # read at most; a zip of 3 MB can hold a file of 3 GB
 MAX_DEPTH = 4  # root/NAME/, two folders from inside an archive, and the folder of the images
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 UNREAD_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".rar", ".7z")
@@ -22,18 +23,18 @@ DATASETS = ("flickr8k", "flickr30k", "coco")  # names of folders in a root that 
 
 @dataclass(frozen=True, slots=True)
 class DiskFile:
-    """A file on disk. Calling it returns its bytes."""
+    """A file on disk. Calling it returns its bytes; raises OSError as `open` does, and see `bounded`."""
 
     path: str
 
-    def __call__(self) -> bytes:
+    def __call__(self, most: int = IMAGE_BYTES) -> bytes:
         with open(self.path, "rb") as file:
-            return file.read()
+            return bounded(file.read(most + 1), most)
 
 
 @dataclass(frozen=True, slots=True)
 class ZipMember:
-    """A member of a zip. Calling it returns its bytes; raises OSError if the archive is damaged.
+    """A member of a zip. Calling it returns its bytes; raises OSError if the archive is damaged, and see `bounded`.
 
     The member's offset is stored, so reading needs no open handle, which forked workers would share, and no
     central directory, which has 118,287 entries for COCO and would be parsed again in each worker.
@@ -46,7 +47,7 @@ class ZipMember:
     method: int
     crc: int
 
-    def __call__(self) -> bytes:
+    def __call__(self, most: int = IMAGE_BYTES) -> bytes:
         with open(self.archive, "rb") as file:
             file.seek(self.offset)
             header = file.read(30)
@@ -56,10 +57,10 @@ class ZipMember:
                 )
             name_length, extra_length = struct.unpack("<HH", header[26:30])
             file.seek(name_length + extra_length, os.SEEK_CUR)
-            data = file.read(self.size)
+            data = bounded(file.read(min(self.size, most + 1)), most)
         if self.method == zipfile.ZIP_DEFLATED:
             try:
-                data = zlib.decompress(data, -zlib.MAX_WBITS)
+                data = bounded(zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, most + 1), most)
             except zlib.error as error:
                 raise OSError(
                     f"{self.archive}: {self.member} does not decompress ({error}); download the archive again"
@@ -69,6 +70,13 @@ class ZipMember:
                 f"{self.archive}: {self.member} fails its checksum; the archive is damaged, download it again"
             )
         return data
+
+
+def bounded(data: bytes, most: int) -> bytes:
+    """Return `data`. Raises OSError for more than `most` bytes; readers read one byte more at most."""
+    if len(data) > most:
+        raise OSError(f"more than {most / 1e6:.0f} MB; make it smaller")
+    return data
 
 
 File = DiskFile | ZipMember
@@ -200,7 +208,7 @@ def read_text(found: FoundFile, problems: list[tuple[str, str]]) -> str:
     """
     path, read = found
     try:
-        data = read()
+        data = read(TEXT_BYTES)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror or error}; check the file") from error
     try:
