@@ -301,7 +301,7 @@ class SearchConfig:
     block_ngrams: int = setting(2, "never repeat N words in a row, nor 'W W' or 'W and W'; 0: off")
     remove_bad_endings: bool = setting(True, "never end in 'a', 'with', 'and', ...", was="sound_endings")
     rerank_weight: float = setting(
-        12.0, "weight of guides that rerank candidates, e.g. by expected CIDEr; 0: off", was="consensus"
+        8.0, "weight of guides that rerank candidates, e.g. by expected CIDEr; 0: off", was="consensus"
     )
     grammar: bool = setting(True, "give a caption with forced words only if a grammar of English accepts it")
     diverse_groups: int = setting(1, "groups of diverse beam search")

@@ -10,7 +10,6 @@ Shapes: B images, C features, W words, R rank of the linear map, N images to fit
 """
 
 import math
-import operator
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Self
@@ -68,7 +67,8 @@ class ConsensusPredictor(TrainedGuide):
 class ConsensusReranker(Guide):
     """Rates a caption by the cosine of its tf-idf vector with the predicted one, about 0 to 1.
 
-    idf: of each of the captioner's words.
+    A repeated word counts once in the product but fully in the caption's norm, as in CIDEr-D, which clips counts. So to
+    repeat a probable word lowers the rating. idf: of each of the captioner's words.
     """
 
     name = "consensus"
@@ -91,12 +91,12 @@ class ConsensusReranker(Guide):
         return {"idf": self.idf}
 
     def rate(self, predicted: Tensor, image: int, tokens: Sequence[int]) -> float:
-        vector = {token: count * self.idf[token] for token, count in Counter(tokens).items()}
-        norm = math.sqrt(sum(value * value for value in vector.values()))
+        counts = Counter(tokens)
+        norm = math.sqrt(sum((count * self.idf[token]) ** 2 for token, count in counts.items()))
         if not norm:
             return 0.0
-        expected = predicted[image, list(vector)].tolist()
-        return sum(map(operator.mul, vector.values(), expected)) / norm
+        expected = predicted[image, list(counts)].tolist()
+        return sum(self.idf[token] * value for token, value in zip(counts, expected, strict=True)) / norm
 
 
 def signed_sqrt(features: Tensor) -> Tensor:

@@ -135,6 +135,14 @@ def test_a_rating_is_the_unigram_part_of_cider():
         assert 1000 / 4 * found == pytest.approx(wanted, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("tokens", "rating"), [([1], 0.6), ([1, 1], 0.3), ([1, 2], 1.4 / 2**0.5), ([1, 2, 1], 1.4 / 5**0.5)]
+)
+def test_to_repeat_a_word_lowers_the_rating(tokens, rating):
+    expected, reranker = torch.tensor([[0.0, 0.6, 0.8]]), ConsensusReranker([1.0, 1.0, 1.0])
+    assert reranker.rate(expected, 0, tokens) == pytest.approx(rating)
+
+
 def test_common_words_have_no_weight():
     expected, reranker = torch.full((1, 5), 0.5), ConsensusReranker(IDF)
     assert reranker.rate(expected, 0, [1]) == reranker.rate(expected, 0, [1, 0, 0]) == 0.5

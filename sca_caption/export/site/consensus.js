@@ -13,9 +13,8 @@ export class ConsensusReranker {
     let product = 0;
     let square = 0;
     for (const [id, count] of counts) {
-      const value = count * this.idf[id];
-      product += value * predicted[id];
-      square += value * value;
+      product += this.idf[id] * predicted[id]; // once, however often the word occurs
+      square += (count * this.idf[id]) ** 2;
     }
     return square ? product / Math.sqrt(square) : 0;
   }
