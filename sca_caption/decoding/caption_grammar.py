@@ -37,8 +37,8 @@ FEW = {
     "some": "some any no other more most all enough",
     "the": "the my your his her its our their whose different various",
     "before determiner": "all both half such just only almost even not",
-    "after determiner": "few many different various other more own couple dozen two three four five six seven eight nine "
-    "ten 2 3 4 5 6 7 8 9 10",
+    "counts": "few many couple dozen two three four five six seven eight nine ten 2 3 4 5 6 7 8 9 10",
+    "after determiner": "different various other more own",
     "colour": "white black red blue green yellow brown pink purple orange gray grey tan silver gold",
     "close": "close",
     "up": "up",
@@ -209,8 +209,9 @@ def _noun_phrase(before: State, classes: frozenset[str]) -> Iterator[State]:
             yield State("pronoun", "", subject)
         if "colour" in classes and place == "preposition":
             yield State("noun", "", subject, "singular")
+    if place == "open" and "counts" in classes and before.determiner in ("a", "the", "some", "this"):
+        yield State("open", "several", subject)  # "a few", "the two"
     if place == "open" and "after determiner" in classes and determiner:
-        yield State("open", "several" if determiner in ("one", "the", "some") else determiner, subject)
         yield State("open", determiner, subject)
         if "pronoun" in classes:
             yield State("pronoun", "", subject)
@@ -321,7 +322,7 @@ def _link(before: State, classes: frozenset[str]) -> Iterator[State]:
     if "preposition" in classes and (complete or begins or before.number == "particle"):
         yield State("preposition", "", subject, "particle" if "particle" in classes else "")
     if "of" in classes and (complete or before.number == "particle"):
-        yield State("preposition", "", "unknown" if subject in ("singular", "plural") else subject)
+        yield State("preposition", "", before.subject or "unknown")  # "a group of people are" as well as "is"
     if "to" in classes and (complete or before.number == "particle"):
         yield State("to", "", subject)
     if "and" in classes and complete:

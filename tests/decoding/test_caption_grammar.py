@@ -38,6 +38,8 @@ a man who looks at a horse
 the two elephants are in the water
 a running man
 a bench under a large tree
+a group of people are looking at the other dogs
+the two people who are next to each other
 """
 UNGRAMMATICAL = """
 two people are airplane on a boat
@@ -61,6 +63,8 @@ a man holding a
 airplane on a runway
 a man standing under on a bench
 a woman is water
+two zebras standing next to each other dogs
+two people standing in front of a crowd looks at a dog
 """
 
 
