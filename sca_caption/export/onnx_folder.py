@@ -71,7 +71,7 @@ from sca_caption.config import SearchConfig
 from sca_caption.decoding.rules import bad_endings, conjunctions
 from sca_caption.export.browser_site import MODEL, check_runtime, is_site, write_page
 from sca_caption.export.model_json import DESCRIPTION, DTYPES, FORMAT_VERSION, graph_path
-from sca_caption.export.onnx_graphs import graphs_of, layers_of
+from sca_caption.export.onnx_graphs import LSTM_WEIGHTS, graphs_of, layers_of
 from sca_caption.export.onnx_int8 import quantize
 from sca_caption.guidance.groups import gendered_words
 from sca_caption.inference.torch_captioner import TorchCaptioner
@@ -105,7 +105,7 @@ def export(
             if "int8" in dtypes:
                 target = graph_path(folder, name, "int8")
                 target.parent.mkdir(exist_ok=True)
-                quantize(graph_path(folder, name, "float32"), target, multiply_in_int8=name == "step")
+                quantize(graph_path(folder, name, "float32"), target, LSTM_WEIGHTS)
         description: dict[str, Any] = {
             "format_version": FORMAT_VERSION,
             "words": list(captioner.vocabulary),

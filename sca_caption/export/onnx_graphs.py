@@ -23,6 +23,9 @@ IMAGES, PARENTS, ROWS = (
     3,
     4,
 )  # traced with: any different numbers above 1, which would be taken for a constant
+LSTM_WEIGHTS = frozenset(
+    {"of_word", "of_image", "model.lstm.weight_hh"}
+)  # their names in the graph of `Step`
 
 
 class Graph(NamedTuple):

@@ -1,12 +1,14 @@
 """ONNX graphs with int8 matrices and float16 convolutions, as in int8 checkpoints (see `models.quantization`).
 
-Matrices have one scale per output. Those of steps multiply in int8: each step rounds their inputs to 8 bits with a scale
-of its own (dynamic quantization). Their weights have 7 bits, because sums of products overflow on processors without VNNI
+Matrices have one scale per output. Those of the LSTM multiply in int8: each step rounds their inputs to 8 bits with a
+scale of its own (dynamic quantization). They have 7 bits, because sums of products overflow on processors without VNNI
 otherwise. All other weights are float32 again once the graph is loaded: int8 products of convolutions would be faster,
-but change the encoder's maps too much. Vectors and small tensors stay as they are.
+but change the encoder's maps too much, and those of the last matrices change captions more than they save time. Vectors
+and small tensors stay as they are.
 """
 
 import tempfile
+from collections.abc import Set
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,11 @@ from sca_caption.runtime.programs import install_command
 WEIGHT_INPUTS = {"Conv": (1, 0), "MatMul": (1, 1), "Gather": (0, 0)}
 
 
-def quantize(source: Path, target: Path, multiply_in_int8: bool) -> None:
-    """Write the graph in `source` to `target`, with int8 in it. Raises UserError where a package is missing."""
+def quantize(source: Path, target: Path, multiplied: Set[str] = frozenset()) -> None:
+    """Write the graph in `source` to `target`, with int8 in it. multiplied: names of matrices that multiply in int8.
+
+    Raises UserError where a package is missing.
+    """
     try:
         import onnx
         from onnx import TensorProto, helper, numpy_helper
@@ -34,11 +39,15 @@ def quantize(source: Path, target: Path, multiply_in_int8: bool) -> None:
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
         prepared = Path(scratch, "prepared.onnx")
         shape_inference.quant_pre_process(source, prepared, skip_symbolic_shape=True)
-        if multiply_in_int8:
+        nodes = [
+            node.name for node in onnx.load(prepared).graph.node if not multiplied.isdisjoint(node.input)
+        ]
+        if nodes:
             quantize_dynamic(
                 prepared,
                 prepared,
-                op_types_to_quantize=["MatMul"],  # also those of Gemm
+                op_types_to_quantize=["MatMul"],
+                nodes_to_quantize=[*nodes, *(f"{name}_MatMul" for name in nodes)],  # which it makes of Gemm
                 per_channel=True,
                 reduce_range=True,
                 weight_type=QuantType.QInt8,

@@ -221,6 +221,9 @@ def test_int8_is_close_and_small(exported):
     assert (logits[0] - logits[1]).abs().max() < 0.1 * logits[0].std()
     assert not torch.equal(*logits)
     int8, float16 = onnx.TensorProto.INT8, onnx.TensorProto.FLOAT16
+    for name, products in (("trunk", 0), ("step", 3)):  # the three matrices of the LSTM
+        nodes = onnx.load(graph_path(exported, name, "int8")).graph.node
+        assert sum(node.op_type == "MatMulInteger" for node in nodes) == products
     for name in ("trunk", "step"):
         kept = onnx.load(graph_path(exported, name, "int8")).graph.initializer
         kept = [x for x in kept if len(x.dims) > 1 and np.prod(x.dims) >= 64]
@@ -587,7 +590,7 @@ def test_a_package_that_is_missing_is_named(given, exported, package, said, tmp_
         "onnxscript": lambda: export(tmp_path / "model", given, dtypes=["float32"]),
         "onnxruntime": lambda: OnnxCaptioner.load(exported),
         "onnxruntime.quantization": lambda: onnx_int8.quantize(
-            exported / "step.onnx", tmp_path / "step.onnx", True
+            exported / "step.onnx", tmp_path / "step.onnx"
         ),
     }
     assert said in message(calls[package])
