@@ -38,6 +38,7 @@ class SoftAttention(nn.Module):
         from sca_caption.runtime.torchvision_compat import torchvision
 
         super().__init__()
+        self.settings = {"vocabulary": vocabulary, "width": width, "backbone": backbone}
         network = getattr(torchvision.models, backbone)(weights=None)
         channels = network.fc.in_features
         self.encoder = nn.Sequential(*list(network.children())[:-2])
@@ -139,9 +140,7 @@ def save_soft_attention(model: nn.Module, folder: Path) -> None:
 
     assert isinstance(model, SoftAttention)
     folder.mkdir(parents=True, exist_ok=True)
-    backbone = {23: "resnet101", 2: "resnet18"}[len(model.encoder[6])]
-    config = {"vocabulary": model.word.out_features, "width": model.word.in_features, "backbone": backbone}
-    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(model.settings), encoding="utf-8")
     save_model(model, str(folder / "model.safetensors"))
 
 
@@ -210,4 +209,5 @@ def measure(name: str, mode: str, folder: str, tokens: int, paths: Sequence[str]
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(*sys.argv[1:4], int(sys.argv[4]), sys.argv[5:])))
+    own_name, own_mode, own_folder, own_tokens, *own_paths = sys.argv[1:]
+    print(json.dumps(measure(own_name, own_mode, own_folder, int(own_tokens), own_paths)))

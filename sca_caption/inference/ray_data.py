@@ -207,7 +207,7 @@ def caption_shards(
     done = ray.data.from_items(
         [shard.to_json() for shard in shards], override_num_blocks=len(shards)
     ).map_batches(
-        ShardCaptioner,  # type: ignore[arg-type]
+        ShardCaptioner,
         fn_constructor_args=[job],
         batch_size=1,
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most, initial_size=most),
