@@ -25,25 +25,27 @@ class BoundedConnection(H11Protocol):
         super().__init__(*arguments, **options)
         self.limits = limits
         self.opened = 0.0
-        self.receiving: Any = (
-            None  # what h11 expects of the client: IDLE, a request's head; SEND_BODY, its body
-        )
+        # What h11 expects of the client: IDLE, the head of a request; SEND_BODY, its body.
+        self.receiving: Any = None
         self.receive_timer: asyncio.TimerHandle | None = None
         self.send_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        transport.set_write_buffer_limits(
-            0
-        )  # pause_writing is called for every byte that the client has not taken
+        transport.set_write_buffer_limits(0)  # so pause_writing is called while any byte is not taken
         self.opened = self.loop.time()
         self.watch()
         if len(self.connections) > self.limits.connections:
             # A client that sends its request at once is not among them for long, unlike one that waits.
-            oldest = min(
-                filter(waits_for_client, self.connections), key=lambda each: each.opened, default=self
-            )
+            open_ = [each for each in self.connections if isinstance(each, BoundedConnection)]
+            waiting = [each for each in open_ if each.waits_for_client()]
+            oldest = min(waiting, key=lambda each: each.opened, default=self)
             oldest.refuse(503, "too many connections; try again")
+
+    def waits_for_client(self) -> bool:
+        """Whether the connection has neither a request that is being processed nor a response on its way."""
+        processing = self.cycle is not None and not self.cycle.response_complete
+        return not (processing or self.transport.is_closing() or self.transport.get_write_buffer_size())
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -67,7 +69,7 @@ class BoundedConnection(H11Protocol):
             h11.SEND_BODY: self.limits.upload_seconds + AFTER_UPLOAD,
         }
         seconds = limits.get(self.receiving)
-        self.receive_timer = seconds and self.loop.call_later(seconds, self.end_late_request)
+        self.receive_timer = None if seconds is None else self.loop.call_later(seconds, self.end_late_request)
 
     def end_late_request(self) -> None:
         if self.conn.trailing_data[0] or self.receiving is h11.SEND_BODY:
@@ -95,7 +97,7 @@ class BoundedConnection(H11Protocol):
             headers = dict(response.raw_headers) | {b"connection": b"close"}
             for event in (
                 h11.Response(status_code=status, headers=[*headers.items()], reason=STATUS_PHRASES[status]),
-                h11.Data(data=response.body),
+                h11.Data(data=bytes(response.body)),
                 h11.EndOfMessage(),
             ):
                 self.transport.write(self.conn.send(event))
@@ -103,10 +105,3 @@ class BoundedConnection(H11Protocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self.transport.close()
-
-
-def waits_for_client(connection: BoundedConnection) -> bool:
-    """Whether a connection has neither a request that is being processed nor a response on its way."""
-    transport = connection.transport
-    processing = connection.cycle is not None and not connection.cycle.response_complete
-    return not processing and not transport.is_closing() and not transport.get_write_buffer_size()

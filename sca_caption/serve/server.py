@@ -78,15 +78,17 @@ def make_server(app: Starlette) -> uvicorn.Server:
         },
     }
     return uvicorn.Server(uvicorn.Config(
-        app, loop="asyncio", http=partial(BoundedConnection, limits=limits), ws="none", lifespan="off",
+        app, loop="asyncio", ws="none", lifespan="off",
+        http=partial(BoundedConnection, limits=limits),  # type: ignore[arg-type]  # the class, with its last argument
         log_config=log_config, access_log=False, server_header=False, proxy_headers=False,
-        backlog=connections,  # asyncio accepts as many at once, before it closes any
+        # asyncio accepts as many in each turn of its loop, of which four pass until one too many is closed.
+        backlog=max(1, connections // 4),
         timeout_graceful_shutdown=5,
     ))  # fmt: skip
 
 
 def connection_limit(wanted: int) -> int:
-    """Connections that leave the process half of the files that it may open, for photographs, models and itself."""
+    """Connections that, with as many that wait to be closed, leave the process half of the files that it may open."""
     try:
         import resource
     except ImportError:  # Windows

@@ -242,13 +242,13 @@ def test_errors_on_the_terminal_cannot_flood_it(monkeypatch, capsys):
     assert capsys.readouterr().err == "error: another\n"
 
 
-def test_connections_and_those_that_wait_leave_half_of_the_descriptors(monkeypatch):
+def test_connections_leave_half_of_the_descriptors(monkeypatch):
     resource = pytest.importorskip("resource")
     for files, wanted, limit in ((1024, 100, 100), (256, 100, 64), (40, 100, 10), (3, 100, 1), (1024, 5, 5)):
         monkeypatch.setattr(resource, "getrlimit", lambda kind, files=files: (files, files))
         assert server.connection_limit(wanted) == limit
         app = SimpleNamespace(state=SimpleNamespace(limits=Limits(connections=wanted)))
-        assert server.make_server(app).config.backlog == limit
+        assert server.make_server(app).config.backlog == max(1, limit // 4)
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (resource.RLIM_INFINITY,) * 2)
     assert server.connection_limit(100) == 100
 
