@@ -82,6 +82,12 @@ class Checkpoint:
         assert isinstance(self.model, SCACNN)
         return self.model
 
+    @property
+    def classifier(self) -> "Classifier":
+        """The model of a checkpoint whose task is "classify"."""
+        assert not isinstance(self.model, SCACNN)
+        return self.model
+
 
 def save(path: str | Path, checkpoint: Checkpoint, dtype: str = "float32") -> None:
     """Write atomically: a reader sees the old file or the new one. dtype: of weights, one of `quantization.DTYPES`.

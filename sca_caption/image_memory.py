@@ -60,13 +60,14 @@ def decoder_bytes(image: Image.Image) -> int:
 def _components_of_first_scan(image: JpegImageFile) -> int:
     """Number of components in the first scan of a JPEG. Files with several scans are decoded as a whole."""
     file, position = image.fp, 2
+    assert file is not None
     back = file.tell()
     try:
         while True:
             file.seek(position)
             marker, length, count = struct.unpack(">HHB", file.read(5))
             if marker == 0xFFDA:
-                return count
+                return int(count)
             # Before a marker may be bytes 0xFF, and any others in damaged files.
             position += length + 2 if marker > 0xFFBF and marker != 0xFFFF else 1
     except struct.error:  # the file ends: take it for one of several scans

@@ -268,7 +268,8 @@ def _top_level(image: Image.Image) -> float:
 
 
 def _finite(levels: np.ndarray) -> np.ndarray:
-    return np.nan_to_num(levels.astype(np.float64), posinf=0.0, neginf=0.0)
+    with np.errstate(invalid="ignore"):  # NaNs that signal
+        return np.nan_to_num(levels.astype(np.float64), posinf=0.0, neginf=0.0)
 
 
 def _to_8_bit(levels: np.ndarray, top: float) -> np.ndarray:

@@ -2,6 +2,8 @@
 code: Jongchan/attention-module).
 """
 
+from functools import reduce
+
 import torch
 from torch import Tensor, nn
 
@@ -49,7 +51,7 @@ class CBAM(nn.Module):
         self.spatial = SpatialGate() if spatial else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        scores = sum(self.mlp(POOLS[pool](x)) for pool in self.pools)  # (B, C)
+        scores = reduce(torch.add, (self.mlp(POOLS[pool](x)) for pool in self.pools))  # (B, C)
         return self.spatial(x * torch.sigmoid(scores)[:, :, None, None])
 
 

@@ -4,6 +4,7 @@ import json
 import struct
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from sca_caption.checkpoint import SHIPPED
@@ -100,7 +101,7 @@ IMAGES: dict[str, Callable[[], bytes]] = {
     "grey.png": lambda: png(8, 0, 1),
     "float.tif": float_tiff,
     **{
-        f"{name}, {kind}.jpg": lambda components=components, options=options: jpeg(components, *options)
+        f"{name}, {kind}.jpg": partial(jpeg, components, *options)
         for name, components in (("RGB", 3), ("CMYK", 4))
         for kind, options in {
             "baseline": (False, True),

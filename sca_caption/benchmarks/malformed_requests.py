@@ -136,8 +136,8 @@ def requests(folder: Path, count: int, draw: random.Random) -> Iterator[str]:
     if page.poll() is None:
         yield from still_answers(host, port)
     page.send_signal(signal.SIGTERM)
-    if (status := page.wait(60)) != 143:
-        yield f"the page ended with status {status} at SIGTERM"
+    if page.wait(60) != 143:
+        yield f"the page ended with status {page.returncode} at SIGTERM"
     for each in kept:
         each.close()
     yield from tracebacks(log.read_text(errors="replace"))

@@ -8,7 +8,8 @@ import contextlib
 import copy
 import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -214,10 +215,10 @@ def results_files(folder: Path) -> tuple[Mutate, Read]:
         for name, text in zip(names, texts, strict=True):
             (folder / name).write_bytes(text if which else json.dumps(results).encode())
 
-    return mutate, _each(
-        lambda name=name: match(read_predictions(folder / name), read_references(given), given)
-        for name in names
-    )
+    def check(name: str) -> None:
+        match(read_predictions(folder / name), read_references(given), given)
+
+    return mutate, _each([partial(check, name) for name in names])
 
 
 def caption_files(folder: Path, image: bytes) -> tuple[Mutate, Read]:
@@ -248,16 +249,15 @@ def caption_files(folder: Path, image: bytes) -> tuple[Mutate, Read]:
         np.array([record.image_id for record in source.records if record.image_id is not None], np.int64)
 
     sources = (("coco", "coco"), ("coco", "karpathy"), ("csv", "mine.jsonl"))
-    return mutate, _each(lambda source=source: check(*source) for source in sources)
+    return mutate, _each([partial(check, *source) for source in sources])
 
 
-def _each(reads: Iterator[Callable[[], Any]]) -> Read:
+def _each(reads: Sequence[Read]) -> Read:
     """Call all of `reads`. Raises the last UserError after that."""
-    all_reads = [*reads]
 
     def read() -> None:
         refused = None
-        for each in all_reads:
+        for each in reads:
             try:
                 each()
             except UserError as error:

@@ -27,10 +27,10 @@ def kills(folder: Path, count: int, draw: random.Random) -> Iterator[str]:
     photos.mkdir()
     for number, (name, whole) in enumerate([*encoded_photographs().items()] * 3):
         (photos / f"{number} {name}").write_bytes(whole)
-    shapes = [
+    shapes: list[str | Path] = [
         "--dataset", "shapes", "--count", "60", "--image-size", "64", "--min-count", "1", "--workers", "2", "--quiet",
     ]  # fmt: skip
-    training = [
+    training: list[str | Path] = [
         "--dataset", "shapes", "--backbone-weights", "none", "--epochs", "3", "--batch-size", "16", "--workers", "1",
         "--layers", "1", "--embedding-size", "32", "--lstm-size", "64", "--attention-width", "16", "--quiet",
         "--data", data, "--output",

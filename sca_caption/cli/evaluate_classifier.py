@@ -80,7 +80,7 @@ def run(argv: list[str] | None, processes: Processes) -> int:
     checkpoint = checkpoints.load(arguments.checkpoint, task="classify")
     data, source = open_data(arguments, checkpoint)
     model = ClassificationPipeline(checkpoint, device=arguments.device, batch_size=arguments.batch_size)
-    rows = data.indices(arguments.split)
+    rows = data.indices(arguments.split).tolist()
     logits = np.stack(processes.gather(predict(model, data, processes.shard(rows), arguments.quiet)))
     if not processes.is_main:
         return 0
@@ -122,7 +122,7 @@ def open_data(
     root = arguments.root or (trained_on.get("root") if same else None)
     split = (trained_on.get("per_class_split") if same else None) or {}
     data = open_dataset(name, root, split.get("seed", 0), split.get("per_class", 0))
-    classes = checkpoint.config.classes
+    classes = checkpoint.classifier.config.classes
     if data.classes != tuple(classes):
         raise UserError(
             f"{name} has other classes ({listed(data.classes)}) than {arguments.checkpoint} ({listed(classes)}); "

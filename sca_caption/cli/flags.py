@@ -77,6 +77,6 @@ def make(
     config: type[Config], arguments: argparse.Namespace, recipe: Mapping[str, Any] | None = None
 ) -> Config:
     """Build a config: its defaults, then the recipe's values, then the flags that were given."""
-    names = {f.name for f in dataclasses.fields(config)}
-    values = {k: v for k, v in ((recipe or {}) | vars(arguments)).items() if k in names}
+    names = {f.name for f in dataclasses.fields(config)}  # type: ignore[arg-type]
+    values = {k: v for k, v in (dict(recipe or {}) | vars(arguments)).items() if k in names}
     return config(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})

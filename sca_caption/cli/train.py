@@ -116,22 +116,23 @@ def run(argv: list[str] | None, processes: Processes) -> int:
     device = find_device(arguments.device)
     if resumes(arguments, output):
         resumed = resumable(output)
+        model = resumed.captioner
         if resumed.vocabulary != data.vocabulary:
             raise UserError(
                 f"{paths[0]} has another vocabulary ({len(data.vocabulary)} words) than {output / 'last.pt'} "
-                f"({len(resumed.vocabulary)}); resume with the data file it was trained on ({resumed.training['data']})"
+                f"({len(resumed.vocabulary or ())}); resume with the data file of its training, "
+                f"{resumed.training['data']}"
             )
-        if resumed.config.styles != data.styles:
+        if model.config.styles != data.styles:
             raise UserError(
-                f"{output / 'last.pt'} has {list_of(resumed.config.styles)}, these data files {list_of(data.styles)}; "
+                f"{output / 'last.pt'} has {list_of(model.config.styles)}, these data files {list_of(data.styles)}; "
                 f"resume with the data files it was trained on ({resumed.training['data']})"
             )
         train_config = config.from_dict(config.TrainConfig, resumed.training["config"])
         found = given(arguments, config.ModelConfig, config.TrainConfig)
         if "layers" in found:
-            found["layers"] = attended_layers(resumed.config.backbone, found["layers"])
-        check_same_settings(found, train_config, resumed.config)
-        model = resumed.model
+            found["layers"] = attended_layers(model.config.backbone, found["layers"])
+        check_same_settings(found, train_config, model.config)
     else:
         check_no_run_in(output)
         resumed = None
@@ -140,7 +141,7 @@ def run(argv: list[str] | None, processes: Processes) -> int:
         if start:
             if critical:
                 check_same_words(arguments.init, start, data)
-            model_config = continued(arguments, start.config)
+            model_config = continued(arguments, start.captioner.config)
             if processes.is_main and start.transform != data.transform:
                 warn_of_transform(arguments.init, start.transform, data)
         elif critical:

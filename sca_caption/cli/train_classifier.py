@@ -104,12 +104,12 @@ def run(
     data = open_dataset(arguments.dataset, arguments.root, **split)
     source |= {"per_class_split": split} if split else {}
     if resumed is not None:
-        if resumed.config.classes != data.classes:
+        model = resumed.classifier
+        if model.config.classes != data.classes:
             raise UserError(
                 f"{arguments.dataset} has other classes ({len(data.classes)}) than {output / 'last.pt'} "
-                f"({len(resumed.config.classes)}); resume with the data it was trained on ({resumed.training['data']})"
+                f"({len(model.config.classes)}); resume with the data it was trained on ({resumed.training['data']})"
             )
-        model = resumed.model
     else:
         weights = arguments.backbone_weights or ("download" if name in PRETRAINED else "none")
         with processes.local_first():

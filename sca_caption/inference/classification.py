@@ -13,7 +13,7 @@ from torch import Tensor
 from sca_caption import checkpoint as checkpoints
 from sca_caption import images
 from sca_caption.checkpoint import Checkpoint
-from sca_caption.config import BATCH_SIZE, ClassifierConfig
+from sca_caption.config import BATCH_SIZE
 from sca_caption.inference.batching import in_batches, stack
 from sca_caption.runtime.devices import find_device, require_usable
 from sca_caption.runtime.errors import UserError
@@ -31,9 +31,8 @@ class ClassificationPipeline:
             checkpoint = checkpoints.load(checkpoint, task="classify")
         self.device, self.batch_size = find_device(device), batch_size
         self._loaded_in = os.getpid()
-        self.model, self.transform = checkpoint.model.to(self.device).eval(), checkpoint.transform
-        assert isinstance(checkpoint.config, ClassifierConfig)
-        self.classes = checkpoint.config.classes
+        self.model, self.transform = checkpoint.classifier.to(self.device).eval(), checkpoint.transform
+        self.classes = self.model.config.classes
 
     @torch.inference_mode()
     def logits(self, batch: Tensor) -> np.ndarray:

@@ -57,7 +57,9 @@ class Journal:
 
         Raises UserError if its settings differ, if it is not a journal, or while another run writes to it.
         """
-        names, ids, end = Counter(), set(), 0
+        names: Counter[str] = Counter()
+        ids: set[int] = set()
+        end = 0
         try:
             file = open(path, "r+b")  # noqa: SIM115 (stays open)
             try:

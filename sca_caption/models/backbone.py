@@ -27,6 +27,7 @@ from sca_caption.models import efficientnet_lite, mobilenet_v2
 from sca_caption.models.block_network import (
     BlockNetwork,
     BlockNetworkSpec,
+    Segment,
     block_numbers,
     build_block_network,
 )
@@ -217,7 +218,9 @@ class Backbone(nn.Module):
         if not any(p.requires_grad for p in self._segments[0].parameters()):
             return self._segments[0], None
         if isinstance(self.network, BlockNetwork):
-            return self.network.split(self._segments[0])
+            trunk = self._segments[0]
+            assert isinstance(trunk, Segment)
+            return self.network.split(trunk)
         order = list(self.network.graph.nodes)
         first = next(node for node in order if self._is_trainable(node))
         before = order[order.index(first) - 1]

@@ -102,7 +102,7 @@ def mobilenet_stages(sizes: Sequence[int], model: Any) -> list[Stage]:
             *_, channels = (m.num_features for m in unit.modules() if isinstance(m, nn.BatchNorm2d))
             after = InsertionPoint(model.features, f"attention{child}", channels, str(child))
             if isinstance(unit, Sandglass):
-                first = unit.conv[0]
+                first: Any = unit.conv[0]
                 inside = InsertionPoint(unit.conv, "attention", first.in_channels, "2")
                 # Units that only change the number of channels have no first depthwise convolution.
                 units.append(ResidualUnit(inside if first.groups > 1 else None, after, unit.conv, "0", "1"))

@@ -31,7 +31,7 @@ class InvertedResidual(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int, expansion: int):
         super().__init__()
         expanded = inputs * expansion
-        layers = [_convolution(inputs, expanded, 1)] if expansion > 1 else []
+        layers: list[nn.Module] = [_convolution(inputs, expanded, 1)] if expansion > 1 else []
         layers += [
             _convolution(expanded, expanded, 3, stride, groups=expanded),
             nn.Conv2d(expanded, outputs, 1),
@@ -61,6 +61,7 @@ class MobileNetV2(BlockNetwork):
         for module in self.features.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out")
+                assert module.bias is not None
                 nn.init.zeros_(module.bias)
 
 

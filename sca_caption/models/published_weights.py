@@ -17,7 +17,7 @@ training checkpoints are removed.
 
 import re
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -210,7 +210,7 @@ def tensors_in(weights: Mapping[str, object]) -> dict[str, Tensor]:
     return {name.removeprefix("module."): tensor for name, tensor in state.items()}
 
 
-def follow_caffe(model: nn.Module, stride_first: bool) -> None:
+def follow_caffe(model: Any, stride_first: bool) -> None:
     """Change strides and pooling of a torchvision ResNet to those of networks converted from Caffe.
 
     The first pooling has no padding and keeps the incomplete last window. With `stride_first` (not in ResNeXt), the

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 T = TypeVar("T")
+Model = TypeVar("Model", bound="nn.Module")
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class Processes:
             raise UserError(f"{local_size} processes for {gpus} GPUs; give torchrun --nproc-per-node {gpus}")
         return torch.nn.parallel.DistributedDataParallel(step)
 
-    def sync_batch_norm(self, model: "nn.Module") -> "nn.Module":
+    def sync_batch_norm(self, model: Model) -> Model:
         """Convert batch norms to SyncBatchNorm. Returns the model unchanged on a CPU, which PyTorch does not support."""
         if self.world_size == 1 or not next(model.parameters()).is_cuda:
             return model

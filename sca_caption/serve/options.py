@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from sca_caption.config import SearchConfig
 from sca_caption.runtime.errors import UserError, choice
@@ -70,7 +71,7 @@ def read_options(fields: Mapping[str, str], defaults: Options, limits: Limits) -
     if "num_captions" not in given:
         settings["num_captions"] = min(settings["num_captions"], max(1, settings["beam_size"]))
     search = SearchConfig(**settings)
-    switches = {
+    switches: dict[str, Any] = {
         name: parse_value(name, fields[name], bool)
         for name in ("guidance", "neutral", "preview")
         if name in fields
@@ -81,7 +82,7 @@ def read_options(fields: Mapping[str, str], defaults: Options, limits: Limits) -
     return dataclasses.replace(defaults, search=search, force_words=words, **switches)
 
 
-def parse_value(name: str, text: str, type_: type) -> int | float | bool:
+def parse_value(name: str, text: str, type_: Any) -> int | float | bool:
     """Parse the text of a field as `type_`. Raises UserError if that fails."""
     text = text.strip().lower()
     try:

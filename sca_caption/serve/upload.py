@@ -51,7 +51,7 @@ async def read_form(request: Request, limits: Limits) -> Form:
 
     try:
         async with asyncio.timeout(limits.upload_seconds):
-            parser = python_multipart.create_form_parser(request.headers, on_field, on_file, IN_MEMORY)
+            parser = python_multipart.create_form_parser(dict(request.headers), on_field, on_file, IN_MEMORY)
             received = 0
             async for chunk in request.stream():
                 received += len(chunk)
@@ -72,12 +72,12 @@ async def read_form(request: Request, limits: Limits) -> Form:
     return form
 
 
-def decode(text: bytes) -> str:
-    return text.decode("utf-8", "replace")
+def decode(text: bytes | None) -> str:
+    return (text or b"").decode("utf-8", "replace")
 
 
 def display_name(name: bytes) -> str:
     """File name for messages: the last path component, printable characters only, at most NAME_CHARACTERS long."""
-    name = decode(name).replace("\\", "/").rpartition("/")[2]
-    name = "".join(c for c in name if c.isprintable()).strip()
-    return f"{name[: NAME_CHARACTERS - 1]}…" if len(name) > NAME_CHARACTERS else name or "the image"
+    last = decode(name).replace("\\", "/").rpartition("/")[2]
+    shown = "".join(c for c in last if c.isprintable()).strip()
+    return f"{shown[: NAME_CHARACTERS - 1]}…" if len(shown) > NAME_CHARACTERS else shown or "the image"
