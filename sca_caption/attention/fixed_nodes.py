@@ -47,7 +47,16 @@ def interpolated_scores(
     return two_level_series(((means - centre) / half).clamp(-1, 1), values @ transform)
 
 
-def _plain_branch(means, centre, half, x, transform, visual, hidden, score):
+def _plain_branch(
+    means: Tensor,
+    centre: Tensor,
+    half: Tensor,
+    x: Tensor,
+    transform: Tensor,
+    visual: Tensor,
+    hidden: Tensor,
+    score: Tensor,
+) -> Tensor:
     return plain_scores(means, visual, hidden, score)
 
 

@@ -153,7 +153,7 @@ def served(folder: Path) -> Iterator[str]:
     """Serve the files of a folder; the value is the address."""
 
     class Silent(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_):
+        def log_message(self, *_: Any) -> None:
             pass
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Silent, directory=folder))

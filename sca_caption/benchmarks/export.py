@@ -28,7 +28,8 @@ from sca_caption.export.model_json import DTYPES, GRAPHS, graph_path
 from sca_caption.export.onnx_captioner import load_pipeline
 from sca_caption.export.onnx_folder import export
 from sca_caption.inference.batching import stack
-from sca_caption.inference.captioning import Caption, CaptionPipeline
+from sca_caption.inference.captioning import CaptionPipeline
+from sca_caption.inference.captions import Caption
 from sca_caption.runtime.errors import UserError
 
 BATCH = 16

@@ -116,7 +116,8 @@ def word_groups(words: Sequence[str], vocabulary: Vocabulary) -> tuple[list[list
         )
     groups, dropped = [], []
     for text in words:
-        known, unknown = [], []
+        known: list[str] = []
+        unknown: list[str] = []
         for word in normalize(text).split("/"):
             (known if word in vocabulary and word not in SPECIALS else unknown).append(word)
         if not known:

@@ -21,7 +21,8 @@ from PIL import Image
 from sca_caption import images
 from sca_caption.images import Source, Transform
 from sca_caption.inference.batching import stack
-from sca_caption.inference.captioning import Caption, CaptionPipeline
+from sca_caption.inference.captioning import CaptionPipeline
+from sca_caption.inference.captions import Caption
 from sca_caption.models.attention_trace import Trace, trace_to_json, unattended_maps
 from sca_caption.runtime.errors import UserError
 from sca_caption.runtime.figures import ANIMATION_FORMAT, DPI, check_figure, save_figure

@@ -49,7 +49,8 @@ def select_distinct(
     pool = {tuple(each.tokens): each for each in [*ranked[1:], *others] if each.tokens != first.tokens}
     rest = sorted(pool.values(), key=lambda each: -each.score)
     words = {
-        tuple(each.tokens): {content[token] for token in each.tokens} - {None} for each in [first, *rest]
+        tuple(each.tokens): {word for token in each.tokens if (word := content[token]) is not None}
+        for each in [first, *rest]
     }
 
     def key(each: Hypothesis) -> tuple[int, bool, float]:

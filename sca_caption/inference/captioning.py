@@ -256,8 +256,8 @@ class CaptionPipeline:
             others = [[]] * len(state) if any(forced) else search(**self._beams | diverse)
             others = self.rate(others, predictions, forced)
             found = [
-                select_distinct(*pair, self.search.num_captions, self._content, groups)
-                for *pair, groups in zip(found, others, forced, strict=True)
+                select_distinct(ranked, further, self.search.num_captions, self._content, groups)
+                for ranked, further, groups in zip(found, others, forced, strict=True)
             ]
         captions = [tuple(map(self._finish, several[: self.search.num_captions])) for several in found]
         return captions, state

@@ -24,7 +24,8 @@ import torch
 from fsspec.implementations.local import LocalFileSystem
 
 from sca_caption.checkpoint import fingerprint
-from sca_caption.inference.captioning import CaptionPipeline, Result
+from sca_caption.inference.captioning import CaptionPipeline
+from sca_caption.inference.captions import Result
 from sca_caption.inference.journal import require_same
 from sca_caption.inference.shards import Photograph, Shard, photographs
 from sca_caption.runtime.atomic_files import atomic_write
@@ -140,7 +141,7 @@ class ShardCaptioner:
         return {"captioned": captioned, "failed": failed}
 
     def rows(self, shard: Shard) -> list[dict]:
-        def load(photograph: Photograph):
+        def load(photograph: Photograph) -> Any:
             return photograph.load(self.pipeline.transform)
 
         return [row(result) for result in self.pipeline.stream(photographs(shard), load)]

@@ -235,7 +235,7 @@ def insert(stage: Stage, block: str, options: dict[str, object], stride_2_only: 
             unit.replace_3x3(options)
     elif units and block in IN_UNITS:
         for unit in units:
-            if unit.downsamples or block not in stride_2_only:
+            if unit.inside and (unit.downsamples or block not in stride_2_only):
                 unit.inside.insert(build(block, unit.inside.channels, **options))
     else:
         points = [stage.after]

@@ -24,6 +24,7 @@ before its pooling or transition.
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -350,7 +351,7 @@ def load_pretrained(model: nn.Module, weights: dict[str, Tensor], name: str) -> 
     return left
 
 
-def gradcam_layer(model: nn.Module, name: str) -> nn.Module:
+def gradcam_layer(model: Any, name: str) -> Any:
     """Return the module whose output (B, C, h, w) is the last feature map, after any block and before any max-pooling."""
     network = NETWORKS[choice(name, NETWORKS, "backbone")]
     if network.head == "fc":

@@ -3,6 +3,8 @@
 He et al. 2016, "Deep residual learning for image recognition", CVPR (arXiv 1512.03385).
 """
 
+from typing import Any
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -14,7 +16,7 @@ CIFAR_WIDTHS = (16, 32, 64)  # channels of the three stages, at 32 x 32, 16 x 16
 class BasicBlock(torchvision.models.resnet.BasicBlock):
     """Torchvision's unit with an insertion point, `attention`, before the sum."""
 
-    def __init__(self, *args, **options):
+    def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
         self.attention = nn.Identity()
 
@@ -27,7 +29,7 @@ class BasicBlock(torchvision.models.resnet.BasicBlock):
 class Bottleneck(torchvision.models.resnet.Bottleneck):
     """Torchvision's unit with an insertion point, `attention`, before the sum."""
 
-    def __init__(self, *args, **options):
+    def __init__(self, *args: Any, **options: Any):
         super().__init__(*args, **options)
         self.attention = nn.Identity()
 

@@ -51,7 +51,8 @@ async def read_form(request: Request, limits: Limits) -> Form:
 
     try:
         async with asyncio.timeout(limits.upload_seconds):
-            parser = python_multipart.create_form_parser(dict(request.headers), on_field, on_file, IN_MEMORY)
+            headers = {"Content-Type": request.headers["content-type"].encode("latin-1")}
+            parser = python_multipart.create_form_parser(headers, on_field, on_file, IN_MEMORY)
             received = 0
             async for chunk in request.stream():
                 received += len(chunk)

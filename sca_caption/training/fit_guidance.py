@@ -20,7 +20,8 @@ from sca_caption.guidance.groups import genders, mention_groups
 from sca_caption.guidance.guide import TrainedGuide
 from sca_caption.guidance.words import fit_words, gender_sums, mention_rates
 from sca_caption.inference.batching import in_batches, reader, stack
-from sca_caption.inference.captioning import Caption, CaptionPipeline
+from sca_caption.inference.captioning import CaptionPipeline
+from sca_caption.inference.captions import Caption
 from sca_caption.inference.torch_captioner import TorchCaptioner, require_word_predictor
 from sca_caption.runtime.errors import UserError
 
