@@ -39,12 +39,12 @@ class Shapes:
         for image in self.ids:
             for found in shapes.instances(shapes.scene(seed, image), size):
                 (x1, y1, x2, y2), kind = found.box, shapes.CLASSES[found.label].split()[1]
-                where = {"image_id": image, "bbox": (x1, y1, x2 - x1, y2 - y1), "area": int(found.mask.sum())}
+                where = {"image_id": image, "bbox": [x1, y1, x2 - x1, y2 - y1], "area": int(found.mask.sum())}
                 what = {"id": len(annotations) + 1, "category_id": shapes.KINDS.index(kind) + 1, "iscrowd": 0}
                 annotations.append(where | what)
         images, categories = [{"id": image} for image in self.ids], [{"id": 1}, {"id": 2}, {"id": 3}]
         self.coco.dataset = {"images": images, "annotations": annotations, "categories": categories}
-        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints what it does
+        with contextlib.redirect_stdout(io.StringIO()):
             self.coco.createIndex()
 
     def __len__(self) -> int:
@@ -56,13 +56,11 @@ class Shapes:
 
 def coco(root: str) -> list:
     """Training and validation pictures of COCO 2017. Raises UserError if they are not in this folder."""
+    splits = {split: f"{root}/annotations/instances_{split}.json" for split in ("train2017", "val2017")}
+    read = torchvision.datasets.CocoDetection
     try:
-        return [
-            torchvision.datasets.CocoDetection(
-                f"{root}/{split}", f"{root}/annotations/instances_{split}.json", transforms=to_tensors
-            )
-            for split in ("train2017", "val2017")
-        ]
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints what it does
+            return [read(f"{root}/{split}", file, transforms=to_tensors) for split, file in splits.items()]
     except OSError as error:
         raise UserError(
             f"--coco {root}: {error}; give the folder with train2017, val2017 and annotations"
@@ -113,7 +111,7 @@ def average_precision(model: nn.Module, data) -> float:
         (found,) = model([data[index][0]])
         boxes, labels, scores = (found[key].tolist() for key in ("boxes", "labels", "scores"))
         for (x1, y1, x2, y2), label, score in zip(boxes, labels, scores, strict=True):
-            box = (x1, y1, x2 - x1, y2 - y1)
+            box = [x1, y1, x2 - x1, y2 - y1]
             results.append({"image_id": image, "category_id": label, "bbox": box, "score": score})
     if not results:
         return 0.0

@@ -86,8 +86,8 @@ class FeatureMaps(nn.Module):
         """Load weights of the whole network or of this part. Returns the names of parameters that they do not contain.
 
         weights: a state dict with torchvision's names, a file of one (.pth, .safetensors), or a checkpoint of `train.py
-        --task classify`. Names may be left only if no attention block is in the weights: those of all blocks. Raises
-        UserError, which names the parameters that differ, for weights of another network; nothing is loaded then.
+        --task classify`. Only attention blocks may be missing, and only if the weights contain none. Raises UserError,
+        which names the parameters that differ, for weights of another network; nothing is loaded then.
         """
         found = network_weights(weights, self.trunk)
         state = self.trunk.state_dict()

@@ -80,7 +80,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise UserError(f"no weights file {path}; give an existing .safetensors or .pth file")
     try:
-        if path.suffix == ".safetensors":
+        with path.open("rb") as file:
+            is_safetensors = (
+                file.read(9)[8:] == b"{"
+            )  # after eight bytes of length; best.pt of train.py is one
+        if is_safetensors or path.suffix == ".safetensors":
             state = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)

@@ -162,12 +162,16 @@ def test_maps_are_those_of_the_classifier(name, block):
     maps = feature_maps(name, block, stem="cifar").eval()
     assert maps.load(network.state_dict()) == []
     read = {}
+
+    def keep(path: str, x: Tensor) -> None:
+        read[path] = x.clone()  # before the network changes it in place
+
     for path in READ_BY[name]:
         network.get_submodule(path).register_forward_pre_hook(
-            lambda module, inputs, path=path: read.setdefault(path, inputs[0].clone())
+            lambda _, given, path=path: keep(path, given[0])
         )
     if hasattr(network, "features"):
-        network.features.register_forward_hook(lambda *given: read.setdefault("features", given[2].clone()))
+        network.features.register_forward_hook(lambda _, given, out: keep("features", out))
     network(images(48, 32))
     wanted = [*(read[path] for path in READ_BY[name]), read.get("features")]
     found = maps(images(48, 32))
