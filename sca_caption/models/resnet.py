@@ -8,11 +8,10 @@ from torch import Tensor, nn
 
 from sca_caption.runtime.torchvision_compat import torchvision
 
-tv_resnet = torchvision.models.resnet
 CIFAR_WIDTHS = (16, 32, 64)  # channels of the three stages, at 32 x 32, 16 x 16 and 8 x 8 positions
 
 
-class BasicBlock(tv_resnet.BasicBlock):
+class BasicBlock(torchvision.models.resnet.BasicBlock):
     """Torchvision's unit with an insertion point, `attention`, before the sum."""
 
     def __init__(self, *args, **options):
@@ -25,7 +24,7 @@ class BasicBlock(tv_resnet.BasicBlock):
         return self.relu(out + (x if self.downsample is None else self.downsample(x)))
 
 
-class Bottleneck(tv_resnet.Bottleneck):
+class Bottleneck(torchvision.models.resnet.Bottleneck):
     """Torchvision's unit with an insertion point, `attention`, before the sum."""
 
     def __init__(self, *args, **options):

@@ -158,7 +158,7 @@ def test_several_at_a_time_end_with_a_killed_parent_and_give_the_same_table(call
             time.sleep(0.02)
             assert process.poll() is None
         process.send_signal(signal.SIGKILL)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert accuracies(done.stdout) == whole
 
