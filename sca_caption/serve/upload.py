@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import Any
 
 import python_multipart
 from python_multipart.exceptions import FormParserError
@@ -39,6 +40,7 @@ async def read_form(request: Request, limits: Limits) -> Form:
     if not length.isdecimal() or int(length) > limits.upload_bytes:
         raise too_large
     form, files = Form(), []
+    headers: Any = request.headers  # annotated as a dict of bytes there
 
     def on_file(file: python_multipart.multipart.File) -> None:
         files.append(file.field_name)
@@ -51,7 +53,6 @@ async def read_form(request: Request, limits: Limits) -> Form:
 
     try:
         async with asyncio.timeout(limits.upload_seconds):
-            headers = {"Content-Type": request.headers["content-type"].encode("latin-1")}
             parser = python_multipart.create_form_parser(headers, on_field, on_file, IN_MEMORY)
             received = 0
             async for chunk in request.stream():
