@@ -234,6 +234,7 @@ def made_with(arguments: argparse.Namespace, search: SearchConfig, sampling: Sam
         "force_words": list(arguments.force_words),
         "no_guidance": not arguments.guidance,
         **({"neutral": True} if arguments.neutral else {}),
+        **({"style": arguments.style} if arguments.style else {}),
         **({"save_attention": True} if arguments.save_attention else {}),
     }
 

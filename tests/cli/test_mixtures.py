@@ -224,6 +224,12 @@ def test_a_style_is_chosen_by_name(styled, photos, capsys):
     assert out == f"{wanted['everyday'][0]}\n"  # an ensemble of two
 
 
+def test_captions_of_another_style_are_not_resumed(styled, photos, tmp_path, capsys):
+    flags = [photos[0], "--checkpoint", styled, "--output", tmp_path / "out.csv"]
+    assert run(capsys, caption, *flags, "--style", "news")[0] == 0
+    assert "--style" in mistake(capsys, caption, *flags, "--style", "everyday", "--resume")
+
+
 def test_unknown_styles_are_one_line(styled, tiny_checkpoint, photos, capsys):
     text = mistake(capsys, caption, photos[0], "--checkpoint", styled, "--style", "poem")
     assert text == "unknown style 'poem'; one of: everyday, made, news"
