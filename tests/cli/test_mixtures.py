@@ -225,7 +225,7 @@ def test_a_style_is_chosen_by_name(styled, photos, capsys):
 
 
 def test_captions_of_another_style_are_not_resumed(styled, photos, tmp_path, capsys):
-    flags = [photos[0], "--checkpoint", styled, "--output", tmp_path / "out.csv"]
+    flags = [photos[0], "--checkpoint", styled, "--output", tmp_path / "out.html"]
     assert run(capsys, caption, *flags, "--style", "news")[0] == 0
     assert "--style" in mistake(capsys, caption, *flags, "--style", "everyday", "--resume")
 
