@@ -39,6 +39,7 @@ model.json, UTF-8:
     search          default settings, see `config.SearchConfig`; the search is `decoding.beam_search`
     bad_endings     ids of words that no caption ends in if search.remove_bad_endings is true
     conjunctions    ids of words that never join a word with itself if search.block_ngrams is not 0
+    content         the content of each word as a number, -1 for none (`guidance.distinct`); missing in earlier exports
     gendered        ids of the words for one gender, which neutral captions never contain; missing in earlier exports
     guides          in the order in which they act, each with its name, the name of its prediction among the outputs (or
                     null), and its own fields:
@@ -73,6 +74,7 @@ from sca_caption.export.browser_site import MODEL, check_runtime, is_site, write
 from sca_caption.export.model_json import DESCRIPTION, DTYPES, FORMAT_VERSION, graph_path
 from sca_caption.export.onnx_graphs import LSTM_WEIGHTS, graphs_of, layers_of
 from sca_caption.export.onnx_int8 import quantize
+from sca_caption.guidance.distinct import content_ids
 from sca_caption.guidance.groups import gendered_words
 from sca_caption.inference.torch_captioner import TorchCaptioner
 from sca_caption.runtime.atomic_files import atomic_folder
@@ -122,6 +124,7 @@ def export(
             "search": vars(SearchConfig()),
             "bad_endings": list(bad_endings(given.vocabulary)),
             "conjunctions": list(conjunctions(given.vocabulary)),
+            "content": content_ids(given.vocabulary),
             "gendered": list(gendered_words(given.vocabulary)),
             "guides": [
                 {"name": each.name, "prediction": each.prediction} | each.to_json() for each in guides

@@ -27,6 +27,12 @@ def content_of(vocabulary: Vocabulary) -> list[str | None]:
     ]
 
 
+def content_ids(vocabulary: Vocabulary) -> list[int]:
+    """The content of each word as a number, -1 for none, as exported models have it."""
+    ids: dict[str, int] = {}
+    return [-1 if each is None else ids.setdefault(each, len(ids)) for each in content_of(vocabulary)]
+
+
 def overlap(one: Collection[str], other: Collection[str]) -> float:
     """The Jaccard index of two sets; 1 for two empty ones."""
     union = {*one, *other}

@@ -139,9 +139,9 @@ def test_captions_are_pythons(page, given):
     wanted, unmasked, unranked = (
         captions_of(CaptionPipeline.load(given, search=search, guidance=guidance), contents)
         for search, guidance in (
-            (SearchConfig(num_captions=3, distinct=False), True),
-            (SearchConfig(num_captions=3, distinct=False), False),
-            (SearchConfig(num_captions=3, rerank_weight=0, distinct=False), True),
+            (SearchConfig(num_captions=3), True),
+            (SearchConfig(num_captions=3), False),
+            (SearchConfig(num_captions=3, rerank_weight=0), True),
         )
     )
     for other in (unmasked, unranked):

@@ -227,7 +227,7 @@ def test_a_checkpoint_keeps_it(fitted, dtype, tmp_path):
 
 def test_the_pipeline_reranks_the_candidates_of_a_search(fitted, data):
     batch = stack([data.image(row) for row in data.indices("val").tolist()])
-    search = SearchConfig(beam_size=3, num_captions=3, rerank_weight=50.0)
+    search = SearchConfig(beam_size=3, num_captions=3, rerank_weight=50.0, distinct=False)
     pipeline = CaptionPipeline.load(fitted, search=search)
     with torch.inference_mode():
         state, predictions = pipeline.model.start(batch, pipeline.guides)

@@ -28,12 +28,13 @@ from torch import Tensor
 from sca_caption.config import SearchConfig
 from sca_caption.decoding.rules import bad_endings, conjunctions
 from sca_caption.guidance import GUIDES
+from sca_caption.guidance.distinct import content_ids
 from sca_caption.images import Transform
 from sca_caption.inference.captioning import Caption, CaptionPipeline
 from sca_caption.vocab import SPECIALS, Vocabulary
 
 SEARCH = {"beam_size": 4, "num_captions": 2, "max_length": 8, "length_penalty": 0.0, "block_ngrams": 0}
-# The JavaScript search has neither of the last two.
+# The JavaScript search has no grammar.
 SEARCH |= {"remove_bad_endings": False, "rerank_weight": 0.0, "grammar": False, "distinct": False}
 
 Case = Mapping[str, Any]
@@ -129,6 +130,7 @@ def for_javascript(case: Case) -> dict:
     own = Vocabulary(case["words"][len(SPECIALS) :])
     search = vars(SearchConfig(**SEARCH | case.get("search", {})))
     rules = {"search": search, "bad_endings": bad_endings(own), "conjunctions": conjunctions(own)}
+    rules["content"] = content_ids(own)
     return {"force_words": []} | dict(case) | rules
 
 

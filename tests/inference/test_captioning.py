@@ -17,7 +17,9 @@ from sca_caption.runtime.errors import UserError
 @pytest.fixture(scope="module")
 def pipeline(tiny_checkpoint):
     return CaptionPipeline.load(
-        tiny_checkpoint, search=SearchConfig(beam_size=3, num_captions=2, max_length=6), batch_size=3
+        tiny_checkpoint,
+        search=SearchConfig(beam_size=3, num_captions=2, max_length=6, distinct=False),
+        batch_size=3,
     )
 
 

@@ -1,5 +1,6 @@
 // A captioner and its guides: sca_caption/inference/captioning.py in JavaScript, for one image.
 
+import { selectDistinct } from "./distinct.js";
 import { guidesOf } from "./guides.js";
 import { MaskedWords } from "./masking.js";
 import { beamSearch } from "./search.js";
@@ -13,20 +14,34 @@ export class CaptionPipeline {
   constructor(model, described, settings = {}, { neutral = false } = {}) {
     const search = { ...described.search, ...settings };
     if (search.diverse_groups > 1) throw new Error("diverse beam search runs in Python only; set diverse_groups to 1");
-    Object.assign(this, { model, search, words: described.words });
+    Object.assign(this, { model, search, words: described.words, content: described.content });
     this.guides = guidesOf(described);
     this.gendered = neutral ? described.gendered : [];
     this.rules = {
       ...search,
       bad_endings: search.remove_bad_endings ? described.bad_endings : [],
       conjunctions: search.block_ngrams ? described.conjunctions : [],
-      num_captions: this.reranks ? candidatesOf(search.beam_size) : search.num_captions,
+      diverse_groups: 1,
+      num_captions: this.candidates,
     };
   }
 
   /** Whether guides rerank the candidates. */
   get reranks() {
     return this.search.rerank_weight > 0 && [...this.guides.values()].some((guide) => guide.rate);
+  }
+
+  /** Whether the captions of an image are chosen to differ in content; files of earlier versions lack what that needs. */
+  get selects() {
+    const { distinct, num_captions: count, beam_size: beamSize } = this.search;
+    return Boolean(distinct && this.content && count > 1 && beamSize > 1);
+  }
+
+  /** How many captions the search finds, to rerank them or to choose from them. */
+  get candidates() {
+    const { beam_size: beamSize, num_captions: count } = this.search;
+    if (this.reranks) return candidatesOf(beamSize);
+    return this.selects ? beamSize : count;
   }
 
   /**
@@ -37,10 +52,15 @@ export class CaptionPipeline {
    * captions shall contain one each.
    */
   async caption(state, predictions, forced = []) {
-    const banned = this.bannedWords(predictions, forced);
-    const first = await beamSearch(this.model, state, this.rules, forced, new MaskedWords(banned));
-    const found = this.rate(first, predictions, forced);
-    return found.slice(0, this.search.num_captions).map((each) => this.finish(each));
+    const mask = new MaskedWords(this.bannedWords(predictions, forced));
+    let found = this.rate(await beamSearch(this.model, state, this.rules, forced, mask), predictions, forced);
+    const { beam_size: beamSize, num_captions: count } = this.search;
+    if (this.selects) {
+      const rules = { ...this.rules, diverse_groups: beamSize, num_captions: beamSize };
+      const diverse = forced.length ? [] : await beamSearch(this.model, state, rules, [], mask);
+      found = selectDistinct(found, this.rate(diverse, predictions, forced), count, this.content, forced);
+    }
+    return found.slice(0, count).map((each) => this.finish(each));
   }
 
   /** Ids that guides exclude and neutral captions lack. */

@@ -1,5 +1,5 @@
-// Beam search for the captions of one image: sca_caption/decoding/{beam_search,lexical_constraints,rules,stepper}.py in
-// JavaScript.
+// Beam search for the captions of one image: sca_caption/decoding/{beam_search,diverse_beams,lexical_constraints,rules,
+// stepper}.py in JavaScript.
 //
 // The search knows a captioner by its step alone:
 //
@@ -20,17 +20,22 @@ const NEVER = [PAD, BOS, UNK]; // words that no caption contains
  *
  * rules: fields of `search` in model.json; num_captions: how many; bad_endings: ids of words that no caption
  * ends in; conjunctions: ids of words that must not join a word with itself.
+ * diverse_groups: this many groups of beams, which differ in their words, each of which costs `diversity` nats per beam of
+ * the groups before that chooses it; without forced words.
  * forced: groups of ids; a caption shall contain one word of each (constrained beam search: one set of beams per subset
  * of the groups). mask: excludes words, see masking.js.
  */
 export async function beamSearch(model, state, rules, forced = [], mask = null) {
-  const { beam_size: beamSize, max_length: maxLength, length_penalty: penalty } = rules;
+  const { max_length: maxLength, length_penalty: penalty, diverse_groups: groups = 1 } = rules;
+  const isDiverse = groups > 1;
+  const beamSize = rules.beam_size / groups; // of each set
   const count = rules.num_captions ?? 1;
-  const kept = Math.max(beamSize, count);
+  const kept = isDiverse ? beamSize : Math.max(beamSize, count);
   const bits = bitsOf(forced);
-  const sets = 1 << forced.length;
+  const sets = isDiverse ? groups : 1 << forced.length;
   const finished = Array.from({ length: sets }, () => []);
-  let live = Array.from({ length: sets }, (_, set) => (set ? [] : [{ tokens: [], logProb: 0 }]));
+  let live = Array.from({ length: sets }, (_, set) => (set && !isDiverse ? [] : [{ tokens: [], logProb: 0 }]));
+  if (isDiverse) state = state.select(live.map(() => 0));
   let slots = 1; // beams that a set has room for
 
   for (let length = 1; ; length += 1) {
@@ -47,11 +52,13 @@ export async function beamSearch(model, state, rules, forced = [], mask = null) 
     slots = Math.min(beamSize, considered);
 
     const before = live;
+    const chosen = new Map(); // cost of each word for the groups that follow
     live = before.map((own, set) => {
-      const best = bestOf(own, moves.filter(({ into }) => into === set), considered);
+      const best = bestOf(own, moves.filter(({ into }) => into === set), considered, chosen);
       const ended = best.slice(0, beamSize).filter(({ word }) => word === EOS);
       keepBest(finished[set], ended.map(({ beam, total }) => caption(beam.tokens, total, true, penalty)), kept);
       const onward = best.filter(({ word }) => word !== EOS).slice(0, slots);
+      if (isDiverse) for (const { word } of onward) chosen.set(word, (chosen.get(word) ?? 0) + rules.diversity);
       return onward.map(({ beam, word, total }) => {
         return { tokens: [...beam.tokens, word], logProb: total, parent: beam.row };
       });
@@ -62,12 +69,12 @@ export async function beamSearch(model, state, rules, forced = [], mask = null) 
     if (isDead && length === 1) throw new Error(NO_WORD);
     const nothing = finished.every((set) => !set.length);
     const deadEnds = isDead && nothing ? before : []; // they break the rules
-    if (length === maxLength) return ranked(finished, isDead ? deadEnds : live, penalty, count);
+    const result = (unfinished) => ranked(finished, unfinished, penalty, count, isDiverse);
+    if (length === maxLength) return result(isDead ? deadEnds : live);
     const reachable = Math.fround(likeliest / Math.fround(Math.max((length + 1) ** penalty, maxLength ** penalty)));
-    const isFull = sets === 1 && finished[0].length === kept;
-    if (isDead || isFull || reachable <= (finished[sets - 1][count - 1]?.score ?? -Infinity)) {
-      return ranked(finished, deadEnds, penalty, count);
-    }
+    const isFull = (sets === 1 || isDiverse) && finished.every((each) => each.length === kept);
+    const isSettled = !isDiverse && reachable <= (finished[sets - 1][count - 1]?.score ?? -Infinity);
+    if (isDead || isFull || isSettled) return result(deadEnds);
     state = stepped.state.select(live.flat().map(({ parent }) => parent));
   }
 }
@@ -145,14 +152,15 @@ function takeMoves(live, bits) {
   return moves;
 }
 
-/** The `count` most probable of a set's own continuations and of those that move into it. */
-function bestOf(beams, moves, count) {
+/** The `count` most probable of a set's own continuations and of those that move into it, less the costs of words. */
+function bestOf(beams, moves, count, costs) {
   const best = [];
   const offer = (beam, word, total) => {
-    if (best.length === count && !(total > best[count - 1].total)) return;
+    const rank = Math.fround(total - Math.fround(costs.get(word) ?? 0));
+    if (best.length === count && !(rank > best[count - 1].rank)) return;
     let place = best.length;
-    while (place && total > best[place - 1].total) place -= 1;
-    best.splice(place, 0, { beam, word, total });
+    while (place && rank > best[place - 1].rank) place -= 1;
+    best.splice(place, 0, { beam, word, total, rank });
     if (best.length > count) best.pop();
   };
   for (const beam of beams) {
@@ -172,15 +180,21 @@ function keepBest(kept, added, size) {
   kept.length = Math.min(kept.length, size);
 }
 
-/** The best captions of all sets, without duplicates. */
-function ranked(finished, live, penalty, count) {
+/** The best captions of all sets, without duplicates; of diverse groups the best of each, then the second best ... */
+function ranked(finished, live, penalty, count, isDiverse) {
   const unfinished = (beam) => caption(beam.tokens, beam.logProb, false, penalty);
   const found = [finished, live.map((set) => set.map(unfinished))].flatMap((kind) =>
-    kind.flatMap((set, index) => set.map((each) => ({ each, groups: groupCount(index) }))),
+    kind.flatMap((set, index) =>
+      set.map((each, place) => {
+        return { each, level: isDiverse ? (each.finished ? place : Infinity) : -groupCount(index) };
+      }),
+    ),
   );
   found.sort(
     (one, other) =>
-      other.groups - one.groups || other.each.finished - one.each.finished || other.each.score - one.each.score,
+      (one.level === other.level ? 0 : one.level - other.level) ||
+      other.each.finished - one.each.finished ||
+      other.each.score - one.each.score,
   );
   const seen = new Set();
   return found
