@@ -15,7 +15,7 @@ COMMANDS = {
     ),
     "export": ("sca_caption.cli.export", "write ONNX graphs, or a page for browsers"),
     "classify": ("sca_caption.cli.classify", "classify images with a trained classifier"),
-    "ray": ("sca_caption.cli.ray", "caption photographs on the machines of a Ray cluster"),
+    "ray": ("sca_caption.cli.ray", "caption photographs on a Ray cluster"),
     "curves": ("sca_caption.cli.curves", "plot the validation scores of training runs"),
 }
 

@@ -10,6 +10,7 @@ import functools
 import http.server
 import shutil
 import statistics
+import sys
 import tempfile
 import threading
 import time
@@ -46,13 +47,13 @@ THREADS = """async () => {
 WAYS = {"page": "allow", "page, one thread": "block"}  # service workers
 EPILOG = """\
 examples:
-  python -m sca_caption.benchmarks.export browser node_modules/onnxruntime-web photos/
-  python -m sca_caption.benchmarks.export browser node_modules/onnxruntime-web photos/ --dtype int8
+  python -m sca_caption.benchmarks.browser node_modules/onnxruntime-web photos/
+  python -m sca_caption.benchmarks.browser node_modules/onnxruntime-web photos/ --dtype int8
 """
 
 
 def parser() -> Parser:
-    p = Parser(prog="python -m sca_caption.benchmarks.export browser", description=__doc__, epilog=EPILOG)
+    p = Parser(prog="python -m sca_caption.benchmarks.browser", description=__doc__, epilog=EPILOG)
     p.add_argument("runtime", type=Path, metavar="DIR", help="npm's folder of onnxruntime-web")
     p.add_argument("photographs", nargs="+", metavar="PHOTO", help="files, or folders of them; two or more")
     p.add_argument("--checkpoint", type=Path, metavar="FILE", help="(default: the model that ships)")
@@ -163,3 +164,7 @@ def served(folder: Path) -> Iterator[str]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

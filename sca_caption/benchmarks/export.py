@@ -4,7 +4,7 @@ All ways take the same images, already at model size, through everything from pi
 one image at a time and in batches. Their turns alternate in one run; a ratio is the median over rounds. Captions are
 compared over all photographs.
 
-`python -m sca_caption.benchmarks.export browser` measures the browser page (see `benchmarks.browser`).
+`python -m sca_caption.benchmarks.browser` measures the browser page.
 """
 
 import statistics
@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from sca_caption import checkpoint, images
-from sca_caption.benchmarks import browser
 from sca_caption.cli.parser import Parser, program
 from sca_caption.config import require
 from sca_caption.datasets.hdf5_reader import CaptionDataset
@@ -37,7 +36,6 @@ EPILOG = """\
 examples:
   python -m sca_caption.benchmarks.export photos/
   python -m sca_caption.benchmarks.export photos/ --data data/flickr8k.h5 --limit 500
-  python -m sca_caption.benchmarks.export browser node_modules/onnxruntime-web photos/
 """
 
 
@@ -59,9 +57,6 @@ def parser() -> Parser:
 
 @program
 def main(argv: list[str] | None = None) -> int:
-    given_arguments = sys.argv[1:] if argv is None else argv
-    if given_arguments[:1] == ["browser"]:
-        return browser.main(given_arguments[1:])
     arguments = parser().parse_args(argv)
     require(arguments, "rounds", arguments.rounds >= 1, "at least 1")
     require(arguments, "threads", min(arguments.threads) >= 1, "at least 1")

@@ -31,6 +31,7 @@ from sca_caption.cli.parser import Parser, program
 from sca_caption.config import require
 from sca_caption.images import find_images
 from sca_caption.runtime.errors import UserError
+from sca_caption.runtime.programs import install_command
 
 EPILOG = """\
 examples:
@@ -68,9 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         import transformers  # noqa: F401
     except ImportError as error:
-        raise UserError(
-            f"the peers need transformers ({error}); run: pip install 'sca-caption[peers]'"
-        ) from error
+        raise UserError(f"the peers need transformers ({error}); run: {install_command('peers')}") from error
     paths = [str(path.absolute()) for path in find_images([arguments.folder])][: arguments.images]
     given = {"BLIP-base": arguments.blip, "GIT-base": arguments.git}
     with tempfile.TemporaryDirectory() as folder:

@@ -12,6 +12,7 @@ from sca_caption.cli.terminal import progress
 from sca_caption.config import BATCH_SIZE, SearchConfig, require
 from sca_caption.runtime.atomic_files import locked
 from sca_caption.runtime.errors import UserError
+from sca_caption.runtime.programs import install_command
 
 FORMATS = ("parquet", "jsonl")
 EPILOG = """\
@@ -84,7 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         import ray.data  # noqa: F401
     except ImportError as error:
-        raise UserError(f"ray cannot be imported ({error}); run: pip install 'sca-caption[ray]'") from error
+        raise UserError(f"ray cannot be imported ({error}); run: {install_command('ray')}") from error
     with ExitStack() as opened:
         return run(arguments, opened)
 

@@ -109,7 +109,7 @@ def test_every_block_is_trained_with_every_seed_from_the_same_start(call, tmp_pa
 def test_a_killed_comparison_continues_to_the_same_table(call, tmp_path, capsys, monkeypatch):
     assert call() == 0
     whole = accuracies(capsys.readouterr().out)
-    before = {path: path.read_bytes() for path in tmp_path.glob("out/*/last.pt")}
+    names = [path.parent.name for path in tmp_path.glob("out/*/last.pt")]
     (tmp_path / "out").rename(tmp_path / "whole")
 
     save, calls = checkpoint.save, []
@@ -128,14 +128,9 @@ def test_a_killed_comparison_continues_to_the_same_table(call, tmp_path, capsys,
     assert call() == 0
     assert len(calls) == 12  # no epoch was trained twice
     assert accuracies(capsys.readouterr().out) == whole
-    for path, content in before.items():
-        assert len(path.read_bytes()) == len(content)
-        assert top1(tmp_path, path.parent.name) == [
-            record["top-1"]
-            for record in json.loads((tmp_path / "whole" / path.parent.name / "epochs.json").read_text())[
-                "epochs"
-            ]
-        ]
+    for name in names:
+        records = json.loads((tmp_path / "whole" / name / "epochs.json").read_text())["epochs"]
+        assert top1(tmp_path, name) == [record["top-1"] for record in records]
 
 
 @pytest.mark.slow

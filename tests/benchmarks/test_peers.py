@@ -103,4 +103,4 @@ def test_without_transformers_the_extra_is_named(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "transformers", None)
     assert peers.main([str(DEMO)]) == 2
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "sca-caption[peers]" in err
+    assert err.count("\n") == 1 and "[peers]'" in err

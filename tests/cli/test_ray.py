@@ -130,4 +130,4 @@ def test_without_ray_the_extra_is_named(photos, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "ray.data", None)
     assert main([str(photos[0]), "--output", str(tmp_path / "out")]) == 2
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "sca-caption[ray]" in err and not os.path.exists(tmp_path / "out")
+    assert err.count("\n") == 1 and "[ray]" in err and not os.path.exists(tmp_path / "out")
