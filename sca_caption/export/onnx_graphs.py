@@ -7,7 +7,7 @@ positions.
 
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -172,17 +172,16 @@ def traced(module: nn.Module, inputs: tuple, dynamic: tuple, names: list[str], o
         )
     assert program is not None
     model = program.model_proto
-    graph = model.graph
-    for part in (
-        model,
-        graph,
-        *graph.node,
-        *graph.input,
-        *graph.output,
-        *graph.initializer,
-        *model.functions,
-    ):
-        if hasattr(part, "metadata_props"):  # stack traces
-            del part.metadata_props[:]
-    del graph.value_info[:]
+    remove_stack_traces(model)
+    del model.graph.value_info[:]
     return Graph(model.SerializeToString(), names, outputs)
+
+
+def remove_stack_traces(part: Any) -> None:
+    """Empty `metadata_props`, where torch.onnx keeps stack traces, of a message and of all messages in it."""
+    if "metadata_props" in part.DESCRIPTOR.fields_by_name:
+        part.ClearField("metadata_props")
+    for field, value in part.ListFields():
+        if field.message_type:
+            for each in value if isinstance(value, Sequence) else [value]:
+                remove_stack_traces(each)

@@ -33,6 +33,7 @@ from sca_caption.export.model_json import graph_path, upgrade
 from sca_caption.export.onnx_captioner import OnnxCaptioner, load_pipeline
 from sca_caption.export.onnx_folder import export
 from sca_caption.export.onnx_graphs import graphs_of, layers_of
+from sca_caption.guidance.distinct import content_ids
 from sca_caption.guidance.groups import mention_groups
 from sca_caption.images import Transform
 from sca_caption.inference.captioning import CaptionPipeline
@@ -227,6 +228,7 @@ def test_int8_is_close_and_small(exported):
     for name in ("trunk", "step"):
         kept = onnx.load(graph_path(exported, name, "int8")).graph.initializer
         kept = [x for x in kept if len(x.dims) > 1 and np.prod(x.dims) >= 64]
+        kept = [x for x in kept if list(x.dims) != [8, 8]]  # from values at the 64 / 8 nodes to coefficients
         assert {(len(x.dims), x.data_type) for x in kept} == {(2, int8), (4, float16)}
         files = [graph_path(exported, name, dtype).stat().st_size for dtype in ("float32", "int8")]
         assert files[1] < 0.6 * files[0]
@@ -468,6 +470,7 @@ def test_what_a_folder_holds(given, exported):
         "pad": 0,
         "unk": 3,
         "transform": {"size": 32, "mode": "resize"},
+        "content": content_ids(given.vocabulary),
         "dtypes": ["float32", "int8"],
         "guides": [
             {"name": "consensus", "prediction": "expected", "idf": given.guides["consensus"].idf.tolist()},
