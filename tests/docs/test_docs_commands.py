@@ -35,7 +35,7 @@ RUN = (
     "-m sca_caption classify",
     "-m sca_caption curves",
 )
-STAYS = ("--serve", "--help")  # the first goes on until it is interrupted; its own tests start it
+STAYS = ("--serve", "--help", "--version")  # these exit, or go on until interrupted; other tests start them
 FOUND = sorted(
     {
         (name, shlex.join(arguments))
@@ -74,6 +74,10 @@ def files(tmp_path_factory) -> Path:
     for run in ("cifar10-resnet18-cbam", "caltech101-resnet18", "NAME-resnet18", "folder-mobilenet_v2-coord"):
         (folder / "runs" / run).mkdir()
         save_classifier(folder / "runs" / run / "best.pt", source)
+    epochs = [{"epoch": 1, "top-1": 10.0}, {"epoch": 2, "top-1": 20.0}]
+    for run in ("cifar10-resnet18", "cifar10-resnet18-cbam"):
+        (folder / "runs" / run).mkdir(exist_ok=True)
+        save_classifier(folder / "runs" / run / "last.pt", source, history=epochs)
     save_classifier(folder / "F", source)
     written = [{"image_id": 1007, "file_name": "photo 7.png", "caption": "a dog"}]
     (folder / "out.json").write_text(json.dumps(written))

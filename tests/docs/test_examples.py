@@ -1,6 +1,7 @@
 """The programs of docs/examples learn their task on generated pictures, and read COCO's and Pascal VOC's files."""
 
 import json
+import os
 import re
 
 import numpy as np
@@ -13,6 +14,9 @@ from tests.helpers.documents import example
 from tests.helpers.made_photos import error_line
 
 SMALL = ["--steps", "1", "--size", "64", "--batch-size", "2"]
+trains = pytest.mark.skipif(
+    not os.environ.get("SCA_CAPTION_EXAMPLES"), reason="takes minutes; set SCA_CAPTION_EXAMPLES=1"
+)
 
 
 def scores(name: str, arguments: list[str], capsys) -> list[float]:
@@ -21,6 +25,7 @@ def scores(name: str, arguments: list[str], capsys) -> list[float]:
     return [float(value) for value in re.findall(r": (\d\.\d+)$", capsys.readouterr().out, re.MULTILINE)]
 
 
+@trains
 @pytest.mark.slow
 def test_the_detector_learns(capsys):
     pytest.importorskip("pycocotools")
@@ -28,6 +33,7 @@ def test_the_detector_learns(capsys):
     assert before < 0.05 and after > 0.6
 
 
+@trains
 @pytest.mark.slow
 def test_the_segmenter_learns(capsys):
     before, after = scores("segmentation", [], capsys)
@@ -106,6 +112,7 @@ def coco(tmp_path):
     return tmp_path
 
 
+@trains
 @pytest.mark.slow
 def test_the_detector_reads_cocos_files(coco, capsys):
     pytest.importorskip("pycocotools")
@@ -136,6 +143,7 @@ def voc(tmp_path):
     return tmp_path
 
 
+@trains
 @pytest.mark.slow
 def test_the_segmenter_reads_pascal_vocs_files(voc, capsys):
     module = example("segmentation")

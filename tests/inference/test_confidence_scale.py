@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sca_caption.benchmarks.browser import served
 from sca_caption.cli.terminal import shown_confidence
 from sca_caption.export import browser_site
 from sca_caption.images import Transform
@@ -20,7 +21,7 @@ from sca_caption.inference.gallery import Photograph, read
 from sca_caption.inference.results_file import results_file
 from sca_caption.serve import app
 from sca_caption.vocab import Vocabulary
-from tests.helpers.chromium import browser_page, needs_browser, served
+from tests.helpers.chromium import browser_page, needs_browser
 
 LIMITS = [
     (each.minimum - 0.5) / 100 for each in LEVELS if each.minimum
