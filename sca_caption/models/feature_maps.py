@@ -169,7 +169,7 @@ def skeleton(make: Callable[[], nn.Module]) -> nn.Module:
         with torch.device("meta"):
             return make()
     except NotImplementedError:  # RegNet reads tensors to compute its widths
-        with torch.device("cpu"), torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]):
             return make().to("meta")
 
 
