@@ -173,8 +173,24 @@ def traced(module: nn.Module, inputs: tuple, dynamic: tuple, names: list[str], o
     assert program is not None
     model = program.model_proto
     remove_stack_traces(model)
+    remove_unused_initializers(model.graph)
     del model.graph.value_info[:]
     return Graph(model.SerializeToString(), names, outputs)
+
+
+def remove_unused_initializers(graph: Any) -> None:
+    """Remove constants that no node of a graph or of its branches reads; onnxruntime warns of them."""
+    used = {output.name for output in graph.output}
+    stack = [graph]
+    while stack:
+        part = stack.pop()
+        used.update(output.name for output in part.output)
+        for node in part.node:
+            used.update(node.input)
+            stack.extend(attribute.g for attribute in node.attribute if attribute.HasField("g"))
+    kept = [each for each in graph.initializer if each.name in used]
+    del graph.initializer[:]
+    graph.initializer.extend(kept)
 
 
 def remove_stack_traces(part: Any) -> None:

@@ -114,7 +114,7 @@ def test_maps_and_gradients_of_every_form_of_network_and_block(name, block):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_maps_and_gradients_of_every_network_and_block(name):
-    for block in BLOCKS:
+    for block in [*BLOCKS][::3]:  # the forms above have all
         check_maps(name, block)
 
 
