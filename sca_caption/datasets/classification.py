@@ -13,6 +13,7 @@ import numpy as np
 from sca_caption.datasets import shapes
 from sca_caption.datasets.image_folders import list_folders, read_class_folders, read_split_folders
 from sca_caption.runtime.errors import UserError, choice
+from sca_caption.runtime.programs import LAYOUTS
 
 SPLITS = ("train", "val", "test")
 CACHE_BYTES = 1 << 30  # a data set with fewer decoded bytes is kept in memory after it was read
@@ -116,7 +117,7 @@ EXPECTED = {
     "cifar10": "unpack cifar-10-python.tar.gz (https://www.cs.toronto.edu/~kriz/cifar.html) into it",
     "cifar100": "unpack cifar-100-python.tar.gz (https://www.cs.toronto.edu/~kriz/cifar.html) into it",
     "caltech101": "unpack 101_ObjectCategories (https://data.caltech.edu/records/mzrjq-6wc02) into it",
-    "imagenet": "give it folders train/WNID and val/WNID (see data/README.md)",
+    "imagenet": f"give it folders train/WNID and val/WNID (see {LAYOUTS})",
     "folder": "give it one folder of images per class, or folders train/CLASS and val/CLASS",
 }
 

@@ -122,18 +122,20 @@ class JsonLines(ResultsFormat):
 
 
 class Table(ResultsFormat):
-    """CSV with one row per caption."""
+    """CSV with one row per caption. If words are forced, a last column names those that a caption lacks, with spaces."""
 
     @property
     def columns(self) -> tuple[str, ...]:
-        return ("image_id", "file_name", "caption", *self.numbers)
+        missing = ("missing_words",) if self.settings.get("force_words") else ()
+        return ("image_id", "file_name", "caption", *self.numbers, *missing)
 
     def write(self, file: TextIO, entries: Iterable[dict], failed: Sequence[str]) -> None:
         rows = csv_writer(file)
         rows.writerow(self.columns)
         for entry in entries:
             for caption in entry.get("captions", [entry]):
-                rows.writerow((entry | caption)[name] for name in self.columns)
+                missing = {"missing_words": " ".join(caption.get("missing_words", ()))}
+                rows.writerow((entry | caption | missing)[name] for name in self.columns)
 
     def read(self) -> Iterator[dict]:
         entry: dict = {}
@@ -144,10 +146,11 @@ class Table(ResultsFormat):
             for row in rows:
                 image_id, name = int(row.pop("image_id")), row.pop("file_name")
                 name = ESCAPED_BYTE.sub(lambda byte: chr(int(byte[1], 16)), name)
+                missing = (row.pop("missing_words", None) or "").split()
                 caption = {
                     key: float(value) if key in ("score", "confidence") else value
                     for key, value in row.items()
-                }
+                } | ({"missing_words": missing} if missing else {})
                 if entry and (entry["image_id"], entry["file_name"]) == (image_id, name):
                     entry.setdefault("captions", [entry["first"]]).append(caption)
                     continue

@@ -36,10 +36,19 @@ def install_command(extra: str = "") -> str:
     return f"pip install -e '.[{extra}]'" if extra else "pip install -e ."
 
 
+def document(file: str) -> str:
+    """How messages name a document of a clone, such as "data/README.md", which an installed package lacks."""
+    return f"{file} in the project's source" if installed() else file
+
+
+LAYOUTS = document("data/README.md")  # where the files of data sets lie
+
+
 def localized(text: str) -> str:
     """A text of help, written as in a clone, with the names of this installation. For texts without names of files."""
     if not installed():
         return text
     text = re.sub(rf"(torchrun .*){FILE}", lambda found: f"{found[1]}--no-python {INSTALLED[found[2]]}", text)
     text = re.sub(rf"(?:python )?{FILE}", lambda found: INSTALLED[found[1]], text)
+    text = text.replace("data/README.md", document("data/README.md"))
     return re.sub(r"pip install -e '\.\[(\w+)\]'", r"pip install 'sca-caption[\1]'", text)

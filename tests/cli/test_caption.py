@@ -132,7 +132,7 @@ def test_words_to_mention_that_the_model_does_not_know(run, photos):
 
 
 def test_words_that_no_grammatical_caption_has(run, photos, tmp_path):
-    """The caption without them, a note, and their names in JSON."""
+    """The caption without them, a note, and their names in results files."""
     flags = ("--force-words", "cat", "on", "--max-length", 1)  # a caption of one word has no determiner
     status, out, err = run(*photos[:2], *flags)
     lines = err.splitlines()
@@ -144,6 +144,12 @@ def test_words_that_no_grammatical_caption_has(run, photos, tmp_path):
     assert run(*photos[:2], *flags, "--output", tmp_path / "x.json")[0] == 0
     entries = json.loads((tmp_path / "x.json").read_text())
     assert [entry["missing_words"] for entry in entries] == [["cat", "on"]] * 2
+    assert run(*photos[:2], *flags, "--output", tmp_path / "x.csv")[0] == 0
+    with open(tmp_path / "x.csv", newline="") as file:
+        assert [row["missing_words"] for row in csv.DictReader(file)] == ["cat on"] * 2
+    before = (tmp_path / "x.csv").read_bytes()
+    assert run(*photos[:3], *flags, "--output", tmp_path / "x.csv", "--resume")[0] == 0
+    assert (tmp_path / "x.csv").read_bytes().startswith(before) and before.count(b"cat on") == 2
     assert run(*photos[:2], "--output", tmp_path / "y.json")[0] == 0
     assert not any("missing_words" in entry for entry in json.loads((tmp_path / "y.json").read_text()))
 

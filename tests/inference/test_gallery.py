@@ -28,9 +28,9 @@ WORDS = Vocabulary(["a", "dog", "man", "'s", "hat", "woman", "runs"])
 NASTY = "</script><img src=x onerror=alert(1)> & \"'.png"
 
 
-def told(text: str, confidence: float) -> Caption:
+def told(text: str, confidence: float, missing: tuple[str, ...] = ()) -> Caption:
     tokens = tuple(WORDS.encode(text.replace("'s", " 's").split()))
-    return Caption(text, -3.0, -1.0, True, -0.5, confidence, tokens)
+    return Caption(text, -3.0, -1.0, True, -0.5, confidence, tokens, missing_words=missing)
 
 
 def traced(words: int) -> Trace:
@@ -65,7 +65,10 @@ def gallery(tmp_path) -> Path:
         path = tmp_path / "photos" / name
         path.parent.mkdir(exist_ok=True)
         Image.new("RGB", (80, 60) if index < 3 else (40, 300), (90 + 40 * index, 120, 160)).save(path)
-        captions[path] = (told(text, confidence), told("dog", 0.1))
+        captions[path] = (
+            told(text, confidence, ("hat",) * (index == 0)),
+            told("dog", 0.1, ("woman", "'s/hat")),
+        )
     write_gallery(tmp_path / "gallery.html", captions, failed=[f"photos/{NASTY}: no such file"])
     return tmp_path / "gallery.html"
 
@@ -234,6 +237,8 @@ def test_in_a_browser(gallery):
         ]
         page.select_option("#order", "given")
 
+        assert page.locator(".card .missing").all_text_contents() == ["without hat"]
+
         # what the nasty name says is text
         assert page.locator(".card .name").nth(2).text_content() == NASTY.replace("/", "_")
         assert page.locator("#failed li").all_text_contents() == [f"photos/{NASTY}: no such file"]
@@ -256,7 +261,7 @@ def test_in_a_browser(gallery):
         page.keyboard.press("Enter")
         assert page.inner_text("#large-caption") == "a man's hat" and page.inner_text("#place") == "2 of 4"
         assert page.locator("#alternatives li").all_text_contents() == [
-            "a man's hatscore -1.00  30\xa0% low", "dogscore -1.00  10\xa0% low"
+            "a man's hatscore -1.00  30\xa0% low", "dogscore -1.00  10\xa0% lowwithout woman, 's/hat"
         ]  # fmt: skip
         assert page.get_attribute("#large .file a", "href") == "photos/b%2010.png"
         until(page, "player")

@@ -33,11 +33,13 @@ HELP = """\
   python train.py --dataset a    # see preprocess.py
   torchrun --standalone --nproc-per-node 8 train.py --dataset coco
 pip install -e '.[eval]' of mytrain.py and runs/train.py; caption.py --output
+see data/README.md
 """
 HELP_INSTALLED = """\
   sca-caption-train --dataset a    # see sca-caption-preprocess
   torchrun --standalone --nproc-per-node 8 --no-python sca-caption-train --dataset coco
 pip install 'sca-caption[eval]' of mytrain.py and runs/train.py; sca-caption --output
+see data/README.md in the project's source
 """
 
 
@@ -62,6 +64,16 @@ def test_how_the_program_was_started_decides_in_a_clone(started, monkeypatch):
 def test_a_package_outside_a_clone_is_installed(tmp_path, monkeypatch):
     monkeypatch.setattr(programs, "CLONE", tmp_path)
     assert programs.command("evaluate.py") == "sca-caption-evaluate"
+
+
+def test_documents_of_a_clone_are_said_to_be_there(tmp_path):
+    """The module is read anew in the process of an installed program."""
+    code = (
+        "import sys; sys.argv = ['/usr/bin/sca-caption-preprocess']; from sca_caption.cli.preprocess import main; "
+        f"sys.exit(main(['--dataset', 'flickr8k', '--root', {str(tmp_path)!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2 and "data/README.md in the project's source" in done.stderr
 
 
 def test_errors_do_not_name_programs_and_extras_themselves():

@@ -21,11 +21,12 @@ from sca_caption.datasets.sources.karpathy import read_karpathy
 from sca_caption.datasets.sources.records import Source
 from sca_caption.runtime.errors import UserError, choice
 from sca_caption.runtime.json_text import excerpt, parse_json
+from sca_caption.runtime.programs import LAYOUTS
 
 HELD_OUT = 5000  # maximum number of images in val and in test, as in Karpathy's splits
 YEARS = ("2017", "2014")
 PARTS = ("train", "val")
-DOWNLOAD = "cocodataset.org/#download (see data/README.md)"
+DOWNLOAD = f"cocodataset.org/#download (see {LAYOUTS})"
 
 
 def read_coco(

@@ -21,6 +21,7 @@ from sca_caption.datasets.sources.file_tree import IMAGE_SUFFIXES, FileTree, Fou
 from sca_caption.datasets.sources.karpathy import read_karpathy
 from sca_caption.datasets.sources.records import Source
 from sca_caption.runtime.errors import UserError
+from sca_caption.runtime.programs import LAYOUTS
 
 Row = tuple[str, str | None, str]  # image name, caption number (None if the format has no numbers), caption
 
@@ -47,7 +48,7 @@ FLICKR8K = Layout(
     images="Flickr8k_Dataset.zip or a folder of its images",
     val=1000,
     test=1000,
-    download="kaggle.com/datasets/adityajn105/flickr8k or the official zips (see data/README.md)",
+    download=f"kaggle.com/datasets/adityajn105/flickr8k or the official zips (see {LAYOUTS})",
 )
 FLICKR30K = Layout(
     name="flickr30k",
@@ -57,7 +58,7 @@ FLICKR30K = Layout(
     images="flickr30k_images or a zip of it",
     val=1014,
     test=1000,
-    download="kaggle.com/datasets/hsankesara/flickr-image-dataset or the official page (see data/README.md)",
+    download=f"kaggle.com/datasets/hsankesara/flickr-image-dataset or the official page (see {LAYOUTS})",
 )
 
 

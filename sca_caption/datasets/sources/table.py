@@ -21,6 +21,7 @@ from sca_caption.datasets.sources.file_tree import DiskFile, FileTree, FoundFile
 from sca_caption.datasets.sources.records import Source
 from sca_caption.runtime.errors import UserError
 from sca_caption.runtime.json_text import excerpt, parse_json
+from sca_caption.runtime.programs import LAYOUTS
 
 DELIMITERS = (",", ";", "\t", "|")
 COLUMNS = {  # accepted header -> column
@@ -35,7 +36,7 @@ NAMES = ("captions.csv", "captions.tsv", "captions.jsonl", "metadata.csv", "meta
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 HELD_OUT = 0.05  # fraction of the images in val, and in test
 QUOTED_LINES = 20  # a quoted field with more lines is taken for a quote that was never closed
-EXPECTED_HEADER = "make its first line image,caption or image,caption,split (see data/README.md)"
+EXPECTED_HEADER = f"make its first line image,caption or image,caption,split (see {LAYOUTS})"
 Row = tuple[
     str | None, list[str], str
 ]  # image (None without the column), captions, split ("" if none is given)
@@ -97,7 +98,7 @@ def find_table(tree: FileTree, root: Path) -> FoundFile:
             + (
                 f"found {names}; give one as --root FILE"
                 if others
-                else "found no CSV, TSV or JSONL file; see data/README.md"
+                else f"found no CSV, TSV or JSONL file; see {LAYOUTS}"
             )
         )
     return found
@@ -217,6 +218,4 @@ def read_json_rows(text: str, path: str, annotations: Annotations) -> Iterator[R
         good = True
         yield row
     if not good:
-        raise UserError(
-            f'{path} has no line like {{"image": "a.jpg", "caption": "a cat"}}, see data/README.md'
-        )
+        raise UserError(f'{path} has no line like {{"image": "a.jpg", "caption": "a cat"}}, see {LAYOUTS}')

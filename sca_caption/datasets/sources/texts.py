@@ -20,12 +20,13 @@ from sca_caption.datasets.sources.photographs import photograph_key, without_fol
 from sca_caption.datasets.sources.records import Record
 from sca_caption.datasets.sources.table import read_csv_rows, split_lines
 from sca_caption.runtime.errors import UserError
+from sca_caption.runtime.programs import LAYOUTS
 from sca_caption.vocab import has_words
 
 PHOTOGRAPH_COLUMNS = ("image", "file", "file_name", "coco_id", "image_id")
 COLUMNS = {"caption": "caption"} | dict.fromkeys(PHOTOGRAPH_COLUMNS, "image")
 FORMATS = "a CSV with a column caption, COCO's captions JSON or Flickr30k's token file"
-EXPECTED_HEADER = f"expected {FORMATS} (see data/README.md)"
+EXPECTED_HEADER = f"expected {FORMATS} (see {LAYOUTS})"
 HELD_OUT, IN_TRAIN = "of held-out photographs", "of train photographs"
 REPEATED, EMPTY = "repeated", "without words"
 

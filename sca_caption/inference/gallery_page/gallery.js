@@ -148,6 +148,11 @@ function confidenceOf(entry) {
   return [confidenceLabel(entry.confidence)];
 }
 
+/** A note of the forced words that a caption lacks, if any. */
+function missingOf({ missing_words: words = [] }) {
+  return words.length ? [element("small", { className: "missing", textContent: `without ${words.join(", ")}` })] : [];
+}
+
 const baseName = (entry) => entry.file_name.split(/[/\\]/).pop();
 
 function cardOf(entry) {
@@ -156,7 +161,8 @@ function cardOf(entry) {
   const caption = element("p", { className: "caption", textContent: entry.caption, ariaHidden: "true" });
   const confidence = element("span", { className: "confidence", title: "probability that the caption is better than this model's median caption" }, ...confidenceOf(entry));
   const name = element("span", { className: "name", textContent: baseName(entry), title: entry.file_name });
-  const card = element("div", { className: "card", role: "listitem" }, button, caption, element("div", { className: "foot" }, name, confidence));
+  const card = element("div", { className: "card", role: "listitem" }, button, caption, ...missingOf(entry),
+    element("div", { className: "foot" }, name, confidence));
   Object.assign(card, { entry, image, button, caption });
   entry.card = card;
   return card;
@@ -289,6 +295,7 @@ function open(entry) {
   byId("large-caption").textContent = entry.caption;
   large.querySelector(".confidence").replaceChildren(
     ...(entry.confidence === undefined ? [...confidenceOf(entry), " (score)"] : [confidenceText(entry.confidence)]),
+    ...missingOf(entry),
   );
   const place = shown.indexOf(entry);
   byId("place").textContent = `${(place + 1).toLocaleString("en")} of ${shown.length.toLocaleString("en")}`;
@@ -297,7 +304,7 @@ function open(entry) {
   const link = large.querySelector(".file a");
   Object.assign(link, { href: entry.link, textContent: entry.file_name });
   const others = (entry.captions || []).map((each) => element("li", { textContent: each.caption },
-    element("small", {}, `score ${each.score.toFixed(2)} `, ...(each.confidence === undefined ? [] : confidenceOf(each)))));
+    element("small", {}, `score ${each.score.toFixed(2)} `, ...(each.confidence === undefined ? [] : confidenceOf(each))), ...missingOf(each)));
   byId("alternatives").replaceChildren(...(others.length ? [element("ol", {}, ...others)] : []));
   const marks = (entry.attention?.words || []).map((word, index) =>
     element("button", { type: "button", textContent: word.trim(), onclick: () => choose(index),
