@@ -23,7 +23,7 @@ def command(name: str, *options: str | Path) -> list[str]:
 
 def tracebacks(log: str) -> Iterator[str]:
     if "Traceback" in log:
-        yield f"traceback: {log[log.index('Traceback') :][-1500:]}"
+        yield f"traceback: {log[log.index('Traceback') :][:4000]}"
 
 
 def encoded_photographs() -> dict[str, bytes]:

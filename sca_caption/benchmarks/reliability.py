@@ -110,7 +110,7 @@ def files(folder: Path, count: int, draw: random.Random) -> Iterator[str]:
         command("preprocess", "--dataset", "shapes", *flags, "--output", folder / "made.h5"),
         command("export", "--output", folder / "exported"),
     ):
-        subprocess.run(call, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(call, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     kinds["checkpoint"] = mutations.checkpoint_file(folder / "best.pt")
     kinds["data file"] = mutations.data_file(folder / "made.h5")
     kinds["export"] = mutations.export_folder(folder / "exported")

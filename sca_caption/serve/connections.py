@@ -10,6 +10,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from sca_caption.serve.app import error_response
+from sca_caption.serve.guard import ENDING
 from sca_caption.serve.limits import Limits
 
 AFTER_UPLOAD = 5.0  # seconds; the application answers a slow upload itself, before its connection is closed
@@ -77,6 +78,12 @@ class BoundedConnection(H11Protocol):
         else:  # nothing was sent: browsers open such connections in advance, and expect no answer
             self.transport.close()
 
+    def shutdown(self) -> None:
+        """The server ends: answer clients that still send a request, rather than wait for them."""
+        super().shutdown()
+        if self.receiving is h11.SEND_BODY:
+            self.refuse(503, ENDING)
+
     def pause_writing(self) -> None:
         super().pause_writing()
         self.send_timer = self.loop.call_later(self.limits.response_seconds, self.transport.abort)
@@ -95,9 +102,11 @@ class BoundedConnection(H11Protocol):
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and not self.transport.is_closing():
             response = error_response(status, reason)
             headers = dict(response.raw_headers) | {b"connection": b"close"}
+            # SEND_RESPONSE: the head of this request is known. Responses to HEAD have no body.
+            bodiless = self.conn.our_state is h11.SEND_RESPONSE and self.scope["method"] == "HEAD"
             for event in (
                 h11.Response(status_code=status, headers=[*headers.items()], reason=STATUS_PHRASES[status]),
-                h11.Data(data=bytes(response.body)),
+                h11.Data(data=b"" if bodiless else bytes(response.body)),
                 h11.EndOfMessage(),
             ):
                 self.transport.write(self.conn.send(event))

@@ -5,6 +5,7 @@ address of its own host name, it can even read the responses (DNS rebinding). Th
 Host header the second.
 """
 
+import asyncio
 import ipaddress
 import socket
 from urllib.parse import urlsplit
@@ -24,6 +25,7 @@ HEADERS = {
     "X-Frame-Options": "DENY",
     "Cache-Control": "no-store",
 }
+ENDING = "the server ends; start it again"
 
 
 class Guard:
@@ -43,9 +45,13 @@ class Guard:
         if scope["type"] != "http":
             return
 
+        started = False
+
         async def send_with_headers(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(HEADERS)
+                started = True
             await send(message)
 
         headers = Headers(scope=scope)
@@ -55,7 +61,12 @@ class Guard:
             app = JSONResponse({"error": reason}, 400)
         elif scope["method"] not in ("GET", "HEAD") and is_cross_site(headers):
             app = JSONResponse({"error": "sent by a page of another site; use the page of this server"}, 403)
-        await app(scope, receive, send_with_headers)
+        try:
+            await app(scope, receive, send_with_headers)
+        except asyncio.CancelledError:  # the server ends, and has waited for this response long enough
+            if started:
+                raise
+            await JSONResponse({"error": ENDING}, 503)(scope, receive, send_with_headers)
 
     def is_own_host(self, host: str) -> bool:
         """Whether a Host header names this server. The port is not compared, because a tunnel may have another."""

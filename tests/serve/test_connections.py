@@ -154,6 +154,22 @@ def test_a_flood_is_bounded_and_others_are_served(pipeline):
             each.close()
 
 
+def test_a_server_that_ends_answers_those_who_wait(tiny_checkpoint, photos, capfd):
+    """Half an upload is refused at once, and a photograph when the time that the server waits is over."""
+    slow = SlowPipeline.load(tiny_checkpoint)
+    app = create_app(slow)
+    with ThreadPoolExecutor(1) as threads:
+        with running(app) as url:
+            half = connect(url, FORM + b"Content-Length: 999\r\n\r\n" + PART)
+            answer = threads.submit(post, url, photos[0])
+            slow.signals.begun.acquire()
+            app.state.server.config.timeout_graceful_shutdown = SECONDS
+        assert error_of(rest(half))[0] == 503
+        assert answer.result().status_code == 503
+    slow.signals.may.release()
+    assert "Traceback" not in capfd.readouterr().err
+
+
 NASTY = (b"", b" ", b"http://[", b"http://[::1", b"//\xe2\x84\x80", b"\xff\xfe", b"a" * 5000, b"http://a@b:c/?#[]",
          b"%00", b"127.0.0.1/x", b"127.0.0.1?x", b"127.0.0.1:99999", b"[::1%25x]:1", b"[v1.x]", b"-1", b"1e9",
          b"chunked, gzip", b"()",
@@ -194,6 +210,16 @@ def test_no_header_makes_the_server_fail(pipeline, capfd):
 def test_what_is_no_http_is_answered_with_the_security_headers(pipeline, nonsense, capfd):
     with running(create_app(pipeline)) as url:
         assert error_of(rest(connect(url, nonsense)))[0] == 400
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("head", [b"Transfer-Encoding: chunked\r\n\r\nzz\r\n", b"Content-Length: 9\r\n\r\nz"])
+def test_errors_that_answer_head_have_no_body(pipeline, head, monkeypatch, capfd):
+    monkeypatch.setattr(connections, "AFTER_UPLOAD", SECONDS)
+    limits = Limits(upload_seconds=0)
+    with running(create_app(pipeline, limits=limits)) as url:
+        response = rest(connect(url, HEAD.replace(b"GET /api/model", b"HEAD /api/caption") + head))
+    assert response.startswith(b"HTTP/1.1 4") and response.endswith(b"\r\n\r\n")
     assert capfd.readouterr().err == ""
 
 
