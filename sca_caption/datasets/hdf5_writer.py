@@ -35,12 +35,8 @@ from sca_caption.datasets.sources.texts import Texts
 from sca_caption.images import Transform
 from sca_caption.runtime.atomic_files import atomic_write
 from sca_caption.runtime.errors import UserError, choice
+from sca_caption.runtime.file_locks import lock
 from sca_caption.vocab import TOKENIZER, Vocabulary, has_words
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: the partial file of a killed run is not removed
-    fcntl = None  # type: ignore[assignment]
 
 
 @dataclasses.dataclass
@@ -284,8 +280,8 @@ class _OutputFile(io.FileIO):
     def __init__(self, path: Path):
         super().__init__(path, "w+")
         self.error: OSError | None = None
-        if fcntl is not None:
-            fcntl.flock(self, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # file systems without locks
+            lock(self, wait=True)
 
     def write(self, data: Any) -> int:
         rest = memoryview(data)
@@ -312,10 +308,9 @@ class _OutputFile(io.FileIO):
 
 def _remove_abandoned(path: Path) -> None:
     """Remove partial files of `path` that a killed process left, which are no longer locked."""
-    for partial in path.parent.glob(f".{glob.escape(path.name)}.*.partial") if fcntl is not None else ():
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
         with contextlib.suppress(OSError), open(partial, "rb") as file:
-            # Raises BlockingIOError while another process writes the file.
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file)  # raises OSError while another process writes the file, and where there are no locks
             partial.unlink()
 
 

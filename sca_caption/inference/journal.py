@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 from sca_caption.config import SearchConfig, current_names
 from sca_caption.runtime.atomic_files import atomic_write
 from sca_caption.runtime.errors import UserError
+from sca_caption.runtime.file_locks import lock_alone
 from sca_caption.runtime.json_text import parse_json
 
 # Current names of earlier settings.
@@ -63,7 +64,7 @@ class Journal:
         try:
             file = open(path, "r+b")  # noqa: SIM115 (stays open)
             try:
-                _lock(file, path)
+                lock_alone(file, f"another run is writing {path}; wait until it ends")
                 for value, end in _whole_lines(file):  # noqa: B007 (`end` is used below)
                     if "settings" in value:
                         require_same(path, value["settings"], settings)
@@ -128,20 +129,6 @@ class Journal:
     def remove(self) -> None:
         self.close()
         self.path.unlink(missing_ok=True)
-
-
-def _lock(file: BinaryIO, path: Path) -> None:
-    """Lock the journal against other runs until it is closed or the process ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise UserError(f"another run is writing {path}; wait until it ends") from error
-    except OSError:  # file systems without locks
-        return
 
 
 def require_same(path: Path, old: dict, new: dict, flag: str = "--resume") -> None:

@@ -11,11 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sca_caption.runtime.errors import UserError
-
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: `locked` locks nothing
-    fcntl = None  # type: ignore[assignment]
+from sca_caption.runtime.file_locks import OpenFolder, lock_alone
 
 # In temporary names: whose process ids they have.
 MACHINE = hashlib.sha256(platform.node().encode()).hexdigest()[:6]
@@ -81,22 +77,10 @@ def locked(folder: Path, taken: str) -> Iterator[None]:
 
     The lock ends with the block, and with the process. File systems without locks are not locked.
     """
-    handle = None
-    try:
-        if fcntl is not None:
-            with contextlib.suppress(OSError):
-                handle = os.open(folder, os.O_RDONLY)
-        if handle is not None:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(taken) from error
-            except OSError:
-                pass
+    with contextlib.ExitStack() as opened:
+        with contextlib.suppress(OSError):
+            lock_alone(opened.enter_context(contextlib.closing(OpenFolder(folder))), taken)
         yield
-    finally:
-        if handle is not None:
-            os.close(handle)
 
 
 def check_writable(path: Path, flag: str = "--output") -> None:
