@@ -1,6 +1,7 @@
 """Fixtures of several test modules: a tiny captioner's checkpoint, made photographs, and caption.py run with both."""
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,14 @@ def tiny_checkpoint(tmp_path_factory) -> Path:
     made = checkpoint.Checkpoint(tiny_captioner(), Vocabulary(TINY_WORDS), Transform(size=32), {"CIDEr": 1.0})
     checkpoint.save(path, made)
     return path
+
+
+@pytest.fixture(scope="session")
+def ended() -> int:
+    """The id of a process that has ended."""
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
 
 
 @pytest.fixture

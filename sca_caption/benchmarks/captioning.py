@@ -3,8 +3,8 @@
 folder (default): the whole program, compared with its floor and with a beam search of one image at a time. The floor
 decodes the same files and runs the first part of the CNN on them in batches, and does nothing else. The search of one
 image at a time computes the model's equations as the paper writes them, with an image's beams as the rows of a batch;
-it is timed on the first images only. The program is timed from the start of Python to the last line written. Floor and
-search run in a process that has imported everything and loaded the model.
+it is timed on the first images only, without guidance. The program is timed from the start of Python to the last line
+written. Floor and search run in a process that has imported everything and loaded the model.
 
 start: `caption.py IMAGE` compared with the bare import of torch and torchvision, as whole processes in turn, after one
 run of each that warms the disk's cache. The ratios are medians over rounds, of wall time and of processor time, which
@@ -108,7 +108,8 @@ def report_folder(arguments: argparse.Namespace) -> None:
     few = paths[: arguments.singly]
     ways: dict[str, tuple[int, Callable[[], object]]] = {
         "floor: decode files, first part of the CNN": (len(paths), lambda: floor(pipeline, paths)),
-        "caption.py --no-guidance, whole program": (len(paths), lambda: whole_program(arguments)),
+        "caption.py, whole program": (len(paths), lambda: whole_program(arguments)),
+        "caption.py --no-guidance": (len(paths), lambda: whole_program(arguments, "--no-guidance")),
         "CaptionPipeline, loaded": (len(paths), lambda: ours(pipeline, paths)),
         "one image at a time": (len(few), lambda: [singly(pipeline, path) for path in few]),
     }
@@ -146,11 +147,11 @@ def floor(pipeline: CaptionPipeline, paths: list[Path]) -> None:
             raise UserError(f"{path} cannot be read; take it out of the folder")
 
 
-def whole_program(arguments: argparse.Namespace) -> list[str]:
-    """The captions that caption.py --no-guidance writes."""
+def whole_program(arguments: argparse.Namespace, *options: str) -> list[str]:
+    """The captions that caption.py writes."""
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder, "captions.json")
-        flags = [str(arguments.path), "--device", "cpu", "--no-guidance", "--output", str(output)]
+        flags = [str(arguments.path), "--device", "cpu", *options, "--output", str(output)]
         flags += ["--checkpoint", arguments.checkpoint] if arguments.checkpoint else []
         subprocess.run([sys.executable, "-c", CAPTION, *flags], check=True, stderr=subprocess.DEVNULL)
         return [entry["caption"] for entry in json.loads(output.read_text(encoding="utf-8"))]
@@ -177,10 +178,12 @@ def singly(pipeline: CaptionPipeline, path: Path) -> str:
         top = model.backbone.segment(i, top[0], top[1:])
     pooled = normalize(model, top[0].mean((2, 3)))
     hidden, cell = torch.tanh(model.initial_hidden(pooled)), torch.tanh(model.initial_cell(pooled))
+    wanted = max(search.beam_size, search.candidates if pipeline.reranks else 0)
+    context = 0.0 if state.context is None else state.context
     beams, ended = [(0.0, [BOS])], []
     for length in range(1, search.max_length + 1):
         last = torch.tensor([tokens[-1] for _, tokens in beams])
-        logits, hidden, cell = step(model, maps, last, hidden, cell)
+        logits, hidden, cell = step(model, maps, last, hidden, cell, context)
         log_prob = rules.apply(logits.log_softmax(1), last, length)
         words = torch.tensor([[tokens[1:] for _, tokens in beams]], dtype=torch.long)  # (1, N, t)
         if search.block_ngrams:
@@ -202,15 +205,20 @@ def singly(pipeline: CaptionPipeline, path: Path) -> str:
                 following.append((score, [*beams[row][1], word]))
                 rows.append(row)
         beams, hidden, cell = following, hidden[rows], cell[rows]
-        if len(ended) >= search.beam_size:
+        if len(ended) >= wanted:
             break
-    best = sorted(ended, key=attrgetter("score"), reverse=True)[: search.beam_size]
+    best = sorted(ended, key=attrgetter("score"), reverse=True)[:wanted]
     best = best or [Hypothesis(tokens[1:], score, score, False) for score, tokens in beams[:1]]
     return pipeline.vocabulary.decode(pipeline.rate([best], predictions, [[]])[0][0].tokens)
 
 
 def step(
-    model: SCACNN, maps: tuple[Tensor, ...], last: Tensor, hidden: Tensor, cell: Tensor
+    model: SCACNN,
+    maps: tuple[Tensor, ...],
+    last: Tensor,
+    hidden: Tensor,
+    cell: Tensor,
+    context: Tensor | float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logits (N, W) and the new state of the N beams of one image."""
     maps = tuple(x.expand(len(last), *x.shape[1:]) for x in maps)
@@ -221,7 +229,11 @@ def step(
             maps = model.backbone.segment(i, attended, maps[1:])
     embedded = model.embedding(last)
     pooled = normalize(model, attended.mean((2, 3)))
-    hidden, cell = model.lstm(torch.cat((embedded, pooled), 1), (hidden, cell))
+    inputs = F.linear(torch.cat((embedded, pooled), 1), model.lstm.weight_ih, model.lstm.bias_ih)
+    gates = inputs + F.linear(hidden, model.lstm.weight_hh, model.lstm.bias_hh) + context
+    i, f, g, o = gates.chunk(4, 1)
+    cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
+    hidden = o.sigmoid() * cell.tanh()
     return model.word(torch.tanh(model.hidden_to_word(hidden) + embedded)), hidden, cell
 
 

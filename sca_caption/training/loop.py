@@ -161,6 +161,7 @@ def run_epochs(
     report(f"{task.summary()}, {parameters / 1e6:.2f} M parameters; writing to {output}")
     if history and processes.is_main:
         on_epoch(history)
+        draw_progress(history, task, config, output)  # a run that was killed may not have come to it
 
     if task.validate_before_training and not history:
         figures, _ = task.validate() or ({}, [])

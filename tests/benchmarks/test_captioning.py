@@ -5,6 +5,7 @@ import re
 import pytest
 
 from sca_caption.benchmarks import captioning
+from sca_caption.benchmarks.programs import PHOTOGRAPHS
 from sca_caption.inference.captioning import CaptionPipeline
 from tests.helpers.tables import rows
 
@@ -21,12 +22,18 @@ def test_all_ways_find_the_same_captions(photos, tiny_checkpoint, tmp_path, caps
     out = capsys.readouterr().out
     assert "one image at a time, 3 of 3 captions are the same" in out
     table = rows(out)
-    assert len(table) == 4 and table[0][2] == "1.00" and table[1][3] == "1.00"
+    assert len(table) == 5 and table[0][2] == "1.00" and table[1][3] == "1.00"
     arguments = captioning.parser().parse_args(flags)
     pipeline = CaptionPipeline.load(tiny_checkpoint, device="cpu")
     assert captioning.whole_program(arguments) == captioning.ours(pipeline, sorted(folder.iterdir()))
     assert captioning.main([*flags[:-1], "0"]) == 2
     assert capsys.readouterr().err.startswith("error: --rounds 0")
+
+
+def test_the_pretrained_model_has_the_same_captions_one_image_at_a_time():
+    paths = sorted(PHOTOGRAPHS.glob("*.jpg"))[:2]
+    pipeline = CaptionPipeline.load(None, device="cpu", guidance=False)
+    assert [captioning.singly(pipeline, path) for path in paths] == captioning.ours(pipeline, paths)
 
 
 def test_start_prints_both_programs_and_their_imports(photos, tiny_checkpoint, capsys):

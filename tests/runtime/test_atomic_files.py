@@ -2,7 +2,6 @@
 
 import errno
 import os
-import subprocess
 
 import pytest
 
@@ -119,14 +118,6 @@ def test_only_replaceable_and_empty_folders_are_replaced(tmp_path):
     with atomic_folder(tmp_path / "empty", can_replace) as temporary:
         (temporary / "model.json").write_text("new")
     assert os.listdir(tmp_path / "empty") == ["model.json"]
-
-
-@pytest.fixture(scope="module")
-def ended() -> int:
-    """The id of a process that has ended."""
-    process = subprocess.Popen(["true"])
-    process.wait()
-    return process.pid
 
 
 def test_temporary_files_of_ended_processes_are_removed(tmp_path, ended):

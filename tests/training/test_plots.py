@@ -8,6 +8,7 @@ import torch
 
 from sca_caption import checkpoint
 from sca_caption.datasets.hdf5_reader import CaptionDataset
+from sca_caption.runtime.atomic_files import MACHINE
 from sca_caption.runtime.errors import UserError
 from sca_caption.training import caption_task, loop, plots
 from sca_caption.training.caption_task import CaptionTask
@@ -80,7 +81,7 @@ def test_without_validation_there_is_no_panel_of_scores():
     assert [axes.get_ylabel() for axes in figure.axes] == ["training loss", "learning rate"]
 
 
-def test_progress_is_drawn_after_every_epoch(data, tmp_path, monkeypatch):
+def test_progress_is_drawn_after_every_epoch(data, tmp_path, monkeypatch, ended):
     monkeypatch.setattr(loop, "summary_writer", lambda output: None)
     drawn, seen = tmp_path / "run" / "progress.svg", []
 
@@ -93,6 +94,9 @@ def test_progress_is_drawn_after_every_epoch(data, tmp_path, monkeypatch):
     for epoch, text in enumerate(seen, 1):
         assert f"{drawn.parent}: epoch {epoch} of {QUICK.epochs}" in text and "validation CIDEr" in text
     assert len(seen) == QUICK.epochs
+    drawn.rename(drawn.with_name(f".progress.svg.{MACHINE}-{ended}.tmp"))  # killed while it drew
+    run(data, drawn.parent, QUICK, resume=True)
+    assert drawn.read_text() == seen[-1]
     assert sorted(path.name for path in drawn.parent.iterdir()) == ["best.pt", "last.pt", "progress.svg"]
 
 
