@@ -110,9 +110,9 @@ def parser() -> Parser:
     found.add_argument("--high", default="stage5", help="stage of the coarse map (stage5)")
     found.add_argument("--weights", metavar="FILE", help="its weights (default: random)")
     found.add_argument("--size", type=int, default=64, help="pixels per side (64)")
-    found.add_argument("--steps", type=int, default=150, help="batches to train on (150)")
+    found.add_argument("--steps", type=int, default=200, help="batches to train on (200)")
     found.add_argument("--batch-size", type=int, default=16, help="pictures per batch (16)")
-    found.add_argument("--lr", type=float, default=3e-3, help="peak learning rate (0.003)")
+    found.add_argument("--lr", type=float, default=1e-2, help="peak learning rate (0.01)")
     found.add_argument("--workers", type=int, default=0, help="processes that read pictures (0: this one)")
     return found
 
@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> int:
     classes = 21 if args.voc else 4  # class 0: background
     data = voc(args.voc, args.size) if args.voc else (Shapes(args.size, 2000, 0), Shapes(args.size, 100, 1))
     train_data, val_data = data
-    model = segmenter(args, classes)
+    model = segmenter(args, classes).to(memory_format=torch.channels_last)  # faster on CPUs
     print(f"mean intersection over union before training: {mean_iou(model, val_data, classes):.3f}")
     train(model, train_data, args)
     print(f"mean intersection over union after {args.steps} steps: {mean_iou(model, val_data, classes):.3f}")

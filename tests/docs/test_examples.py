@@ -1,7 +1,6 @@
 """The programs of docs/examples learn their task on generated pictures, and read COCO's and Pascal VOC's files."""
 
 import json
-import os
 import re
 
 import numpy as np
@@ -14,9 +13,6 @@ from tests.helpers.documents import example
 from tests.helpers.made_photos import error_line
 
 SMALL = ["--steps", "1", "--size", "64", "--batch-size", "2"]
-trains = pytest.mark.skipif(
-    not os.environ.get("SCA_CAPTION_EXAMPLES"), reason="takes minutes; set SCA_CAPTION_EXAMPLES=1"
-)
 
 
 def scores(name: str, arguments: list[str], capsys) -> list[float]:
@@ -25,7 +21,6 @@ def scores(name: str, arguments: list[str], capsys) -> list[float]:
     return [float(value) for value in re.findall(r": (\d\.\d+)$", capsys.readouterr().out, re.MULTILINE)]
 
 
-@trains
 @pytest.mark.slow
 def test_the_detector_learns(capsys):
     pytest.importorskip("pycocotools")
@@ -33,7 +28,6 @@ def test_the_detector_learns(capsys):
     assert before < 0.05 and after > 0.6
 
 
-@trains
 @pytest.mark.slow
 def test_the_segmenter_learns(capsys):
     before, after = scores("segmentation", [], capsys)
@@ -112,7 +106,6 @@ def coco(tmp_path):
     return tmp_path
 
 
-@trains
 @pytest.mark.slow
 def test_the_detector_reads_cocos_files(coco, capsys):
     pytest.importorskip("pycocotools")
@@ -143,7 +136,6 @@ def voc(tmp_path):
     return tmp_path
 
 
-@trains
 @pytest.mark.slow
 def test_the_segmenter_reads_pascal_vocs_files(voc, capsys):
     module = example("segmentation")
