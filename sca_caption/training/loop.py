@@ -25,6 +25,7 @@ from tqdm import tqdm
 from sca_caption import checkpoint
 from sca_caption.checkpoint import Checkpoint
 from sca_caption.config import RunConfig
+from sca_caption.runtime import devices
 from sca_caption.runtime.atomic_files import locked
 from sca_caption.runtime.distributed import Processes
 from sca_caption.runtime.errors import INVALID, UserError, warn
@@ -124,6 +125,12 @@ def train(
             f"--batch-size {config.batch_size}: fewer than the {processes.world_size} processes that share it; give more"
         )
     task.summary()  # raises UserError if there is nothing to train on
+    if config.cpu_amp and processes.is_main and next(task.model.parameters()).device.type == "cpu":
+        speed = devices.bfloat16_speed()
+        if speed < 1:
+            warn(
+                f"--cpu-amp: this CPU computes in bfloat16 at {speed:.2g} times the speed of float32; leave it out"
+            )
     optimizer = make_optimizer(task.parameter_groups(), config)
     ema = EMA(task.model, config.ema) if config.ema else None
     history = restore(resume, optimizer, ema, task.steps_per_epoch) if resume is not None else []

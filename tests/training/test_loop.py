@@ -23,6 +23,7 @@ from sca_caption.decoding import teacher_forcing
 from sca_caption.decoding.beam_search import beam_search, greedy
 from sca_caption.evaluation.caption_quality import Quality
 from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
+from sca_caption.runtime import devices
 from sca_caption.runtime.atomic_files import locked
 from sca_caption.training import loop
 from sca_caption.training.batches import CaptionedImages, collate
@@ -427,6 +428,13 @@ def test_learning_rates_and_gradient_clipping(data, tmp_path, monkeypatch):
     steps.clear()
     run(data, tmp_path / "unclipped", dataclasses.replace(config, clip=0.0))
     assert max(step["norm"] for step in steps) > 0.2
+
+
+@pytest.mark.parametrize("speed", [0.5, 2.0])
+def test_bfloat16_that_is_slower_is_said(speed, data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(devices, "bfloat16_speed", lambda: speed)
+    run(data, tmp_path, dataclasses.replace(QUICK, epochs=1, cpu_amp=True))
+    assert ("--cpu-amp" in capsys.readouterr().err) == (speed < 1)
 
 
 def test_bfloat16_on_a_cpu_is_close_to_float32(data, tmp_path):
