@@ -5,6 +5,7 @@ image.
 """
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +23,7 @@ from sca_caption.config import BATCH_SIZE, SamplingConfig, SearchConfig
 from sca_caption.runtime.distributed import Processes, process_group
 from sca_caption.runtime.errors import UserError, format_message, warn
 from sca_caption.runtime.programs import command
+from sca_caption.runtime.start import loading
 
 if TYPE_CHECKING:
     from sca_caption.cli.explain import Drawing
@@ -119,8 +121,11 @@ def add_earlier_flags(p: Parser) -> None:
 
 @program
 def main(argv: list[str] | None = None) -> int:
-    with process_group() as processes:
-        return run(argv, processes)
+    try:
+        with process_group() as processes:
+            return run(argv, processes)
+    finally:
+        gc.unfreeze()  # see `loading`
 
 
 def run(argv: list[str] | None, processes: Processes) -> int:
@@ -142,20 +147,21 @@ def run(argv: list[str] | None, processes: Processes) -> int:
     if processes.is_main:
         check_outputs(arguments, paths)
 
-    from sca_caption.decoding.lexical_constraints import dropped_words_note
-    from sca_caption.inference.captioning import CaptionPipeline
+    with loading():
+        from sca_caption.decoding.lexical_constraints import dropped_words_note
+        from sca_caption.inference.captioning import CaptionPipeline
 
-    pipeline = CaptionPipeline.load(
-        arguments.checkpoint,
-        search=search,
-        device=arguments.device,
-        style=arguments.style,
-        batch_size=arguments.batch_size,
-        force_words=arguments.force_words,
-        sampling=sampling if arguments.sample else None,
-        guidance=arguments.guidance,
-        neutral=arguments.neutral,
-    )
+        pipeline = CaptionPipeline.load(
+            arguments.checkpoint,
+            search=search,
+            device=arguments.device,
+            style=arguments.style,
+            batch_size=arguments.batch_size,
+            force_words=arguments.force_words,
+            sampling=sampling if arguments.sample else None,
+            guidance=arguments.guidance,
+            neutral=arguments.neutral,
+        )
     if pipeline.dropped_words and processes.is_main and not arguments.quiet:
         warn(dropped_words_note(pipeline.dropped_words))
     with ExitStack() as opened:

@@ -1,6 +1,9 @@
 """Starts the programs in the root, which work from a clone whose packages may be missing."""
 
+import contextlib
+import gc
 import importlib
+from collections.abc import Iterator
 
 from sca_caption.runtime.errors import fail, missing
 
@@ -12,3 +15,20 @@ def start(module: str) -> int:
     except ImportError as error:
         return fail(missing(error))
     return main()
+
+
+@contextlib.contextmanager
+def loading() -> Iterator[None]:
+    """Import packages and load a model in the block without collecting garbage.
+
+    They make hundreds of thousands of objects, hardly any of them garbage, and a collection visits all. What exists at
+    the end of the block is not visited later either, until `gc.unfreeze` is called.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        if enabled:
+            gc.enable()
