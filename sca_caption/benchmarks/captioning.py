@@ -231,9 +231,9 @@ def step(
     pooled = normalize(model, attended.mean((2, 3)))
     inputs = F.linear(torch.cat((embedded, pooled), 1), model.lstm.weight_ih, model.lstm.bias_ih)
     gates = inputs + F.linear(hidden, model.lstm.weight_hh, model.lstm.bias_hh) + context
-    i, f, g, o = gates.chunk(4, 1)
-    cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
-    hidden = o.sigmoid() * cell.tanh()
+    enter, forget, new, output = gates.chunk(4, 1)
+    cell = forget.sigmoid() * cell + enter.sigmoid() * new.tanh()
+    hidden = output.sigmoid() * cell.tanh()
     return model.word(torch.tanh(model.hidden_to_word(hidden) + embedded)), hidden, cell
 
 

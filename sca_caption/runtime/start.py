@@ -21,8 +21,8 @@ def start(module: str) -> int:
 def loading() -> Iterator[None]:
     """Import packages and load a model in the block without collecting garbage.
 
-    They make hundreds of thousands of objects, hardly any of them garbage, and a collection visits all. What exists at
-    the end of the block is not visited later either, until `gc.unfreeze` is called.
+    They make hundreds of thousands of objects, most of which stay, and every collection visits all. What exists at the
+    end of the block is not visited later either, until `gc.unfreeze` is called.
     """
     enabled = gc.isenabled()
     gc.disable()
