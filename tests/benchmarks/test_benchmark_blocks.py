@@ -21,6 +21,7 @@ from sca_caption.training import loop
 from tests.helpers.classified_pictures import class_folders
 from tests.helpers.made_photos import error_line
 from tests.helpers.tables import rows
+from tests.helpers.thorough import thorough
 
 QUICK = [
     "--image-size",
@@ -133,6 +134,7 @@ def test_a_killed_comparison_continues_to_the_same_table(call, tmp_path, capsys,
         assert top1(tmp_path, name) == [record["top-1"] for record in records]
 
 
+@thorough
 @pytest.mark.slow
 def test_several_at_a_time_end_with_a_killed_parent_and_give_the_same_table(call, tmp_path, capsys):
     assert call("--blocks", "se") == 0

@@ -5,6 +5,7 @@ import pytest
 from sca_caption.benchmarks import evaluation
 from sca_caption.evaluation import caption_metrics
 from sca_caption.evaluation.meteor_spice import MetricUnavailable, find_java
+from tests.helpers.thorough import thorough
 
 
 def tables(text: str) -> list[list[list[str]]]:
@@ -13,6 +14,7 @@ def tables(text: str) -> list[list[list[str]]]:
     return [[[cell.strip() for cell in line.strip("|").split("|")] for line in block] for block in blocks]
 
 
+@thorough
 @pytest.mark.slow
 def test_scores_agree_and_tables_are_consistent(capsys):
     try:

@@ -16,10 +16,12 @@ from sca_caption.evaluation.cider import Cider
 from sca_caption.evaluation.ptb_tokenizer import ptb_tokenize
 from sca_caption.images import Transform
 from sca_caption.inference.captioning import CaptionPipeline
+from tests.helpers.thorough import thorough
 
 pytestmark = pytest.mark.slow
 
 
+@thorough
 def test_every_way_has_its_rows(photos, tiny_checkpoint, tmp_path, capsys):
     data = tmp_path / "made.h5"
     source = dataset(12)

@@ -8,6 +8,7 @@ from sca_caption.benchmarks import captioning
 from sca_caption.benchmarks.programs import PHOTOGRAPHS
 from sca_caption.inference.captioning import CaptionPipeline
 from tests.helpers.tables import rows
+from tests.helpers.thorough import thorough
 
 pytestmark = pytest.mark.slow
 
@@ -36,6 +37,7 @@ def test_the_pretrained_model_has_the_same_captions_one_image_at_a_time():
     assert [captioning.singly(pipeline, path) for path in paths] == captioning.ours(pipeline, paths)
 
 
+@thorough
 def test_start_prints_both_programs_and_their_imports(photos, tiny_checkpoint, capsys):
     flags = ["start", str(photos[0]), "--checkpoint", str(tiny_checkpoint), "--rounds", "1", "--imports", "2"]
     assert captioning.main(flags) == 0

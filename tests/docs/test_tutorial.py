@@ -10,6 +10,7 @@ import pytest
 
 from sca_caption import checkpoint
 from tests.helpers.documents import PROGRAMS, ROOT, blocks
+from tests.helpers.thorough import thorough
 
 TUTORIAL = ROOT / "docs" / "tutorial.md"
 
@@ -28,9 +29,7 @@ def test_photographs_are_prepared_at_the_size_of_the_pretrained_model():
     assert sizes == [str(checkpoint.load().transform.size)]
 
 
-@pytest.mark.skipif(
-    not os.environ.get("SCA_CAPTION_EXAMPLES"), reason="takes minutes; set SCA_CAPTION_EXAMPLES=1"
-)
+@thorough
 @pytest.mark.slow
 def test_the_tutorial_runs_as_written(clone):
     pytest.importorskip("skimage")

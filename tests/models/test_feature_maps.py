@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import os
 from contextlib import nullcontext
 
 import pytest
@@ -30,12 +29,14 @@ from sca_caption.runtime.torchvision_compat import torchvision
 from tests.helpers.lite_weights import lite_weights
 from tests.helpers.made_photos import message
 from tests.helpers.networks import images, randomised, theirs_on_meta
+from tests.helpers.thorough import THOROUGH
 
 # One of each form; the others run the same code with more layers.
 FORMS = ("resnet18", "vgg16_bn", "mobilenet_v2", "mobilenext", "densenet121", "lenet", "efficientnet_lite0")
 DEEP = ("resnet101", "resnet152", "resnext50_32x4d", "vgg19", "vgg19_bn")  # slow, and no other code
-EVERY = bool(os.environ.get("SCA_CAPTION_EVERY_BLOCK"))
-OTHERS = [name for name in (*NETWORKS, *LITE_NETWORKS) if name not in FORMS and (EVERY or name not in DEEP)]
+OTHERS = [
+    name for name in (*NETWORKS, *LITE_NETWORKS) if name not in FORMS and (THOROUGH or name not in DEEP)
+]
 # Of torchvision's networks without named stages.
 THEIRS = ("squeezenet1_1", "shufflenet_v2_x0_5", "mobilenet_v3_small", "mnasnet0_5", "regnet_y_400mf")
 STRIDES = {
@@ -116,7 +117,7 @@ def test_maps_and_gradients_of_every_form_of_network_and_block(name, block):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
 def test_maps_and_gradients_of_every_network_and_block(name):
-    for block in [*BLOCKS][:: 1 if EVERY else 3]:  # the forms above have all
+    for block in [*BLOCKS][:: 1 if THOROUGH else 3]:  # the forms above have all
         check_maps(name, block)
 
 
@@ -220,7 +221,7 @@ def test_maps_of_torchvisions_other_networks(name):
 @pytest.mark.slow
 def test_convolutional_networks_of_torchvision_run_their_chain_in_order():
     names = set(torchvision.models.list_models(module=torchvision.models)) - set(NETWORKS)
-    for name in sorted(names)[:: 1 if EVERY else 8]:
+    for name in sorted(names)[:: 1 if THOROUGH else 8]:
         if name.startswith(("vit", "swin", "maxvit", "regnet")):  # RegNets cannot be made on the meta device
             continue
         with torch.device("meta"):
