@@ -21,14 +21,12 @@ def scores(name: str, arguments: list[str], capsys) -> list[float]:
     return [float(value) for value in re.findall(r": (\d\.\d+)$", capsys.readouterr().out, re.MULTILINE)]
 
 
-@pytest.mark.slow
 def test_the_detector_learns(capsys):
     pytest.importorskip("pycocotools")
     before, after = scores("detection", [], capsys)
     assert before < 0.05 and after > 0.6
 
 
-@pytest.mark.slow
 def test_the_segmenter_learns(capsys):
     before, after = scores("segmentation", [], capsys)
     assert before < 0.3 and after > 0.6
