@@ -40,8 +40,6 @@ from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.inference.torch_captioner import TorchCaptioner
 from sca_caption.models.sca_cnn import State
 
-pytestmark = pytest.mark.slow
-
 CASES = {  # with a shortcut that travels along as a second map; two whole layers are in `exported`
     "C-S": ("layer1.0.relu", "layer1.1"),
     "S-C": ("layer1.1",),
