@@ -17,7 +17,6 @@ import json
 import multiprocessing
 import os
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -41,6 +40,7 @@ from sca_caption.runtime.distributed import SINGLE_PROCESS
 from sca_caption.runtime.errors import UserError, choice, warn
 from sca_caption.runtime.figures import save_figure
 from sca_caption.runtime.json_text import parse_json
+from sca_caption.runtime.workers import end_with_parent
 
 EPILOG = """\
 Flags after -- are passed to train.py --task classify.
@@ -261,14 +261,7 @@ def start_worker(threads: int) -> None:
     import torch
 
     torch.set_num_threads(threads)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
+    end_with_parent()
 
 
 def train_one(run: Run) -> str:

@@ -7,8 +7,6 @@ import gc
 import io
 import itertools
 import json
-import multiprocessing
-import os
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -22,6 +20,7 @@ from PIL import Image
 from sca_caption.images import ImageError, Transform, decode, opened, orientation
 from sca_caption.runtime.devices import usable_cores
 from sca_caption.runtime.errors import UserError
+from sca_caption.runtime.workers import end_with_parent
 
 BUFFER_BYTES = 4 << 20  # collected before they are written to an HDF5 dataset
 CHUNK_BYTES = 256 << 10  # of an HDF5 chunk of JPEG data: about twenty images
@@ -137,14 +136,7 @@ def _follow_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     gc.freeze()  # garbage collection would copy memory shared with the parent
-
-    def end_with_parent() -> None:
-        parent = multiprocessing.parent_process()
-        assert parent, "this runs in a worker"
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    end_with_parent()
 
 
 class GrowingDataset:

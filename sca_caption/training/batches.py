@@ -16,6 +16,7 @@ from sca_caption.decoding.teacher_forcing import padded
 from sca_caption.images import augment
 from sca_caption.runtime.distributed import SINGLE_PROCESS, Processes
 from sca_caption.runtime.errors import UserError
+from sca_caption.runtime.workers import end_with_parent
 from sca_caption.vocab import EOS, SPECIALS
 
 # Prefixes of words that mirroring the image would make false (left-hand, rightmost).
@@ -137,11 +138,16 @@ def loader(
         batch_sampler=[processes.shard_batch(batch) for batch in split_batches(keys, config.batch_size)],
         num_workers=config.workers,
         collate_fn=partial(collate_or_error, collate),
+        worker_init_fn=start_worker,
     )
     for batch in batches:
         if isinstance(batch, UserError):
             raise batch
         yield batch
+
+
+def start_worker(worker: int) -> None:
+    end_with_parent()
 
 
 class ReturnErrors(Dataset):
