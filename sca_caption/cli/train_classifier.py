@@ -16,6 +16,7 @@ from sca_caption.runtime.distributed import Processes
 from sca_caption.runtime.errors import UserError
 
 if TYPE_CHECKING:
+    from sca_caption.datasets.classification import LabelledImages
     from sca_caption.models.classifier import Classifier
 
 EPILOG = """\
@@ -113,9 +114,8 @@ def run(
     else:
         weights = arguments.backbone_weights or ("download" if name in PRETRAINED else "none")
         with processes.local_first():
-            model = new_model(
-                dataclasses.replace(model_config, classes=data.classes), train_config.seed, weights
-            )
+            classified = dataclasses.replace(model_config, classes=data.classes)
+            model = new_model(classified, train_config.seed, weights, data)
     task = ClassificationTask(model.to(device), data, train_config, source, processes)
     history = train(task, train_config, output, resumed, quiet=arguments.quiet, on_epoch=on_epoch)
     report(history)
@@ -128,18 +128,22 @@ def default_output(dataset: str, model: ClassifierConfig) -> Path:
     return Path("runs") / "-".join(filter(None, (dataset, model.backbone, block, *model.at)))
 
 
-def new_model(model_config: ClassifierConfig, seed: int, weights: str) -> "Classifier":
+def new_model(
+    model_config: ClassifierConfig, seed: int, weights: str, data: "LabelledImages"
+) -> "Classifier":
     """The model to train: random weights, except those of the pretrained network."""
     import torch
 
     from sca_caption.models.classifier import Classifier
     from sca_caption.models.pretrained import pretrained_weights
+    from sca_caption.training.classification_task import trainable_weights
 
     torch.manual_seed(seed)
     if weights == "none":
         return Classifier(model_config)
     file = None if weights == "download" else weights
-    model = Classifier(model_config, pretrained_weights(model_config.backbone, file))
+    pretrained = pretrained_weights(model_config.backbone, file)
+    model = Classifier(model_config, trainable_weights(pretrained, model_config, data))
     left = len(model.unloaded)
     print(
         f"starting from {weights}; {left} of {len(model.network.state_dict())} tensors are new: the blocks and the head"

@@ -1,5 +1,7 @@
 """The task of training an image classifier."""
 
+import itertools
+import math
 import random
 from collections.abc import Iterator, Sequence
 
@@ -11,15 +13,18 @@ from torch.utils.data import Dataset
 
 from sca_caption import images
 from sca_caption.checkpoint import Checkpoint
-from sca_caption.config import ClassifierTrainConfig
+from sca_caption.config import ClassifierConfig, ClassifierTrainConfig
 from sca_caption.datasets.classification import LabelledImages
 from sca_caption.evaluation import classification_metrics
 from sca_caption.images import Transform
 from sca_caption.models.classifier import Classifier
+from sca_caption.models.folded_norms import has_folded_norms, unfold_norms
+from sca_caption.models.networks import build_network, load_pretrained
 from sca_caption.runtime.distributed import SINGLE_PROCESS, Processes
 from sca_caption.runtime.errors import UserError
 from sca_caption.training import batches
 
+STATISTICS_IMAGES, STATISTICS_BATCH = 512, 32  # for folded batch norms
 PAD = 4  # pixels that --views pad adds on each side before the random crop
 
 
@@ -64,6 +69,25 @@ def view(
         if rng.random() < 0.5:
             pixels = pixels[:, ::-1]
     return pixels
+
+
+def trainable_weights(
+    weights: dict[str, Tensor], config: ClassifierConfig, data: LabelledImages
+) -> dict[str, Tensor]:
+    """Pretrained weights of `config.backbone`. Folded batch norms get the statistics of training images."""
+    if not has_folded_norms(weights):
+        return weights
+    views = Views(data, Transform(config.image_size, "crop"))
+    rows = data.indices("train")
+    rows = rows[:: math.ceil(len(rows) / STATISTICS_IMAGES)]
+    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (images.MEAN, images.STD))
+    normalised = ((views[0, int(row)][0] / 255 - mean) / std for row in rows)
+    batches = iter(lambda: list(itertools.islice(normalised, STATISTICS_BATCH)), [])
+    network = build_network(config.backbone, stem=config.stem)
+    load_pretrained(network, weights, config.backbone)
+    unfold_norms(network, map(torch.stack, batches))
+    unfolded = network.state_dict()
+    return {key: unfolded[key] for key in unfolded.keys() & weights.keys()}
 
 
 class ClassificationTask:
