@@ -2,7 +2,7 @@
 
 >>> from sca_caption import Captioner
 >>> captioner = Captioner.load()
->>> captioner.caption("docs/grace_hopper.jpg")
+>>> captioner.caption("sca_caption/photographs/giraffes.jpg")
 'a ...'
 
 The words, for which the dots stand, depend on the model.
@@ -11,16 +11,16 @@ An image is a path, a file's bytes, an open file, a PIL image, an array or a ten
 is faster:
 
 >>> from PIL import Image
->>> with Image.open("docs/grace_hopper.jpg") as photograph:
+>>> with Image.open("sca_caption/photographs/giraffes.jpg") as photograph:
 ...     captioner.caption([photograph, photograph.convert("L")])
 ['a ...', 'a ...']
 
 Keywords are the search flags of the command line:
 
->>> for caption in captioner.captions("docs/grace_hopper.jpg", num_captions=2, force_words=["hat"]):
+>>> for caption in captioner.captions("sca_caption/photographs/giraffes.jpg", num_captions=2, force_words=["tree"]):
 ...     print(caption.text)
-a ... hat...
-a ... hat...
+a ... tree...
+a ... tree...
 
 Mistakes of a user raise `UserError`, with the message of the command line:
 

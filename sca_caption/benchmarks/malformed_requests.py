@@ -147,7 +147,7 @@ def requests(folder: Path, count: int, draw: random.Random) -> Iterator[str]:
 
 def still_answers(host: str, port: int) -> Iterator[str]:
     """Ask for the page and for a caption, as a browser does."""
-    body = multipart([(PHOTOGRAPHS / "cat.jpg").read_bytes()], [])
+    body = multipart([(PHOTOGRAPHS / "kitten.jpg").read_bytes()], [])
     kind = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
     for method, path, data in (("GET", "/", None), ("POST", "/api/caption", body)):
         began = time.monotonic()

@@ -116,7 +116,7 @@ def files(folder: Path, count: int, draw: random.Random) -> Iterator[str]:
     kinds["export"] = mutations.export_folder(folder / "exported")
     kinds["results and references"] = mutations.results_files(folder / "results")
     kinds["captions of a data set"] = mutations.caption_files(
-        folder / "captions", (PHOTOGRAPHS / "cat.jpg").read_bytes()
+        folder / "captions", (PHOTOGRAPHS / "kitten.jpg").read_bytes()
     )
     counts = {name: Counter[str]() for name in kinds}
     for number in range(count):
@@ -138,7 +138,7 @@ def memory(folder: Path, count: int, draw: random.Random) -> Iterator[str]:
     """Run the programs on files that decode to much: none takes more than MOST_BYTES, and none ends in a traceback."""
     (folder / "large.pt").write_bytes(hostile_files.oversized_checkpoint())
     hostile_files.data_sets(folder)
-    photo, flags = PHOTOGRAPHS / "cat.jpg", ("--min-count", "1", "--workers", "1", "--quiet")
+    photo, flags = PHOTOGRAPHS / "kitten.jpg", ("--min-count", "1", "--workers", "1", "--quiet")
     calls = {"a photograph, for comparison": command("caption", photo)}
     for name in hostile_files.IMAGES:
         calls[f"caption.py, {name}"] = command("caption", folder / name)

@@ -1,7 +1,7 @@
 """Explanations: the spatial and channel-wise attention of the model at every word of a caption.
 
 >>> from sca_caption import Captioner
->>> explanation = Captioner.load().explain("docs/grace_hopper.jpg")
+>>> explanation = Captioner.load().explain("sca_caption/photographs/giraffes.jpg")
 >>> explanation.words[:3], explanation.trace.layers[0].spatial.shape
 (('a', 'man', 'in'), (11, 9, 9))
 >>> figure = explanation.figure()     # matplotlib's

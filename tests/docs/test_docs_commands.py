@@ -56,8 +56,9 @@ def files(tmp_path_factory) -> Path:
     for split in ("train", "val", "test"):
         for colour in ("red", "green", "blue"):
             save_picture(folder / "classes" / split / colour / "0.png", colour)
+    (folder / "sca_caption/photographs").mkdir(parents=True)
     (folder / "docs").mkdir()
-    shutil.copy(ROOT / "docs/grace_hopper.jpg", folder / "docs")
+    shutil.copy(ROOT / "sca_caption/photographs/giraffes.jpg", folder / "sca_caption/photographs")
     (folder / "captions").mkdir()
     history = {"history": [{"epoch": 1, "CIDEr": 1.0}, {"epoch": 2, "CIDEr": 2.0}]}
     model = Checkpoint(tiny_captioner(), Vocabulary(TINY_WORDS), Transform(32), {}, history)
