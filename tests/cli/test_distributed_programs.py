@@ -13,7 +13,7 @@ from sca_caption.evaluation.meteor_spice import MetricUnavailable
 from tests.helpers.made_photos import record, write
 from tests.helpers.torchrun import needs_distributed, torchrun
 
-pytestmark = [needs_distributed, pytest.mark.slow]
+pytestmark = needs_distributed
 
 
 @pytest.fixture
@@ -24,6 +24,7 @@ def no_java(monkeypatch):
     monkeypatch.setattr(java_metrics, "find_java", none)
 
 
+@pytest.mark.slow
 def test_evaluate_scores_every_image_once(tiny_checkpoint, tmp_path, monkeypatch, capsys, no_java):
     monkeypatch.chdir(tmp_path)
     records = [record(0)] + [record(i, "test", (f"a dog {i}", "the cat runs")) for i in range(1, 6)]

@@ -26,8 +26,6 @@ from tests.helpers.documents import ROOT, commands, programs, texts
 from tests.helpers.made_photos import dataset, write
 from tests.helpers.tiny_captioner import TINY_WORDS, tiny_captioner
 
-pytestmark = pytest.mark.slow
-
 RUN = (
     "caption.py",
     "evaluate.py",

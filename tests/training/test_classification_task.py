@@ -13,7 +13,8 @@ from sca_caption.config import ClassifierConfig, ClassifierTrainConfig
 from sca_caption.datasets.classification import LabelledImages, open_dataset
 from sca_caption.images import Transform
 from sca_caption.models.classifier import Classifier
-from sca_caption.training.classification_task import ClassificationTask, Views, view
+from sca_caption.models.networks import build_network
+from sca_caption.training.classification_task import ClassificationTask, Views, trainable_weights, view
 from sca_caption.training.ema import EMA
 from sca_caption.training.loop import train
 from tests.helpers.classified_pictures import class_folders
@@ -49,6 +50,30 @@ def run(data, output, config, stop_after=None, resume=False, **changes):
     model = resumed.model if resume else classifier(data, **changes)
     source = {"dataset": "folder", "root": "fruit"}
     return train(ClassificationTask(model, data, config, source), config, output, resumed, report), lines
+
+
+# ---- pretrained weights ----------------------------------------------------------------------------------------------
+
+
+def test_folded_batch_norms_get_the_statistics_of_training_images(data):
+    """So that the network is the same in training as in evaluation, within the noise of a batch."""
+    torch.manual_seed(0)
+    network = build_network("resnet20")
+    for norm in network.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):  # mean 0 and variance 1, as folding leaves them
+            torch.nn.init.normal_(norm.bias, -1)
+    folded = network.state_dict()
+    config = ClassifierConfig(backbone="resnet20", image_size=32, classes=data.classes)
+    model = Classifier(config, trainable_weights(folded, config, data))
+    images, _ = zip(*(Views(data, SMALL)[0, row] for row in data.indices("train")), strict=True)
+    batch = torch.stack(images)
+    as_folded = Classifier(config, folded)
+    as_folded.network.fc = model.network.fc  # is new in both
+    evaluated = model.eval()(batch)
+    torch.testing.assert_close(evaluated, as_folded.eval()(batch), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(evaluated, model.train()(batch), rtol=1e-2, atol=1e-2)
+    unfolded = model.network.state_dict()
+    assert trainable_weights(unfolded, config, data) is unfolded
 
 
 # ---- augmentation ----------------------------------------------------------------------------------------------------

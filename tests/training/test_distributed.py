@@ -25,7 +25,7 @@ from tests.helpers.torchrun import needs_distributed, torchrun
 from tests.helpers.toy_backbone import toy  # noqa: F401
 from tests.helpers.training_runs import QUICK, captioner, run, source
 
-pytestmark = [pytest.mark.usefixtures("toy", "no_tensorboard"), pytest.mark.slow]
+pytestmark = pytest.mark.usefixtures("toy", "no_tensorboard")
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +138,7 @@ TRAIN += ["--attention-width", 6, "--embedding-size", 16, "--lstm-size", 24, "--
 TRAIN += ["--epochs", 3, "--batch-size", 3, "--workers", 0, "--finetune-backbone-at", 1, "--ema", 0.5]
 
 
+@pytest.mark.slow
 @needs_distributed
 def test_a_run_continues_after_a_process_was_killed(folder):
     whole = torchrun(*TRAIN, "--output", "whole", cwd=folder)
@@ -153,6 +154,7 @@ def test_a_run_continues_after_a_process_was_killed(folder):
     assert sorted(p.name for p in (folder / "parts").iterdir()) == ["best.pt", "last.pt", "progress.svg"]
 
 
+@pytest.mark.slow
 @needs_distributed
 def test_a_users_mistake_is_reported_once_and_not_retried(folder):
     done = torchrun(*TRAIN, "--output", "mistaken", cwd=folder, restarts=1, BLOW="mistake")
