@@ -50,8 +50,8 @@ EPILOG = """\
 examples:
   python -m sca_caption.benchmarks.captioning photos/
   python -m sca_caption.benchmarks.captioning photos/ --checkpoint runs/flickr8k/best.pt --rounds 5
-  python -m sca_caption.benchmarks.captioning start sca_caption/photographs/giraffes.jpg
-  python -m sca_caption.benchmarks.captioning start sca_caption/photographs/giraffes.jpg --imports 15    # also time per package
+  python -m sca_caption.benchmarks.captioning start photo.jpg
+  python -m sca_caption.benchmarks.captioning start photo.jpg --imports 15    # also time per package
 """
 DEFAULTS: dict[str, dict[str, object]] = {
     "folder": {"singly": 20, "rounds": 3},

@@ -19,7 +19,7 @@ from sca_caption.evaluation import classification_metrics
 from sca_caption.images import Transform
 from sca_caption.models.classifier import Classifier
 from sca_caption.models.folded_norms import has_folded_norms, unfold_norms
-from sca_caption.models.networks import build_network, load_pretrained
+from sca_caption.models.networks import NETWORKS, build_network, load_pretrained
 from sca_caption.runtime.distributed import SINGLE_PROCESS, Processes
 from sca_caption.runtime.errors import UserError
 from sca_caption.training import batches
@@ -82,12 +82,12 @@ def trainable_weights(
     rows = rows[:: math.ceil(len(rows) / STATISTICS_IMAGES)]
     mean, std = (torch.tensor(x).view(3, 1, 1) for x in (images.MEAN, images.STD))
     normalised = ((views[0, int(row)][0] / 255 - mean) / std for row in rows)
-    batches = iter(lambda: list(itertools.islice(normalised, STATISTICS_BATCH)), [])
+    parts = iter(lambda: list(itertools.islice(normalised, STATISTICS_BATCH)), [])
     network = build_network(config.backbone, stem=config.stem)
     load_pretrained(network, weights, config.backbone)
-    unfold_norms(network, map(torch.stack, batches))
-    unfolded = network.state_dict()
-    return {key: unfolded[key] for key in unfolded.keys() & weights.keys()}
+    unfold_norms(network, map(torch.stack, parts))
+    head = NETWORKS[config.backbone].head
+    return weights | {key: x for key, x in network.state_dict().items() if not key.startswith(f"{head}.")}
 
 
 class ClassificationTask:
