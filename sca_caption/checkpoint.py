@@ -12,8 +12,10 @@ guides under names of their own; they load as before. Guides that this version n
 """
 
 import dataclasses
+import errno
 import hashlib
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -252,6 +254,8 @@ def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
             f"cannot load checkpoint {path}: {found}; {program_name('train.py')} writes best.pt and last.pt in "
             "its --output"
         )
+    if not os.access(path, os.R_OK):  # which safetensors calls a missing file
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
     try:
         with safe_open(path, "pt") as file:
             text = parse_json((file.metadata() or {}).get("sca_caption", "null"))

@@ -224,6 +224,14 @@ def assert_untouched(saved, text: str) -> None:
     assert checkpoint.load(saved).metrics == made().metrics
 
 
+def test_one_without_permission_is_not_called_damaged(saved, monkeypatch):
+    """The tests' user may read every file, so the check is told otherwise."""
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(PermissionError) as raised:
+        checkpoint.load(saved)
+    assert raised.value.filename == str(saved)
+
+
 def test_a_full_disk_leaves_the_old_file(saved, monkeypatch):
     def fill(tensors, path, metadata):
         path.write_bytes(b"half of it")

@@ -93,7 +93,7 @@ CLASSIFIER_RECIPES = {
               "schedule": "step", "warmup": 1 / 160, "views": "pad", "workers": 0},
     "caltech": {"image_size": 224, "epochs": 20, "batch_size": 16, "lr": 5e-3, "weight_decay": 5e-4},
     "caltech30": {"backbone": "mobilenet_v2", "image_size": 112, "train_per_class": 30, "epochs": 6, "batch_size": 32,
-                  "lr": 0.01, "weight_decay": 5e-4, "warmup": 0.1, "crop_scale": 0.5, "workers": 0},
+                  "optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.01, "warmup": 0.1, "crop_scale": 0.5, "workers": 0},
     "imagenet": {"image_size": 224, "epochs": 200, "batch_size": 256, "lr": 0.05, "weight_decay": 4e-5,
                  "crop_scale": 0.08, "workers": 8},
     "shapes-classify": {"backbone": "resnet18", "image_size": 64, "epochs": 6, "batch_size": 32, "optimizer": "adamw",

@@ -236,7 +236,8 @@ def open_streams() -> None:
 def program(main: Callable[..., int]) -> Callable[..., int]:
     """Wrap a program's `main(argv=None) -> status`: a UserError prints one line on stderr and returns 2.
 
-    So does a package that is not installed or does not load, and memory that runs out. Ctrl-C returns 130, SIGTERM 143.
+    So does a package that is not installed or does not load, a file without permission, and memory that runs out. Ctrl-C
+    returns 130, SIGTERM 143.
     """
 
     @functools.wraps(main)
@@ -251,6 +252,8 @@ def program(main: Callable[..., int]) -> Callable[..., int]:
             return fail(missing(error))
         except MemoryError:
             return fail("not enough memory; close other programs, or use a smaller batch or model")
+        except PermissionError as error:
+            return fail(f"no permission to open {error.filename or 'a file'}; change it, or choose another")
         except BrokenPipeError:  # the reader of stdout (head, less) has ended, which is no error
             sys.stderr.close()
             return 0

@@ -36,6 +36,10 @@ def resumable(output: Path, task: str = "caption") -> "Checkpoint":
     """The checkpoint to resume the run in `output` from. Raises UserError if there is none."""
     from sca_caption import checkpoint
 
+    if not (output / "last.pt").exists():
+        raise UserError(
+            f"--resume: there is no run in {output} (no last.pt); leave --resume out to start one"
+        )
     found = checkpoint.load(output / "last.pt", task)
     if not {"config", "history", "data"} <= set(found.training):
         raise UserError(f"{output / 'last.pt'} has no state of a training run, as best.pt; start a new run")
@@ -48,7 +52,8 @@ def check_same_settings(found: dict[str, Any], train_config: RunConfig, model_co
     for name, value in found.items():
         if (tuple(value) if isinstance(value, list) else value) != kept[name]:
             raise UserError(
-                f"--resume keeps the run's own settings; it has {name}={kept[name]}, found {value}"
+                f"--resume keeps the run's own settings; it has {name}={kept[name]}, found {value}: leave the flag out, "
+                f"or start another run with another --output"
             )
 
 

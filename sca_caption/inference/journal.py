@@ -24,12 +24,19 @@ EARLIER_NAMES = {
     "with_attention": "save_attention",
     "no_objects": "no_guidance",
 }
+IS_WRITTEN = "another run is writing {}; wait until it ends"
 SYNC_INTERVAL = 16  # entries between two fsync calls: the most that a power cut can lose
 
 
 def journal_of(output: Path) -> Path:
     """The path of the journal for the results file `output`."""
     return output.with_name(output.name + ".partial")
+
+
+def check_not_written(path: Path) -> None:
+    """Raise UserError if a run is writing the journal `path`."""
+    with open(path, "rb") as file:
+        lock_alone(file, IS_WRITTEN.format(path))
 
 
 class Journal:
@@ -64,7 +71,7 @@ class Journal:
         try:
             file = open(path, "r+b")  # noqa: SIM115 (stays open)
             try:
-                lock_alone(file, f"another run is writing {path}; wait until it ends")
+                lock_alone(file, IS_WRITTEN.format(path))
                 for value, end in _whole_lines(file):  # noqa: B007 (`end` is used below)
                     if "settings" in value:
                         require_same(path, value["settings"], settings)

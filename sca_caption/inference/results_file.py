@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sca_caption.inference.gallery import Gallery
-from sca_caption.inference.journal import Journal, journal_of
+from sca_caption.inference.journal import Journal, check_not_written, journal_of
 from sca_caption.inference.results_formats import JsonArray, JsonLines, ResultsFormat, Table
 from sca_caption.runtime.atomic_files import atomic_write
 from sca_caption.runtime.distributed import was_restarted
@@ -50,6 +50,7 @@ def check_results_file(path: Path, resume: bool = False) -> None:
     if path.is_dir():
         raise UserError(f"--output {path} is a folder; name a file")
     if journal_of(path).exists() and not resume and not was_restarted():
+        check_not_written(journal_of(path))
         raise UserError(
             f"--output {path}: an earlier run was interrupted; continue it with --resume, or delete {journal_of(path)}"
         )
@@ -142,6 +143,8 @@ def finished(format: ResultsFormat) -> Iterator[dict]:
             if number == 0:
                 format.require_compatible(entry)
             yield entry
+    except PermissionError:
+        raise
     except (ValueError, KeyError, TypeError, OSError, csv.Error) as error:
         raise UserError(
             f"--resume: {format.path} was not written by {program_name('caption.py')}; move it away or name "

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 
 ENDING = ".txt"
+UNKNOWN = b"?"  # unlike any text that is written, which ends in a line break
 
 
 class Sidecars:
@@ -69,8 +70,10 @@ class Sidecars:
         sidecar, text = sidecar_of(path), "".join(f"{caption}\n" for caption in captions).encode()
         try:
             there = sidecar.read_bytes()
-        except OSError:
+        except FileNotFoundError:
             there = None
+        except OSError:  # it cannot be read, so what it holds is not known
+            there = UNKNOWN
         if there is not None and there != text and not self.overwrite:
             self.kept += 1
             return

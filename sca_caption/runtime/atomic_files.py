@@ -84,11 +84,16 @@ def locked(folder: Path, taken: str) -> Iterator[None]:
 
 
 def check_writable(path: Path, flag: str = "--output") -> None:
-    """Raise UserError if `path` is a folder or its folder does not exist. Call it before computing the content."""
+    """Raise UserError if `path` is a folder, or its folder does not exist or gives no permission.
+
+    Call it before computing the content.
+    """
     if path.is_dir():
         raise UserError(f"cannot write {flag} {path}: it is a folder; give a file")
     if not path.parent.is_dir():
         raise UserError(f"cannot write {flag} {path}: no folder {path.parent}; create it")
+    if not os.access(path.parent, os.W_OK):
+        raise UserError(f"cannot write {flag} {path}: no permission in {path.parent}; choose another folder")
 
 
 @contextlib.contextmanager

@@ -26,9 +26,9 @@ def find_device(name: str = "auto") -> "torch.device":
         device = torch.device(name)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(
-            f"no device {name!r} ({' '.join(str(error).split())[:120]}); use cpu or auto"
-        ) from error
+        reason = " ".join(str(error).split())[:120]
+        reason = "" if reason.startswith("Expected one of") else f" ({reason})"  # a long list
+        raise UserError(f"no device {name!r}{reason}; use auto, cpu or cuda") from error
     return device
 
 

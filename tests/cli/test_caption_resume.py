@@ -141,6 +141,23 @@ def test_text_files_beside_the_photographs(run, photos):
     assert texts[1].read_text() == printed[1].split("\t")[1] + "\n"
 
 
+def test_a_text_file_that_cannot_be_read_is_kept(run, photos, monkeypatch):
+    """The tests' user may read every file, so reading fails in another way."""
+    private, read_bytes = photos[1].with_suffix(".txt"), Path.read_bytes
+    private.write_text("my own words")
+
+    def reading(path):
+        if path == private:
+            raise PermissionError(13, "Permission denied", str(path))
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", reading)
+    assert run(photos[0].parent, "--txt")[0] == 0
+    assert private.read_text() == "my own words"
+    assert run(photos[0].parent, "--txt", "--overwrite")[0] == 0
+    assert private.read_text() != "my own words"
+
+
 def test_what_has_a_text_file_is_done(run, photos, monkeypatch):
     photos[1].with_suffix(".txt").write_text("mine")
     loaded = []

@@ -238,15 +238,20 @@ def test_sigterm_ends_as_ctrl_c_does_with_its_own_status(capsys):
     assert cleaned and signal.getsignal(signal.SIGTERM) is before
 
 
-@pytest.mark.parametrize(
-    "error", [ModuleNotFoundError("No module named 'h5py'", name="h5py"), MemoryError()], ids=type
+MISSING = (
+    ModuleNotFoundError("No module named 'h5py'", name="h5py"),
+    MemoryError(),
+    PermissionError(13, "Permission denied", "private.h5"),
 )
+
+
+@pytest.mark.parametrize("error", MISSING, ids=type)
 def test_what_the_machine_lacks_is_one_line(error, capsys, monkeypatch):
     def fails(*_):
         raise error
 
     message = error_line(program(fails)(), *capsys.readouterr())
-    assert "h5py" in message or "memory" in message
+    assert "h5py" in message or "memory" in message or "no permission to open private.h5" in message
     if isinstance(error, ImportError):
         monkeypatch.setattr(importlib, "import_module", fails)
         assert error_line(start("sca_caption.cli.train"), *capsys.readouterr()) == message

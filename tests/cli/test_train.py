@@ -93,7 +93,7 @@ def test_it_trains_resumes_and_says_where_the_model_is(here, capsys):
         (["--layers", "1"], "it has layers=('layer1.0', 'layer1.1'), found ('layer4.1',)"),
     ):
         found = mistake(capsys, "--resume", *flags)
-        assert found.startswith("--resume ") and found.endswith(text)
+        assert found.startswith("--resume ") and f"{text}: " in found
 
     write(dataset(8, captions=("a zebra", "stripes")), here / "data" / "dogs.h5", encoding="raw")
     text = mistake(capsys, "--resume")
@@ -145,7 +145,7 @@ def test_mistakes_are_one_line_and_leave_nothing(here, capsys):
         (["--recipe", "cifar"], ("--recipe cifar", "'classify'", "'caption'")),
         (["--device", "abacus"], ("'abacus'",)),
         (["--finetune-from", "features.99"], ("--finetune-from", "'features.99'", "mobilenet_v2")),
-        (["--resume"], ("runs/dogs/last.pt", "no such file")),
+        (["--resume"], ("no run in runs/dogs", "leave --resume out")),
         (["--output", "data/dogs.h5"], ("data/dogs.h5", "File exists", "--output")),
     ):
         weights = [] if "--backbone-weights" in flags or "--init" in flags else ["--backbone-weights", "none"]

@@ -95,7 +95,7 @@ def test_mistakes_are_one_line_and_leave_nothing(here, capsys):
         (["--batch-size", "64"], ("--batch-size 64", "32")),
         (["--device", "abacus"], ("'abacus'",)),
         (["--objective", "cider"], ("--objective cider", "train.py --task classify --help")),
-        (["--resume"], ("runs/folder-lenet/last.pt", "no such file")),
+        (["--resume"], ("no run in runs/folder-lenet", "leave --resume out")),
         (["--task", "paint"], ("'paint'", "caption, classify")),
         (["--recipe", "cifra"], ("--recipe cifra", "caltech", "cifar", "imagenet", "shapes-classify")),
         (["--recipe", "paper"], ("--recipe paper", "'caption'", "'classify'")),

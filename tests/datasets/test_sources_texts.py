@@ -114,7 +114,7 @@ def test_odd_rows_are_reported(tmp_path):
     [
         ("gone.csv", None, ("--texts", "gone.csv does not exist", "column caption")),
         ("a.csv", "image,words\na.jpg,A dog\n", ("no header with caption", "'image,words'", "captions JSON")),
-        ("a.csv", "", ("no header with caption", "''")),
+        ("a.csv", "", ("no header with caption", "empty")),
         ("a.csv", "caption\n", ("no caption", "a.csv is kept", "no captions found", "leave out --texts")),
         ("a.csv", "coco_id,caption\n1,A dog\n2,A cat\n2,...\n3,!\n",
          ("1 of train photographs, 2 of held-out photographs, 1 without words",)),

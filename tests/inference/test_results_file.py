@@ -16,9 +16,16 @@ from sca_caption.inference import captioning as inference
 from sca_caption.inference import journal
 from sca_caption.inference.captioning import Caption, CaptionPipeline, Result
 from sca_caption.inference.journal import Journal, journal_of
-from sca_caption.inference.results_file import finished, format_of, image_ids, results_file
+from sca_caption.inference.results_file import (
+    check_results_file,
+    finished,
+    format_of,
+    image_ids,
+    results_file,
+)
 from sca_caption.runtime.errors import UserError
 from sca_caption.vocab import Vocabulary
+from tests.helpers.made_photos import message
 
 SETTINGS = {"checkpoint": ["abc"], "num_captions": 1}
 
@@ -165,15 +172,23 @@ def test_a_journal_gives_back_whole_entries_and_drops_a_torn_one(tmp_path):
         opened.close()
 
 
+def test_a_run_that_goes_on_is_not_called_interrupted(tmp_path):
+    path = tmp_path / "x.json"
+    going_on = Journal.begin(journal_of(path), SETTINGS)
+    message(lambda: check_results_file(path), "another run is writing")
+    going_on.close()
+    message(lambda: check_results_file(path), "interrupted", "--resume")
+
+
 def test_a_journal_of_other_settings_is_refused(tmp_path):
     path = tmp_path / "x.json.partial"
     Journal.begin(path, SETTINGS | {"force_words": ["dog"]}).close()
-    for settings, message in (
+    for settings, text in (
         ({"checkpoint": ["abd"]}, ".* another model.* delete"),
         ({"force_words": []}, ".*dog.* none"),
         ({"force_words": ["dog"], "beam_size": 3}, ".*--beam-size none.* 3"),
     ):
-        with pytest.raises(UserError, match=f"^--resume: {path} {message}"):
+        with pytest.raises(UserError, match=f"^--resume: {path} {text}"):
             Journal.reopen(path, SETTINGS | {"force_words": ["dog"]} | settings)
     for text in (b"", b"torn", b"[]\n", b'{"caption": 1}\n'):
         path.write_bytes(text)

@@ -147,7 +147,8 @@ def read_csv_rows(
             break
     else:
         raise UserError(
-            f"{path} has no header with {' and '.join(needed)}; it begins with {first[:50]!r}; {expected}"
+            f"{path} has no header with {' and '.join(needed)}; "
+            f"{f'it begins with {first[:50]!r}' if first else 'it is empty'}; {expected}"
         )
     caption = header.index("caption")
     image = header.index("image") if "image" in header else None
