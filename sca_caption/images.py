@@ -63,6 +63,9 @@ class Transform:
         if not isinstance(self.size, int) or not 1 <= self.size <= 4096:
             raise UserError(f"image size is {self.size!r} pixels; give a whole number from 1 to 4096")
 
+    def __str__(self) -> str:
+        return f"images of {self.size} x {self.size} pixels ({self.mode})"
+
     def to_dict(self) -> dict:
         return dataclasses.asdict(self)
 

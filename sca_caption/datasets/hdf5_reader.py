@@ -213,7 +213,7 @@ class CaptionDataset:
 
             names = [*SOURCES, *(path.stem for path in self.path.parent.glob("*.h5"))]
             near = did_you_mean(self.path.stem, names) if self.path.stem not in SOURCES else ""
-            raise UserError(f"no data file {self.path}; make it with: {make}{near}")
+            raise UserError(f"no data file {self.path}{near or f'; make it with: {make}'}")
         try:
             # Without a lock: files are replaced and never changed, and some file systems have no locks.
             file = h5py.File(self.path, "r", locking=False)

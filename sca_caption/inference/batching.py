@@ -91,5 +91,8 @@ def reader(
         return data.features
     if data.transform == transform:
         return data.image
-    warn(f"{data.path} holds {data.transform}, the model takes {transform}")
+    warn(
+        f"{data.path} holds {data.transform}, the model takes {transform}: they are resized once more, which may cost "
+        f"quality; preprocess with --image-size {transform.size}"
+    )
     return lambda row: images.fit(Image.fromarray(data.image(row)), transform)

@@ -46,6 +46,6 @@ def test_every_way_has_its_rows(photos, tiny_checkpoint, tmp_path, capsys):
 
     write(dataset(12), tmp_path / "large.h5", transform=Transform(40))
     assert export.main([*flags, "--data", str(tmp_path / "large.h5")]) == 2
-    assert "the model takes Transform(size=32" in capsys.readouterr().err
+    assert "the model takes images of 32 x 32 pixels" in capsys.readouterr().err
     write(dataset(3), tmp_path / "few.h5")
     assert "CIDEr needs two" in message(lambda: export.scored({}, CaptionDataset(tmp_path / "few.h5"), None))
