@@ -12,7 +12,6 @@ guides under names of their own; they load as before. Guides that this version n
 """
 
 import dataclasses
-import errno
 import hashlib
 import json
 import os
@@ -255,7 +254,7 @@ def _read(path: Path) -> tuple[dict, dict[str, Tensor]]:
             "its --output"
         )
     if not os.access(path, os.R_OK):  # which safetensors calls a missing file
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        raise UserError(f"no permission to read {path}; change it, or give another checkpoint")
     try:
         with safe_open(path, "pt") as file:
             text = parse_json((file.metadata() or {}).get("sca_caption", "null"))

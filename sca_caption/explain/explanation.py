@@ -3,7 +3,7 @@
 >>> from sca_caption import Captioner
 >>> explanation = Captioner.load().explain("sca_caption/photographs/giraffes.jpg")
 >>> explanation.words[:3], explanation.trace.layers[0].spatial.shape
-(('a', 'man', 'in'), (11, 9, 9))
+(('a', 'group', 'of'), (9, 9, 9))
 >>> figure = explanation.figure()     # matplotlib's
 >>> explanation.save("why.svg")       # or .png, .pdf, .gif
 

@@ -262,6 +262,16 @@ def remake(path, made, **attributes):
 AGAIN = "; make it again with preprocess.py"
 
 
+def test_a_file_without_permission_is_not_called_damaged(made, monkeypatch):
+    """The tests' user may read every file, so opening it fails in another way."""
+
+    def denied(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(h5py, "File", denied)
+    message(lambda: CaptionDataset(made), "no permission", str(made))
+
+
 def test_unusable_files_are_user_errors(tmp_path, made, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "x.h5"
