@@ -218,7 +218,9 @@ class CaptionDataset:
             # Without a lock: files are replaced and never changed, and some file systems have no locks.
             file = h5py.File(self.path, "r", locking=False)
         except PermissionError as error:
-            raise UserError(f"no permission to read {self.path}; change it, or give another data file") from error
+            raise UserError(
+                f"no permission to read {self.path}; change it, or give another data file"
+            ) from error
         except OSError as error:
             if h5py.is_hdf5(self.path):
                 raise self._unreadable("is damaged or cut short") from error
