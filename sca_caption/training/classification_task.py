@@ -1,9 +1,9 @@
 """The task of training an image classifier."""
 
-import itertools
 import math
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from sca_caption.evaluation import classification_metrics
 from sca_caption.images import Transform
 from sca_caption.models.classifier import Classifier
 from sca_caption.models.folded_norms import has_folded_norms, unfold_norms
-from sca_caption.models.networks import NETWORKS, build_network, load_pretrained
 from sca_caption.runtime.distributed import SINGLE_PROCESS, Processes
 from sca_caption.runtime.errors import UserError
 from sca_caption.training import batches
@@ -77,17 +76,15 @@ def trainable_weights(
     """Pretrained weights of `config.backbone`. Folded batch norms get the statistics of training images."""
     if not has_folded_norms(weights):
         return weights
+    plain = Classifier(replace(config, attention="", at=()), weights)
     views = Views(data, Transform(config.image_size, "crop"))
     rows = data.indices("train")
     rows = rows[:: math.ceil(len(rows) / STATISTICS_IMAGES)]
-    mean, std = (torch.tensor(x).view(3, 1, 1) for x in (images.MEAN, images.STD))
-    normalised = ((views[0, int(row)][0] / 255 - mean) / std for row in rows)
-    parts = iter(lambda: list(itertools.islice(normalised, STATISTICS_BATCH)), [])
-    network = build_network(config.backbone, stem=config.stem)
-    load_pretrained(network, weights, config.backbone)
-    unfold_norms(network, map(torch.stack, parts))
-    head = NETWORKS[config.backbone].head
-    return weights | {key: x for key, x in network.state_dict().items() if not key.startswith(f"{head}.")}
+    parts = batches.split_batches(rows.tolist(), STATISTICS_BATCH)
+    pixels = (torch.stack([views[0, row][0] for row in part]) for part in parts)
+    unfold_norms(plain.network, map(plain.normalize, pixels))
+    unfolded = plain.network.state_dict()
+    return weights | {key: unfolded[key] for key in unfolded.keys() - set(plain.unloaded)}
 
 
 class ClassificationTask:
