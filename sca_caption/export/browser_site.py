@@ -5,7 +5,7 @@ The folder holds
 
     index.html, *.css, *.js   the page: those of pages/ that it needs
     model/                    an exported model, see `export`
-    runtime/                  the two files of onnxruntime-web that run it
+    runtime/                  the files of onnxruntime-web that run it, without WebGPU and with it
     site.json                 which of these files the page is to load, with their sizes in bytes
 """
 
@@ -18,7 +18,11 @@ from sca_caption.runtime.errors import UserError
 
 RUNTIME_VERSION = "1.30.0"  # of onnxruntime-web, which the tests run
 INSTALL = f"npm install --no-save onnxruntime-web@{RUNTIME_VERSION}"
-RUNTIME = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")  # in its folder dist
+RUNTIMES = {  # files in its folder dist; the page loads one of the two
+    "wasm": ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm"),
+    "webgpu": ("ort.jspi.bundle.min.mjs", "ort-wasm-simd-threaded.jspi.wasm"),
+}
+RUNTIME_FILES = tuple(name for names in RUNTIMES.values() for name in names)
 PAGES = Path(__file__).with_name("site")
 SHARED = Path(__file__).parents[1] / "serve" / "page"
 PAGE = (
@@ -42,7 +46,7 @@ def write_page(folder: Path, runtime: Path) -> None:
     model = folder / MODEL
     described = json.loads((model / "model.json").read_text(encoding="utf-8"))
     (folder / "runtime").mkdir()
-    for name in RUNTIME:
+    for name in RUNTIME_FILES:
         shutil.copyfile(runtime / "dist" / name, folder / "runtime" / name)
     for path in PAGE:
         shutil.copyfile(path, folder / path.name)
@@ -61,7 +65,8 @@ def write_page(folder: Path, runtime: Path) -> None:
     site = {
         "version": described["source"]["sca_caption"],
         "checkpoint": described["source"]["checkpoint"],
-        "files": listed(f"runtime/{RUNTIME[1]}", f"{MODEL}/model.json"),
+        "runtimes": {name: listed(f"runtime/{binary}") for name, (_, binary) in RUNTIMES.items()},
+        "files": listed(f"{MODEL}/model.json"),
         "dtypes": dtypes,  # the last is what the page takes unless told otherwise
     }
     (folder / "site.json").write_text(json.dumps(site, indent=1) + "\n", encoding="utf-8")
@@ -69,7 +74,7 @@ def write_page(folder: Path, runtime: Path) -> None:
 
 def check_runtime(runtime: Path) -> None:
     """Raise UserError where a folder is not that of onnxruntime-web."""
-    lacking = [name for name in RUNTIME if not (runtime / "dist" / name).is_file()]
+    lacking = [name for name in RUNTIME_FILES if not (runtime / "dist" / name).is_file()]
     if lacking:
         raise UserError(
             f"--browser {runtime}: not the folder of onnxruntime-web (no dist/{lacking[0]}); {INSTALL} makes "

@@ -347,6 +347,22 @@ def test_no_requests_to_other_servers_and_none_once_loaded(page):
     assert [url for url in page.asked[asked:] if not url.startswith("blob:")] == []
 
 
+def test_captions_on_a_simulated_gpu_are_pythons(opened, given):
+    contents = pictures(5)
+    with another(opened) as page:
+        page.goto(f"{opened.address}/?processor=gpu")
+        for count, content in enumerate(contents, 1):
+            page.set_input_files("#files", [file(f"{count}.png", content)])
+            expect(page.locator("#count")).to_have_text(f"{count} captioned")
+            if count == 2:  # tried, and taken
+                expect(page.locator("#processor")).to_have_text(re.compile("GPU"))
+        found = json.loads(saved(page, "#json"))
+    wanted = captions_of(CaptionPipeline.load(given, search=SearchConfig(num_captions=3)), contents)
+    for entry, (best, *_) in zip(found, wanted, strict=True):
+        assert entry["caption"] == best.text
+        assert entry["score"] == pytest.approx(best.score, abs=1e-3)
+
+
 def test_the_content_security_policy_covers_the_worker(opened, site):
     ask = "address => fetch(address).then(() => 'answered', () => 'refused')"
     with served(site) as other, another(opened) as page:

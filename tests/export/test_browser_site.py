@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from sca_caption.export.browser_site import INSTALL, MODEL, PAGES, RUNTIME, check_runtime, is_site, write_page
+from sca_caption.export.browser_site import (
+    INSTALL,
+    MODEL,
+    PAGES,
+    RUNTIME_FILES,
+    check_runtime,
+    is_site,
+    write_page,
+)
 from sca_caption.export.model_json import FORMAT_VERSION
 from sca_caption.runtime.atomic_files import atomic_folder
 from tests.helpers.made_photos import message
@@ -23,7 +31,7 @@ def runtime(tmp_path) -> Path:
     """A folder like that of the package onnxruntime-web, with more files than the page needs."""
     folder = tmp_path / "onnxruntime-web"
     (folder / "dist").mkdir(parents=True)
-    for name in (*RUNTIME, "ort.all.js"):
+    for name in (*RUNTIME_FILES, "ort.all.js"):
         (folder / "dist" / name).write_text(f"this is {name}")
     return folder
 
@@ -47,7 +55,12 @@ def test_files_to_load_are_listed_with_their_sizes(site):
     listed = json.loads((site / "site.json").read_text())
     assert listed["version"] == "1.2" and listed["checkpoint"] == "best.pt"
     parts = [part["path"] for part in listed["files"]]
-    assert parts == ["runtime/ort-wasm-simd-threaded.wasm", "model/model.json"]
+    assert parts == ["model/model.json"]
+    runtimes = {name: [part["path"] for part in files] for name, files in listed["runtimes"].items()}
+    assert runtimes == {
+        "wasm": ["runtime/ort-wasm-simd-threaded.wasm"],
+        "webgpu": ["runtime/ort-wasm-simd-threaded.jspi.wasm"],
+    }
     assert {dtype["name"]: dtype["files"] for dtype in listed["dtypes"]} == {
         "float32": [{"path": "model/trunk.onnx", "bytes": 100}, {"path": "model/step.onnx", "bytes": 101}],
         "int8": [
@@ -59,14 +72,14 @@ def test_files_to_load_are_listed_with_their_sizes(site):
 
 
 def test_every_file_is_used(site):
-    assert {path.name for path in (site / "runtime").iterdir()} == set(RUNTIME)
+    assert {path.name for path in (site / "runtime").iterdir()} == set(RUNTIME_FILES)
     assert (site / "index.html").read_text() == (PAGES / "browser.html").read_text()
     code = {path.name: path.read_text() for path in site.iterdir() if path.suffix in {".js", ".html"}}
     named = {
         name
         for text in code.values()
         for name in re.findall(
-            r'(?:from |import |src=|href=|new URL\(|register\()"(?:\./)?([\w./-]+\.\w+)"', text
+            r'(?:from |import |import\(|src=|href=|new URL\(|register\()"(?:\./)?([\w./-]+\.\w+)"', text
         )
     }
     assert all((site / name).is_file() for name in named)
@@ -94,9 +107,9 @@ def test_a_site_is_replaced_and_other_folders_are_not(site, runtime):
 
 def test_a_folder_that_is_not_the_runtime(runtime, tmp_path):
     check_runtime(runtime)
-    (runtime / "dist" / RUNTIME[1]).unlink()
+    (runtime / "dist" / RUNTIME_FILES[1]).unlink()
     found = message(lambda: make(tmp_path / "site", runtime))
-    assert f"no dist/{RUNTIME[1]}" in found and INSTALL in found
+    assert f"no dist/{RUNTIME_FILES[1]}" in found and INSTALL in found
     assert not (tmp_path / "site").exists()
 
 

@@ -13,13 +13,14 @@ if TYPE_CHECKING:
 
 
 CAMERA = ("--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream")
+GPU = ("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader")  # simulated on the processor
 needs_browser = pytest.mark.skipif(bool(why_no_browser()), reason=why_no_browser() or "-")
 
 
 @contextmanager
 def browser_page(width: int = 1200, height: int = 800) -> Iterator["Page"]:
     """A new page in a new browser, width x height pixels. `page.messages` collects the errors of its console."""
-    with opened_browser(*CAMERA) as browser:
+    with opened_browser(*CAMERA, *GPU) as browser:
         page = browser.new_page(viewport={"width": width, "height": height})
         page.messages = []
         page.on("console", lambda m: page.messages.append(m.text) if m.type == "error" else None)

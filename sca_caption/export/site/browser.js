@@ -2,6 +2,7 @@
 
 import { photograph } from "./camera.js";
 import { Card } from "./card.js";
+import { runtimeFor } from "./gpu.js";
 import { csvOf, jsonOf } from "./results.js";
 import { willBeIsolated } from "./threads.js";
 
@@ -21,16 +22,18 @@ async function start() {
   if (!answer?.ok) return fail("site.json is not on the server; export the site again");
   const site = await answer.json();
   const dtypes = site.dtypes.map(({ name }) => name);
-  const wanted = new URLSearchParams(location.search).get("dtype");
+  const asked = new URLSearchParams(location.search);
+  const wanted = asked.get("dtype");
   const dtype = dtypes.includes(wanted) ? wanted : dtypes.at(-1);
-  const files = [...site.files, ...site.dtypes.find(({ name }) => name === dtype).files];
+  const runtime = await runtimeFor(asked.get("processor"), { gpu: navigator.gpu, canWait: "Suspending" in WebAssembly });
+  const files = [...site.runtimes[runtime], ...site.files, ...site.dtypes.find(({ name }) => name === dtype).files];
   about(site, dtype);
   // A worker made from a blob inherits this page's content security policy; one from a file would not.
   const source = new Blob([`import ${JSON.stringify(new URL("worker.js", import.meta.url))};`], { type: "text/javascript" });
   worker = new Worker(URL.createObjectURL(source), { type: "module" });
   worker.onmessage = ({ data }) => receive(data);
   worker.onerror = (error) => fail(error.message || "the worker could not be started");
-  worker.postMessage({ kind: "load", base: new URL(".", location.href).href, files, dtype });
+  worker.postMessage({ kind: "load", base: new URL(".", location.href).href, files, dtype, runtime, processor: asked.get("processor") });
   for (const [id, card] of cards) ask(id, card);
 }
 
@@ -47,11 +50,17 @@ function receive(data) {
     document.body.classList.add("ready");
   } else if (data.kind === "failed") fail(data.reason);
   else if (data.kind === "begun") card?.begun();
+  else if (data.kind === "processor") processor(data);
   else {
     if (data.kind === "captioned") card?.captioned(data);
     else card?.refused(data.reason);
     arrange();
   }
+}
+
+function processor({ name, milliseconds, onCpu }) {
+  const times = `${Math.round(milliseconds)} ms per photograph, ${Math.round(onCpu)} ms on the CPU`;
+  find("processor").textContent = name === "gpu" ? `Running on the GPU (${times}). ` : "";
 }
 
 function fail(reason) {
@@ -67,6 +76,7 @@ function about(site, dtype) {
       ? "Captions are the same as in Python."
       : "Captions can differ from Python's because the weights are quantized.";
   find("about").textContent = `${site.checkpoint}, ${dtype}, sca_caption ${site.version}. ${note} `;
+  find("about").append(Object.assign(document.createElement("span"), { id: "processor" }));
   for (const name of other) {
     const link = Object.assign(document.createElement("a"), { href: `?dtype=${name}`, textContent: `Use ${name}` });
     find("about").append(link);

@@ -33,12 +33,11 @@ class State {
 }
 
 export class Captioner {
-  /** described: model.json; graphs: the bytes of each of its graphs by name; ort: the library. */
-  static async load(ort, described, graphs) {
+  /** described: model.json; graphs: the bytes of each of its graphs by name; ort: the library; provider: wasm or webgpu. */
+  static async load(ort, described, graphs, provider) {
     const sessions = {};
     for (const name of Object.keys(described.inputs)) {
-      sessions[name] = await ort.InferenceSession.create(graphs[name], { executionProviders: ["wasm"] });
-      delete graphs[name]; // the library has its own copy
+      sessions[name] = await ort.InferenceSession.create(graphs[name], { executionProviders: [provider] });
     }
     return new Captioner(ort, described, sessions);
   }
@@ -67,6 +66,10 @@ export class Captioner {
       captions: captions.map(({ text, score, confidence }) => ({ text, score, confidence })),
       ...this.trace(captions[0].tokens),
     };
+  }
+
+  async release() {
+    for (const session of Object.values(this.sessions)) await session.release();
   }
 
   /** The state before the first word, and the predictions of guides by name. */
