@@ -1,21 +1,22 @@
-"""Growth of captioning's time and memory with each of its sizes: images, words, beams, vocabulary and batch.
+"""Growth of captioning's time and memory with each of its sizes: images, their pixels, words, beams, vocabulary and batch.
 
-One size varies while the others are fixed: 32 images in batches of 16, 10 words, beam 5, a vocabulary of 3,000 words. The
-model is the default one with random weights. It never ends a caption, so every caption has all of its words. Only for
-the number of images it is a toy, with 32 x 32 pixels, 3 words and 2 beams, because the model's cost per image is
-constant and only the program around it could grow.
+One size varies while the others are fixed: 32 images of 260 x 260 pixels in batches of 16, 10 words, beam 5, a vocabulary
+of 3,000 words. The model is built like the packaged one, with random weights. It never ends a caption, so every caption has
+all of its words. Only for the number of images it is a toy, with 32 x 32 pixels, 3 words and 2 beams, because the model's
+cost per image is constant and only the program around it could grow.
 
 Memory is measured in a process of its own for each point, as the peak above the memory in use before the first image.
 Dashed lines in the figure show proportional growth.
 """
 
+import math
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
+from sca_caption import checkpoint
 from sca_caption.benchmarks.memory import peak_growth
 from sca_caption.checkpoint import Checkpoint
 from sca_caption.cli.parser import Parser, program
@@ -33,16 +34,17 @@ examples:
   python -m sca_caption.benchmarks.growth --output growth.svg
   python -m sca_caption.benchmarks.growth --sizes beams vocabulary --output growth.png
 """
-FIXED = {"images": 32, "words": 10, "beams": 5, "vocabulary": 3_000, "batch": 16}
-TOY = {"words": 3, "beams": 2, "vocabulary": 100, "batch": 64}
+FIXED = {"images": 32, "pixels": 260**2, "words": 10, "beams": 5, "vocabulary": 3_000, "batch": 16}
+TOY = {"pixels": 32**2, "words": 3, "beams": 2, "vocabulary": 100, "batch": 64}
 AXES: dict[str, tuple[int, ...]] = {
     "images": (1_000, 10_000, 100_000),
+    "pixels": (130**2, 260**2, 520**2, 1040**2),
     "words": (5, 10, 20, 40),
     "beams": (1, 2, 5, 10, 20),
     "vocabulary": (1_000, 3_000, 10_000, 30_000, 100_000),
     "batch": (1, 4, 16, 32),
 }
-NAMES = {"images": "images", "words": "words per caption", "beams": "beam size", "vocabulary": "vocabulary size",
+NAMES = {"images": "images", "pixels": "pixels per image", "words": "words per caption", "beams": "beam size", "vocabulary": "vocabulary size",
          "batch": "batch size"}  # fmt: skip
 
 
@@ -94,16 +96,19 @@ def measure(axis: str, value: int) -> tuple[float, int]:
 def prepare(sizes: dict[str, int], toy: bool) -> tuple[CaptionPipeline, np.ndarray, int]:
     """A pipeline, random images uint8 (n, S, S, 3) to repeat, and the number of images to caption."""
     torch.manual_seed(0)
-    small: dict[str, Any] = {"attention_width": 8, "embedding_size": 8, "lstm_size": 8} if toy else {}
-    config = ModelConfig(layers=attended_layers("mobilenet_v2", ["1" if toy else "2"]), **small)
+    if toy:
+        layers = attended_layers("mobilenet_v2", ["1"])
+        config = ModelConfig(layers=layers, attention_width=8, embedding_size=8, lstm_size=8)
+    else:
+        config = checkpoint.load(None).model.config
     vocabulary = Vocabulary([f"w{number}" for number in range(sizes["vocabulary"] - len(SPECIALS))])
     model = SCACNN(config, len(vocabulary))
     with torch.no_grad():
         model.word.bias[EOS] = -1e9
     search = SearchConfig(beam_size=sizes["beams"], max_length=sizes["words"])
-    side = 32 if toy else 224
-    checkpoint = Checkpoint(model, vocabulary, Transform(side), {})
-    pipeline = CaptionPipeline.load(checkpoint, search=search, device="cpu", batch_size=sizes["batch"])
+    side = math.isqrt(sizes["pixels"])
+    made = Checkpoint(model, vocabulary, Transform(side), {})
+    pipeline = CaptionPipeline.load(made, search=search, device="cpu", batch_size=sizes["batch"])
     pixels = np.random.default_rng(0).integers(0, 256, (16, side, side, 3), dtype=np.uint8)
     return pipeline, pixels, sizes["images"]
 
@@ -111,6 +116,10 @@ def prepare(sizes: dict[str, int], toy: bool) -> tuple[CaptionPipeline, np.ndarr
 def caption(pipeline: CaptionPipeline, pixels: np.ndarray, count: int) -> None:
     for _ in pipeline.stream(range(count), lambda number: pixels[number % len(pixels)]):
         pass
+
+
+def short(size: int) -> str:
+    return f"{size / 1e6:.2g}M" if size >= 1e6 else f"{size // 1000}k" if size >= 1000 else str(size)
 
 
 def draw(path: Path, points: dict[str, list[tuple[int, float, int]]]) -> None:
@@ -134,7 +143,7 @@ def draw(path: Path, points: dict[str, list[tuple[int, float, int]]]) -> None:
             panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
             panel.yaxis.set_minor_locator(NullLocator())
             panel.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            panel.set_xticks(sizes, [f"{x // 1000}k" if x >= 1000 else str(x) for x in sizes])
+            panel.set_xticks(sizes, [short(x) for x in sizes])
         column[1].set_xlabel(NAMES[axis])
     panels[0, 0].set_ylabel("seconds")
     panels[1, 0].set_ylabel("peak memory, MB")

@@ -119,7 +119,7 @@ def test_plain_and_optimised_training_steps_agree():
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory is measured on Linux only")
 def test_growth_prints_a_row_per_point(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(growth, "AXES", {"images": (2, 4), "beams": (1, 2)})
-    small = {"images": 2, "words": 2, "beams": 2, "vocabulary": 20, "batch": 2}
+    small = {"images": 2, "pixels": 32**2, "words": 2, "beams": 2, "vocabulary": 20, "batch": 2}
     monkeypatch.setattr(growth, "FIXED", small)
     assert growth.main(["--output", str(tmp_path / "x.svg"), "--sizes", "images"]) == 0
     out = rows(capsys.readouterr().out)

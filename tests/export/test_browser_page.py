@@ -348,7 +348,7 @@ def test_no_requests_to_other_servers_and_none_once_loaded(page):
 
 
 def test_captions_on_a_simulated_gpu_are_pythons(opened, given):
-    contents = pictures(5)
+    contents = pictures(3)
     with another(opened) as page:
         page.goto(f"{opened.address}/?processor=gpu")
         for count, content in enumerate(contents, 1):
