@@ -5,7 +5,6 @@ killed, and memory does not grow with the number of images.
 """
 
 import csv
-import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sca_caption.inference.gallery import Gallery
 from sca_caption.inference.journal import Journal, check_not_written, journal_of
 from sca_caption.inference.results_formats import JsonArray, JsonLines, ResultsFormat, Table
-from sca_caption.runtime.atomic_files import atomic_write
+from sca_caption.runtime.atomic_files import atomic_write, check_writable
 from sca_caption.runtime.distributed import was_restarted
 from sca_caption.runtime.errors import UserError
 from sca_caption.runtime.programs import program_name
@@ -43,12 +42,7 @@ def check_results_file(path: Path, resume: bool = False) -> None:
     """Raise UserError if `path` cannot be written, or if writing would lose an interrupted run's journal."""
     if path.suffix.lower() not in FORMATS:
         raise UserError(f"--output {path}: unknown format {path.suffix!r}; one of: {', '.join(FORMATS)}")
-    if not path.parent.is_dir():
-        raise UserError(f"--output {path}: no folder {path.parent}; make it first")
-    if not os.access(path.parent, os.W_OK):
-        raise UserError(f"--output {path}: no permission to write in {path.parent}; choose another folder")
-    if path.is_dir():
-        raise UserError(f"--output {path} is a folder; name a file")
+    check_writable(path)
     if journal_of(path).exists() and not resume and not was_restarted():
         check_not_written(journal_of(path))
         raise UserError(
