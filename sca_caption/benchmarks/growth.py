@@ -1,9 +1,9 @@
-"""Growth of captioning's time and memory with each of its sizes: images, their pixels, words, beams, vocabulary and batch.
+"""Growth of captioning's time and memory with its sizes: images, pixels, words, beams, vocabulary and batch.
 
 One size varies while the others are fixed: 32 images of 260 x 260 pixels in batches of 16, 10 words, beam 5, a vocabulary
-of 3,000 words. The model is built like the packaged one, with random weights. It never ends a caption, so every caption has
-all of its words. Only for the number of images it is a toy, with 32 x 32 pixels, 3 words and 2 beams, because the model's
-cost per image is constant and only the program around it could grow.
+of 3,000 words. The model is built like the packaged one, with random weights. It never ends a caption, so every caption
+has all of its words. Only for the number of images it is a toy, with 32 x 32 pixels, 3 words and 2 beams, because the
+model's cost per image is constant and only the program around it could grow.
 
 Memory is measured in a process of its own for each point, as the peak above the memory in use before the first image.
 Dashed lines in the figure show proportional growth.
@@ -44,8 +44,14 @@ AXES: dict[str, tuple[int, ...]] = {
     "vocabulary": (1_000, 3_000, 10_000, 30_000, 100_000),
     "batch": (1, 4, 16, 32),
 }
-NAMES = {"images": "images", "pixels": "pixels per image", "words": "words per caption", "beams": "beam size", "vocabulary": "vocabulary size",
-         "batch": "batch size"}  # fmt: skip
+NAMES = {
+    "images": "images",
+    "pixels": "pixels per image",
+    "words": "words per caption",
+    "beams": "beam size",
+    "vocabulary": "vocabulary size",
+    "batch": "batch size",
+}
 
 
 def parser() -> Parser:
