@@ -106,7 +106,9 @@ def prepare(sizes: dict[str, int], toy: bool) -> tuple[CaptionPipeline, np.ndarr
         layers = attended_layers("mobilenet_v2", ["1"])
         config = ModelConfig(layers=layers, attention_width=8, embedding_size=8, lstm_size=8)
     else:
-        config = checkpoint.load(None).model.config
+        packaged = checkpoint.load(None).model
+        assert isinstance(packaged, SCACNN)
+        config = packaged.config
     vocabulary = Vocabulary([f"w{number}" for number in range(sizes["vocabulary"] - len(SPECIALS))])
     model = SCACNN(config, len(vocabulary))
     with torch.no_grad():
