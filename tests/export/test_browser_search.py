@@ -90,6 +90,14 @@ def random_case(seed: int, guides: set[str], force_words=(), **search) -> dict:
     return CAPTIONER | given | {"counts": {}, "images": [random_image(draw) for _ in range(4)]}
 
 
+def scores(captions: list[dict]) -> list[float]:
+    return [each["score"] for each in captions]
+
+
+def by_text(captions: list[dict]) -> list[dict]:
+    return sorted(captions, key=lambda each: each["text"])
+
+
 @pytest.mark.parametrize("guides", [(), ("words",), ("consensus", "words", "confidence")], ids=len)
 def test_random_captioners(guides, tmp_path):
     cases = [
@@ -101,7 +109,10 @@ def test_random_captioners(guides, tmp_path):
     captions, excluded = [], []
     for case, images in zip(cases, found, strict=True):
         expected = in_python(case)
-        assert images == [[pytest.approx(each, abs=1e-4) for each in several] for several in expected]
+        for several, wanted in zip(images, expected, strict=True):
+            # Scores that differ by rounding alone may be in either order, which depends on the processor.
+            assert scores(several) == pytest.approx(scores(wanted), abs=1e-4)
+            assert by_text(several) == [pytest.approx(each, abs=1e-4) for each in by_text(wanted)]
         captions += [each for several in expected for each in several]
         if not any("dog" in group for group in case["force_words"]):
             improbable = [image["predictions"]["words"][DOG] < 0.1 for image in case["images"]]
