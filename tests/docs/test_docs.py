@@ -52,10 +52,14 @@ OLD_NAMES = (
 ODD_WORDS = r"\b(hardly|foretells?|whichever|lest|in the place of|nor do|speaks? of|those of all)\b"
 
 
+def headings(path: Path) -> list[str]:
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+
+
 def anchors(path: Path) -> set[str]:
     """What GitHub calls the headings of a page in links."""
-    headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings(path)}
 
 
 def broken_links(path: Path, root: Path = ROOT) -> list[str]:
@@ -87,6 +91,12 @@ def well_formed(address: str) -> bool:
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_links_lead_to_files_and_headings_of_the_repository(path):
     assert broken_links(path) == []
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_no_heading_comes_twice(path):
+    found = headings(path)
+    assert len(set(found)) == len(found)
 
 
 def test_broken_links_are_found(tmp_path):
