@@ -9,7 +9,7 @@ import numpy as np
 
 from sca_caption.benchmarks.attention import Cost
 from sca_caption.evaluation.classification_metrics import best_mean
-from sca_caption.evaluation.significance import Comparison, compare_with_control
+from sca_caption.evaluation.significance import ERRATIC, Comparison, compare_with_control
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -54,7 +54,9 @@ def table(rows: Sequence[Row], test_to_train: float, unfit: Mapping[str, str]) -
     for row in rows:
         name = row.name if row is rows[0] else f"`{row.name}`"
         found = compared.get(row.name)
-        versus = f"{found.difference:+.2f} | {format_p(found.adjusted)}" if found else " | "
+        versus = (
+            f"{found.difference:+.2f} | {format_p(found.adjusted)}{'*' * found.erratic}" if found else " | "
+        )
         lines.append(f"| {name} | {spread(row.last, seeds)} | {best(row)} | {versus} | {row.cost.cells()} |")
     lines += [f"| `{name}` | does not fit |" + " |" * (len(HEAD) - 2) for name in unfit]
     lines += ["", f"top-1 in %: mean and standard deviation over {seeds} seeds, last epoch."]
@@ -62,6 +64,10 @@ def table(rows: Sequence[Row], test_to_train: float, unfit: Mapping[str, str]) -
         lines.append(
             f"p: paired with the plain network, Holm's method for {len(compared)} blocks. A difference of less than "
             f"{limit:.2f} points would not be significant (5%) even for a single block."
+        )
+    if any(found.erratic for found in compared.values()):
+        lines.append(
+            f"*: more than {ERRATIC:g} times the usual spread over seeds, so tested by its own spread."
         )
     return "\n".join(lines)
 

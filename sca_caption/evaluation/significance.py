@@ -7,8 +7,9 @@ permutation test has no p-value below 2/8, and a paired t-test has two degrees o
 
 The estimate of the spread is therefore pooled over all methods, as in a randomized block design: score = seed + method +
 noise, with (methods - 1)(seeds - 1) degrees of freedom. With one method and the control this is the paired t-test. The
-noise is assumed to be equally strong for all methods. If it is stronger for some, differences of the others seem less
-significant than they are, and theirs more; compare the standard deviations.
+noise is assumed to be equally strong for all methods. A method whose training fails with some seeds breaks that
+assumption: pooled, it would hide differences of all others and make its own seem significant. A method with more than
+`ERRATIC` times the usual spread is therefore left out of the pool and has a paired t-test of its own.
 
 Scores on random splits of one data set are not independent, because the training sets overlap. Nadeau and Bengio (2003,
 "Inference for the generalization error", Machine Learning 52) replace the factor 1/S of the variance of a mean over S
@@ -25,6 +26,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+ERRATIC = 5.0  # times the median over methods; with three seeds, equal noise exceeds it in 1 of 50 comparisons at most
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -33,6 +36,7 @@ class Comparison:
     difference: float  # of the means over seeds; positive: better than the control
     p: float  # two-sided, of this comparison alone
     adjusted: float  # p by Holm's method
+    erratic: bool = False  # compared by its own spread, see the module
 
 
 def compare_with_control(scores: np.ndarray, test_to_train: float = 0.0) -> tuple[list[Comparison], float]:
@@ -44,18 +48,40 @@ def compare_with_control(scores: np.ndarray, test_to_train: float = 0.0) -> tupl
     """
     methods, seeds = scores.shape
     assert methods >= 2 and seeds >= 2, scores.shape
-    differences = scores[1:].mean(1) - scores[0].mean()
-    noise = scores - scores.mean(1, keepdims=True) - scores.mean(0, keepdims=True) + scores.mean()
-    freedom = (methods - 1) * (seeds - 1)
-    variance = float((noise**2).sum()) / freedom
-    error = math.sqrt(2 * variance * (1 / seeds + test_to_train))
-    # Scores of a few images can agree in all seeds; nothing is then known about their spread.
-    p_values = [student_p(float(d) / error, freedom) if error > 1e-9 else 1.0 for d in differences]
+    factor = 1 / seeds + test_to_train
+    erratic = erratic_rows(scores)
+    kept = scores[~erratic]
+    noise = kept - kept.mean(1, keepdims=True) - kept.mean(0, keepdims=True) + kept.mean()
+    freedom = (len(kept) - 1) * (seeds - 1)
+    pooled = math.sqrt(2 * factor * float((noise**2).sum()) / freedom)
+    differences, p_values = scores[1:] - scores[0], []
+    for each, alone in zip(differences, erratic[1:], strict=True):
+        error = math.sqrt(factor * float(each.var(ddof=1))) if alone else pooled
+        # Scores of a few images can agree in all seeds; nothing is then known about their spread.
+        known = error > 1e-9
+        p_values.append(
+            student_p(float(each.mean()) / error, seeds - 1 if alone else freedom) if known else 1.0
+        )
     found = [
-        Comparison(float(d), p, adjusted)
-        for d, p, adjusted in zip(differences, p_values, holm(p_values), strict=True)
+        Comparison(float(each.mean()), p, adjusted, bool(alone))
+        for each, p, adjusted, alone in zip(differences, p_values, holm(p_values), erratic[1:], strict=True)
     ]
-    return found, error * student_quantile(0.05, freedom)
+    return found, pooled * student_quantile(0.05, freedom)
+
+
+def erratic_rows(scores: np.ndarray) -> np.ndarray:
+    """Which methods have more than `ERRATIC` times the usual spread over seeds, (methods,); never the control.
+
+    The spread is that of the distance from the seed's median method, which is without the seed's own effect. Two seeds
+    say too little about it, so no method is then erratic.
+    """
+    methods, seeds = scores.shape
+    if seeds < 3:
+        return np.zeros(methods, bool)
+    spread = (scores - np.median(scores, axis=0)).std(1, ddof=1)
+    erratic = spread > ERRATIC * max(float(np.median(spread)), 1e-9)
+    erratic[0] = False
+    return erratic
 
 
 def student_p(t: float, freedom: int) -> float:

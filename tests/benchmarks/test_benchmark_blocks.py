@@ -246,3 +246,10 @@ def test_the_table_and_figure():
     assert [label.get_text() for label in left.get_yticklabels()] == ["none", "se", "bam"]
     assert left.lines[0].get_xdata().tolist() == [80, 81, 82]
     assert [bar.get_width() for bar in right.patches] == [1.0, 1.5, 1.5]
+
+
+def test_a_block_that_fails_with_some_seeds_is_marked():
+    last = {"none": (80, 81, 82), "se": (75, 76.5, 76.5), "bam": (80.5, 81, 83), "csham": (20, 80, 81)}
+    text = table([Row(name, [[x] for x in scores], COSTS[0]) for name, scores in last.items()], 0.5, {})
+    assert [row[4].endswith("*") for row in rows(text)] == [False, False, False, True]
+    assert text.splitlines()[-1].startswith("*:")

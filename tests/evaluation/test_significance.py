@@ -8,7 +8,13 @@ import statistics
 import numpy as np
 import pytest
 
-from sca_caption.evaluation.significance import compare_with_control, holm, student_p, student_quantile
+from sca_caption.evaluation.significance import (
+    compare_with_control,
+    erratic_rows,
+    holm,
+    student_p,
+    student_quantile,
+)
 
 
 @pytest.mark.parametrize("t", [0.0, 0.3, 1.0, -2.5, 40.0])
@@ -85,6 +91,28 @@ def test_no_false_positive_in_95_of_100_comparisons():
         for _ in range(1000)
     ]
     assert 0.02 < np.mean(false) < 0.07
+
+
+def test_an_erratic_method_is_tested_alone_and_hides_no_other():
+    rng = np.random.default_rng(2)
+    steady = rng.normal(80, 0.5, (9, 3)) + rng.normal(0, 2, 3)
+    steady[4] -= 4
+    erratic = np.array([[44.0, 67.0, 66.0]])
+    alone, limit = compare_with_control(steady, 0.4)
+    (*others, last), limit_with = compare_with_control(np.concatenate([steady, erratic]), 0.4)
+    assert [(each.p, each.erratic) for each in others] == [(each.p, False) for each in alone]
+    assert limit_with == limit and others[3].p < 0.001
+    pair, _ = compare_with_control(np.concatenate([steady[:1], erratic]), 0.4)
+    assert last.erratic and last.p == pytest.approx(pair[0].p)  # the paired t-test
+    assert not any(each.erratic for each in pair)
+
+
+def test_equal_noise_is_seldom_erratic():
+    rng = np.random.default_rng(3)
+    for methods, most in ((2, 0.0), (3, 0.03), (14, 0.003)):
+        drawn = (rng.normal(0, 1, (methods, 3)) + rng.normal(0, 3, 3) for _ in range(2000))
+        assert np.mean([erratic_rows(scores).any() for scores in drawn]) <= most
+    assert not erratic_rows(np.array([[80.0, 80], [81, 80], [80, 20]])).any()
 
 
 def test_equal_scores_are_no_evidence():
