@@ -149,6 +149,7 @@ def test_captions_of_the_shipped_model(recorded):
     assert_same(captions_of_the_shipped_model(), recorded["pytorch"])
 
 
+@pytest.mark.slow
 def test_captions_of_the_exported_model(recorded, tmp_path):
     pytest.importorskip("onnxscript", reason="writing ONNX needs onnx and onnxscript")
     pytest.importorskip("onnxruntime", reason="running a graph needs onnxruntime")

@@ -19,21 +19,36 @@ def peak_growth(prepare: Callable[..., tuple], call: Callable[..., object], *arg
 
     Both functions must be at the top level of a module. Raises UserError on systems other than Linux.
     """
-    if not RESET.exists():
-        raise UserError("peak memory is measured on Linux only; leave it out on this system")
+    check_measurable()
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_measure, (prepare, call, arguments))
 
 
-def _measure(prepare: Callable[..., tuple], call: Callable[..., object], arguments: tuple) -> int:
-    prepared = prepare(*arguments)
+def check_measurable() -> None:
+    """Raise UserError on systems other than Linux."""
+    if not RESET.exists():
+        raise UserError("peak memory is measured on Linux only; leave it out on this system")
+
+
+def peak() -> int:
+    """Peak resident memory of this process in bytes, since its start or `reset_peak`."""
+    return _status("VmHWM")
+
+
+def reset_peak() -> None:
+    """Set the peak of this process to the memory that it uses now."""
     gc.collect()
     with contextlib.suppress(AttributeError, OSError):  # glibc would reuse freed memory, which is not counted
         ctypes.CDLL(None).malloc_trim(0)
-    RESET.write_text("5")  # resets the peak to the current use
-    before = _status("VmHWM")
+    RESET.write_text("5")
+
+
+def _measure(prepare: Callable[..., tuple], call: Callable[..., object], arguments: tuple) -> int:
+    prepared = prepare(*arguments)
+    reset_peak()
+    before = peak()
     call(*prepared)
-    return max(PAGE, _status("VmHWM") - before)
+    return max(PAGE, peak() - before)
 
 
 def _status(name: str) -> int:

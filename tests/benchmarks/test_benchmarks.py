@@ -6,12 +6,14 @@ import sys
 import pytest
 import torch
 
-from sca_caption.benchmarks import attention, growth, memory, training
+from sca_caption.benchmarks import attention, growth, memory, recipes, training
 from sca_caption.benchmarks.parts import set_defaults
 from sca_caption.config import ClassifierConfig
+from sca_caption.datasets.hdf5_reader import CaptionDataset
 from sca_caption.training.batches import Batch
-from tests.helpers.made_photos import message
+from tests.helpers.made_photos import message, write
 from tests.helpers.tables import rows
+from tests.helpers.training_runs import source
 
 
 def test_the_table_of_blocks(capsys):
@@ -133,3 +135,26 @@ def test_growth_prints_a_row_per_point(monkeypatch, tmp_path, capsys):
     assert growth.main(["--output", str(tmp_path / "x.svg"), "--sizes", "colours"]) == 2
     assert "'colours'" in capsys.readouterr().err
     assert growth.main(["--output", str(tmp_path / "x.txt")]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is measured on Linux only")
+def test_recipes_are_timed_one_after_the_other(tmp_path, capsys):
+    data = tmp_path / "squares.h5"
+    write(source(), data, encoding="raw")
+    images = len(CaptionDataset(data).indices("train"))
+    small = 'task = "caption"\nbackbone = "resnet18"\nlayers = ["1"]\nbatch_size = 2\n'
+    frozen, learning = tmp_path / "frozen.toml", tmp_path / "learning.toml"
+    frozen.write_text(small + "cache_features = true\naugment = false\nfinetune_backbone_at = -1\n")
+    learning.write_text('task = "caption"\nbatch_size = 2\nfinetune_backbone_at = 0\nema = 0.9\n')
+    given = [str(frozen), str(learning), "--data", str(data)]
+    assert recipes.main([*given, "--steps", "2"]) == 0
+    found = rows(capsys.readouterr().out)
+    assert [row[0] for row in found] == [str(frozen), str(learning)]
+    for _, rate, waiting, cnn, ratio, per_epoch, *_ in found:
+        assert int(per_epoch) == images and 0 <= float(waiting.rstrip("%")) <= 100 and float(cnn) > 0
+        assert ratio == "" or float(ratio) == pytest.approx(float(rate) / float(cnn), rel=0.1)
+    assert [row[4] == "" for row in found] == [True, False]
+    # A step from stored maps spares the CNN, which the other recipe runs forward and backward.
+    assert float(found[0][1]) > float(found[1][1])
+    assert recipes.main([*given, "--steps", "0"]) == 2

@@ -40,6 +40,7 @@ from sca_caption.inference.captioning import CaptionPipeline
 from sca_caption.inference.torch_captioner import TorchCaptioner
 from sca_caption.models.sca_cnn import State
 
+SLOW = pytest.mark.slow
 CASES = {  # with a shortcut that travels along as a second map; two whole layers are in `exported`
     "C-S": ("layer1.0.relu", "layer1.1"),
     "S-C": ("layer1.1",),
@@ -66,7 +67,7 @@ def exported(given, tmp_path_factory):
 # ---- graphs ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", CASES)
+@pytest.mark.parametrize("mode", ["C-S", *(pytest.param(mode, marks=SLOW) for mode in ("S-C", "S", "C"))])
 def test_graphs_compute_what_the_captioner_does(mode):
     model = tiny_captioner(config=replace(TINY, attention=mode, layers=CASES[mode]))
     captioner = TorchCaptioner([model], {}, WORDS, Transform(32), torch.device("cpu"))
@@ -147,7 +148,10 @@ def test_captions_are_pytorchs(given, exported, search):
         assert [caption.text for caption in alone] == [caption.text for caption in a]
 
 
-@pytest.mark.parametrize(("mode", "style"), [("C-S", "plain"), ("S-C", "loud"), ("S-C", "plain")])
+@pytest.mark.parametrize(
+    ("mode", "style"),
+    [("C-S", "plain"), pytest.param("S-C", "loud", marks=SLOW), pytest.param("S-C", "plain", marks=SLOW)],
+)
 def test_predicted_words_and_the_style_are_exported(mode, style, tmp_path):
     """As the context of each image, with and without keys of spatial attention; --style is the exported one."""
     model = predicting_words(attention=mode, layers=CASES[mode], styles=("plain", "loud"))
