@@ -531,6 +531,7 @@ def test_int8_that_was_not_written(given, exported, tmp_path):
     assert "has no int8 graphs; write them with" in message(lambda: OnnxCaptioner.load(folder, "int8"))
 
 
+@SLOW
 def test_the_program_writes_a_folder_and_replaces_it(tiny_checkpoint, tmp_path, capsys):
     folder = tmp_path / "made" / "model"
     for _ in range(2):
