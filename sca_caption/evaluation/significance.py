@@ -48,25 +48,23 @@ def compare_with_control(scores: np.ndarray, test_to_train: float = 0.0) -> tupl
     """
     methods, seeds = scores.shape
     assert methods >= 2 and seeds >= 2, scores.shape
-    factor = 1 / seeds + test_to_train
+    differences = scores[1:].mean(1) - scores[0].mean()
     erratic = erratic_rows(scores)
     kept = scores[~erratic]
     noise = kept - kept.mean(1, keepdims=True) - kept.mean(0, keepdims=True) + kept.mean()
     freedom = (len(kept) - 1) * (seeds - 1)
-    pooled = math.sqrt(2 * factor * float((noise**2).sum()) / freedom)
-    differences, p_values = scores[1:] - scores[0], []
-    for each, alone in zip(differences, erratic[1:], strict=True):
-        error = math.sqrt(factor * float(each.var(ddof=1))) if alone else pooled
-        # Scores of a few images can agree in all seeds; nothing is then known about their spread.
-        known = error > 1e-9
-        p_values.append(
-            student_p(float(each.mean()) / error, seeds - 1 if alone else freedom) if known else 1.0
-        )
+    variance = float((noise**2).sum()) / freedom
+    error = math.sqrt(2 * variance * (1 / seeds + test_to_train))
+    # Scores of a few images can agree in all seeds; nothing is then known about their spread.
+    p_values = [student_p(float(d) / error, freedom) if error > 1e-9 else 1.0 for d in differences]
+    for row in np.flatnonzero(erratic).tolist():  # of two methods none is erratic
+        (pair,), _ = compare_with_control(scores[[0, row]], test_to_train)
+        p_values[row - 1] = pair.p
     found = [
-        Comparison(float(each.mean()), p, adjusted, bool(alone))
-        for each, p, adjusted, alone in zip(differences, p_values, holm(p_values), erratic[1:], strict=True)
+        Comparison(float(d), p, adjusted, bool(alone))
+        for d, p, adjusted, alone in zip(differences, p_values, holm(p_values), erratic[1:], strict=True)
     ]
-    return found, pooled * student_quantile(0.05, freedom)
+    return found, error * student_quantile(0.05, freedom)
 
 
 def erratic_rows(scores: np.ndarray) -> np.ndarray:

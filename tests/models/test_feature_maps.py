@@ -148,6 +148,7 @@ def test_a_change_moves_by_the_stride(name):
 
 # ---- values ----------------------------------------------------------------------------------------------------------
 
+READ_BLOCKS = ("", "coord", "bam", "nonlocal", "danet", "sk")
 # The modules of classifiers that read the maps of the stages: an oracle that knows nothing of blocks.
 READ_BY = {
     "resnet18": ("layer2", "layer3", "layer4", "avgpool"),
@@ -160,14 +161,14 @@ READ_BY = {
 
 
 @pytest.mark.parametrize("name", [name for name in READ_BY if name != "vgg16_bn"])
-@pytest.mark.parametrize("block", ["", "coord", "bam", "nonlocal", "danet", "sk"])
+@pytest.mark.parametrize("block", READ_BLOCKS)
 @torch.inference_mode()
 def test_maps_are_those_of_the_classifier(name, block):
     check_against_the_classifier(name, block)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", ["", "coord", "bam", "nonlocal", "danet", "sk"])
+@pytest.mark.parametrize("block", READ_BLOCKS)
 @torch.inference_mode()
 def test_maps_of_vgg_are_those_of_the_classifier(block):
     check_against_the_classifier("vgg16_bn", block)
